@@ -1,0 +1,1 @@
+"""The U-Net's attention: layers in execution order and recorders."""

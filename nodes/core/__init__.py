@@ -1,0 +1,1 @@
+"""CoRe: Context-Regularized Text Embedding Learning (Wu et al., 2024, arXiv 2408.15914)."""

@@ -1,0 +1,1 @@
+"""Prompts, tokens, spans and concepts; encoding with autograd."""

@@ -1,0 +1,61 @@
+"""Teaching a CLIP's tokenizer new words without a file: prompts may then hold placeholders like any other word."""
+from __future__ import annotations
+
+import copy
+import re
+from types import SimpleNamespace
+from typing import Mapping
+
+from torch import Tensor
+
+from comfy.sd1_clip import SDTokenizer
+
+from .encoders import text_encoders
+
+# ComfyUI 0.16 returns (embedding, leftover), later versions (embedding, name, leftover).
+_NO_EMBEDDING = SDTokenizer._try_get_embedding(
+    SimpleNamespace(embedding_directory=[], embedding_size=1, embedding_key=""), "none")
+
+
+def clip_with_vectors(clip, vectors: Mapping[str, Mapping[str, Tensor]]):
+    """A clone of `clip` whose prompts understand placeholders; `clip` itself is unchanged.
+
+    vectors: placeholder → encoder key → (n, d). A placeholder is found anywhere in a prompt, also weighted, before
+    punctuation and more than once. Encoding it equals encoding `embedding:name` of a file with the same vectors.
+    """
+    taught = clip.clone()
+    taught.tokenizer = copy.copy(clip.tokenizer)
+    for encoder in text_encoders(clip):
+        rows = {placeholder: by_encoder[encoder.key] for placeholder, by_encoder in vectors.items()}
+        setattr(taught.tokenizer, encoder.attribute, _taught(encoder.tokenizer, rows))
+    return taught
+
+
+def _taught(tokenizer: SDTokenizer, rows: Mapping[str, Tensor]) -> SDTokenizer:
+    taught = copy.copy(tokenizer)
+    taught.embedding_directory = tokenizer.embedding_directory or []
+    taught.placeholder_rows = {**getattr(tokenizer, "placeholder_rows", {}), **rows}
+    names = {placeholder: f"personalize-{i}" for i, placeholder in enumerate(taught.placeholder_rows)}
+    by_name = {name: taught.placeholder_rows[placeholder] for placeholder, name in names.items()}
+    pattern = re.compile("|".join(_as_word(p) for p in sorted(names, key=len, reverse=True)))
+    kind = type(tokenizer)
+
+    def tokenize_with_weights(text: str, *args, **kwargs):
+        return kind.tokenize_with_weights(taught, pattern.sub(lambda m: f" embedding:{names[m[0]]} ", text),
+                                          *args, **kwargs)
+
+    def find_embedding(text: str):
+        name, _, leftover = text.partition(" ")
+        if name not in by_name:
+            return kind._try_get_embedding(taught, text)
+        return (by_name[name], name, leftover.strip())[::2 if len(_NO_EMBEDDING) == 2 else 1]
+
+    taught.tokenize_with_weights = tokenize_with_weights
+    taught._try_get_embedding = find_embedding
+    return taught
+
+
+def _as_word(placeholder: str) -> str:
+    before = r"(?<!\w)" if placeholder[0].isalnum() else ""
+    after = r"(?!\w)" if placeholder[-1].isalnum() else ""
+    return before + re.escape(placeholder) + after

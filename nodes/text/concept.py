@@ -1,0 +1,92 @@
+"""The CONCEPT that travels on wires: a placeholder word and the vectors it stands for."""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Mapping
+
+import torch
+from torch import Tensor
+
+from .encoders import TextEncoder, text_encoders
+
+FORBIDDEN_IN_PLACEHOLDER = re.compile(r"[\s(){}\[\]:,\\]")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A subject's name in prompts and what it stands for.
+
+    placeholder: word used in prompts, e.g. "<my-dog>"; no white space, brackets, colon, comma or backslash.
+    class_words: what the subject is, one or several words ("dog", "teddy bear").
+    init_words: words whose embedding rows start the training; ignored once there are vectors.
+    count: number n of vectors, 1 or more.
+    vectors: encoder key ("clip_l", "clip_g", "clip_h") → (n, d) float32 on the CPU, or (layers, n, d) when there is
+        one per cross-attention layer; empty while nothing has been learned or loaded.
+    settings: how the vectors were made; saved into the metadata of files.
+    """
+
+    placeholder: str
+    class_words: str
+    init_words: str
+    count: int = 1
+    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def with_vectors(self, vectors: Mapping[str, Tensor], settings: Mapping[str, str] | None = None) -> Concept:
+        """The same concept with other vectors: encoder key → (n, d) or (layers, n, d)."""
+        kept = {key: value.detach().to("cpu", torch.float32).clone() for key, value in vectors.items()}
+        return replace(self, vectors=kept, settings=dict(settings or self.settings))
+
+
+def check_placeholder(placeholder: str, class_words: str) -> None:
+    """Raises ValueError with one sentence if `placeholder` cannot be told apart from ordinary prompt text."""
+    found = f"Placeholder '{placeholder}'"
+    if not placeholder:
+        raise ValueError("Placeholder is empty; name your subject with a made-up word such as <my-dog>.")
+    if FORBIDDEN_IN_PLACEHOLDER.search(placeholder):
+        raise ValueError(f"{found} contains a space, bracket, colon, comma or backslash, which prompts use for "
+                         "other things; write it as one word such as <my-dog>.")
+    if placeholder.lower() in class_words.lower().split():
+        raise ValueError(f"{found} equals the class word '{class_words}'; give the subject a name of its own, "
+                         f"such as <my-{placeholder.strip('<>').lower()}>.")
+    if re.fullmatch(r"[A-Za-z]+", placeholder) and is_dictionary_word(placeholder):
+        raise ValueError(f"{found} is a word the text encoder already knows; put it in angle brackets, "
+                         f"<{placeholder}>, so that prompts can still use the ordinary word.")
+
+
+def is_dictionary_word(word: str) -> bool:
+    """Whether CLIP's byte-pair vocabulary holds `word` as a single token."""
+    from .encoders import clip_vocabulary
+    return f"{word.lower()}</w>" in clip_vocabulary()
+
+
+def initial_vectors(concept: Concept, clip) -> dict[str, Tensor]:
+    """The concept's vectors for each encoder of `clip`: the learned ones, else the rows of its initial words.
+
+    Returns encoder key → (n, d) float32 on the CPU. With fewer initial tokens than vectors the last row is repeated.
+    Raises ValueError if learned vectors miss an encoder or have another width.
+    """
+    return {encoder.key: _vectors_for(concept, encoder) for encoder in text_encoders(clip)}
+
+
+def _vectors_for(concept: Concept, encoder: TextEncoder) -> Tensor:
+    if not concept.vectors:
+        return _rows_of_words(concept, encoder)
+    if encoder.key not in concept.vectors:
+        raise ValueError(f"Concept {concept.placeholder} has vectors for {', '.join(concept.vectors)} but this CLIP "
+                         f"needs {encoder.key}; train it on a checkpoint of this family.")
+    vectors = concept.vectors[encoder.key]
+    if vectors.shape[-1] != encoder.width:
+        raise ValueError(f"Concept {concept.placeholder} has vectors of width {vectors.shape[-1]} for {encoder.key} but "
+                         f"this CLIP's width is {encoder.width}; train it on a checkpoint of this family.")
+    return vectors
+
+
+def _rows_of_words(concept: Concept, encoder: TextEncoder) -> Tensor:
+    ids = encoder.word_ids(concept.init_words or concept.class_words)
+    if not ids:
+        raise ValueError(f"Concept {concept.placeholder} has neither initial words nor class words; write what it is, "
+                         "for example dog.")
+    ids = (ids + [ids[-1]] * concept.count)[:concept.count]
+    return encoder.table[ids].detach().to("cpu", torch.float32).clone()

@@ -1,0 +1,83 @@
+"""Encoding prompts with autograd: placeholders are replaced by tensors, gradients flow back to them."""
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .encoders import text_encoders
+from .tokens import PromptTokens, comfy_tokens
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the U-Net receives for some prompts.
+
+    tokens: one prompt per row.
+    cond: (rows, T, C) context; SDXL: both encoders side by side.
+    pooled: (rows, P) pooled output, or None where the encoder gives none.
+    """
+
+    tokens: tuple[PromptTokens, ...]
+    cond: Tensor
+    pooled: Tensor | None
+
+    def expand(self, rows: int) -> Encoded:
+        """The same encodings for `rows` rows; a single prompt is shared by all of them."""
+        if len(self.tokens) == rows:
+            return self
+        pooled = None if self.pooled is None else self.pooled.expand(rows, -1)
+        return Encoded(self.tokens * rows, self.cond.expand(rows, -1, -1), pooled)
+
+
+def encode(clip, prompts: Sequence[PromptTokens], vectors: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> Encoded:
+    """Encodes one prompt per row; rows with the same prompt and the same vectors are encoded once.
+
+    vectors: per row: placeholder → encoder key → (n, d). Prompts of fewer chunks are repeated up to the longest one's
+    length only if all rows hold a common multiple, as ComfyUI does when it batches conditionings.
+    """
+    encoders = text_encoders(clip)
+    done: dict[tuple, tuple[Tensor, Tensor | None]] = {}
+    rows = []
+    for tokens, row_vectors in zip(prompts, vectors, strict=True):
+        used = {name: row_vectors[name] for name in tokens.placeholders}
+        key = (tokens, tuple(sorted((name, id(value)) for name, value in used.items())))
+        if key not in done:
+            done[key] = clip.encode_from_tokens(comfy_tokens(tokens, encoders, used), return_pooled=True)
+        rows.append(done[key])
+    length = max(cond.shape[1] for cond, _ in rows)
+    cond = torch.cat([_repeated(cond, length) for cond, _ in rows])
+    pooled = None if rows[0][1] is None else torch.cat([p for _, p in rows])
+    return Encoded(tuple(prompts), cond, pooled)
+
+
+def _repeated(cond: Tensor, length: int) -> Tensor:
+    if cond.shape[1] == length:
+        return cond
+    if length % cond.shape[1]:
+        raise ValueError(f"Prompts of {cond.shape[1]} and {length} tokens cannot share a batch; "
+                         "set the batch size to 1 or shorten the longer caption to 75 words.")
+    return cond.repeat(1, length // cond.shape[1], 1)
+
+
+@contextlib.contextmanager
+def differentiable_text_model(clip) -> Iterator[None]:
+    """Makes `clip`'s text model safe for autograd while the context is open.
+
+    CLIP layers add to their input in place, which overwrites what LayerNorm saved for its backward pass; the norms
+    therefore get a copy of their input. The outputs are unchanged.
+    """
+    hooks = [module.register_forward_pre_hook(_clone_input)
+             for name, module in clip.cond_stage_model.named_modules() if name.endswith(("layer_norm1", "layer_norm2"))]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _clone_input(_, inputs: tuple) -> tuple:
+    return (inputs[0].clone(), *inputs[1:])

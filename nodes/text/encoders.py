@@ -1,0 +1,61 @@
+"""The text encoders inside a ComfyUI CLIP: their tokenizers, embedding tables and keys."""
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from comfy.sd1_clip import SDTokenizer
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One encoder of a CLIP.
+
+    key: name in embedding files and CONCEPTs ("clip_l", "clip_g", "clip_h").
+    attribute: name on the CLIP's tokenizer and model.
+    token_key: name in the dict that `CLIP.tokenize` returns ("l", "g", "h").
+    width: length d of a row of the embedding table.
+    """
+
+    key: str
+    attribute: str
+    token_key: str
+    width: int
+    tokenizer: SDTokenizer
+    table: Tensor
+
+    def word_ids(self, words: str) -> list[int]:
+        """Token ids of `words` without start, end and padding."""
+        ids = self.tokenizer.tokenizer(words)["input_ids"]
+        end = -1 if self.tokenizer.tokenizer_adds_end_token else None
+        return list(ids[self.tokenizer.tokens_start:end])
+
+
+def text_encoders(clip) -> tuple[TextEncoder, ...]:
+    """The CLIP-style encoders of `clip` in the order of its tokenizer.
+
+    Raises ValueError if there is none, or one that is no CLIP text model (T5 or a language model).
+    """
+    found = []
+    for attribute, tokenizer in vars(clip.tokenizer).items():
+        if not isinstance(tokenizer, SDTokenizer):
+            continue
+        model = getattr(clip.cond_stage_model, attribute, None)
+        text_model = getattr(getattr(model, "transformer", None), "text_model", None)
+        if text_model is None:
+            raise ValueError(f"This CLIP holds the text encoder '{attribute}', which is no CLIP text model; "
+                             "use a checkpoint of SD1.x, SD2.x or SDXL.")
+        table = model.transformer.get_input_embeddings().weight
+        found.append(TextEncoder(tokenizer.embedding_key, attribute, attribute.removeprefix("clip_"),
+                                 table.shape[1], tokenizer, table))
+    if not found:
+        raise ValueError("This CLIP has no CLIP text encoder; use a checkpoint of SD1.x, SD2.x or SDXL.")
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=1)
+def clip_vocabulary() -> frozenset[str]:
+    """Byte-pair tokens that every CLIP text encoder shares, as ComfyUI ships them."""
+    return frozenset(SDTokenizer().tokenizer.get_vocab())

@@ -1,0 +1,2 @@
+"""Node classes of this room."""
+NODES: list[type] = []

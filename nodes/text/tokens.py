@@ -1,0 +1,174 @@
+"""Prompts as tokens: where each placeholder, the subject and the context sit."""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from .apply import clip_with_vectors
+from .encoders import TextEncoder, text_encoders
+
+FILLED = "subject"
+_FILLER = "<personalize-filler>"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Stands in a prompt for vector `index` (0 … n − 1) of `placeholder`."""
+
+    placeholder: str
+    index: int
+
+
+Token = tuple["int | Slot", float]
+Chunk = tuple[Token, ...]
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A prompt split by ComfyUI's tokenizers; compared and hashed by value.
+
+    text: the prompt.
+    chunks: token key ("l", "g", "h") → chunks of (token id or Slot, weight), 77 a chunk.
+    ends: position of the first end-of-text token in each chunk, counted within the chunk.
+    spans: name → positions in the encoded sequence (chunk · chunk length + position). Every placeholder is a span
+        under its own name; what filled a template's slot is the span "subject".
+    """
+
+    text: str
+    chunks: tuple[tuple[str, tuple[Chunk, ...]], ...]
+    ends: tuple[int, ...]
+    spans: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def chunk_length(self) -> int:
+        """Tokens in a chunk, start, end and padding included."""
+        return len(self.chunks[0][1][0])
+
+    @property
+    def length(self) -> int:
+        """Tokens T of the encoded sequence."""
+        return len(self.ends) * self.chunk_length
+
+    def span(self, name: str) -> tuple[int, ...]:
+        """Positions of `name`; empty if the prompt does not hold it."""
+        return dict(self.spans).get(name, ())
+
+    @property
+    def placeholders(self) -> frozenset[str]:
+        """Names of the placeholders in the prompt."""
+        return frozenset(token.placeholder for _, chunks in self.chunks for chunk in chunks
+                         for token, _ in chunk if isinstance(token, Slot))
+
+    def context(self) -> tuple[tuple[int, ...], ...]:
+        """Per chunk: positions of start, every word and first end token, without the subject and without padding."""
+        subject, size = set(self.span(FILLED)), self.chunk_length
+        return tuple(tuple(p for p in range(i * size, i * size + end + 1) if p not in subject)
+                     for i, end in enumerate(self.ends))
+
+    def with_token(self, position: int, token_id: int) -> PromptTokens:
+        """The same prompt with `token_id` at `position` of the sequence, in every encoder."""
+        chunk, offset = divmod(position, self.chunk_length)
+        changed = []
+        for key, chunks in self.chunks:
+            row = list(chunks[chunk])
+            row[offset] = (token_id, row[offset][1])
+            changed.append((key, chunks[:chunk] + (tuple(row),) + chunks[chunk + 1:]))
+        return replace(self, chunks=tuple(changed))
+
+
+class PromptTokenizer:
+    """Splits prompts for one CLIP.
+
+    counts: placeholder → number of vectors it stands for.
+    """
+
+    def __init__(self, clip, counts: Mapping[str, int]):
+        self.clip = clip
+        self.encoders = text_encoders(clip)
+        self.counts = dict(counts)
+
+    def __call__(self, prompt: str) -> PromptTokens:
+        """Tokens of `prompt`, placeholders as Slots. Prompt weights such as (word:1.2) are kept."""
+        return self._tokenize(prompt, self.counts)
+
+    def fill(self, template: str, words: str) -> PromptTokens:
+        """Tokens of `template` with its one {} filled by `words`, a placeholder or ordinary words.
+
+        The filled positions are the span "subject". Raises ValueError if the template has not exactly one {}.
+        """
+        if template.count("{}") != 1:
+            raise ValueError(f"Prompt template '{template}' has {template.count('{}')} slots but needs exactly one {{}} "
+                             "where the subject goes.")
+        text = template.replace("{}", words)
+        if words in self.counts:
+            tokens = self(text)
+            return replace(tokens, spans=tokens.spans + ((FILLED, tokens.span(words)),))
+        ids = self.encoders[0].word_ids(words)
+        filled = self._tokenize(template.replace("{}", _FILLER), {**self.counts, _FILLER: len(ids)})
+        spans = tuple((FILLED if name == _FILLER else name, positions) for name, positions in filled.spans)
+        return replace(filled, text=text, chunks=_with_ids(filled.chunks, ids), spans=spans)
+
+    def _tokenize(self, prompt: str, counts: Mapping[str, int]) -> PromptTokens:
+        names = list(counts)
+        markers = {name: {e.key: _marker(index, counts[name], e) for e in self.encoders}
+                   for index, name in enumerate(names)}
+        split = clip_with_vectors(self.clip, markers).tokenize(prompt)
+        chunks = tuple((e.token_key, tuple(tuple((_read(token, names), float(weight)) for token, weight in chunk)
+                                           for chunk in split[e.token_key])) for e in self.encoders)
+        first = self.encoders[0]
+        layout = chunks[0][1]
+        ends = tuple(_first_end(chunk, first.tokenizer.end_token) for chunk in layout)
+        return PromptTokens(prompt, chunks, ends, _spans(layout, names))
+
+
+def kept_ids(tokens: PromptTokens) -> Iterable[int]:
+    """Ordinary token ids of the first encoder in order, padding included."""
+    return (token for chunk in tokens.chunks[0][1] for token, _ in chunk if not isinstance(token, Slot))
+
+
+def comfy_tokens(tokens: PromptTokens, encoders: tuple[TextEncoder, ...],
+                 vectors: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list]:
+    """What `CLIP.encode_from_tokens` takes: Slots replaced by rows of vectors[placeholder][encoder key] (n, d)."""
+    keys = {e.token_key: e.key for e in encoders}
+
+    def value(token, key):
+        return vectors[token.placeholder][keys[key]][token.index] if isinstance(token, Slot) else token
+
+    return {key: [[(value(token, key), weight) for token, weight in chunk] for chunk in chunks]
+            for key, chunks in tokens.chunks}
+
+
+def _marker(index: int, count: int, encoder: TextEncoder) -> Tensor:
+    marker = torch.zeros(count, encoder.width)
+    marker[:, 0] = index
+    marker[:, 1] = torch.arange(count)
+    return marker
+
+
+def _read(token, names: list[str]) -> int | Slot:
+    return Slot(names[int(token[0])], int(token[1])) if isinstance(token, Tensor) else int(token)
+
+
+def _with_ids(chunks, ids: list[int]):
+    def swap(token):
+        return ids[token.index] if isinstance(token, Slot) and token.placeholder == _FILLER else token
+
+    return tuple((key, tuple(tuple((swap(token), weight) for token, weight in chunk) for chunk in rows))
+                 for key, rows in chunks)
+
+
+def _first_end(chunk: Chunk, end_token: int) -> int:
+    return next(i for i, (token, _) in enumerate(chunk) if i and token == end_token)
+
+
+def _spans(layout: tuple[Chunk, ...], names: list[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    size = len(layout[0])
+    found: dict[str, list[int]] = {name: [] for name in names}
+    for i, chunk in enumerate(layout):
+        for j, (token, _) in enumerate(chunk):
+            if isinstance(token, Slot):
+                found[token.placeholder].append(i * size + j)
+    return tuple((name, tuple(positions)) for name, positions in found.items() if positions)

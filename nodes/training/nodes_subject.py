@@ -1,0 +1,2 @@
+"""Nodes that bring pictures in."""
+NODES: list[type] = []
