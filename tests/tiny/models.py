@@ -1,0 +1,140 @@
+"""Narrow siblings of the Stable Diffusion families.
+
+Each class differs from ComfyUI's own only in widths and in the number of text layers, so loading, conditioning, sampling
+and patching run through the same code as for the full models. The two encoders of the SDXL sibling differ in width,
+as the real ones do: code that mixes them up fails.
+"""
+from __future__ import annotations
+
+import functools
+
+import torch
+from comfy import sd1_clip, sdxl_clip, supported_models, supported_models_base
+
+WIDTH_L = 32
+WIDTH_G = 48
+WIDTH_H = 40
+UNET_CHANNELS = 32
+
+
+def text_config(width: int, layers: int, activation: str) -> dict:
+    """Settings of a CLIP text transformer with two heads, in the format of ComfyUI's own json files."""
+    return {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, "num_attention_heads": 2,
+            "hidden_act": activation, "max_position_embeddings": 77, "eos_token_id": 49407}
+
+
+ZERO_PADDED = {"start": 49406, "end": 49407, "pad": 0}
+
+
+class TinyClipL(sd1_clip.SDClipModel):
+    """SD1.x's encoder: last layer, after the final norm."""
+
+    def __init__(self, device="cpu", dtype=None, model_options={}):
+        super().__init__(device=device, dtype=dtype, return_projected_pooled=False, model_options=model_options,
+                         textmodel_json_config=text_config(WIDTH_L, 2, "quick_gelu"))
+
+
+class TinyClipH(sd1_clip.SDClipModel):
+    """SD2.x's encoder: penultimate layer, after the final norm."""
+
+    def __init__(self, device="cpu", dtype=None, model_options={}):
+        super().__init__(device=device, dtype=dtype, layer="hidden", layer_idx=-2, special_tokens=dict(ZERO_PADDED),
+                         model_options=model_options, textmodel_json_config=text_config(WIDTH_H, 3, "gelu"))
+
+
+class TinySD15Clip(sd1_clip.SD1ClipModel):
+    """clip_l alone."""
+
+    def __init__(self, device="cpu", dtype=None, model_options={}):
+        super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=TinyClipL)
+
+
+class TinySD2Clip(sd1_clip.SD1ClipModel):
+    """clip_h alone."""
+
+    def __init__(self, device="cpu", dtype=None, model_options={}):
+        super().__init__(device=device, dtype=dtype, model_options=model_options, clip_name="h", clip_model=TinyClipH)
+
+
+class TinySDXLClip(sdxl_clip.SDXLClipModel):
+    """clip_l and clip_g, both penultimate layers without the final norm."""
+
+    def __init__(self, device="cpu", dtype=None, model_options={}):
+        torch.nn.Module.__init__(self)
+        hidden = {"device": device, "dtype": dtype, "layer": "hidden", "layer_idx": -2, "layer_norm_hidden_state": False}
+        self.clip_l = sd1_clip.SDClipModel(**hidden, textmodel_json_config=text_config(WIDTH_L, 3, "quick_gelu"),
+                                           model_options={**model_options, "model_name": "clip_l"})
+        self.clip_g = sd1_clip.SDClipModel(**hidden, textmodel_json_config=text_config(WIDTH_G, 4, "gelu"),
+                                           special_tokens=dict(ZERO_PADDED),
+                                           model_options={**model_options, "model_name": "clip_g"})
+        self.dtypes = {dtype}
+
+
+class TinySD15Tokenizer(sd1_clip.SD1Tokenizer):
+    """The stock tokenizer, reading embeddings of the tiny width."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data={}):
+        super().__init__(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data,
+                         tokenizer=functools.partial(sd1_clip.SDTokenizer, embedding_size=WIDTH_L))
+
+
+class TinySD2Tokenizer(sd1_clip.SD1Tokenizer):
+    """The stock SD2 tokenizer (padded with zeros), reading embeddings of the tiny width."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data={}):
+        tokenizer = functools.partial(sd1_clip.SDTokenizer, pad_with_end=False, embedding_size=WIDTH_H, embedding_key="clip_h")
+        super().__init__(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data, clip_name="h",
+                         tokenizer=tokenizer)
+
+
+class TinySDXLTokenizer(sdxl_clip.SDXLTokenizer):
+    """The two stock tokenizers, reading embeddings of the tiny widths."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data={}):
+        common = {"embedding_directory": embedding_directory, "tokenizer_data": tokenizer_data}
+        self.clip_l = sd1_clip.SDTokenizer(**common, embedding_size=WIDTH_L)
+        self.clip_g = sd1_clip.SDTokenizer(**common, embedding_size=WIDTH_G, embedding_key="clip_g", pad_with_end=False)
+
+
+class TinyModel:
+    """What the three siblings share: the text encoder's weights are stored under its own key names."""
+
+    text_model: type
+    tokenizer: type
+
+    def process_clip_state_dict(self, state_dict: dict) -> dict:
+        prefix = "cond_stage_model."
+        return {key.removeprefix(prefix): state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+
+    def clip_target(self, state_dict={}):
+        return supported_models_base.ClipTarget(self.tokenizer, self.text_model)
+
+
+class TinySD15(TinyModel, supported_models.SD15):
+    """SD1.x: eps, eight heads, 1x1 convolutions around the transformers."""
+
+    unet_config = {**supported_models.SD15.unet_config, "context_dim": WIDTH_L, "model_channels": UNET_CHANNELS}
+    text_model, tokenizer = TinySD15Clip, TinySD15Tokenizer
+
+
+class TinySD21(TinyModel, supported_models.SD20):
+    """SD2.x: v-prediction (told, as in ComfyUI, by one norm's bias), fixed head width, linear projections."""
+
+    unet_config = {**supported_models.SD20.unet_config, "context_dim": WIDTH_H, "model_channels": UNET_CHANNELS}
+    unet_extra_config = {**supported_models.SD20.unet_extra_config, "num_head_channels": 16}
+    text_model, tokenizer = TinySD2Clip, TinySD2Tokenizer
+
+
+class TinySDXL(TinyModel, supported_models.SDXL):
+    """SDXL: two encoders, pooled text and picture size as extra conditioning, transformers up to two blocks deep."""
+
+    unet_config = {**supported_models.SDXL.unet_config, "context_dim": WIDTH_L + WIDTH_G, "model_channels": UNET_CHANNELS,
+                   "transformer_depth": [0, 0, 1, 1, 2, 2], "adm_in_channels": WIDTH_G + 6 * 256}
+    unet_extra_config = {**supported_models.SDXL.unet_extra_config, "num_head_channels": 16}
+    text_model, tokenizer = TinySDXLClip, TinySDXLTokenizer
+
+
+def register() -> None:
+    """Make ComfyUI's checkpoint detection know the tiny classes; harmless when called again."""
+    known = {cls.__name__ for cls in supported_models.models}
+    supported_models.models.extend(cls for cls in (TinySD15, TinySD21, TinySDXL) if cls.__name__ not in known)
