@@ -1,0 +1,89 @@
+"""A training run that survives: weights, their running mean, optimiser and position in one file, written atomically."""
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Mapping
+
+import torch
+
+SAVE_EVERY = 300.0  # seconds
+
+
+def write_atomically(path: Path, state: object) -> None:
+    """torch.save to a neighbour, flush to disk, then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def cosine(step: int, steps: int, peak: float, warm_up: int, floor: float = 0.02) -> float:
+    """Learning rate: linear warm-up, then half a cosine from ``peak`` down to ``floor * peak`` at ``steps``."""
+    fraction = min(1.0, step / max(1, steps))
+    return peak * min(1.0, (step + 1) / max(1, warm_up)) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fraction)))
+
+
+class Run:
+    """AdamW over named modules with a running mean of the weights; ``step`` is the position in the data."""
+
+    def __init__(self, file: Path, modules: Mapping[str, torch.nn.Module], *, mean_decay: float = 0.999,
+                 betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
+        self.file, self.modules = file, dict(modules)
+        self.parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, betas=betas, weight_decay=weight_decay)
+        self.mean = [p.detach().clone() for p in self.parameters]
+        self.mean_decay = mean_decay
+        self.step = 0
+        self.done = False
+        self._saved = time.monotonic()
+
+    def update(self, loss: torch.Tensor, rate: float, clip: float = 1.0) -> None:
+        """One optimiser step at learning rate ``rate``; a loss that is not finite raises FloatingPointError."""
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}; the last saved state is intact.")
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, clip)
+        self.optimizer.step()
+        self.step += 1
+        keep = min(self.mean_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_mul_(self.mean, keep)
+        torch._foreach_add_(self.mean, [p.detach() for p in self.parameters], alpha=1 - keep)
+        if time.monotonic() - self._saved > SAVE_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        write_atomically(self.file, {
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "mean": self.mean, "optimizer": self.optimizer.state_dict(), "step": self.step, "done": self.done,
+        })
+        self._saved = time.monotonic()
+
+    def restore(self) -> bool:
+        """Continue where the file stands; False when there is none."""
+        if not self.file.is_file():
+            return False
+        state = torch.load(self.file, map_location="cpu", weights_only=True)
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        for own, saved in zip(self.mean, state["mean"], strict=True):
+            own.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.done = state["step"], state["done"]
+        return True
+
+    def swap_mean(self) -> None:
+        """Exchange weights and their running mean (call twice around an evaluation)."""
+        with torch.no_grad():
+            for parameter, mean in zip(self.parameters, self.mean):
+                kept = parameter.detach().clone()
+                parameter.copy_(mean)
+                mean.copy_(kept)
