@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from environment import chromium
 from support import inprocess, pack
+from support.paths import PACK, TESTS
 
 BASE = Path(tempfile.mkdtemp(prefix="personalize_tests_"))
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
+NOT_RUN = pytest.StashKey[list]()
 TINY_KINDS = ("sd15", "sd21", "sdxl", "sdxl_zsnr")
 
 inprocess.start(BASE)
@@ -22,6 +26,35 @@ pack.make_importable()
 
 def pytest_unconfigure(config):
     shutil.rmtree(BASE, ignore_errors=True)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Mark tests by the fixtures they use, and set aside those that need a browser where there is none."""
+    for item in items:
+        for mark in ("server", "browser"):
+            if mark in item.fixturenames or mark == "server" and "start_server" in item.fixturenames:
+                item.add_marker(mark)
+    if not IN_CI and chromium.find() is None:
+        config.stash[NOT_RUN] = [item for item in items if item.get_closest_marker("browser")]
+        items[:] = [item for item in items if not item.get_closest_marker("browser")]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    not_run = config.stash.get(NOT_RUN, [])
+    if not_run:
+        terminalreporter.section(f"{len(not_run)} browser tests were NOT run")
+        terminalreporter.write_line("\n".join(item.nodeid for item in not_run))
+        terminalreporter.write_line(f"They need Chromium, Chrome or Edge: {chromium.install_command()}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """In CI a test that was skipped is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if IN_CI and reporter.stats.get("skipped") and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        reporter.write_line("\nIn CI nothing may be skipped.", red=True)
 
 
 @pytest.fixture(scope="session")
@@ -103,3 +136,60 @@ def execute(tiny_checkpoints):
     executor = ComfyExecutor()
     yield executor
     executor.close()
+
+
+@pytest.fixture(scope="session")
+def start_server(tmp_path_factory):
+    """Call for a server of its own: `start_server(packs={folder name: folder})`; all are stopped at the end."""
+    from support.server import ComfyServer
+
+    servers = []
+
+    def start(packs: dict[str, Path], arguments: tuple[str, ...] = ()) -> ComfyServer:
+        servers.append(ComfyServer(tmp_path_factory.mktemp("comfyui"), packs, arguments))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(start_server):
+    """The real server with the pack linked into custom_nodes and the tiny checkpoints in models/."""
+    started = start_server({"personalize": PACK, "tiny_models": TESTS / "tiny"})
+    for kind in TINY_KINDS:
+        inprocess.provide_checkpoint(kind, started.base)
+    return started
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A running headless browser. In CI it must exist; elsewhere tests that need it are listed as not run."""
+    from support.browser import launch
+
+    executable = chromium.find()
+    if executable is None:
+        pytest.fail(f"no browser was found; install one with: {chromium.install_command()}")
+    with launch(executable) as running:
+        yield running
+
+
+@pytest.fixture
+def ui(browser, server):
+    """ComfyUI's page with classic nodes, new for each test; unexplained console messages fail it."""
+    yield from _open(browser, server, nodes2=False)
+
+
+@pytest.fixture(params=["classic", "nodes2"])
+def any_ui(request, browser, server):
+    """ComfyUI's page, with classic nodes and with Nodes 2.0."""
+    yield from _open(browser, server, nodes2=request.param == "nodes2")
+
+
+def _open(browser, server, nodes2: bool):
+    from support.browser import open_page
+
+    with open_page(browser, server, nodes2) as page:
+        yield page
+        assert page.unexpected_messages() == []

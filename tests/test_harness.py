@@ -6,21 +6,11 @@ import time
 import pytest
 import torch
 
-from support.executor import PromptFailed
+from support.failures import PromptFailed
+from support.prompts import picture_prompt
 
 FAMILIES = {"sd15": ("EPS", ["clip_l"], 32), "sd21": ("V_PREDICTION", ["clip_h"], 40),
             "sdxl": ("EPS", ["clip_l", "clip_g"], 80), "sdxl_zsnr": ("V_PREDICTION", ["clip_l", "clip_g"], 80)}
-
-
-def picture_prompt(checkpoint: str, steps: int = 2, text: str = "a photo of a dog") -> dict:
-    return {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
-            "2": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": text}},
-            "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 1}},
-            "4": {"class_type": "KSampler", "inputs": {
-                "model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0], "seed": 1,
-                "steps": steps, "cfg": 3.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
-            "5": {"class_type": "VAEDecode", "inputs": {"samples": ["4", 0], "vae": ["1", 2]}},
-            "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "harness"}}}
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

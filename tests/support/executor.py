@@ -9,13 +9,7 @@ import uuid
 
 import torch
 
-
-class PromptFailed(Exception):
-    """A prompt did not run to success; the text is what the person at the graph reads."""
-
-    def __init__(self, kind: str, message: str, node_id: str | None = None, details: dict | None = None):
-        super().__init__(message)
-        self.kind, self.message, self.node_id, self.details = kind, message, node_id, details or {}
+from .failures import Event, failed, refused
 
 
 @dataclasses.dataclass
@@ -24,7 +18,7 @@ class Run:
 
     values: dict[str, object]
     ui: dict[str, dict]
-    events: list[tuple[str, dict]]
+    events: list[Event]
     progress: list[tuple[int, int, object]]
 
     @property
@@ -64,7 +58,7 @@ class _Client:
         self.client_id = "tests"
         self.last_node_id = self.last_prompt_id = self.prompt_queue = None
         self.sockets_metadata: dict = {}
-        self.events: list[tuple[str, dict]] = []
+        self.events: list[Event] = []
 
     def send_sync(self, event, data, sid=None):
         self.events.append((event, data))
@@ -81,7 +75,7 @@ class ComfyExecutor:
     def __call__(self, prompt: dict, get: dict[str, list] | None = None, timeout: float = 300) -> Run:
         """Run `prompt` with an empty cache. `get` names outputs wanted in `Run.values`: {"concept": ["5", 0]}.
 
-        Raises PromptFailed: kind "validation", "error" or "interrupted".
+        Raises PromptFailed.
         """
         return self.submit(prompt, get).result(timeout)
 
@@ -127,12 +121,12 @@ class ComfyExecutor:
         prompt, prompt_id = {**prompt, **captures}, str(uuid.uuid4())
         valid, error, outputs, node_errors = self._finish(execution.validate_prompt(prompt_id, prompt, None))
         if not valid:
-            raise _validation_failure(error, node_errors)
+            raise refused(error, node_errors)
         client.events, self._progress, _Capture.values = [], [], {}
         executor.execute(prompt, prompt_id, {"client_id": client.client_id}, outputs)
         events = client.events
         if not executor.success:
-            raise _execution_failure(events)
+            raise failed(events)
         return Run(_Capture.values, executor.history_result["outputs"], events, self._progress)
 
 
@@ -158,18 +152,3 @@ async def _register_pack(nodes) -> None:
     for node in await extension.get_node_list():
         nodes.NODE_CLASS_MAPPINGS[node.GET_SCHEMA().node_id] = node
         node.RELATIVE_PYTHON_MODULE = "custom_nodes.personalize"
-
-
-def _validation_failure(error: dict, node_errors: dict) -> PromptFailed:
-    found = [(node_id, entry) for node_id, node in node_errors.items() for entry in node["errors"]]
-    texts = [f"{entry['message']}: {entry['details']}" for _, entry in found] or [f"{error['message']}: {error['details']}"]
-    return PromptFailed("validation", "\n".join(texts), found[0][0] if found else None, node_errors)
-
-
-def _execution_failure(events: list[tuple[str, dict]]) -> PromptFailed:
-    for name, data in reversed(events):
-        if name == "execution_error":
-            return PromptFailed("error", data["exception_message"].strip(), data["node_id"], data)
-        if name == "execution_interrupted":
-            return PromptFailed("interrupted", "interrupted", data["node_id"], data)
-    raise RuntimeError(f"the executor failed without saying why: {events[-3:]}")

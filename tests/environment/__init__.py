@@ -1,0 +1,1 @@
+"""Everything the tests and the demo need on this machine, set up on first use. Standard library only."""
