@@ -295,6 +295,5 @@ class AttachedPart(Protocol):
 class Recipe(Protocol):
     """Which picture with which prompt a step sees."""
 
-    def rows(self, subjects: Sequence[Subject], step: int, size: int, rng: torch.Generator
-             ) -> Mapping[Stream, tuple[Row, ...]]:
+    def rows(self, subjects: Sequence[Subject], step: int, size: int, seed: int) -> Mapping[Stream, tuple[Row, ...]]:
         """`size` rows of the subject stream for step `step` (from 1), and rows of other streams if wanted."""

@@ -1,0 +1,83 @@
+"""Pictures as latents: encoded once, before the models are prepared for training."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import comfy.model_management as mm
+
+from .interfaces import Noised, Row, Subject
+from .noise import add_noise, timestep_count
+from .seeds import generator
+
+
+@dataclass(frozen=True)
+class PictureLatents:
+    """Latents (V, C, h, w) of a picture's variants in the model's latent space, masks (V, 1, h, w) or None."""
+
+    latents: Tensor
+    masks: Tensor | None
+
+
+class Dataset:
+    """Latents of every picture of every subject, on the CPU."""
+
+    def __init__(self, pictures: Sequence[Sequence[PictureLatents]]):
+        self.pictures = pictures
+
+    def noised(self, rows: Sequence[Row], sampling, seed: int, step: int, stream: str, device) -> Noised:
+        """The rows' latents, each with its own timestep, uniform over all of the model's, and its own noise."""
+        chosen = [self.pictures[row.subject][row.picture] for row in rows]
+        clean = torch.stack([p.latents[row.variant] for p, row in zip(chosen, rows, strict=True)])
+        draw = generator(seed, "noise", stream, step)
+        timesteps = torch.randint(timestep_count(sampling), (len(rows),), generator=draw)
+        noise = torch.randn(clean.shape, generator=draw)
+        masks = None
+        if any(p.masks is not None for p in chosen):
+            whole = torch.ones(1, *clean.shape[2:])
+            masks = torch.stack([whole if p.masks is None else p.masks[row.variant]
+                                 for p, row in zip(chosen, rows, strict=True)]).to(device)
+        return add_noise(sampling, clean.to(device), noise.to(device), timesteps, masks)
+
+
+def encode_pictures(vae, model, subjects: Sequence[Subject], seed: int) -> Dataset:
+    """Encodes every variant of every picture with `vae`, then frees the VAE's memory.
+
+    Raises ValueError if the VAE makes latents that the model does not take, or pictures differ in size.
+    """
+    _check_sizes(subjects)
+    latent_format = model.get_model_object("latent_format")
+    devices = [vae.device] if vae.device.type == "cuda" else []
+    encoded = []
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        for subject in subjects:
+            encoded.append([_encode(vae, latent_format, picture, seed) for picture in subject.pictures])
+    mm.unload_model_and_clones(vae.patcher)
+    return Dataset(encoded)
+
+
+def _encode(vae, latent_format, picture, seed: int) -> PictureLatents:
+    torch.manual_seed(seed % 2**63)
+    latents = vae.encode(picture.variants).clone().float().cpu()
+    if latents.shape[1] != latent_format.latent_channels:
+        raise ValueError(f"The VAE makes latents of {latents.shape[1]} channels but the model takes "
+                         f"{latent_format.latent_channels}; connect the VAE of the same checkpoint.")
+    masks = picture.masks
+    if masks is not None:
+        masks = F.interpolate(masks.clone().float()[:, None], latents.shape[2:], mode="area")
+    return PictureLatents(latent_format.process_in(latents), masks)
+
+
+def _check_sizes(subjects: Sequence[Subject]) -> None:
+    sizes = {}
+    for subject in subjects:
+        for picture in subject.pictures:
+            sizes.setdefault(tuple(picture.variants.shape[1:3]), f"{subject.concept.placeholder}: {picture.name}")
+    if len(sizes) > 1:
+        (a, first), (b, second) = list(sizes.items())[:2]
+        raise ValueError(f"Pictures of one run need one size, but {first} is {a[1]}×{a[0]} and {second} is "
+                         f"{b[1]}×{b[0]}; give every Subject node the same size.")

@@ -1,0 +1,55 @@
+"""Optimisers of torch.optim, learning-rate schedules, and their state as plain tensors."""
+from __future__ import annotations
+
+import math
+from typing import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .interfaces import ParamGroup
+
+# Of torch.optim all that need nothing but a gradient of any shape.
+OPTIMIZERS = tuple(name for name in ("AdamW", "Adam", "NAdam", "RAdam", "Adamax", "Adafactor", "Adagrad", "Adadelta",
+                                     "RMSprop", "SGD", "ASGD", "Rprop") if hasattr(torch.optim, name))
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+def build_optimizer(name: str, groups: Sequence[ParamGroup], weight_decay: float) -> torch.optim.Optimizer:
+    """One torch.optim optimiser over all groups, torch's defaults for what is not given. Rprop takes no decay."""
+    kind = getattr(torch.optim, name)
+    decays = "weight_decay" in kind.__init__.__code__.co_varnames
+    return kind([{"params": list(g.params), "lr": g.lr, "name": g.name,
+                  **({"weight_decay": weight_decay if g.weight_decay is None else g.weight_decay} if decays else {})}
+                 for g in groups])
+
+
+def schedule_factor(schedule: str, step: int, total: int, warmup: int) -> float:
+    """Factor of the learning rate in step `step` of `total` (both from 1): linear warm-up over `warmup` steps, then
+    constant, or falling to zero at the end in a line or half a cosine."""
+    if step <= warmup:
+        return step / warmup
+    done = (step - 1 - warmup) / max(1, total - warmup)
+    return {"constant": 1.0, "linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[schedule]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as "index of the parameter.name" → tensor; numbers become float64 scalars."""
+    return {f"{i}.{name}": value.detach() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+            for i, p in enumerate(_parameters(optimizer)) for name, value in optimizer.state.get(p, {}).items()
+            if value is not None}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Puts back what `optimizer_tensors` returned, on the parameters' devices. Step counters stay on the CPU."""
+    parameters = _parameters(optimizer)
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        p = parameters[int(index)]
+        number = value.dtype == torch.float64 and value.ndim == 0
+        kept = value.item() if number else value.clone() if name == "step" else value.to(p.device, copy=True)
+        optimizer.state[p][name] = kept
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

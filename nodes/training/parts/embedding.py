@@ -1,0 +1,99 @@
+"""Training the vectors of placeholders: Textual Inversion, with CoRe's rescaling."""
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...text.concept import initial_vectors
+from ..interfaces import Batch, ParamGroup, TrainingRun, Vectors
+
+
+def rescale(vectors: Tensor, norms: Tensor) -> Tensor:
+    """CoRe Eq. 6, per vector: v ← v / ‖v‖ · norm. vectors: (n, d). norms: (n,)."""
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(vectors.dtype).tiny) * norms[:, None]
+
+
+@dataclass(frozen=True)
+class EmbeddingPart:
+    """Optimises the vectors of every subject's placeholder, one float32 parameter per encoder.
+
+    lr: learning rate (CoRe 5e-3). weight_decay: None for the run's.
+    rescale_from, rescale_to: after each step s with rescale_from < s ≤ rescale_to every vector is set back to the norm
+        it had after step rescale_from (Eq. 6 throughout a window; CoRe 120, 180). Equal values switch it off.
+    """
+
+    lr: float = 5e-3
+    rescale_from: int = 0
+    rescale_to: int = 0
+    weight_decay: float | None = None
+
+    def attach(self, run: TrainingRun) -> AttachedEmbedding:
+        """One parameter per placeholder and encoder, at the concept's vectors or the rows of its initial words."""
+        vectors = {subject.concept.placeholder: {key: nn.Parameter(rows.to(run.device))
+                                                 for key, rows in initial_vectors(subject.concept, run.clip).items()}
+                   for subject in run.subjects}
+        return AttachedEmbedding(self, vectors)
+
+
+class AttachedEmbedding:
+    """The vectors of one run."""
+
+    touches: frozenset[Literal["text", "unet"]] = frozenset({"text"})
+
+    def __init__(self, settings: EmbeddingPart, parameters: Mapping[str, Mapping[str, nn.Parameter]]):
+        self.settings, self.parameters = settings, parameters
+        self.norms: dict[str, Tensor] = {}
+        self.groups: Sequence[ParamGroup] = [
+            ParamGroup("embedding", list(self._named().values()), settings.lr, settings.weight_decay)]
+
+    def vectors(self, batch: Batch) -> Vectors:
+        """Placeholder → encoder key → (n, d)."""
+        return self.parameters
+
+    def installed(self) -> AbstractContextManager:
+        """Nothing: vectors enter through the prompt."""
+        return contextlib.nullcontext()
+
+    def bypassed(self) -> AbstractContextManager:
+        """Nothing: a reference prompt does not hold the placeholder."""
+        return contextlib.nullcontext()
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Eq. 6 inside the window."""
+        start, stop = self.settings.rescale_from, self.settings.rescale_to
+        if step == start < stop:
+            self.norms = {name: p.norm(dim=-1).clone() for name, p in self._named().items()}
+        if start < step <= stop:
+            for name, p in self._named().items():
+                p.copy_(rescale(p, self.norms[name]))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Vectors and the norms of the window."""
+        return ({f"vectors.{name}": p.detach() for name, p in self._named().items()}
+                | {f"norms.{name}": norm for name, norm in self.norms.items()})
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `state_dict` returned."""
+        for name, p in self._named().items():
+            p.copy_(state[f"vectors.{name}"])
+            if f"norms.{name}" in state:
+                self.norms[name] = state[f"norms.{name}"].to(p)
+
+    def learned_vectors(self) -> Vectors:
+        """Placeholder → encoder key → (n, d), detached."""
+        return {name: {key: p.detach().clone() for key, p in by_encoder.items()}
+                for name, by_encoder in self.parameters.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """None: no weight of the model changes."""
+        return {}
+
+    def _named(self) -> dict[str, nn.Parameter]:
+        return {f"{name}.{key}": p for name, by_encoder in self.parameters.items() for key, p in by_encoder.items()}

@@ -1,0 +1,278 @@
+"""From requests to results: encodes, runs the denoiser, records attention, and sends every gradient back.
+
+The gradients of a step meet at the text encodings. Each encoding that needs gradients is computed once and cut off as a
+leaf; loss terms go backward one after the other, each freeing its own pass of the denoiser before the next one runs, so
+that the peak memory is that of the largest term; last, one backward pass through the text encoder takes the leaves'
+gradients to the trainable vectors.
+"""
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from typing import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from ..attention.layers import spatial_transformer, transformer_block, unet_of
+from ..attention.recorder import AttentionRecorder, PassStopped, Wanted
+from ..text.encode import Encoded, encode
+from .checkpointing import gradient_checkpointing
+from .interfaces import AttachedPart, Batch, DenoiserSide, Encode, LossTerm, Maps, Needs, Pass, Results, TextSide, Vectors
+from .seeds import generator
+from .session import Session
+
+CACHED_ENCODINGS = 512
+
+
+@dataclass
+class Leaf:
+    """An encoding with gradient and its stand-in, at which the loss terms' gradients gather."""
+
+    encoded: Encoded
+    stand_in: Encoded
+
+    def tensors(self) -> list[tuple[Tensor, Tensor]]:
+        """Pairs (output of the text encoder, leaf)."""
+        pairs = [(self.encoded.cond, self.stand_in.cond)]
+        if self.encoded.pooled is not None and self.encoded.pooled.requires_grad:
+            pairs.append((self.encoded.pooled, self.stand_in.pooled))
+        return pairs
+
+
+class Objective:
+    """The weighted sum of the loss terms on one session, and its gradients.
+
+    frozen: vectors of concepts that no part trains: placeholder → encoder key → (n, d).
+    checkpointing: recompute the U-Net's blocks in the backward pass.
+    """
+
+    def __init__(self, session: Session, parts: Sequence[AttachedPart], terms: Sequence[LossTerm], text: TextSide,
+                 frozen: Vectors, seed: int, checkpointing: bool):
+        self.session, self.parts, self.terms, self.text = session, parts, terms, text
+        self.frozen, self.seed, self.checkpointing = frozen, seed, checkpointing
+        self._constant: OrderedDict[Encode, Encoded] = OrderedDict()
+
+    def active(self, step: int) -> list[LossTerm]:
+        """Terms whose window holds `step`."""
+        return [term for term in self.terms if term.window[0] <= step <= term.window[1]]
+
+    def backward(self, batch: Batch, share: float, measured: GradientNorms | None = None) -> dict[str, float]:
+        """Adds the gradients of `share` · Σ weight · term to the parameters' .grad; returns term → weighted value.
+
+        measured: where to add each term's own gradients, on steps whose gradient norms are shown.
+        """
+        asked = [_Asked(term, term.needs(batch, self.text, generator(self.seed, "loss", batch.step)))
+                 for term in self.active(batch.step)]
+        work, values = _Work(self, batch), {}
+        for together in _sharing_a_pass(asked):
+            losses = [(a.term.name, a.term.weight * share * a.term(work.results(a.needs, together), batch,
+                                                                   DenoiserSide(self.session.sampling)))
+                      for a in together]
+            for name, loss in losses:
+                values[name] = values.get(name, 0.0) + loss.item()
+            self._backward_terms([(name, loss) for name, loss in losses if loss.requires_grad], work, measured)
+            work.free_graphs()
+        work.backward_text()
+        return values
+
+    def _backward_terms(self, losses: Sequence[tuple[str, Tensor]], work: _Work, measured: GradientNorms | None
+                        ) -> None:
+        if measured is None:
+            if losses:
+                torch.stack([loss for _, loss in losses]).sum().backward()
+            return
+        outputs, leaves = work.leaf_pairs()
+        inputs = leaves + measured.unet_parameters
+        for i, (name, loss) in enumerate(losses):
+            found = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=i + 1 < len(losses))
+            for value, gradient in zip(inputs, found, strict=True):
+                if gradient is not None:
+                    value.grad = gradient.clone() if value.grad is None else value.grad.add_(gradient)
+            measured.add(name, outputs, found[:len(leaves)], found[len(leaves):])
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A loss term and what it needs in this step."""
+
+    term: LossTerm
+    needs: Needs
+
+
+class GradientNorms:
+    """Each term's own gradient per parameter group, gathered over the micro-batches of one step."""
+
+    def __init__(self, parts: Sequence[AttachedPart]):
+        self.groups = [(group.name, list(group.params), "unet" in part.touches)
+                       for part in parts for group in part.groups]
+        self.unet_parameters = [p for _, params, unet in self.groups if unet for p in params]
+        self.sums: dict[tuple[str, str], list[Tensor | None]] = {}
+
+    def add(self, term: str, outputs: Sequence[Tensor], at_outputs: Sequence[Tensor | None],
+            at_unet: Sequence[Tensor | None]) -> None:
+        """Adds a term's gradients, those of the text side given at the text encoder's outputs."""
+        used = [(output, gradient) for output, gradient in zip(outputs, at_outputs, strict=True) if gradient is not None]
+        text = [p for _, params, unet in self.groups if not unet for p in params]
+        found = [None] * len(text)
+        if used and text:
+            found = torch.autograd.grad([o for o, _ in used], text, [g for _, g in used], retain_graph=True,
+                                        allow_unused=True)
+        by_parameter = dict(zip(map(id, text + self.unet_parameters), [*found, *at_unet], strict=True))
+        for name, params, _ in self.groups:
+            sums = self.sums.setdefault((term, name), [None] * len(params))
+            for i, p in enumerate(params):
+                gradient = by_parameter[id(p)]
+                if gradient is not None:
+                    sums[i] = gradient.clone() if sums[i] is None else sums[i] + gradient
+
+    def norms(self) -> dict[str, float]:
+        """"term|group" → Euclidean norm of the term's weighted gradient."""
+        return {f"{term}|{group}": float(sum(float(g.float().square().sum()) for g in sums if g is not None) ** 0.5)
+                for (term, group), sums in self.sums.items()}
+
+
+class _Work:
+    """Results of one micro-batch, each computed when it is first asked for."""
+
+    def __init__(self, objective: Objective, batch: Batch):
+        self.objective, self.batch = objective, batch
+        self.leaves: dict[Encode, Leaf] = {}
+        self.fixed: dict[Encode, Encoded] = {}
+        self.passes: dict[Pass, tuple[Tensor | None, dict[Maps, tuple[Tensor, ...]]]] = {}
+        learned = {name: rows for part in objective.parts for name, rows in part.vectors(batch).items()}
+        self.vectors = {**objective.frozen, **learned}
+        self.trained_placeholders = frozenset(learned)
+
+    def results(self, needs: Needs, together: Sequence[_Asked]) -> Results:
+        """What one term asked for; the passes it shares record the maps of all terms that share them."""
+        recorded = [maps for asked in together for maps in asked.needs.maps.values()]
+        encodes = {name: self.encoded(request) for name, request in needs.encodes.items()}
+        passes = {name: self.run(request, recorded)[0] for name, request in needs.passes.items()}
+        maps = {name: self.run(request.of, recorded)[1][request] for name, request in needs.maps.items()}
+        return Results(encodes, passes, maps)
+
+    def encoded(self, request: Encode) -> Encoded:
+        if not self._needs_gradient(request):
+            return self._without_gradient(request)
+        key = replace(request, grad=True)
+        if key not in self.leaves:
+            encoded = self._encode(request)
+            pooled = encoded.pooled
+            if pooled is not None:
+                pooled = pooled.detach().requires_grad_(pooled.requires_grad)
+            self.leaves[key] = Leaf(encoded, Encoded(encoded.tokens, encoded.cond.detach().requires_grad_(), pooled))
+        return self.leaves[key].stand_in
+
+    def run(self, request: Pass, recorded: Sequence[Maps]) -> tuple[Tensor | None, dict[Maps, tuple[Tensor, ...]]]:
+        if request not in self.passes:
+            maps = list(dict.fromkeys(m for m in recorded if m.of == request))
+            with contextlib.nullcontext() if request.grad else torch.no_grad():
+                self.passes[request] = self._run(request, maps)
+        return self.passes[request]
+
+    def free_graphs(self) -> None:
+        """Forgets results that hold a graph: their terms have gone backward."""
+        self.passes = {request: done for request, done in self.passes.items() if not request.grad}
+
+    def leaf_pairs(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs of the text encoder and, in the same order, the leaves that stand in for them."""
+        pairs = [pair for leaf in self.leaves.values() for pair in leaf.tensors()]
+        return [output for output, _ in pairs], [leaf for _, leaf in pairs]
+
+    def backward_text(self) -> None:
+        """Takes the gradients gathered at the leaves through the text encoder to the parameters."""
+        pairs = [(output, leaf.grad) for output, leaf in zip(*self.leaf_pairs(), strict=True)
+                 if leaf.grad is not None and output.requires_grad]
+        if pairs:
+            torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
+
+    def _needs_gradient(self, request: Encode) -> bool:
+        return request.grad and not request.original and self._is_trained(request)
+
+    def _is_trained(self, request: Encode) -> bool:
+        if any("text" in part.touches and not part.vectors(self.batch) for part in self.objective.parts):
+            return True
+        return any(tokens.placeholders & self.trained_placeholders for tokens in request.tokens)
+
+    def _without_gradient(self, request: Encode) -> Encoded:
+        constant = request.original or not self._is_trained(request)
+        cache = self.objective._constant if constant else self.fixed
+        key = replace(request, grad=False)
+        if key not in cache:
+            with torch.no_grad():
+                cache[key] = self._encode(request)
+            if len(cache) > CACHED_ENCODINGS:
+                cache.popitem(last=False)
+        return cache[key]
+
+    def _encode(self, request: Encode) -> Encoded:
+        per_row = any(value.ndim == 3 for tokens in request.tokens for name in tokens.placeholders
+                      for value in self.vectors[name].values())
+        tokens = request.tokens * self.batch.size if per_row and len(request.tokens) == 1 else request.tokens
+        rows = [self._row_vectors(i) for i in range(len(tokens))]
+        with self._bypassing(request.original):
+            return encode(self.objective.session.clip, tokens, rows)
+
+    def _row_vectors(self, row: int) -> Vectors:
+        return {name: {key: v[row] for key, v in by_encoder.items()}
+                if next(iter(by_encoder.values())).ndim == 3 else by_encoder
+                for name, by_encoder in self.vectors.items()}
+
+    def _run(self, request: Pass, maps: Sequence[Maps]) -> tuple[Tensor | None, dict[Maps, tuple[Tensor, ...]]]:
+        session, latents = self.objective.session, self.batch.latents[request.latents]
+        rows = len(latents.sigma)
+        context = self.encoded(request.context).expand(rows)
+        wanted = [Wanted(m.layers, m.keep, m.positions,
+                         None if m.keys is None else self.encoded(m.keys).cond.to(session.device)) for m in maps]
+        unet, predicted = unet_of(session.model), None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._bypassing(request.original))
+            if self.objective.checkpointing and request.grad:
+                last = request.until and spatial_transformer(unet, request.until)
+                stack.enter_context(gradient_checkpointing(unet, except_for=last))
+            recorder = stack.enter_context(AttentionRecorder(session.model, wanted, request.until))
+            with contextlib.suppress(PassStopped):
+                predicted = denoise(session, latents.noisy, latents.sigma, context)
+        return predicted, dict(zip(maps, recorder.maps, strict=True))
+
+    def _bypassing(self, original: bool) -> contextlib.AbstractContextManager:
+        stack = contextlib.ExitStack()
+        for part in self.objective.parts if original else ():
+            stack.enter_context(part.bypassed())
+        return stack
+
+
+def denoise(session: Session, noisy: Tensor, sigma: Tensor, context: Encoded) -> Tensor:
+    """One differentiable call of the denoiser: predicted clean latents (B, C, h, w) float32.
+
+    noisy: (B, C, h, w). sigma: (B,). context: B rows. SDXL's size conditioning is that of the latents, uncropped.
+    """
+    model, (_, _, height, width) = session.model.model, noisy.shape
+    conditions = model.extra_conds(cross_attn=context.cond, pooled_output=context.pooled, noise=noisy,
+                                   device=session.device, width=width * 8, height=height * 8, prompt_type="positive")
+    tensors = {name: c.process_cond(batch_size=len(noisy), area=None).cond for name, c in conditions.items()}
+    tensors = {name: t.to(session.device) for name, t in tensors.items()}
+    return model.apply_model(noisy, sigma, transformer_options=session.transformer_options(sigma), **tensors)
+
+
+def check_same_family(session: Session, encoded: Encoded) -> None:
+    """Raises ValueError if the CLIP's encodings do not fit the model's cross-attention."""
+    takes = transformer_block(session.model, session.layers[0]).attn2.to_k.weight.shape[1]
+    if encoded.cond.shape[-1] != takes:
+        raise ValueError(f"The CLIP makes encodings of width {encoded.cond.shape[-1]} but the model "
+                         f"{type(session.model.model).__name__} takes {takes}; use the CLIP of the same checkpoint.")
+
+
+def _sharing_a_pass(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
+    """Groups terms whose losses hang on the same differentiable pass and so must go backward together."""
+    groups: list[tuple[set[Pass], list[_Asked]]] = []
+    for one in asked:
+        wanted = {*one.needs.passes.values(), *(maps.of for maps in one.needs.maps.values())}
+        passes, members = {p for p in wanted if p.grad}, [one]
+        for other in [g for g in groups if g[0] & passes]:
+            groups.remove(other)
+            passes, members = passes | other[0], other[1] + members
+        groups.append((passes, members))
+    yield from (members for _, members in groups)

@@ -1,0 +1,145 @@
+"""ComfyUI's models made ready for autograd, and put back as they were.
+
+ComfyUI executes nodes under `torch.inference_mode()` and loads weights as inference tensors, which autograd refuses.
+A session works on clones, replaces inference tensors by equal ordinary ones, and undoes everything else when it ends.
+"""
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any, Iterator
+
+import torch
+from torch import nn
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.patcher_extension
+from comfy.ldm.modules.attention import attention_pytorch
+
+from ..attention.layers import AttentionLayer, attention_layers, unet_of
+from ..text.encode import differentiable_text_model
+
+PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Session:
+    """Clones of MODEL and CLIP for one training.
+
+    layers: cross-attention layers of the U-Net in execution order.
+    """
+
+    model: Any
+    clip: Any
+    layers: tuple[AttentionLayer, ...]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser computes."""
+        return self.model.load_device
+
+    @property
+    def sampling(self):
+        """ComfyUI's model_sampling object of the model."""
+        return self.model.get_model_object("model_sampling")
+
+    def load(self) -> None:
+        """Loads both models whole and makes their weights ordinary tensors; call again after anything else loaded."""
+        mm.load_models_gpu([self.model, self.clip.patcher], force_full_load=True)
+        for module in (self.model.model, self.clip.cond_stage_model):
+            _make_ordinary(module)
+            module.requires_grad_(False)
+
+    def transformer_options(self, sigma: torch.Tensor) -> dict:
+        """Options for one call of the denoiser with positive rows only, other packs' patches included."""
+        options = comfy.model_patcher.create_model_options_clone(self.model.model_options)["transformer_options"]
+        for kind in ("wrappers", "callbacks"):
+            comfy.patcher_extension.merge_nested_dicts(options.setdefault(kind, {}), getattr(self.model, kind),
+                                                       copy_dict1=False)
+        options.update(cond_or_uncond=[0], uuids=[None], sigmas=sigma, sample_sigmas=sigma)
+        # sage, flash and the chunked CPU attention have no backward pass
+        options["optimized_attention_override"] = lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)
+        return options
+
+
+@contextlib.contextmanager
+def training_session(model, clip, precision: str = "auto") -> Iterator[Session]:
+    """Clones `model` and `clip` for training and opens autograd; on leaving, everything is as it was before.
+
+    The caller may add weight wrappers to `session.model`, then calls `session.load()`.
+    precision: "auto", "fp32" or "bf16". Raises ValueError with one sentence for models that cannot be trained on.
+    """
+    check_trainable(model)
+    was_training = mm.in_training
+    with torch.inference_mode(False), torch.enable_grad():
+        session = Session(_static_clone(model), _clip_clone(clip), attention_layers(model))
+        dtype = _compute_dtype(model, precision)
+        if dtype is not None:
+            session.model.set_model_compute_dtype(dtype)
+        try:
+            mm.in_training = True
+            with differentiable_text_model(session.clip):
+                yield session
+        finally:
+            mm.in_training = was_training
+            unload(session.model)
+
+
+def unload(patcher) -> None:
+    """Takes `patcher` and its clones out of ComfyUI's loaded models; patched weights go back to the originals."""
+    for loaded in list(mm.current_loaded_models):
+        if loaded.model is not None and loaded.model.is_clone(patcher):
+            mm.current_loaded_models.remove(loaded)
+            loaded.model_unload()
+    for module in patcher.model.modules():
+        for functions in ("weight_function", "bias_function"):
+            if getattr(module, functions, None):
+                setattr(module, functions, [])
+    mm.soft_empty_cache()
+
+
+def check_trainable(model) -> None:
+    """Raises ValueError naming the model and the reason if gradients cannot reach its text side."""
+    name = type(model.model).__name__
+    unet, latent_format = unet_of(model), model.get_model_object("latent_format")
+    if unet.in_channels != latent_format.latent_channels:
+        raise ValueError(f"The model {name} takes {unet.in_channels} input channels, {latent_format.latent_channels} of "
+                         "them latents: it is made for inpainting or editing; use the base checkpoint of the family.")
+    for key, weight in unet.named_parameters():
+        if type(weight) is not nn.Parameter or not weight.is_floating_point():
+            raise ValueError(f"The model {name} holds quantised weights ({type(weight).__name__} at {key}), through "
+                             "which no gradient flows; load an fp16, bf16 or fp32 checkpoint.")
+
+
+def _static_clone(patcher):
+    if getattr(patcher, "is_dynamic", bool)():
+        return patcher.clone(disable_dynamic=True)
+    return patcher.clone()
+
+
+def _clip_clone(clip):
+    clone = clip.clone()
+    clone.patcher = _static_clone(clip.patcher)
+    clone.cond_stage_model = clone.patcher.model
+    return clone
+
+
+def _compute_dtype(model, precision: str) -> torch.dtype | None:
+    if precision != "auto":
+        return PRECISIONS[precision]
+    # fp16 gradients of a few text vectors underflow; bf16 keeps fp32's range
+    if model.model.get_dtype_inference() == torch.float16:
+        return torch.bfloat16 if mm.should_use_bf16(model.load_device) else torch.float32
+    return None
+
+
+def _make_ordinary(module: nn.Module) -> None:
+    for child in module.modules():
+        for name, value in list(child._parameters.items()):
+            if value is not None and value.is_inference():
+                child._parameters[name] = nn.Parameter(value.detach().clone(), requires_grad=False)
+        for name, value in list(child._buffers.items()):
+            if value is not None and value.is_inference():
+                child._buffers[name] = value.detach().clone()
+
