@@ -1,0 +1,107 @@
+"""Files that are written whole or not at all."""
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+from pathlib import Path, PureWindowsPath
+from typing import Iterator, Mapping
+
+import safetensors
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+_NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+    """Writes `tensors` (any device, any dtype, moved to the CPU) and returns `path`; folders are made as needed.
+
+    What is on the disk is compared with `tensors`, bit by bit, before it takes the place of an older file.
+    Raises OSError with one sentence if it cannot be written; an older file is then unchanged.
+    """
+    stored = _stored(tensors)
+    with atomic(path) as unfinished:
+        safetensors.torch.save_file(stored, unfinished, dict(metadata or {}))
+        _check_written(unfinished, stored)
+    return Path(path)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Writes `text` in UTF-8 and returns `path`. Raises OSError as `write_safetensors` does."""
+    with atomic(path) as unfinished:
+        unfinished.write_bytes(text.encode("utf-8"))
+    return Path(path)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Gives the path of a new file beside `path`, which takes the place of `path` when the context ends well.
+
+    On any exception it is removed and `path` is unchanged. Raises OSError with one sentence if writing fails.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield unfinished
+        _flush_to_disk(unfinished)
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"Could not write {path}: {_reason(error)}. Nothing that was there before has changed; make room "
+                      "or make the folder writable, then run again.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def safe_name(name: str, what: str) -> str:
+    """`name` as a relative path that every file system and ComfyUI's prompts accept, e.g. "dogs/my-dog".
+
+    White space, brackets, commas, colons and the like become "-". what: the input's name, for messages.
+    Raises ValueError if nothing is left, or if the name is absolute or climbs up with "..".
+    """
+    parts = name.strip().replace("\\", "/").split("/")
+    if PureWindowsPath(name.strip()).drive or (len(parts) > 1 and any(not part.strip(" .") for part in parts)):
+        raise ValueError(f"{what} '{name}' would leave ComfyUI's folder; write a plain name such as my-dog or "
+                         "dogs/my-dog, without a drive, without '..' and without a slash at its ends.")
+    tidy = [_NOT_IN_NAMES.sub("-", part).strip("-.") for part in parts]
+    if not all(tidy):
+        raise ValueError(f"{what} '{name}' has no letter or digit; write a file name such as my-dog.")
+    return "/".join(tidy)
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, each with memory of its own, as the safetensors format wants them."""
+    seen: set[int] = set()
+    stored = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        stored[name] = tensor.clone() if memory in seen else tensor
+        seen.add(memory)
+    return stored
+
+
+def _check_written(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    with safetensors.safe_open(path, framework="pt") as written:
+        whole = set(written.keys()) == set(tensors) and all(
+            torch.equal(_bytes(written.get_tensor(name)), _bytes(tensor)) for name, tensor in tensors.items())
+    if not whole:
+        raise OSError("what was read back differs from what was written")
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def _flush_to_disk(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).rstrip(".")

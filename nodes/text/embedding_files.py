@@ -1,0 +1,104 @@
+"""Embedding files in ComfyUI's folders: what stock nodes read as `embedding:name`."""
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from typing import Mapping, Sequence
+
+import folder_paths
+import torch
+from torch import Tensor
+
+from comfy.sd1_clip import expand_directory_list
+
+from ..files import safe_name, write_safetensors
+from .embedding_formats import STANDARD_WIDTHS, read_embedding
+from .encoders import TextEncoder
+
+KIND = "embeddings"
+MARK = "personalize"  # metadata key of every file this pack wrote; its value is the version of the metadata
+_EXTENSIONS = (".safetensors", ".pt", ".bin")  # in the order in which ComfyUI tries them
+
+
+def save_embedding(name: str, vectors: Mapping[str, Tensor], metadata: Mapping[str, str], subfolder: str = "") -> Path:
+    """Writes an embedding file under a name that no file has yet and returns its path.
+
+    name: file name without extension, may hold subfolders; "-2", "-3", … is added while the name is taken in any
+        embeddings folder, because `embedding:name` searches all of them and CLIP Text Encode caches by name.
+    vectors: encoder key ("clip_l", "clip_g", "clip_h") → (n, d), stored as float32.
+    Raises ValueError if the name leaves the folder or a vector is not finite, OSError if the file cannot be written.
+    """
+    stem = safe_name(f"{subfolder}/{name}" if subfolder else name, "The file name")
+    _check_vectors(vectors, stem)
+    tensors = {key: value.detach().to("cpu", torch.float32) for key, value in vectors.items()}
+    path = embeddings_folder() / f"{_unused(stem)}.safetensors"
+    return write_safetensors(path, tensors, {**{k: str(v) for k, v in metadata.items()}, MARK: "1"})
+
+
+def load_embedding(path: Path | str, encoders: Sequence[TextEncoder] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Vectors by encoder key, (n, d) float32 on the CPU, and metadata of an embedding file of any known tool.
+
+    encoders: of the CLIP the vectors are for; tells what a tensor without an encoder's name belongs to. Without them the
+    widths of SD1.x and SDXL (768, 1280) and of SD2.x (1024) decide.
+    Raises ValueError with one sentence if the file cannot be read safely or does not hold exactly one word.
+    """
+    widths = {encoder.key: encoder.width for encoder in encoders} or STANDARD_WIDTHS
+    return read_embedding(Path(path), widths)
+
+
+def prompt_text(path: Path) -> str:
+    """What to write in a prompt for the embedding file at `path`: "embedding:my-dog"."""
+    for folder in folder_paths.get_folder_paths(KIND):
+        if Path(path).is_relative_to(folder):
+            return f"embedding:{Path(path).relative_to(folder).with_suffix('').as_posix()}"
+    raise ValueError(f"{path} is in none of ComfyUI's embeddings folders; copy it to {embeddings_folder()}.")
+
+
+def find_embedding(name: str) -> Path:
+    """Path of the embedding that a list entry, a typed name or "embedding:name" stands for.
+
+    Raises ValueError if there is none in ComfyUI's embeddings folders.
+    """
+    wanted = name.strip().removeprefix("embedding:").replace("\\", "/")
+    if wanted and ".." not in wanted.split("/"):
+        for folder in folder_paths.get_folder_paths(KIND):
+            for extension in ("", *_EXTENSIONS):
+                path = Path(folder) / (wanted + extension)
+                if path.is_file() and path.is_relative_to(folder):
+                    return path
+    raise ValueError(f"There is no embedding '{name}' in {embeddings_folder()}; choose one from the list, or put the "
+                     "file there and refresh the page (key R).")
+
+
+def embedding_names() -> list[str]:
+    """Names of all embedding files ComfyUI finds now, relative to their folder, with extension."""
+    return folder_paths.get_filename_list(KIND)
+
+
+def embeddings_folder() -> Path:
+    """The first folder in which ComfyUI searches embeddings: where new files go."""
+    return Path(folder_paths.get_folder_paths(KIND)[0])
+
+
+def file_stem(placeholder: str, step: int | None = None) -> str:
+    """File name for a placeholder, "<my-dog>" → "my-dog"; of a training step, "my-dog-000050"."""
+    stem = safe_name(placeholder.replace("/", "-").replace("\\", "-"), "The placeholder")
+    return stem if step is None else f"{stem}-{step:06d}"
+
+
+def _check_vectors(vectors: Mapping[str, Tensor], stem: str) -> None:
+    if not vectors:
+        raise ValueError(f"There are no vectors to save as {stem}; train the concept first.")
+    for key, value in vectors.items():
+        if value.ndim != 2:
+            raise ValueError(f"The vectors of {stem} for {key} have shape {tuple(value.shape)}; an embedding file holds "
+                             "(number of vectors, width).")
+        if not torch.isfinite(value).all():
+            raise ValueError(f"The vectors of {stem} for {key} hold NaN or infinite values; save an earlier step.")
+
+
+def _unused(stem: str) -> str:
+    folders = [Path(folder) for folder in expand_directory_list(folder_paths.get_folder_paths(KIND))]
+    candidates = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+    return next(candidate for candidate in candidates if not any(
+        (folder / (candidate + extension)).is_file() for folder in folders for extension in ("", *_EXTENSIONS)))

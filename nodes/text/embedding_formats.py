@@ -1,0 +1,133 @@
+"""Reading embedding files of ComfyUI, A1111, diffusers, kohya, CoRe, ViCo and Textual Inversion."""
+from __future__ import annotations
+
+import pickle
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Mapping
+
+import safetensors
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+STANDARD_WIDTHS = {"clip_l": 768, "clip_h": 1024, "clip_g": 1280}
+_BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\.\*|[^.]+)")
+_NUMBERED = re.compile(r"(.+?)_v?(\d+)")
+
+
+def read_embedding(path: Path, widths: Mapping[str, int] = STANDARD_WIDTHS) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Vectors of the one word in `path`, by encoder key, (n, d) float32 on the CPU; and what the file says of itself.
+
+    widths: encoder key → d, tells which encoder a tensor without an encoder's name is for.
+    metadata: a safetensors file's own; "token" is the word the file was trained with, where it names one.
+    Raises ValueError with one sentence if the file cannot be read safely or does not hold exactly one word.
+    """
+    content, metadata = _content(path)
+    entries, said = _entries(content, path)
+    vectors = _by_encoder(entries, widths, path)
+    if len({len(rows) for rows in vectors.values()}) > 1:
+        counts = ", ".join(f"{len(rows)} for {key}" for key, rows in vectors.items())
+        raise ValueError(f"{path.name} has different numbers of vectors per text encoder ({counts}); export it again.")
+    if not all(torch.isfinite(rows).all() for rows in vectors.values()):
+        raise ValueError(f"{path.name} holds values that are not numbers (NaN or infinite); use an earlier file.")
+    return vectors, {**said, **metadata}
+
+
+def _content(path: Path) -> tuple[Any, dict[str, str]]:
+    try:
+        if path.suffix.lower() in (".safetensors", ".sft"):
+            with safetensors.safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+        with _parameter_dicts_allowed():
+            return torch.load(path, map_location="cpu", weights_only=True), {}
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):
+            raise ValueError(f"{path.name} is a pickle that holds more than plain tensors and could run code when "
+                             "opened, so it was not opened; get it as .safetensors, or convert it where you trust "
+                             "it.") from error
+        raise _damaged(path) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, LookupError, TypeError, AttributeError) as error:
+        raise _damaged(path) from error
+
+
+def _parameter_dicts_allowed():
+    """Textual Inversion and ViCo save a ParameterDict: a module class without code of its own in what it restores."""
+    allow = getattr(torch.serialization, "safe_globals", None)
+    return allow([torch.nn.ParameterDict]) if allow else nullcontext()
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"{path.name} is damaged or no embedding file; download or save it again.")
+
+
+def _entries(content: Any, path: Path) -> tuple[list[tuple[str, Tensor]], dict[str, str]]:
+    """(name, tensor) pairs of every known layout, and what a pickled file says of itself."""
+    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+        return [pair for part in content for pair in _tensors(part)], {}
+    if not isinstance(content, Mapping):
+        raise _damaged(path)
+    if "string_to_param" in content:
+        said = {key: str(content[key]) for key in ("name", "step", "sd_checkpoint_name") if content.get(key) is not None}
+        return _tensors(_parameters(content["string_to_param"])), said
+    bundled = [(match[1], match[2], tensor) for name, tensor in _tensors(content)
+               if (match := _BUNDLED.fullmatch(name))]
+    if not bundled:
+        return _tensors(content), {}
+    words = list(dict.fromkeys(word for word, _, _ in bundled))
+    if len(words) > 1:
+        raise _several(path, words)
+    return [(words[0] if key.startswith("string_to_param") else key, tensor) for _, key, tensor in bundled], {
+        "token": words[0]}
+
+
+def _parameters(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else vars(value).get("_parameters", {})
+
+
+def _tensors(content: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    return [(str(name), value.detach()) for name, value in content.items()
+            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim in (1, 2)]
+
+
+def _by_encoder(entries: list[tuple[str, Tensor]], widths: Mapping[str, int], path: Path) -> dict[str, Tensor]:
+    known = {**STANDARD_WIDTHS, **widths}
+    named = {name for name, _ in entries if name in known}
+    groups: dict[str, list[tuple[str, Tensor]]] = {}
+    for name, tensor in entries:
+        key = name if name in known else next((k for k, width in widths.items() if width == tensor.shape[-1]), None)
+        if key and (name in named or key not in named):
+            groups.setdefault(key, []).append((name, tensor.reshape(-1, tensor.shape[-1])))
+    if not groups:
+        raise ValueError(f"{path.name} holds no embedding for a CLIP text encoder: found {_found(entries)}, expected "
+                         f"vectors of width {_or(widths.values())}.")
+    return {key: _joined(parts, path).to(torch.float32, copy=True) for key, parts in groups.items()}
+
+
+def _joined(parts: list[tuple[str, Tensor]], path: Path) -> Tensor:
+    """Several tensors of one word in order: word_v0, word_v1, … (CoRe) or word, word_1, … (diffusers)."""
+    numbered = []
+    for name, rows in parts:
+        match = _NUMBERED.fullmatch(name)
+        numbered.append((match[1], int(match[2]), rows) if match else (name, 0, rows))
+    words = list(dict.fromkeys(word for word, _, _ in numbered))
+    if len(words) > 1:
+        raise _several(path, words)
+    return torch.cat([rows for _, _, rows in sorted(numbered, key=lambda part: part[1])])
+
+
+def _several(path: Path, words: list[str]) -> ValueError:
+    shown = ", ".join(words[:4]) + (", …" if len(words) > 4 else "")
+    return ValueError(f"{path.name} holds several words or is no embedding file (found {shown}); save the one you want "
+                      "into a file of its own.")
+
+
+def _found(entries: list[tuple[str, Tensor]]) -> str:
+    shown = [f"{name} {tuple(tensor.shape)}" for name, tensor in entries[:3]]
+    return ", ".join(shown) + (f" and {len(entries) - 3} more" if len(entries) > 3 else "") or "no tensor"
+
+
+def _or(values) -> str:
+    texts = [str(value) for value in values]
+    return " or ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
