@@ -1,0 +1,112 @@
+"""Recording cross-attention while the U-Net runs, with autograd and without touching what it computes."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Sequence
+
+import torch
+from torch import Tensor
+
+from .layers import AttentionLayer, transformer_block
+from .softmax import chosen_keys, mean_over_pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """Softmax cross-attention wanted of one pass, mean over heads, float32.
+
+    layers: layers to record.
+    keep: "mean" gives (rows, T) per layer, the mean over pixels; "pixels" gives (rows, pixels, n) per layer.
+    positions: for "pixels": the n token positions kept, per row or one tuple for all rows; None keeps all T.
+    keys: context (rows or 1, T, C) whose keys replace the pass's own; its queries stay.
+    """
+
+    layers: tuple[AttentionLayer, ...]
+    keep: Literal["mean", "pixels"] = "mean"
+    positions: tuple[tuple[int, ...], ...] | None = None
+    keys: Tensor | None = None
+
+
+class PassStopped(Exception):
+    """Raised out of the U-Net once the maps of the last wanted layer are there: the rest need not be computed."""
+
+
+class AttentionRecorder:
+    """Records one run of the U-Net while the context is open; its outputs stay bit-identical.
+
+    It hooks the projections to queries and keys, which also run where another pack replaces the attention itself, and
+    which include weight wrappers. Under gradient checkpointing what runs a second time is not recorded again.
+
+    until: stop the run by raising PassStopped inside this layer, right after its maps are computed.
+    Raises ValueError if `until` would come before a wanted layer.
+    """
+
+    def __init__(self, model, wanted: Sequence[Wanted], until: AttentionLayer | None = None):
+        late = [layer for want in wanted for layer in want.layers if until and layer.order > until.order]
+        if late:
+            raise ValueError(f"Attention layer {late[0].order} is wanted but the pass stops at layer {until.order}; "
+                             "stop at the last wanted layer.")
+        self._wanted, self._until = tuple(wanted), until
+        self._blocks = {layer: transformer_block(model, layer)
+                        for layer in {*(layer for want in wanted for layer in want.layers), *filter(None, [until])}}
+        self._unrecorded = set(self._blocks)
+        self._queries: dict[AttentionLayer, Tensor] = {}
+        self._found: dict[tuple[int, AttentionLayer], Tensor] = {}
+        self._hooks: list = []
+
+    def __enter__(self) -> AttentionRecorder:
+        for layer, block in self._blocks.items():
+            self._hooks += [block.attn2.to_q.register_forward_hook(self._keep_query(layer)),
+                            block.attn2.to_k.register_forward_hook(self._record(layer))]
+        return self
+
+    def __exit__(self, *_) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._queries.clear()
+
+    @property
+    def maps(self) -> list[tuple[Tensor, ...]]:
+        """Per Wanted one tensor per layer, in its order. Raises RuntimeError if a layer has not run."""
+        missing = [layer.order for i, want in enumerate(self._wanted) for layer in want.layers
+                   if (i, layer) not in self._found]
+        if missing:
+            raise RuntimeError(f"The U-Net did not run its attention layers {missing}; nothing was recorded there.")
+        return [tuple(self._found[i, layer] for layer in want.layers) for i, want in enumerate(self._wanted)]
+
+    def _keep_query(self, layer: AttentionLayer):
+        def hook(module, inputs, output: Tensor) -> None:
+            if layer in self._unrecorded:
+                self._queries[layer] = output
+        return hook
+
+    def _record(self, layer: AttentionLayer):
+        def hook(module, inputs, output: Tensor) -> None:
+            # Absent: the projection is called for the keys of a Wanted below, or by gradient checkpointing once more.
+            query = self._queries.pop(layer, None)
+            if query is None:
+                return
+            self._unrecorded.remove(layer)
+            # Checkpointing counts the tensors that are saved; these are kept past it, so that a second run, with or
+            # without this recorder, need not save them again.
+            with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
+                for i, want in enumerate(self._wanted):
+                    if layer in want.layers:
+                        key = output if want.keys is None else module(want.keys.to(query))
+                        self._found[i, layer] = _attention(query, key, layer.heads, want)
+            if layer == self._until:
+                raise PassStopped
+        return hook
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _attention(query: Tensor, key: Tensor, heads: int, want: Wanted) -> Tensor:
+    if want.keep == "mean":
+        return mean_over_pixels(query, key, heads)
+    positions = want.positions if want.positions is not None else (tuple(range(key.shape[1])),)
+    index = torch.tensor(positions, device=query.device)
+    return chosen_keys(query, key, heads, index.expand(query.shape[0], -1))
