@@ -15,6 +15,8 @@ from .encoders import text_encoders
 # ComfyUI 0.16 returns (embedding, leftover), later versions (embedding, name, leftover).
 _NO_EMBEDDING = SDTokenizer._try_get_embedding(
     SimpleNamespace(embedding_directory=[], embedding_size=1, embedding_key=""), "none")
+# ComfyUI refuses to look outside its folders, so no file can be meant by a name that starts like this.
+_NO_FILE = "../personalize-"
 
 
 def clip_with_vectors(clip, vectors: Mapping[str, Mapping[str, Tensor]]):
@@ -35,7 +37,9 @@ def _taught(tokenizer: SDTokenizer, rows: Mapping[str, Tensor]) -> SDTokenizer:
     taught = copy.copy(tokenizer)
     taught.embedding_directory = tokenizer.embedding_directory or []
     taught.placeholder_rows = {**getattr(tokenizer, "placeholder_rows", {}), **rows}
-    names = {placeholder: f"personalize-{i}" for i, placeholder in enumerate(taught.placeholder_rows)}
+    if not taught.placeholder_rows:
+        return taught
+    names = {placeholder: f"{_NO_FILE}{i}" for i, placeholder in enumerate(taught.placeholder_rows)}
     by_name = {name: taught.placeholder_rows[placeholder] for placeholder, name in names.items()}
     pattern = re.compile("|".join(_as_word(p) for p in sorted(names, key=len, reverse=True)))
     kind = type(tokenizer)
@@ -47,7 +51,7 @@ def _taught(tokenizer: SDTokenizer, rows: Mapping[str, Tensor]) -> SDTokenizer:
     def find_embedding(text: str):
         name, _, leftover = text.partition(" ")
         if name not in by_name:
-            return kind._try_get_embedding(taught, text)
+            return tokenizer._try_get_embedding(text)
         return (by_name[name], name, leftover.strip())[::2 if len(_NO_EMBEDDING) == 2 else 1]
 
     taught.tokenize_with_weights = tokenize_with_weights
@@ -56,6 +60,6 @@ def _taught(tokenizer: SDTokenizer, rows: Mapping[str, Tensor]) -> SDTokenizer:
 
 
 def _as_word(placeholder: str) -> str:
-    before = r"(?<!\w)" if placeholder[0].isalnum() else ""
-    after = r"(?!\w)" if placeholder[-1].isalnum() else ""
+    before = r"(?<!\w)" if re.match(r"\w", placeholder[0]) else ""
+    after = r"(?!\w)" if re.match(r"\w", placeholder[-1]) else ""
     return before + re.escape(placeholder) + after

@@ -8,7 +8,7 @@ from typing import Mapping
 import torch
 from torch import Tensor
 
-from .encoders import TextEncoder, text_encoders
+from .encoders import TextEncoder, clip_vocabulary, text_encoders
 
 FORBIDDEN_IN_PLACEHOLDER = re.compile(r"[\s(){}\[\]:,\\]")
 
@@ -34,9 +34,10 @@ class Concept:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def with_vectors(self, vectors: Mapping[str, Tensor], settings: Mapping[str, str] | None = None) -> Concept:
-        """The same concept with other vectors: encoder key → (n, d) or (layers, n, d)."""
+        """The same concept with other vectors, encoder key → (n, d) or (layers, n, d), and their number as its count."""
         kept = {key: value.detach().to("cpu", torch.float32).clone() for key, value in vectors.items()}
-        return replace(self, vectors=kept, settings=dict(settings or self.settings))
+        count = max((value.shape[-2] for value in kept.values()), default=self.count)
+        return replace(self, vectors=kept, count=count, settings=dict(settings or self.settings))
 
 
 def check_placeholder(placeholder: str, class_words: str) -> None:
@@ -50,14 +51,15 @@ def check_placeholder(placeholder: str, class_words: str) -> None:
     if placeholder.lower() in class_words.lower().split():
         raise ValueError(f"{found} equals the class word '{class_words}'; give the subject a name of its own, "
                          f"such as <my-{placeholder.strip('<>').lower()}>.")
-    if re.fullmatch(r"[A-Za-z]+", placeholder) and is_dictionary_word(placeholder):
+    if not any(letter.isalnum() for letter in placeholder):
+        raise ValueError(f"{found} has no letter or digit; name your subject with a made-up word such as <my-dog>.")
+    if is_dictionary_word(placeholder):
         raise ValueError(f"{found} is a word the text encoder already knows; put it in angle brackets, "
                          f"<{placeholder}>, so that prompts can still use the ordinary word.")
 
 
 def is_dictionary_word(word: str) -> bool:
     """Whether CLIP's byte-pair vocabulary holds `word` as a single token."""
-    from .encoders import clip_vocabulary
     return f"{word.lower()}</w>" in clip_vocabulary()
 
 
@@ -80,7 +82,7 @@ def _vectors_for(concept: Concept, encoder: TextEncoder) -> Tensor:
     if vectors.shape[-1] != encoder.width:
         raise ValueError(f"Concept {concept.placeholder} has vectors of width {vectors.shape[-1]} for {encoder.key} but "
                          f"this CLIP's width is {encoder.width}; train it on a checkpoint of this family.")
-    return vectors
+    return vectors.clone()
 
 
 def _rows_of_words(concept: Concept, encoder: TextEncoder) -> Tensor:
