@@ -28,7 +28,7 @@ class Preparation:
 
     size: side of the squares in pixels.
     fit: what happens to a picture that is not square: "crop" to its shorter side, "pad" with grey, or "squash".
-    augmentation: "none"; "flip" adds the mirrored picture; "as released" draws `variants` versions as CoRe's authors do.
+    augmentation: "none"; "flip" adds the mirrored picture; "as released" draws `variants` versions as CoRe's code does.
     """
 
     size: int
@@ -53,8 +53,9 @@ def prepared(picture: Tensor, how: Preparation, index: int) -> Tensor:
 
 def as_released(picture: Tensor, fit: Fit, size: int, turn: float, angle: float, mirror: float, down: float,
                 right: float) -> Tensor:
-    """The augmentation of CoRe's released code, given five draws from 0…1: rotation by -45°…45° with probability 0.75,
-    mirrored with probability 0.25, and a crop at a random place.
+    """The augmentation of CoRe's released code (github pangy9/CoRe 308f55b), given five draws from 0…1.
+
+    Rotation by -45°…45° with probability 0.75, mirrored with probability 0.25, and a crop at a random place.
 
     With a mask the crop is drawn from those that keep at least a piece of the subject.
     """

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, Sequence
 
 import numpy as np
 import torch
@@ -28,6 +28,18 @@ class Source:
     caption: str = ""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Pictures ready for training, and all their variants for looking at; the first are views of the others.
+
+    pixels: (N·V, size, size, 3). masks: (N·V, size, size), ones for a picture without a mask.
+    """
+
+    pictures: tuple[Picture, ...]
+    pixels: Tensor
+    masks: Tensor
+
+
 def sources_from_files(folder: str, names: str) -> list[Source]:
     """The pictures that `picture_paths` finds, each with the caption beside it.
 
@@ -45,8 +57,8 @@ def sources_from_tensors(images: Sequence[Tensor], masks: Sequence[Tensor], firs
     pictures = [picture for batch in images for picture in batch.reshape(-1, *batch.shape[-3:])]
     shapes = [mask for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
     if shapes and len(shapes) != len(pictures):
-        raise ValueError(f"There are {len(shapes)} masks for {len(pictures)} pictures at the input images; connect one mask "
-                         "for each picture, in the same order, or none.")
+        raise ValueError(f"There are {len(shapes)} masks for {len(pictures)} pictures at the input images; connect one "
+                         "mask for each picture, in the same order, or none.")
     return [_from_tensor(f"picture {first_number + i}", picture, shapes[i] if shapes else None)
             for i, picture in enumerate(pictures)]
 
@@ -54,39 +66,47 @@ def sources_from_tensors(images: Sequence[Tensor], masks: Sequence[Tensor], firs
 def with_captions(sources: Sequence[Source], texts: Sequence[str], placeholder: str) -> list[Source]:
     """The pictures with their captions, "{}" in them replaced by `placeholder`.
 
-    texts: what the input captions holds. One text is read line by line; several texts are one caption each; an empty one
-    leaves its picture without a caption. No text at all keeps the captions beside the files.
+    texts: what the input captions holds. One text is read line by line; several texts are one caption each; an empty
+    line leaves its picture without a caption. No text at all keeps the captions beside the files.
     Raises ValueError if their number differs from that of the pictures, or a caption does not hold the placeholder.
     """
     lines = texts[0].rstrip().splitlines() if len(texts) == 1 else list(texts)
     captions = [" ".join(line.split()) for line in lines] or [source.caption for source in sources]
     if len(captions) != len(sources):
-        raise ValueError(f"There are {len(captions)} captions for {len(sources)} pictures; write one line for each picture, "
-                         "in the order shown, or leave captions empty.")
+        raise ValueError(f"There are {len(captions)} captions for {len(sources)} pictures; write one line for each "
+                         "picture, in the order shown, or leave captions empty.")
     return [Source(source.name, source.pixels, source.mask, _filled(caption, placeholder, source.name))
             for source, caption in zip(sources, captions, strict=True)]
 
 
-def prepare(sources: Sequence[Source], how: Preparation, progress=lambda: None) -> tuple[tuple[Picture, ...], Tensor, Tensor]:
-    """Pictures ready for training, and all their variants for looking at: (N·V, size, size, 3) and masks (N·V, size, size).
+def prepare(sources: Sequence[Source], how: Preparation, progress: Callable[[], None] = lambda: None) -> Prepared:
+    """Pictures of one size, ready for training; `progress` is called after each.
 
-    A picture without a mask has ones there. The pictures are views of these two tensors.
-    progress: called after each picture. Raises ValueError if a crop leaves nothing of a picture's subject.
+    Raises ValueError if a centre crop leaves nothing of a picture's subject.
     """
-    pictures, pixels, masks = [], [], []
+    stacks = []
     for index, source in enumerate(sources):
-        channels = [source.pixels] if source.mask is None else [source.pixels, source.mask]
-        variants = prepared(torch.cat(channels), how, index)
-        if source.mask is not None and not all(variant[3].any() for variant in variants):
-            raise ValueError(f"Nothing of the subject in {source.name} is left after cropping to the centre; set fit to pad, "
-                             "or cut the picture around the subject.")
-        pixels.append(variants[:, :3].movedim(1, -1))
-        masks.append(variants[:, 3] if source.mask is not None else torch.ones_like(variants[:, 0]))
+        stacks.append(_prepared(source, how, index))
         progress()
-    all_pixels, all_masks = torch.cat(pixels), torch.cat(masks)
-    for source, rows, mask in zip(sources, all_pixels.split(len(pixels[0])), all_masks.split(len(pixels[0])), strict=True):
-        pictures.append(Picture(rows, None if source.mask is None else mask, source.caption, source.name))
-    return tuple(pictures), all_pixels, all_masks
+    whole = torch.cat(stacks)
+    pixels, masks = whole[..., :3], whole[..., 3]
+    per_picture = len(stacks[0])
+    pictures = tuple(Picture(rows, shapes if source.mask is not None else None, source.caption, source.name)
+                     for source, rows, shapes in zip(sources, pixels.split(per_picture), masks.split(per_picture)))
+    return Prepared(pictures, pixels, masks)
+
+
+def _prepared(source: Source, how: Preparation, index: int) -> Tensor:
+    """Variants (V, size, size, 4), the mask last; ones where the picture has none."""
+    if source.mask is None:
+        variants = prepared(source.pixels, how, index)
+        variants = torch.cat([variants, torch.ones_like(variants[:, :1])], dim=1)
+    else:
+        variants = prepared(torch.cat([source.pixels, source.mask]), how, index)
+    if not all(variant[3].any() for variant in variants):
+        raise ValueError(f"Cropping {source.name} to its centre leaves nothing of the subject; set fit to pad, or cut "
+                         "the picture around the subject.")
+    return variants.movedim(1, -1)
 
 
 def _read(path: Path) -> Source:
@@ -94,8 +114,8 @@ def _read(path: Path) -> Source:
         with Image.open(path) as image:
             channels = _channels(ImageOps.exif_transpose(image))
     except Exception as error:  # Pillow raises many kinds on a broken file
-        raise ValueError(f"{path.name} cannot be read as a picture ({error}); save it again as JPEG or PNG, or remove it, "
-                         "then run again.") from error
+        raise ValueError(f"{path.name} cannot be read as a picture ({error}); save it again as JPEG or PNG, or remove "
+                         "it, then run again.") from error
     return _checked(Source(path.name, *_flattened(channels), caption_beside(path)))
 
 
@@ -110,7 +130,7 @@ def _channels(image: Image.Image) -> Tensor:
 
 
 def _flattened(channels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What is transparent becomes grey, and what is opaque the mask; an alpha that is opaque everywhere says nothing."""
+    """Pixels, grey where transparent, and the opaque part as mask, or None where nothing is transparent."""
     pixels, alpha = channels[:3], channels[3:]
     if not len(alpha) or alpha.min() == 1:
         return pixels, None
@@ -122,8 +142,12 @@ def _from_tensor(name: str, image: Tensor, mask: Tensor | None) -> Source:
         raise ValueError(f"{name} has {image.shape[-1]} channels; connect an IMAGE with 3 (or 4 with transparency).")
     if not torch.isfinite(image).all():
         raise ValueError(f"{name} holds values that are not numbers; look at the node that made it.")
-    pixels, alpha = _flattened(image.detach().to("cpu", torch.float32).clamp(0, 1).movedim(-1, 0))
-    return _checked(Source(name, pixels, alpha if mask is None else mask.detach().to("cpu", torch.float32).clamp(0, 1)[None]))
+    pixels, alpha = _flattened(_plain(image).movedim(-1, 0))
+    return _checked(Source(name, pixels, alpha if mask is None else _plain(mask)[None]))
+
+
+def _plain(values: Tensor) -> Tensor:
+    return values.detach().to("cpu", torch.float32).clamp(0, 1)
 
 
 def _checked(source: Source) -> Source:
@@ -133,8 +157,8 @@ def _checked(source: Source) -> Source:
     if source.mask is None:
         return source
     if source.mask.shape[1:] != source.pixels.shape[1:]:
-        raise ValueError(f"The mask of {source.name} is {source.mask.shape[2]}×{source.mask.shape[1]} but the picture is "
-                         f"{width}×{height}; connect the mask made for it (Load Image gives an empty 64×64 mask if "
+        raise ValueError(f"The mask of {source.name} is {source.mask.shape[2]}×{source.mask.shape[1]} but the picture "
+                         f"is {width}×{height}; connect the mask made for it (Load Image gives an empty 64×64 mask if "
                          "the file has no transparency).")
     if not source.mask.any():
         raise ValueError(f"The mask of {source.name} is empty; paint the subject white, or connect no masks.")
@@ -144,6 +168,6 @@ def _checked(source: Source) -> Source:
 def _filled(caption: str, placeholder: str, name: str) -> str:
     filled = caption.replace("{}", placeholder)
     if filled and placeholder not in filled:
-        raise ValueError(f"The caption of {name}, '{caption}', does not name the subject; write {placeholder} or {{}} where the "
-                         "subject is, or remove the caption.")
+        raise ValueError(f"The caption of {name}, '{caption}', does not name the subject; write {placeholder} or {{}} "
+                         "where the subject is, or remove the caption.")
     return filled

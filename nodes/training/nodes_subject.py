@@ -1,2 +1,146 @@
 """Nodes that bring pictures in."""
-NODES: list[type] = []
+from __future__ import annotations
+
+from typing import Any, Sequence, get_args
+
+import comfy.utils
+from comfy_api.latest import io
+
+from ..text.concept import Concept
+from ..types import ConceptType, SubjectType
+from . import picture_routes
+from .augment import Augmentation, Fit, Preparation
+from .images import Source, prepare, sources_from_files, sources_from_tensors, with_captions
+from .interfaces import Subject
+from .picture_files import fingerprint, folder_choices
+
+
+class PersonalizeSubject(io.ComfyNode):
+    """Pictures of a subject with its concept: one link of the SUBJECT chain."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeSubject", display_name="Subject", category="personalize/training", is_input_list=True,
+            description="Pictures of one subject, made one size, for Train. Drop 4 or 5 pictures on the node, choose a "
+                        "folder of ComfyUI's input folder, or connect images.",
+            inputs=[*_picture_inputs(), *_preparation_inputs(), *_optional_inputs()],
+            outputs=[
+                SubjectType.Output(display_name="subject",
+                                   tooltip="The subject with its pictures, after those of the chain; for Train."),
+                io.Image.Output(display_name="pictures",
+                                tooltip="What is trained on: every variant of every picture, size × size, 0…1."),
+                io.Mask.Output(display_name="masks",
+                               tooltip="Masks of these pictures, 1 on the subject; all 1 where there is none.")])
+
+    @classmethod
+    def validate_inputs(cls, folder) -> bool:
+        """Takes the check of `folder` from ComfyUI, whose list of folders may be older than the newest upload."""
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder, pictures=("",), **_) -> str:
+        """Changes when a picture or caption file does."""
+        try:
+            return fingerprint(folder[0] or "", pictures[0] or "")
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    def execute(cls, concept, folder, size, fit, augmentation, variants, seed, images=(), masks=(), pictures=("",),
+                captions=(), previous=()) -> io.NodeOutput:
+        """All inputs are lists, as `is_input_list` makes them: widgets of one value, wires of one or many."""
+        subject_concept = _single(concept)
+        how = Preparation(_multiple_of_8(size[0]), fit[0], augmentation[0], variants[0], seed[0])
+        sources = _sources(folder[0], pictures[0], images, masks)
+        sources = with_captions(sources, captions, subject_concept.placeholder)
+        bar = comfy.utils.ProgressBar(len(sources))
+        ready = prepare(sources, how, progress=lambda: bar.update(1))
+        chain = tuple(subject for link in previous for subject in link)
+        return io.NodeOutput((*chain, Subject(subject_concept, ready.pictures)), ready.pixels, ready.masks)
+
+
+def _picture_inputs() -> list:
+    return [
+        ConceptType.Input("concept", tooltip="Name and class word of what the pictures show, from Concept."),
+        io.Combo.Input(
+            "folder", options=folder_choices(), default="",
+            tooltip="Folder inside ComfyUI's input folder with the pictures. Pictures dropped on the node are uploaded "
+                    "to it; if it is empty a new folder named after the subject is made."),
+    ]
+
+
+def _preparation_inputs() -> list:
+    return [
+        io.Int.Input(
+            "size", default=512, min=64, max=2048, step=8,
+            tooltip="Side of the square pictures in pixels, a multiple of 8. 512 for SD1.x and SD2.x base (the paper's "
+                    "value), 768 for SD2.x with v-prediction, 1024 for SDXL."),
+        io.Combo.Input(
+            "fit", options=list(get_args(Fit)), default="crop",
+            tooltip="What happens to a picture that is not square: crop to its middle, pad with grey, or squash, which "
+                    "distorts. With the augmentation 'as released' the crop lies at a random place."),
+        io.Combo.Input(
+            "augmentation", options=list(get_args(Augmentation)), default="as released",
+            tooltip="none: the picture as it is. flip: also mirrored; not for subjects with writing. as released: as "
+                    "CoRe's authors do, turned by -45…45° 3 times of 4 (black corners), mirrored once in 4, cropped at "
+                    "random."),
+        io.Int.Input(
+            "variants", default=16, min=1, max=256,
+            tooltip="Versions of each picture that 'as released' draws, 1…256; the authors draw anew at every step. "
+                    "Each is encoded once, so training stays as fast; one of 512 × 512 takes 4 MB of memory."),
+        io.Int.Input(
+            "seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=False,
+            tooltip="Seed of what 'as released' draws: the same seed gives the same versions."),
+    ]
+
+
+def _optional_inputs() -> list:
+    return [
+        io.Image.Input(
+            "images", optional=True,
+            tooltip="More pictures, after those of the folder: a batch, or a list of different sizes; values 0…1."),
+        io.Mask.Input(
+            "masks", optional=True,
+            tooltip="One mask for each picture at images, of its size, 1 on the subject. Files with transparent parts "
+                    "bring their own: what is opaque is the subject."),
+        io.String.Input(
+            "pictures", optional=True, default="", multiline=True,
+            tooltip="File names in the folder, one a line, to use only these; empty for all. The node keeps its choice "
+                    "of thumbnails here."),
+        io.String.Input(
+            "captions", optional=True, default="", multiline=True,
+            tooltip="One line for each picture, in order, holding the placeholder or {}; an empty line for none. If "
+                    "all is empty, .txt files beside the pictures are read. Pictures without a caption are trained "
+                    "with the prompts of the recipe."),
+        SubjectType.Input(
+            "previous", optional=True,
+            tooltip="Another Subject, to learn several at once or to add pictures of the same one."),
+    ]
+
+
+def _single(concept: Sequence[tuple[Concept, ...]]) -> Concept:
+    found = [one for chain in concept for one in chain]
+    if len(found) != 1:
+        raise ValueError(f"The input concept brings {len(found)} concepts but a Subject shows one; connect one Concept "
+                         "to each Subject and chain the Subjects by previous.")
+    return found[0]
+
+
+def _multiple_of_8(size: int) -> int:
+    if size % 8:
+        raise ValueError(f"Size is {size} but must be a multiple of 8, as latents are 8 times smaller than pictures; "
+                         f"set {size - size % 8} or {size - size % 8 + 8}.")
+    return size
+
+
+def _sources(folder: str, names: str, images: Sequence[Any], masks: Sequence[Any]) -> list[Source]:
+    files = sources_from_files(folder, names)
+    sources = files + sources_from_tensors(images, masks, first_number=len(files) + 1)
+    if not sources:
+        raise ValueError("The subject has no pictures; drop 4 or 5 on the node, choose a folder, or connect images.")
+    return sources
+
+
+picture_routes.register()
+NODES: list[type] = [PersonalizeSubject]

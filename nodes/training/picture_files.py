@@ -15,8 +15,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "workflows" / "assets"
 def picture_paths(folder: str, names: str) -> list[Path]:
     """Files of the pictures: those in `names`, one a line, in that order, or all of `folder` in natural order.
 
-    folder: inside ComfyUI's input folder; "" with names means the input folder itself, without names no files. A folder
-    that is not there is looked for among the example pictures that come with the pack.
+    folder: inside ComfyUI's input folder; "" with names means the input folder itself, without names no files. A
+    folder that is not there is looked for among the example pictures that come with the pack.
     Raises ValueError if something lies outside, is missing, or the folder holds no pictures.
     """
     wanted = [line.strip() for line in names.splitlines() if line.strip()]
@@ -27,8 +27,8 @@ def picture_paths(folder: str, names: str) -> list[Path]:
         return [_picture(root, name, folder) for name in wanted]
     found = sorted((path.name for path in root.iterdir() if _is_picture(path)), key=_natural)
     if not found:
-        raise ValueError(f"Folder '{folder}' holds no pictures ({', '.join(SUFFIXES)}); drop some on the node or choose "
-                         "another folder.")
+        raise ValueError(f"Folder '{folder}' holds no pictures ({', '.join(SUFFIXES)}); drop some on the node or "
+                         "choose another folder.")
     return [_picture(root, name, folder) for name in found]
 
 
@@ -44,8 +44,8 @@ def picture_folder(folder: str) -> Path:
     example = _inside(EXAMPLES, folder, f"Folder '{folder}'")
     if example.is_dir():
         return example
-    raise ValueError(f"Folder '{folder}' is not in ComfyUI's input folder; drop pictures on the node or choose a folder "
-                     "that is there.")
+    raise ValueError(f"Folder '{folder}' is not in ComfyUI's input folder; drop pictures on the node or choose a "
+                     "folder that is there.")
 
 
 def folder_choices() -> list[str]:
@@ -62,8 +62,8 @@ def caption_beside(picture: Path) -> str:
     try:
         return " ".join(path.read_text(encoding="utf-8-sig").split())
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"Caption file {path.name} cannot be read as UTF-8 text ({error}); save it again as plain text "
-                         "or remove it.") from error
+        raise ValueError(f"Caption file {path.name} cannot be read as UTF-8 text ({error}); save it again as plain "
+                         "text or remove it.") from error
 
 
 def fingerprint(folder: str, names: str) -> str:
@@ -75,8 +75,8 @@ def fingerprint(folder: str, names: str) -> str:
 def _picture(root: Path, name: str, folder: str) -> Path:
     path = _inside(root, name, f"Picture '{name}'")
     if not path.is_file():
-        raise ValueError(f"Picture '{name}' is not in folder '{folder}' any more; drop it on the node again or remove it "
-                         "from the node.")
+        raise ValueError(f"Picture '{name}' is not in folder '{folder}'; drop it on the node again or remove it from "
+                         "the node.")
     return path
 
 
@@ -85,8 +85,8 @@ def _inside(root: Path, name: str, what: str) -> Path:
     parts = PureWindowsPath(name.strip())
     real_root, path = os.path.realpath(root), os.path.join(root, name.strip())
     if parts.drive or parts.root or ".." in parts.parts or not Path(os.path.realpath(path)).is_relative_to(real_root):
-        raise ValueError(f"{what} lies outside of ComfyUI's input folder; give a name inside it, such as my-dog, without "
-                         "'..' and without a leading slash or drive.")
+        raise ValueError(f"{what} lies outside of ComfyUI's input folder; give a name inside it, such as my-dog, "
+                         "without '..' and without a leading slash or drive.")
     return Path(path)
 
 
