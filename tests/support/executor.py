@@ -68,6 +68,7 @@ class ComfyExecutor:
     """Runs prompts in API format. As in the server, one worker thread executes them under inference mode."""
 
     def __init__(self):
+        self._progress: list[tuple[int, int, object]] = []
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "comfyui", lambda: torch.set_num_threads(1))
         self._loop = asyncio.new_event_loop()
         self._worker.submit(self._set_up).result()

@@ -1,0 +1,240 @@
+"""A whole training as one call: from models, subjects and settings to concepts, weights and files."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Mapping
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..text.concept import Concept, initial_vectors
+from ..text.embedding_files import load_embedding
+from ..text.encode import encode
+from ..text.encoders import text_encoders
+from .dataset import encode_pictures
+from .fingerprint import fingerprint, weights_fingerprint
+from .interfaces import AttachedPart, LossTerm, Recipe, Subject, TrainablePart, TrainingRun, Vectors
+from .loop import OutOfMemory, Settings, Trainer, TrainingDiverged
+from .passes import check_same_family
+from .preview import draw_preview
+from .progress import Live
+from .run_folder import LARGEST_STATE_PER_SAVE, RunFolder
+from .session import Session, training_session
+
+NAMELESS = ("steps", "micro_batch", "checkpointing")  # settings that change how far or how, not what is learned
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train, on what, and what to save on the way.
+
+    save_every, preview_every: steps between saved files and between previews, 0 for only at the end and for none.
+    preview_prompt: its {} becomes the first subject's placeholder.
+    start_over: forget what an earlier run with the same settings has done.
+    use_step: return the files saved at this step in place of the last one; 0 for the last.
+    """
+
+    name: str
+    model: Any
+    clip: Any
+    vae: Any
+    subjects: tuple[Subject, ...]
+    parts: tuple[TrainablePart, ...]
+    terms: tuple[LossTerm, ...]
+    recipe: Recipe
+    settings: Settings
+    precision: str = "auto"
+    save_every: int = 0
+    preview_every: int = 0
+    preview_prompt: str = "a photo of {}"
+    start_over: bool = False
+    use_step: int = 0
+    node: str | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job gives: concepts with learned vectors, a LoRA file's tensors, and the run's report."""
+
+    concepts: tuple[Concept, ...]
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_job(job: Job) -> Outcome:
+    """Trains, or returns what an earlier run with the same settings has already learned.
+
+    On interruption, on a loss that is no number, and on any other exception the work up to the last finished step is
+    saved before the exception goes on. Raises ValueError with one sentence for input that cannot be trained.
+    """
+    _check(job)
+    folder = RunFolder(job.name, _key(job))
+    if job.use_step:
+        return _saved_outcome(job, folder)
+    with training_session(job.model, job.clip, job.precision) as session, \
+            Live(folder.run, job.node, job.settings.steps) as live:
+        try:
+            return _Run(job, folder, live, session).train()
+        except ValueError as error:
+            live.send("error", message=str(error))
+            raise
+
+
+class _Run:
+    """One execution of a job inside its session."""
+
+    def __init__(self, job: Job, folder: RunFolder, live: Live, session: Session):
+        self.job, self.folder, self.live, self.session = job, folder, live, session
+
+    def train(self) -> Outcome:
+        job, session = self.job, self.session
+        resumed = None if job.start_over else self.folder.state()
+        done = resumed[1] if resumed else 0
+        data = None
+        if done < job.settings.steps:
+            data = encode_pictures(job.vae, session.model, job.subjects, job.settings.seed)
+        self._attach()
+        trainer = Trainer(session, job.subjects, data, self.attached, job.terms, job.recipe, job.settings, self.frozen)
+        if resumed:
+            trainer.load_state_dict(*resumed)
+            self.live.report.update(self.folder.report())
+        self.live.send("start", total=job.settings.steps, first_step=done, resumed_from=done,
+                       groups=[g.name for part in self.attached for g in part.groups],
+                       terms=[term.name for term in job.terms])
+        if done < job.settings.steps:
+            self._loop(trainer, done)
+        elif not self._is_saved(trainer):
+            self._save(trainer, last=True)
+        return self._outcome(trainer)
+
+    def _attach(self) -> None:
+        job, session = self.job, self.session
+        run = TrainingRun(session.model, session.clip, job.subjects, session.device, job.settings.seed)
+        self.attached: list[AttachedPart] = [part.attach(run) for part in job.parts]
+        session.load()
+        trained = {name for part in self.attached for name in part.learned_vectors()}
+        self.frozen: Vectors = {s.concept.placeholder: initial_vectors(s.concept, job.clip) for s in job.subjects
+                                if s.concept.placeholder not in trained}
+
+    def _loop(self, trainer: Trainer, done: int) -> None:
+        with torch.no_grad():
+            check_same_family(self.session, encode(self.session.clip, [_nothing(trainer)], [{}]))
+        if self.job.preview_every and not done:
+            self._preview(0)
+        saved_at = trainer.step
+        try:
+            trainer.run(self._after_step)
+        except (TrainingDiverged, OutOfMemory) as error:
+            where = self._save(trainer, last=True) if trainer.step > saved_at else ""
+            raise type(error)(f"{error} {where}".strip()) from error
+        except BaseException:
+            if trainer.step > saved_at:
+                self.live.send("end", step=trainer.step, total=self.job.settings.steps, stopped=True,
+                               message=self._save(trainer, last=True), losses={})
+            raise
+        message = self._save(trainer, last=True)
+        self.live.send("end", step=trainer.step, total=self.job.settings.steps, message=message,
+                       stopped=trainer.step < self.job.settings.steps, losses=self.folder.save_report(self.live.report))
+
+    def _after_step(self, trainer: Trainer, record: dict) -> bool:
+        job, step = self.job, record["step"]
+        self.live.step(record)
+        last = step == job.settings.steps
+        if not last and (_due(step, job.save_every) or self.live.take("save")):
+            self._save(trainer, last=False)
+        if job.preview_every and (_due(step, job.preview_every) or last) or self.live.take("sample"):
+            self._preview(step)
+        return not self.live.take("stop")
+
+    def _preview(self, step: int) -> None:
+        size = self.job.subjects[0].pictures[0].variants.shape[1:3]
+        prompt = self.job.preview_prompt.replace("{}", self.job.subjects[0].concept.placeholder)
+        picture = draw_preview(self.session, self.job.vae, prompt, self._vectors(), size, self.job.settings.seed)
+        shown = {"step": step, "image": self.folder.save_preview(picture, step)}
+        self.live.report["previews"] = [p for p in self.live.report["previews"] if p["step"] != step] + [shown]
+        self.live.send("preview", **shown)
+
+    def _save(self, trainer: Trainer, last: bool) -> str:
+        """Writes state, files and report; returns the sentence that says where they are."""
+        state = trainer.state_dict()
+        if last or sum(t.nbytes for t in state.values()) <= LARGEST_STATE_PER_SAVE:
+            self.folder.save_state(state, trainer.step)
+        saved = self.folder.save_step(trainer.step, self._concepts(trainer.step), self._weights(), last)
+        self.live.report["saved"] = [s for s in self.live.report["saved"] if s["step"] != trainer.step] + [saved]
+        self.live.send("saved", **saved)
+        message = (f"Step {trainer.step} of {self.job.settings.steps} is saved: {', '.join(saved['files'])}. Losses, "
+                   f"previews and the state to continue from are in {self.folder.path}.")
+        self.live.report["message"] = message
+        self.folder.save_report(self.live.report)
+        return message
+
+    def _is_saved(self, trainer: Trainer) -> bool:
+        files = [f for s in self.live.report["saved"] if s["step"] == trainer.step for f in s["files"]]
+        return bool(files) and all(Path(f).exists() for f in files)
+
+    def _outcome(self, trainer: Trainer) -> Outcome:
+        return Outcome(self._concepts(trainer.step), self._weights(), dict(self.live.report))
+
+    def _vectors(self) -> dict[str, Mapping[str, Tensor]]:
+        return {**self.frozen, **{name: v for part in self.attached for name, v in part.learned_vectors().items()}}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: t.cpu() for part in self.attached for name, t in part.weights().items()}
+
+    def _concepts(self, step: int) -> tuple[Concept, ...]:
+        vectors = self._vectors()
+        about = {"run": self.folder.run, "step": str(step), "model": type(self.session.model.model).__name__}
+        return tuple(s.concept.with_vectors(vectors[s.concept.placeholder], {**s.concept.settings, **about})
+                     for s in self.job.subjects)
+
+
+def _key(job: Job) -> str:
+    settings = replace(job.settings, **{name: 0 for name in NAMELESS})
+    if job.settings.schedule != "constant":
+        settings = replace(settings, steps=job.settings.steps)
+    return fingerprint(weights_fingerprint(job.model), weights_fingerprint(job.clip.patcher), job.clip.layer_idx,
+                       job.subjects, job.parts, job.terms, job.recipe, settings, job.precision)
+
+
+def _check(job: Job) -> None:
+    names = [s.concept.placeholder for s in job.subjects]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise ValueError(f"Two subjects share the placeholder {twice}; give each Subject node a Concept of its own.")
+    text_encoders(job.clip)
+
+
+def _saved_outcome(job: Job, folder: RunFolder) -> Outcome:
+    """The concepts and weights that an earlier execution saved at `use_step`."""
+    report, step = folder.report(), job.use_step
+    if step not in [s["step"] for s in report["saved"]]:
+        saved = ", ".join(str(s["step"]) for s in report["saved"]) or "none"
+        raise ValueError(f"use_step is {step} but this run has saved steps {saved}; choose one of them, or 0 for the "
+                         "last.")
+    encoders = text_encoders(job.clip)
+    concepts = []
+    for subject in job.subjects:
+        vectors, _ = load_embedding(folder.embedding_path(subject.concept, step), encoders)
+        about = {"run": folder.run, "step": str(step)}
+        concepts.append(subject.concept.with_vectors(vectors, {**subject.concept.settings, **about}))
+    return Outcome(tuple(concepts), _saved_weights(folder, step, report), report)
+
+
+def _saved_weights(folder: RunFolder, step: int, report: Mapping[str, Any]) -> dict[str, Tensor]:
+    path = folder.weights_path(step)
+    saved = next(s for s in report["saved"] if s["step"] == step)
+    if path.exists():
+        return load_file(path)
+    if any(Path(f) == path for f in saved["files"]):
+        raise ValueError(f"use_step is {step} but its weights {path} are gone; choose another step, or 0 for the last.")
+    return {}
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+def _nothing(trainer: Trainer):
+    return trainer.objective.text.tokenizer("a photo")

@@ -1,0 +1,110 @@
+"""The Train node."""
+from __future__ import annotations
+
+import dataclasses
+
+import comfy.sd
+from comfy_api.latest import io
+
+from ..types import ConceptType, LossType, RecipeType, SubjectType, TrainableType
+from .diffusion import DiffusionLoss
+from .job import Job, run_job
+from .loop import Settings
+from .optimizer import OPTIMIZERS, SCHEDULES
+from .presets import CUSTOM, PRESETS
+from .recipe import TemplateRecipe
+from .session import PRECISIONS
+
+# ComfyUI before 0.17 does not know that a node in the middle of a graph can have something to show.
+_SHOWS_RESULT = {"has_intermediate_output": True} if "has_intermediate_output" in {
+    f.name for f in dataclasses.fields(io.Schema)} else {}
+
+
+class Train(io.ComfyNode):
+    """Trains what is chained to it on the subjects' pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs; frozen with the first release."""
+        return io.Schema(
+            node_id="PersonalizeTrain", display_name="Train", category="personalize/training",
+            description="Learns the subjects from their pictures. The models stay as they are; the results are ordinary "
+                        "embedding and LoRA files, saved on the way and at the end. With unchanged settings it returns "
+                        "what it has learned without training again, also after a restart.",
+            search_aliases=["textual inversion", "dreambooth", "lora training", "personalize", "fine-tune"],
+            inputs=[
+                io.Model.Input("model", tooltip="SD1.x, SD2.x or SDXL, also with LoRAs and other nodes' patches."),
+                io.Clip.Input("clip", tooltip="Text encoder of the same checkpoint."),
+                io.Vae.Input("vae", tooltip="VAE of the same checkpoint: encodes the pictures and draws the previews."),
+                SubjectType.Input("subject", tooltip="Pictures and the word they are to be called by."),
+                TrainableType.Input("trainable", tooltip="What may change: Train Embedding, Train Adapter, Train U-Net."),
+                LossType.Input("loss", optional=True,
+                               tooltip="What training strives for. Not connected: the diffusion loss alone."),
+                RecipeType.Input("recipe", optional=True,
+                                 tooltip="Which prompts go with the pictures. Not connected: a photo of a {}"),
+                io.String.Input("name", default="my-subject", tooltip="Name of the run; its files and folders begin with it."),
+                io.Combo.Input("preset", options=[CUSTOM, *PRESETS],
+                               tooltip="A paper's own numbers for steps, batch size, optimiser, weight decay, schedule, "
+                                       "warm-up and clipping; they take the place of what is set below."),
+                io.Int.Input("steps", default=300, min=1, max=100000,
+                             tooltip="Steps of the optimiser in all. CoRe: 300 for the embedding, 1000 for the U-Net."),
+                io.Int.Input("batch_size", default=6, min=1, max=64,
+                             tooltip="Pictures a step learns from. CoRe: 6 for the embedding, 4 for the U-Net."),
+                io.Int.Input("micro_batch", default=0, min=0, max=64,
+                             tooltip="Pictures computed at once: fewer need less memory and give the same result. 0: all "
+                                     "of them, half if they do not fit."),
+                io.Combo.Input("optimizer", options=list(OPTIMIZERS), tooltip="Optimiser of torch.optim. CoRe: AdamW."),
+                io.Float.Input("weight_decay", default=0.01, min=0.0, max=1.0, step=0.001,
+                               tooltip="Decoupled weight decay, 0 to 1. CoRe: 0.01."),
+                io.Combo.Input("schedule", options=list(SCHEDULES),
+                               tooltip="Learning rate over the run: constant, or falling to zero. CoRe: constant."),
+                io.Int.Input("warmup_steps", default=0, min=0, max=100000,
+                             tooltip="Steps over which the learning rate rises from zero. CoRe: 0."),
+                io.Float.Input("clip_gradients", default=0.0, min=0.0, max=1000.0, step=0.1,
+                               tooltip="Largest length of all gradients together; 0: no clipping, as in CoRe."),
+                io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
+                             tooltip="Start of every random draw: order, noise, timesteps, regularisation prompts."),
+                io.Combo.Input("precision", options=list(PRECISIONS),
+                               tooltip="What the U-Net computes in. auto: as loaded, bf16 in place of fp16. Vectors and "
+                                       "adapters are always fp32."),
+                io.Boolean.Input("gradient_checkpointing", default=False,
+                                 tooltip="On: less memory, about a third more time, the same result."),
+                io.Int.Input("save_every", default=50, min=0, max=100000,
+                             tooltip="Steps between saved embeddings. 0: only at the end. CoRe: 50."),
+                io.Int.Input("preview_every", default=50, min=0, max=100000,
+                             tooltip="Steps between preview pictures, from step 0. 0: none."),
+                io.String.Input("preview_prompt", default="a photo of {}",
+                                tooltip="Prompt of the previews; {} becomes the placeholder."),
+                io.Combo.Input("resume", options=["continue", "start over"],
+                               tooltip="continue: go on where a stopped run with the same settings ended, or return its "
+                                       "result. start over: train again from the beginning."),
+                io.Int.Input("use_step", default=0, min=0, max=100000,
+                             tooltip="Return the files saved at this step, without training. 0: train to the last step."),
+            ],
+            outputs=[
+                ConceptType.Output(display_name="concept", tooltip="The subjects with what was learned: for Apply "
+                                                                   "Concept, Save Concept or the next stage."),
+                io.Model.Output(display_name="model", tooltip="The model with the trained weights; the same model if "
+                                                              "only embeddings were trained."),
+                io.LoraModel.Output(display_name="lora", tooltip="The trained weights alone, for Save LoRA Weights."),
+                io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step, for Plot Loss Graph."),
+            ],
+            hidden=[io.Hidden.unique_id], **_SHOWS_RESULT)
+
+    @classmethod
+    def execute(cls, model, clip, vae, subject, trainable, name, preset, precision, gradient_checkpointing, save_every,
+                preview_every, preview_prompt, resume, use_step, loss=None, recipe=None, **numbers) -> io.NodeOutput:
+        """Trains or returns what is already learned."""
+        numbers.update(PRESETS.get(preset, {}))
+        job = Job(name, model, clip, vae, tuple(subject), tuple(trainable), tuple(loss or (DiffusionLoss(),)),
+                  recipe or TemplateRecipe(), Settings(checkpointing=gradient_checkpointing, **numbers), precision,
+                  save_every, preview_every, preview_prompt, resume == "start over", use_step, cls.hidden.unique_id)
+        outcome = run_job(job)
+        if outcome.weights:
+            model, _ = comfy.sd.load_lora_for_models(model, None, outcome.weights, 1.0, 0.0)
+        losses = {"loss": [record["loss"] for record in outcome.report["history"]]}
+        return io.NodeOutput(outcome.concepts, model, outcome.weights, losses,
+                             ui={"personalize_training": [dict(outcome.report)]})
+
+
+NODES = [Train]

@@ -1,0 +1,16 @@
+"""Whole sets of numbers of the papers, by name."""
+from __future__ import annotations
+
+from typing import Any
+
+CUSTOM = "custom"
+
+# CoRe: the authors' training scripts (github.com/pangy9/CoRe, train.sh); Textual Inversion: Gal et al. 2022, section 4.
+PRESETS: dict[str, dict[str, Any]] = {
+    "CoRe stage 1: embedding": dict(steps=300, batch_size=6, optimizer="AdamW", weight_decay=0.01, schedule="constant",
+                                    warmup_steps=0, clip_gradients=0.0),
+    "CoRe stage 2: U-Net": dict(steps=1000, batch_size=4, optimizer="AdamW", weight_decay=0.01, schedule="constant",
+                                warmup_steps=0, clip_gradients=0.0),
+    "Textual Inversion": dict(steps=5000, batch_size=4, optimizer="AdamW", weight_decay=0.01, schedule="constant",
+                              warmup_steps=0, clip_gradients=0.0),
+}

@@ -1,0 +1,119 @@
+"""What a run leaves on the disk: resumable state, losses, previews, and its files in ComfyUI's model folders."""
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import folder_paths
+import numpy as np
+import safetensors
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..files import atomic, safe_name, write_safetensors, write_text
+from ..text.concept import Concept
+from ..text.embedding_files import MARK, embeddings_folder, file_stem, prompt_text, save_embedding
+from .progress import jsonable
+
+STATE = "state.safetensors"
+LARGEST_WEIGHTS_PER_STEP = 300 * 2**20
+LARGEST_STATE_PER_SAVE = 2**30
+
+
+class RunFolder:
+    """The folder output/personalize/<name>-<start of the fingerprint> of one run.
+
+    The fingerprint covers everything the result depends on but the number of steps, so that the same settings find the
+    same folder: to continue, or to return what is finished.
+    """
+
+    def __init__(self, name: str, key: str):
+        self.run = f"{safe_name(name, 'The name')}-{key[:8]}"
+        self.path = Path(folder_paths.get_output_directory()) / "personalize" / self.run
+        self.key = key
+
+    def state(self) -> tuple[dict[str, Tensor], int, list[dict]] | None:
+        """Tensors, steps done and history of an earlier run with this fingerprint, or None."""
+        try:
+            with safetensors.safe_open(self.path / STATE, framework="pt") as file:
+                about = file.metadata() or {}
+                if about.get("fingerprint") != self.key:
+                    return None
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, safetensors.SafetensorError):
+            return None
+        step = int(about["step"])
+        return tensors, step, [r for r in self.report()["history"] if r["step"] <= step]
+
+    def save_state(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Everything needed to resume, in one file that replaces the last one."""
+        write_safetensors(self.path / STATE, tensors, {"fingerprint": self.key, "step": str(step)})
+
+    def report(self) -> dict[str, Any]:
+        """What was last written by `save_report`; empty lists before that."""
+        empty = {"run": self.run, "history": [], "previews": [], "saved": [], "message": ""}
+        try:
+            return {**empty, **json.loads((self.path / "report.json").read_text(encoding="utf-8"))}
+        except (OSError, ValueError):
+            return empty
+
+    def save_report(self, report: Mapping[str, Any]) -> dict[str, str]:
+        """Writes report.json and losses.csv; returns their paths."""
+        history = report["history"]
+        terms = list(dict.fromkeys(name for record in history for name in record["parts"]))
+        table = io.StringIO()
+        rows = csv.writer(table)
+        rows.writerow(["step", "loss", *terms])
+        rows.writerows([r["step"], r["loss"], *(r["parts"].get(name, "") for name in terms)] for r in history)
+        json_path = write_text(self.path / "report.json", json.dumps(jsonable(report)))
+        csv_path = write_text(self.path / "losses.csv", table.getvalue())
+        return {"json": str(json_path), "csv": str(csv_path)}
+
+    def save_preview(self, image: Tensor, step: int) -> dict[str, str]:
+        """Writes a picture (H, W, 3) in 0…1; returns how the page asks the server for it."""
+        name = f"preview-{step:06d}.png"
+        pixels = (image.clamp(0, 1).cpu().numpy() * 255).round().astype(np.uint8)
+        with atomic(self.path / name) as unfinished:
+            Image.fromarray(pixels).save(unfinished, format="PNG")
+        return {"filename": name, "subfolder": f"personalize/{self.run}", "type": "output"}
+
+    def save_step(self, step: int, concepts: Sequence[Concept], weights: Mapping[str, Tensor], last: bool
+                  ) -> dict[str, Any]:
+        """Writes the concepts' embeddings and the weights of a step as files that stock nodes load.
+
+        Weights of more than 300 MB are only written for the last step.
+        Returns {step, embeddings: what to write in a prompt, files: paths}.
+        """
+        about = {"run": self.run, "step": str(step)}
+        paths = []
+        for concept in concepts:
+            stem = file_stem(concept.placeholder, step)
+            old = embeddings_folder() / self.run / f"{stem}.safetensors"
+            paths.append(old if old.exists() else save_embedding(
+                stem, concept.vectors, {**concept_metadata(concept), **about}, subfolder=self.run))
+        embeddings = [prompt_text(path) for path in paths]
+        if weights and (last or sum(t.nbytes for t in weights.values()) <= LARGEST_WEIGHTS_PER_STEP):
+            paths.append(write_safetensors(self.weights_path(step), _half(weights), {**about, MARK: "1"}))
+        return {"step": step, "embeddings": embeddings, "files": [str(path) for path in paths]}
+
+    def embedding_path(self, concept: Concept, step: int) -> Path:
+        """Where `save_step` puts a concept's embedding."""
+        return embeddings_folder() / self.run / f"{file_stem(concept.placeholder, step)}.safetensors"
+
+    def weights_path(self, step: int) -> Path:
+        """Where `save_step` puts the weights."""
+        return Path(folder_paths.get_folder_paths("loras")[0]) / self.run / f"weights-{step:06d}.safetensors"
+
+
+def concept_metadata(concept: Concept) -> dict[str, str]:
+    """What an embedding file says of the concept, for Load Concept."""
+    return {**concept.settings, "placeholder": concept.placeholder, "class_words": concept.class_words,
+            "init_words": concept.init_words}
+
+
+def _half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.half() if t.ndim else t.float() for name, t in weights.items()}
