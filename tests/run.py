@@ -1,0 +1,76 @@
+#!/usr/bin/env python3
+"""Runs the pack's tests in a real ComfyUI, after setting up whatever that needs in the ignored folder .testenv."""
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("Python 3.10 or newer is needed; this is Python %d.%d." % sys.version_info[:2])
+
+import argparse
+import os
+import subprocess
+from pathlib import Path
+
+from environment import chromium, comfyui
+from environment.report import SetupError, say
+from environment.setup import Environment, prepare
+
+TESTS = Path(__file__).resolve().parent
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
+IN_PROCESS = ["-m", "not server and not browser"]
+
+
+def arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Our own options, and what is left for pytest."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog="Anything else goes to pytest: paths, -k WORDS, -x, ...")
+    parser.add_argument("--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"),
+                        help="test with this ComfyUI (also: COMFYUI_PATH); nothing is installed into it")
+    parser.add_argument("--python", metavar="PATH", help="the Python that runs it, where it is not found beside it")
+    parser.add_argument("--comfyui-version", metavar="VERSION", choices=comfyui.RELEASES,
+                        help=f"fetch this ComfyUI (default {comfyui.NEWEST}); below the newest only the in-process tests run, "
+                             f"one of {', '.join(comfyui.RELEASES)}")
+    own, for_pytest = parser.parse_known_args()
+    if own.comfyui_version and own.comfyui:
+        parser.error("--comfyui-version fetches a ComfyUI: leave out --comfyui and COMFYUI_PATH")
+    return own, for_pytest
+
+
+def provide_browser() -> None:
+    """Say which browser will be used, or what to do about none. Raises SetupError in CI."""
+    browser = chromium.find()
+    if browser is None:
+        say("no Chromium, Chrome or Edge found; trying to install Chromium")
+        browser = chromium.install()
+    if browser is None and IN_CI:
+        raise SetupError(f"No browser was found and none could be installed: {chromium.install_command()}")
+    say(f"browser: {browser}" if browser else f"no browser, its tests will not run: {chromium.install_command()}")
+
+
+def run_pytest(environment: Environment, options: list[str]) -> int:
+    """Run pytest there; its exit status."""
+    say(f"testing with ComfyUI {environment.version} in {environment.comfyui}")
+    paths = [] if any(Path(option.partition("::")[0]).exists() for option in options) else [str(TESTS)]
+    command = [str(environment.python), "-m", "pytest", "-c", str(TESTS / "pytest.ini"), *options, *paths]
+    return subprocess.run(command, env=environment.variables()).returncode
+
+
+def main() -> int:
+    """Set up, test, and in CI test the oldest ComfyUI too."""
+    own, for_pytest = arguments()
+    try:
+        environment = prepare(own.comfyui_version, own.comfyui, own.python)
+        older = own.comfyui_version not in (None, comfyui.NEWEST)
+        if not older:
+            provide_browser()
+        result = run_pytest(environment, for_pytest + (IN_PROCESS if older else []))
+        if IN_CI and len(sys.argv) == 1:
+            result = run_pytest(prepare(comfyui.OLDEST), IN_PROCESS) or result
+    except SetupError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 2
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
