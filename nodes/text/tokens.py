@@ -22,7 +22,20 @@ class Slot:
     index: int
 
 
-Token = tuple["int | Slot", float]
+@dataclass(frozen=True, eq=False)
+class FixedVector:
+    """A vector (d,) that stands in the prompt as it is: of an embedding file, or of a concept the CLIP already knows."""
+
+    row: Tensor
+
+    def __eq__(self, other):
+        return isinstance(other, FixedVector) and torch.equal(self.row, other.row)
+
+    def __hash__(self):
+        return hash(tuple(self.row.tolist()))
+
+
+Token = tuple["int | Slot | FixedVector", float]
 Chunk = tuple[Token, ...]
 
 
@@ -31,7 +44,7 @@ class PromptTokens:
     """A prompt split by ComfyUI's tokenizers; compared and hashed by value.
 
     text: the prompt.
-    chunks: token key ("l", "g", "h") → chunks of (token id or Slot, weight), 77 a chunk.
+    chunks: token key ("l", "g", "h") → chunks of (token id, Slot or FixedVector; weight), 77 a chunk.
     ends: position of the first end-of-text token in each chunk, counted within the chunk.
     spans: name → positions in the encoded sequence (chunk · chunk length + position). Every placeholder is a span
         under its own name; what filled a template's slot is the span "subject".
@@ -126,7 +139,7 @@ class PromptTokenizer:
 
 def kept_ids(tokens: PromptTokens) -> Iterable[int]:
     """Ordinary token ids of the first encoder in order, padding included."""
-    return (token for chunk in tokens.chunks[0][1] for token, _ in chunk if not isinstance(token, Slot))
+    return (token for chunk in tokens.chunks[0][1] for token, _ in chunk if isinstance(token, int))
 
 
 def comfy_tokens(tokens: PromptTokens, encoders: tuple[TextEncoder, ...],
@@ -135,21 +148,26 @@ def comfy_tokens(tokens: PromptTokens, encoders: tuple[TextEncoder, ...],
     keys = {e.token_key: e.key for e in encoders}
 
     def value(token, key):
-        return vectors[token.placeholder][keys[key]][token.index] if isinstance(token, Slot) else token
+        if isinstance(token, Slot):
+            return vectors[token.placeholder][keys[key]][token.index]
+        return token.row if isinstance(token, FixedVector) else token
 
     return {key: [[(value(token, key), weight) for token, weight in chunk] for chunk in chunks]
             for key, chunks in tokens.chunks}
 
 
 def _marker(index: int, count: int, encoder: TextEncoder) -> Tensor:
-    marker = torch.zeros(count, encoder.width)
-    marker[:, 0] = index
-    marker[:, 1] = torch.arange(count)
+    """Rows (count, d) that no learned vector can equal and that say which Slot they stand for."""
+    marker = torch.full((count, encoder.width), torch.inf)
+    marker[:, 1] = index
+    marker[:, 2] = torch.arange(count)
     return marker
 
 
-def _read(token, names: list[str]) -> int | Slot:
-    return Slot(names[int(token[0])], int(token[1])) if isinstance(token, Tensor) else int(token)
+def _read(token, names: list[str]) -> int | Slot | FixedVector:
+    if not isinstance(token, Tensor):
+        return int(token)
+    return Slot(names[int(token[1])], int(token[2])) if torch.isinf(token[0]) else FixedVector(token.detach().clone())
 
 
 def _with_ids(chunks, ids: list[int]):

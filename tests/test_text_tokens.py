@@ -1,0 +1,183 @@
+"""Prompts as tokens: against a naive split, against what ComfyUI encodes, and with gradients to the vectors."""
+from __future__ import annotations
+
+import nodes
+import pytest
+import torch
+
+from personalize.nodes.text.apply import clip_with_vectors
+from personalize.nodes.text.embedding_files import prompt_text, save_embedding
+from personalize.nodes.text.encode import differentiable_text_model, encode
+from personalize.nodes.text.encoders import text_encoders
+from personalize.nodes.text.tokens import FILLED, PromptTokenizer, Slot, comfy_tokens
+from support.prompts_by_hand import END, SIZE, START, chunks_by_hand, same_tokens, words_to_ids
+
+
+def vectors_for(clip, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    noise = torch.Generator().manual_seed(seed)
+    return {e.key: 0.1 * torch.randn(count, e.width, generator=noise) for e in text_encoders(clip)}
+
+
+def tokens_only(chunk):
+    return [token for token, _ in chunk]
+
+
+def test_where_everything_sits(any_checkpoint):
+    clip = any_checkpoint.clip
+    tokens = PromptTokenizer(clip, {"<my-dog>": 2, "<cat>": 1})("a (<my-dog>:1.2) dog, <cat> and <my-dog>")
+    a, dog, comma, and_ = words_to_ids("a dog , and")
+    expected = [START, a, Slot("<my-dog>", 0), Slot("<my-dog>", 1), dog, comma, Slot("<cat>", 0), and_,
+                Slot("<my-dog>", 0), Slot("<my-dog>", 1), END]
+    for encoder in text_encoders(clip):
+        (chunk,) = dict(tokens.chunks)[encoder.token_key]
+        assert tokens_only(chunk) == expected + [encoder.tokenizer.pad_token] * (SIZE - len(expected))
+        assert [weight for _, weight in chunk[:5]] == [1.0, 1.0, 1.2, 1.2, 1.0]
+    assert tokens.ends == (10,) and tokens.length == tokens.chunk_length == 77
+    assert tokens.span("<my-dog>") == (2, 3, 8, 9) and tokens.span("<cat>") == (6,) and tokens.span("x") == ()
+    assert tokens.placeholders == {"<my-dog>", "<cat>"}
+    assert tokens.context() == (tuple(range(11)),)
+
+
+def test_filled_templates_have_the_same_context(any_checkpoint):
+    tokenizer = PromptTokenizer(any_checkpoint.clip, {"<my-dog>": 3})
+    ours, theirs = tokenizer.fill("a photo of {} on the beach", "<my-dog>"), tokenizer.fill(
+        "a photo of {} on the beach", "teddy bear")
+    assert ours.text == "a photo of <my-dog> on the beach" and theirs.text == "a photo of teddy bear on the beach"
+    assert ours.span(FILLED) == ours.span("<my-dog>") == (4, 5, 6) and theirs.span(FILLED) == (4, 5)
+    assert ours.context() == ((0, 1, 2, 3, 7, 8, 9, 10),) and theirs.context() == ((0, 1, 2, 3, 6, 7, 8, 9),)
+    assert theirs.placeholders == frozenset() and theirs == tokenizer.fill("a photo of {} on the beach", "teddy bear")
+    words = tokens_only(theirs.chunks[0][1][0])[1:10]
+    assert words == words_to_ids("a photo of teddy bear on the beach") + [END]
+    for tokens in (ours, theirs):
+        kept = [tokens_only(tokens.chunks[0][1][0])[p] for p in tokens.context()[0]]
+        assert kept == [START, *words_to_ids("a photo of on the beach"), END]
+
+
+@pytest.mark.parametrize("template", ["a photo of a dog", "{} and {}", ""])
+def test_templates_need_one_slot(sd15, template):
+    with pytest.raises(ValueError, match=f"has {template.count('{}')} slots but needs exactly one {{}}"):
+        PromptTokenizer(sd15.clip, {}).fill(template, "dog")
+
+
+def test_no_placeholders_at_all(any_checkpoint):
+    clip = any_checkpoint.clip
+    tokens = PromptTokenizer(clip, {})("a (red:1.3) dog")
+    assert comfy_tokens(tokens, text_encoders(clip), {}) == clip.tokenize("a (red:1.3) dog")
+
+
+@pytest.mark.parametrize("count", [1, 9])
+@pytest.mark.parametrize("before", [0, 66, 74, 75, 150])
+def test_long_prompts_are_split_as_comfyui_splits_them(any_checkpoint, count, before):
+    clip = any_checkpoint.clip
+    vectors = {"<my-dog>": vectors_for(clip, count)}
+    prompt = "very " * before + "<my-dog> " + "good " * 30
+    tokens = PromptTokenizer(clip, {"<my-dog>": count})(prompt)
+    found = comfy_tokens(tokens, text_encoders(clip), vectors)
+    taught = clip_with_vectors(clip, vectors).tokenize(prompt)
+    for e in text_encoders(clip):
+        by_hand = chunks_by_hand([("very " * before, 1.0), (vectors["<my-dog>"][e.key], 1.0), ("good " * 30, 1.0)],
+                                 e.tokenizer.pad_token)
+        assert same_tokens(found[e.token_key], by_hand) and same_tokens(taught[e.token_key], by_hand)
+    flat = [token for chunk in found[text_encoders(clip)[0].token_key] for token, _ in chunk]
+    assert tokens.span("<my-dog>") == tuple(i for i, token in enumerate(flat) if isinstance(token, torch.Tensor))
+    assert [flat[SIZE * i + end] for i, end in enumerate(tokens.ends)] == [END] * (tokens.length // SIZE)
+    good = words_to_ids("good")[0]
+    assert sum(not isinstance(flat[p], torch.Tensor) and flat[p] == good for chunk in tokens.context() for p in chunk) == 30
+
+
+def test_embedding_files_and_other_concepts_in_the_prompt_are_kept(any_checkpoint):
+    clip = any_checkpoint.clip
+    style, cat, dog = (vectors_for(clip, count, seed) for count, seed in ((2, 1), (1, 2), (1, 3)))
+    file = prompt_text(save_embedding("tokens-style", style, {}))
+    taught = clip_with_vectors(clip, {"<cat>": cat})
+    tokenizer = PromptTokenizer(taught, {"<my-dog>": 1})
+    prompt = f"<cat> and <my-dog>, {file}"
+    tokens = tokenizer(prompt)
+    assert tokens.placeholders == {"<my-dog>"} and tokens.span("<my-dog>") == (3,)
+    assert tokens == tokenizer(prompt) and hash(tokens) == hash(tokenizer(prompt))
+    assert tokens != tokenizer("<cat> and <my-dog>, <cat> <cat>")
+    stock = nodes.CLIPTextEncode().encode(clip_with_vectors(taught, {"<my-dog>": dog}), prompt)[0][0]
+    ours = encode(taught, [tokens], [{"<my-dog>": dog}])
+    assert torch.equal(ours.cond, stock[0])
+
+
+def test_with_token(any_checkpoint):
+    tokenizer = PromptTokenizer(any_checkpoint.clip, {"<my-dog>": 1})
+    tokens = tokenizer("a <my-dog> in a park")
+    mask = words_to_ids("house")[0]
+    changed = tokens.with_token(3, mask)
+    for (key, before), (same_key, after) in zip(tokens.chunks, changed.chunks, strict=True):
+        expected = tokens_only(before[0])
+        expected[3] = mask
+        assert key == same_key and tokens_only(after[0]) == expected
+    assert changed.span("<my-dog>") == (2,) and tokens == tokenizer("a <my-dog> in a park")
+
+
+# ------------------------------------------------------------------------------------------------ encoding
+def test_encoding_equals_the_stock_node(any_checkpoint):
+    clip = any_checkpoint.clip
+    vectors = {"<my-dog>": vectors_for(clip, 2)}
+    tokenizer, taught = PromptTokenizer(clip, {"<my-dog>": 2}), clip_with_vectors(clip, vectors)
+    prompts = ["a <my-dog> runs", "a red cat", "(a <my-dog>:1.3) sleeps", "a <my-dog> runs"]
+    encoded = encode(clip, [tokenizer(p) for p in prompts], [vectors] * 4)
+    assert encoded.cond.shape[:2] == (4, 77)
+    for i, prompt in enumerate(prompts):
+        (cond, options), = nodes.CLIPTextEncode().encode(taught, prompt)[0]
+        assert torch.equal(encoded.cond[i:i + 1], cond)
+        assert encoded.pooled is options["pooled_output"] is None or torch.equal(
+            encoded.pooled[i:i + 1], options["pooled_output"])
+
+
+def test_rows_with_vectors_of_their_own(sdxl):
+    clip = sdxl.clip
+    each = [{"<x>": vectors_for(clip, 1, seed)} for seed in (1, 2)]
+    tokens = PromptTokenizer(clip, {"<x>": 1})("a <x>")
+    encoded = encode(clip, [tokens, tokens], each)
+    for i, vectors in enumerate(each):
+        assert torch.equal(encoded.cond[i], encode(clip, [tokens], [vectors]).cond[0])
+    assert not torch.equal(encoded.cond[0], encoded.cond[1]) and not torch.equal(*encoded.pooled)
+
+
+def test_prompts_of_different_lengths_share_a_batch_by_repetition(sd15):
+    tokenizer = PromptTokenizer(sd15.clip, {})
+    short, long, longer = (tokenizer("good " * n) for n in (3, 80, 160))
+    encoded = encode(sd15.clip, [short, long], [{}, {}])
+    alone = encode(sd15.clip, [short], [{}]).cond[0]
+    assert torch.equal(encoded.cond[0], torch.cat([alone, alone]))
+    with pytest.raises(ValueError, match="154 and 231 tokens cannot share a batch"):
+        encode(sd15.clip, [long, longer], [{}, {}])
+
+
+@pytest.mark.parametrize("prompt", ["a photo of <x> in the park", "<x>, " + "good " * 90])
+def test_gradients_reach_the_vectors(any_checkpoint, prompt):
+    import comfy.model_management
+
+    clip = any_checkpoint.clip
+    comfy.model_management.load_models_gpu([clip.patcher], force_full_load=True)
+    tokens = PromptTokenizer(clip, {"<x>": 2})(prompt)
+    with torch.inference_mode(False), torch.enable_grad(), differentiable_text_model(clip):
+        plain = encode(clip, [tokens], [{"<x>": vectors_for(clip, 2)}])
+        vectors = {key: rows.clone().requires_grad_() for key, rows in vectors_for(clip, 2).items()}
+        weights = torch.randn(plain.cond.shape, generator=torch.Generator().manual_seed(1))
+
+        def loss(rows):
+            encoded = encode(clip, [tokens], [{"<x>": rows}])
+            return (encoded.cond * weights).sum() + (encoded.pooled.sum() if encoded.pooled is not None else 0)
+
+        value = loss(vectors)
+        gradients = dict(zip(vectors, torch.autograd.grad(value, list(vectors.values()))))
+        for key, gradient in gradients.items():
+            direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(2))
+            step = 1e-2 * direction / direction.norm()
+            up, down = ({**vectors, key: vectors[key].detach() + sign * step} for sign in (1, -1))
+            difference = (loss(up).double() - loss(down).double()) / 2
+            torch.testing.assert_close((gradient * step).sum().double(), difference, rtol=2e-2, atol=1e-3)
+    with torch.inference_mode():
+        assert torch.equal(plain.cond, encode(clip, [tokens], [{"<x>": vectors_for(clip, 2)}]).cond)
+
+
+def test_hooks_are_removed_after_an_error(sd15):
+    with pytest.raises(KeyError), differentiable_text_model(sd15.clip):
+        assert any(m._forward_pre_hooks for m in sd15.clip.cond_stage_model.modules())
+        raise KeyError
+    assert not any(m._forward_pre_hooks for m in sd15.clip.cond_stage_model.modules())
