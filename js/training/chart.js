@@ -1,0 +1,137 @@
+/** Line chart over the training steps, drawn by uPlot in the colours of ComfyUI's theme. */
+import uPlot from "../vendor/uplot-1.6.32/uPlot.mjs";
+import { formatTick } from "./format.js";
+
+const FONT = "11px system-ui, sans-serif";
+const LOOKS = {
+  faint: { width: 1, alpha: 0.35 },
+  plain: { width: 1.5, alpha: 1 },
+  strong: { width: 2.5, alpha: 1 },
+};
+
+export class TrainingChart {
+  #container;
+  #onCursor;
+  #plot = null;
+  #drawn = "";
+  #hidden = new Set();
+
+  /** @param onCursor called with the index of the record under the pointer, null when there is none */
+  constructor(container, onCursor) {
+    this.#container = container;
+    this.#onCursor = onCursor;
+    new ResizeObserver(() => this.#fit()).observe(container);
+  }
+
+  /** @param logarithmic of the values; those that are 0 lie on the lower edge */
+  show({ steps, lines }, logarithmic) {
+    const kind = JSON.stringify([logarithmic, lines.map(({ name, look, color }) => [name, look, color])]);
+    const columns = [steps, ...lines.map((line) => line.values)];
+    if (this.#plot && kind === this.#drawn) {
+      this.#plot.setData(columns);
+      return;
+    }
+    this.#drawn = kind;
+    this.#plot?.destroy();
+    this.#plot = new uPlot({ ...this.#size(), ...this.#options(lines, logarithmic) }, columns, this.#container);
+  }
+
+  setLineShown(name, isShown) {
+    if (isShown) this.#hidden.delete(name);
+    else this.#hidden.add(name);
+    const index = this.#plot?.series.findIndex((series) => series.label === name) ?? -1;
+    if (index > 0) this.#plot.setSeries(index, { show: isShown });
+  }
+
+  isLineShown(name) {
+    return !this.#hidden.has(name);
+  }
+
+  /** Draw again with the theme's colours of now. */
+  refresh() {
+    this.#plot?.redraw(false, true);
+  }
+
+  #options(lines, logarithmic) {
+    return {
+      legend: { show: false },
+      padding: [8, 12, 0, 0],
+      cursor: { y: false, drag: { x: false, y: false, setScale: false }, move: positionOnZoomedCanvas },
+      scales: {
+        x: { time: false, range: (_, min, max) => (min === max ? [min - 1, max + 1] : [min, max]) },
+        y: logarithmic ? { distr: 3, range: logarithmicRange, clamp: (_plot, _value, min) => min } : {},
+      },
+      axes: [this.#axis({ values: wholeSteps, size: 28 }), this.#axis({ values: valueLabels, size: 54 }, powersOfTen)],
+      series: [{}, ...lines.map((line) => this.#series(line))],
+      hooks: { setCursor: [(plot) => this.#onCursor(plot.cursor.idx ?? null)] },
+    };
+  }
+
+  #axis(options, gridFilter) {
+    const line = { stroke: () => this.#color("--pz-grid"), width: 1, filter: gridFilter };
+    return { stroke: () => this.#color("--pz-axis"), font: FONT, grid: line, ticks: { ...line, size: 4 }, ...options };
+  }
+
+  #series({ name, look, color }) {
+    const stroke = () => this.#color(lineColor(color));
+    return {
+      label: name, show: this.isLineShown(name), stroke, ...LOOKS[look],
+      points: { filter: lonelyPoints, size: 5, fill: stroke },
+    };
+  }
+
+  #color(property) {
+    return getComputedStyle(this.#container).getPropertyValue(property).trim() || "gray";
+  }
+
+  #size() {
+    return { width: Math.max(this.#container.clientWidth, 50), height: Math.max(this.#container.clientHeight, 50) };
+  }
+
+  #fit() {
+    const size = this.#size();
+    const isOther = this.#plot && (this.#plot.width !== size.width || this.#plot.height !== size.height);
+    if (isOther) this.#plot.setSize(size);
+  }
+}
+
+/** Name of the CSS property with a line's colour. */
+export const lineColor = (index) => `--pz-line-${index % 8}`;
+
+const valueLabels = (_, splits) => splits.map(formatTick);
+
+/** Nine grid lines a decade would hide the lines that count. */
+function powersOfTen(plot, splits) {
+  if (plot.scales.y.distr !== 3) return splits;
+  return splits.map((split) => (Math.abs(Math.log10(split) % 1) < 1e-6 ? split : null));
+}
+
+const wholeSteps = (_, splits) => splits.map((step) => (Number.isInteger(step) ? String(step) : ""));
+
+/** uPlot asks for the range of the positive values; there may be none. */
+function logarithmicRange(plot, min, max) {
+  if (!(min > 0) || !(max > 0)) return [0.1, 1];
+  return uPlot.rangeLog(min, max, 10, false);
+}
+
+/** Where to draw a dot although lines are drawn: at a value between two gaps, which no line would reach. */
+function lonelyPoints(plot, line, areAllShown) {
+  if (areAllShown) return null;
+  const values = plot.data[line];
+  const neighbour = (index, way) => {
+    do index += way; while (values[index] === undefined && index > 0 && index < values.length);
+    return values[index] ?? null;
+  };
+  const isLonely = (value, index) => typeof value === "number" && neighbour(index, -1) === null && neighbour(index, 1) === null;
+  const found = values.flatMap((value, index) => (isLonely(value, index) ? [index] : []));
+  return found.length ? found : null;
+}
+
+/** The graph's canvas scales and moves this element by a CSS transform, which uPlot does not reckon with. */
+function positionOnZoomedCanvas(plot, left, top) {
+  const event = plot.cursor.event;
+  if (!event || event.type === "mouseleave") return [left, top];
+  const box = plot.over.getBoundingClientRect();
+  const zoom = box.width / plot.over.offsetWidth || 1;
+  return [(event.clientX - box.left) / zoom, (event.clientY - box.top) / zoom];
+}

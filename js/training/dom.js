@@ -1,0 +1,18 @@
+/** Builds an element: `element("button", { type: "button", onclick, class: "…", "aria-label": "…" }, "text", child)`. */
+export function element(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function" || name === "hidden" || name === "disabled") node[name] = value;
+    else if (value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+/** One of the icons that ComfyUI's page brings (PrimeIcons); for the eye only. */
+export const icon = (name) => element("i", { class: `pi pi-${name}`, "aria-hidden": "true" });
+
+/** Changes a text only when it is another one, so that a screen reader does not repeat it. */
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}

@@ -1,0 +1,130 @@
+/**
+ * What the server has told about a training run, added up. Knows nothing of the page.
+ *
+ * Messages arrive while the run goes on (`apply`); a whole run arrives after execution, when a cached result is shown
+ * again, and when the page is loaded in mid-run (`load`).
+ */
+export class RunHistory {
+  run = "";
+  total = 0;
+  /** Step records in order: {step, loss, parts, norms, lr, seconds_left}; null in place of NaN. */
+  records = [];
+  /** Preview pictures in order: {step, image: {filename, subfolder, type}, version}. */
+  previews = [];
+  /** Saved files in order: {step, embeddings: ["embedding:…"], files}. */
+  saved = [];
+  /** "idle", "preparing" (the node runs, no step yet) or "training". */
+  phase = "idle";
+  stopped = false;
+  message = "";
+  error = "";
+
+  /** The last step that is known to be done, 0 when none is. */
+  get step() {
+    return this.records.at(-1)?.step ?? 0;
+  }
+
+  get isRunning() {
+    return this.phase !== "idle";
+  }
+
+  /** Add one message of the server. Unknown kinds are left alone. */
+  apply(data) {
+    const handlers = {
+      start: () => this.#start(data),
+      step: () => this.#step(data),
+      preview: () => insertByStep(this.previews, { step: data.step, image: data.image, version: Date.now() }),
+      saved: () => insertByStep(this.saved, savedEntry(data)),
+      end: () => this.#end(data),
+      error: () => this.fail(data.message),
+    };
+    if (Object.hasOwn(handlers, data.kind)) handlers[data.kind]();
+  }
+
+  /** The node begins to execute; what the last run said is no longer news. */
+  prepare() {
+    this.phase = "preparing";
+    this.clearMessages();
+  }
+
+  /** The run is known to be in progress. */
+  proceed() {
+    this.phase = "training";
+  }
+
+  /** Nothing executes on the node any more. */
+  finish() {
+    this.phase = "idle";
+  }
+
+  fail(sentence) {
+    this.phase = "idle";
+    this.message = "";
+    this.error = sentence || "The training failed and gave no reason; see ComfyUI's log.";
+  }
+
+  clearMessages() {
+    this.message = "";
+    this.error = "";
+    this.stopped = false;
+  }
+
+  /** Show a whole run: {run, history, previews, saved, message}. Steps of a run in progress that are newer stay. */
+  load(data) {
+    const records = [...(data.history ?? [])].sort(bySteps);
+    const last = records.at(-1)?.step ?? 0;
+    const isSameRun = data.run === this.run;
+    if (isSameRun && this.isRunning) records.push(...this.records.filter((record) => record.step > last));
+    const known = isSameRun ? this.previews : [];
+    this.run = data.run ?? this.run;
+    this.records = records;
+    this.previews = [...(data.previews ?? [])].sort(bySteps).map((preview) => withVersion(preview, known));
+    this.saved = [...(data.saved ?? [])].sort(bySteps).map(savedEntry);
+    this.message = data.message ?? "";
+    this.total = data.total ?? records.at(-1)?.total ?? last;
+  }
+
+  #start(data) {
+    const done = data.run === this.run ? data.resumed_from ?? 0 : 0;
+    const before = (entries) => (done ? entries.filter((entry) => entry.step <= done) : []);
+    this.records = before(this.records);
+    this.previews = before(this.previews);
+    this.saved = before(this.saved);
+    this.run = data.run;
+    this.total = data.total;
+    this.phase = "training";
+    this.clearMessages();
+  }
+
+  #step(data) {
+    this.run = data.run;
+    this.total = data.total ?? this.total;
+    this.phase = "training";
+    insertByStep(this.records, data);
+  }
+
+  #end(data) {
+    this.phase = "idle";
+    this.total = data.total ?? this.total;
+    this.stopped = Boolean(data.stopped);
+    this.message = data.message ?? "";
+  }
+}
+
+const bySteps = (left, right) => left.step - right.step;
+
+const savedEntry = ({ step, embeddings, files }) => ({ step, embeddings: embeddings ?? [], files: files ?? [] });
+
+/** Keeps the list in order, with one entry per step: the newer one. */
+function insertByStep(entries, entry) {
+  let index = entries.length;
+  while (index > 0 && entries[index - 1].step > entry.step) index -= 1;
+  const isKnown = index > 0 && entries[index - 1].step === entry.step;
+  entries.splice(isKnown ? index - 1 : index, isKnown ? 1 : 0, entry);
+}
+
+/** A new version makes the browser fetch a file of the same name again. */
+function withVersion(preview, known) {
+  const before = known.find(({ step, image }) => step === preview.step && image?.filename === preview.image?.filename);
+  return { step: preview.step, image: preview.image, version: before?.version ?? Date.now() };
+}

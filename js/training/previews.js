@@ -1,0 +1,158 @@
+/** The strip of preview pictures, and the large view of one of them. */
+import { element, icon, setText } from "./dom.js";
+import { imageAddress } from "./server.js";
+
+/** A row of thumbnails, one per previewed step, and "last". */
+export class PreviewStrip {
+  root;
+  #row = element("div", { class: "pz-thumbnails", role: "group", "aria-label": "Preview pictures by step" });
+  #lastButton;
+  #returned = element("span", { class: "pz-returned" });
+  #buttons = new Map();
+  #onPick;
+
+  /** @param onPick called with a preview's step @param onLast called when the last step is wanted again */
+  constructor(onPick, onLast) {
+    this.#onPick = onPick;
+    this.#lastButton = element("button", {
+      type: "button", class: "pz-last", onclick: onLast, title: "Let the node return the last step (use_step = 0)" }, "last");
+    const heading = element("div", { class: "pz-strip-heading" }, element("span", {}, "Previews"), this.#returned);
+    this.root = element("div", { class: "pz-strip" },
+      heading, element("div", { class: "pz-strip-row" }, this.#row, this.#lastButton));
+  }
+
+  /** @param useStep the step that the node is set to return, 0 for the last */
+  render(history, useStep) {
+    const isAtEnd = this.#row.scrollLeft + this.#row.clientWidth >= this.#row.scrollWidth - 4;
+    const known = new Set(history.previews.map(keyOf));
+    for (const [key, button] of this.#buttons) {
+      if (known.has(key)) continue;
+      button.remove();
+      this.#buttons.delete(key);
+    }
+    history.previews.forEach((preview, index) => this.#place(preview, index));
+    for (const preview of history.previews) {
+      this.#buttons.get(keyOf(preview)).setAttribute("aria-pressed", String(preview.step === useStep && useStep > 0));
+    }
+    this.#lastButton.setAttribute("aria-pressed", String(useStep === 0));
+    setText(this.#returned, useStep > 0 ? `the node returns step ${useStep}` : "the node returns the last step");
+    this.root.hidden = history.previews.length === 0;
+    if (isAtEnd) this.#row.scrollLeft = this.#row.scrollWidth;
+  }
+
+  #place(preview, index) {
+    const key = keyOf(preview);
+    if (!this.#buttons.has(key)) this.#buttons.set(key, this.#thumbnail(preview));
+    const button = this.#buttons.get(key);
+    if (this.#row.children[index] !== button) this.#row.insertBefore(button, this.#row.children[index] ?? null);
+  }
+
+  #thumbnail(preview) {
+    const picture = element("img", {
+      src: imageAddress(preview, true), alt: `Preview of step ${preview.step}`, loading: "lazy", draggable: "false" });
+    return element("button", {
+      type: "button", class: "pz-thumbnail", "data-step": preview.step, onclick: () => this.#onPick(preview.step),
+      title: `Step ${preview.step}: look closer and use it` }, picture, element("span", {}, String(preview.step)));
+  }
+}
+
+const keyOf = ({ step, version }) => `${step} ${version}`;
+
+/** Shows one preview large, on top of the page, with the file of its step; arrow keys leaf through the others. */
+export class PreviewViewer {
+  #dialog;
+  #picture = element("img", { class: "pz-large" });
+  #title = element("h2", { id: "pz-viewer-title" });
+  #files = element("div", { class: "pz-files" });
+  #use = element("span", { role: "status" });
+  #useButton = element("button", { type: "button", class: "pz-button" });
+  #useRow = element("div", { class: "pz-use" }, this.#use, this.#useButton);
+  #run = null;
+  #step = 0;
+
+  constructor() {
+    const turn = (name, label, way) => element("button", {
+      type: "button", class: "pz-button pz-turn", "aria-label": label, title: label, onclick: () => this.#turn(way) }, icon(name));
+    const close = element("button", {
+      type: "button", class: "pz-button", "aria-label": "Close", title: "Close", onclick: () => this.#dialog.close() }, icon("times"));
+    this.#useButton.onclick = () => this.#toggleUse();
+    this.#dialog = element("dialog", { class: "pz-theme pz-viewer", "aria-labelledby": "pz-viewer-title" },
+      element("header", {}, this.#title, close),
+      element("div", { class: "pz-viewer-picture" },
+        turn("chevron-left", "Earlier preview", -1), this.#picture, turn("chevron-right", "Later preview", 1)),
+      this.#files, this.#useRow);
+    this.#dialog.addEventListener("keydown", (event) => this.#onKey(event));
+    this.#dialog.addEventListener("click", (event) => event.target === this.#dialog && this.#dialog.close());
+    document.body.append(this.#dialog);
+  }
+
+  /** @param run {history, useStep(): number, setUseStep(step)} of the node whose preview it is */
+  open(run, step) {
+    this.#run = run;
+    this.#step = step;
+    this.#render();
+    if (!this.#dialog.open) this.#dialog.showModal();
+    this.#dialog.focus();
+  }
+
+  #render() {
+    const { history } = this.#run;
+    const preview = history.previews.find((entry) => entry.step === this.#step);
+    const saved = history.saved.find((entry) => entry.step === this.#step);
+    setText(this.#title, `${history.run}, step ${this.#step}`);
+    this.#picture.src = imageAddress(preview);
+    this.#picture.alt = `Preview of step ${this.#step}`;
+    this.#files.replaceChildren(...(saved ? savedRows(saved) : [element("p", {}, noFileSentence(this.#step, history.saved))]));
+    const isUsed = this.#run.useStep() === this.#step;
+    this.#useRow.hidden = !saved || this.#step === 0;
+    setText(this.#use, isUsed ? `From the next Run on, the node returns step ${this.#step}.` : "");
+    setText(this.#useButton, isUsed ? "Return the last step instead" : "Let the node return this step");
+  }
+
+  #toggleUse() {
+    this.#run.setUseStep(this.#run.useStep() === this.#step ? 0 : this.#step);
+    this.#render();
+  }
+
+  #turn(way) {
+    const { previews } = this.#run.history;
+    const index = previews.findIndex((entry) => entry.step === this.#step) + way;
+    if (!previews[index]) return;
+    this.#step = previews[index].step;
+    this.#render();
+  }
+
+  #onKey(event) {
+    event.stopPropagation(); // else Delete would delete the selected node
+    if (event.target instanceof HTMLInputElement) return;
+    if (event.key === "ArrowLeft") this.#turn(-1);
+    if (event.key === "ArrowRight") this.#turn(1);
+  }
+}
+
+function savedRows({ embeddings, files }) {
+  const prompts = embeddings.map((text) => {
+    const field = element("input", { type: "text", readonly: "", value: text, "aria-label": "Text for the prompt", size: text.length });
+    const copy = element("button", { type: "button", class: "pz-button" }, icon("copy"), " Copy");
+    copy.onclick = () => copyText(field, copy);
+    return element("div", { class: "pz-embedding" }, element("span", {}, "In a prompt, write"), field, copy);
+  });
+  return [...prompts, ...files.map((file) => element("p", { class: "pz-file" }, file))];
+}
+
+function noFileSentence(step, saved) {
+  if (step === 0) return "Step 0 is the picture before training, so there is nothing to use.";
+  const steps = saved.map((entry) => entry.step).join(", ");
+  return `No file was saved at step ${step}. ${steps ? `Files were saved at steps ${steps}.` : "Set save_every to save files on the way."}`;
+}
+
+async function copyText(field, button) {
+  field.select();
+  try {
+    await navigator.clipboard.writeText(field.value);
+    button.replaceChildren(icon("check"), " Copied");
+  } catch {
+    button.replaceChildren("Press Ctrl+C"); // browsers give the clipboard only to https and localhost
+    field.focus();
+  }
+}

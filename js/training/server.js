@@ -1,0 +1,40 @@
+/** What the page asks the pack's own routes. */
+import { api } from "../../../scripts/api.js";
+
+/** Sends "stop", "save" or "sample" to a run; a sentence about what happens now. */
+export async function sendCommand(run, command) {
+  const answer = await api.fetchApi("/personalize/command", {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ run, command }),
+  });
+  return (await answer.json()).message ?? "";
+}
+
+/** Runs in progress: [{run, node}]. */
+export async function fetchRunsInProgress() {
+  const answer = await api.fetchApi("/personalize/runs");
+  return answer.ok ? answer.json() : [];
+}
+
+/** The run as it is now, or null if there is none of that name. */
+export async function fetchRun(run) {
+  const answer = await api.fetchApi(`/personalize/runs/${encodeURIComponent(run)}`);
+  if (!answer.ok) return null;
+  const data = await answer.json();
+  return data?.run ? data : null;
+}
+
+/** {preset: {widget: value}} */
+export async function fetchPresets() {
+  const answer = await api.fetchApi("/personalize/presets");
+  return answer.ok ? answer.json() : {};
+}
+
+/** Address of an output file; small: a light copy for thumbnails. */
+export function imageAddress({ image, version }, small = false) {
+  const query = new URLSearchParams({
+    filename: image.filename, subfolder: image.subfolder ?? "", type: image.type ?? "output", version });
+  if (small) query.set("preview", "webp;80");
+  return api.apiURL(`/view?${query}`);
+}
