@@ -11,20 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from personalize.nodes.attention import softmax
 from personalize.nodes.attention.layers import attention_layers, spatial_transformer, transformer_block, unet_of
 from personalize.nodes.attention.recorder import AttentionRecorder, PassStopped, Wanted
-
-
-def naive_attention(query, key, heads):
-    """(rows, heads, P, T), one head and one token at a time."""
-    rows, pixels, width = query.shape
-    dim, tokens = width // heads, key.shape[1]
-    result = torch.zeros(rows, heads, pixels, tokens, dtype=query.dtype)
-    for head in range(heads):
-        part = slice(head * dim, (head + 1) * dim)
-        for token in range(tokens):
-            score = (query[..., part] * key[:, None, token, part]).sum(-1) / dim ** 0.5
-            result[:, head, :, token] = torch.exp(score)
-        result[:, head] /= result[:, head].sum(-1, keepdim=True)
-    return result
+from support.attention_by_hand import naive_attention, projections
 
 
 class UNetRun:
@@ -68,19 +55,6 @@ def trainable(model):
     return UNetRun(model)
 
 
-@contextlib.contextmanager
-def projections(run, context=None):
-    """Layer → [query, key] as the U-Net computes them, seen by hooks of the test's own."""
-    seen, hooks = {layer: [] for layer in run.layers}, []
-    for layer in run.layers:
-        attention = transformer_block(run.unet, layer).attn2
-        for module in (attention.to_q, attention.to_k):
-            hooks.append(module.register_forward_hook(lambda m, a, out, kept=seen[layer]: kept.append(out.detach())))
-    yield seen
-    for hook in hooks:
-        hook.remove()
-
-
 def hook_count(module):
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
 
@@ -100,12 +74,13 @@ def test_layers_are_in_execution_order(run):
 def test_maps_equal_naive_loops(run):
     layers = run.layers[::3]
     positions = ((1, 5, 76), (2, 2, 0))
-    with torch.no_grad(), projections(run) as seen, \
+    with torch.no_grad(), projections(run.unet) as seen, \
             AttentionRecorder(run.unet, [Wanted(layers), Wanted(layers, "pixels", positions), Wanted(layers, "pixels")]) as rec:
         run()
     means, chosen, everything = rec.maps
     for i, layer in enumerate(layers):
-        expected = naive_attention(*seen[layer], layer.heads)
+        heads, (query, key) = seen[layer.order]
+        expected = naive_attention(query, key, heads)
         assert means[i].dtype == torch.float32 and torch.allclose(means[i], expected.mean((1, 2)), atol=1e-6)
         assert torch.allclose(means[i].sum(-1), torch.ones(2))
         per_pixel = expected.mean(1)
@@ -126,22 +101,22 @@ def test_keys_of_another_prompt(run, keys_rows, tokens):
     """Queries of the pass against keys that a second real pass computes from the other prompt."""
     other = torch.randn(keys_rows, tokens, run.context.shape[2], generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        with projections(run) as first, AttentionRecorder(run.unet, [Wanted(run.layers, keys=other)]) as rec:
+        with projections(run.unet) as first, AttentionRecorder(run.unet, [Wanted(run.layers, keys=other)]) as rec:
             run()
-        with projections(run) as second:
+        with projections(run.unet) as second:
             run(other.expand(2, -1, -1))
     for layer, found in zip(run.layers, rec.maps[0]):
-        expected = naive_attention(first[layer][0], second[layer][1], layer.heads).mean((1, 2))
+        expected = naive_attention(first[layer.order][1][0], second[layer.order][1][1], layer.heads).mean((1, 2))
         assert found.shape == (2, tokens)
         assert torch.allclose(found, expected, atol=1e-6)
 
 
 def test_long_prompt(run15):
     context = torch.randn(2, 154, run15.context.shape[2])
-    with torch.no_grad(), projections(run15) as seen, AttentionRecorder(run15.unet, [Wanted(run15.layers[:2])]) as rec:
+    with torch.no_grad(), projections(run15.unet) as seen, AttentionRecorder(run15.unet, [Wanted(run15.layers[:2])]) as rec:
         run15(context)
     for layer, found in zip(run15.layers, rec.maps[0]):
-        assert torch.allclose(found, naive_attention(*seen[layer], layer.heads).mean((1, 2)), atol=1e-6)
+        assert torch.allclose(found, naive_attention(*seen[layer.order][1], layer.heads).mean((1, 2)), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -161,10 +136,10 @@ def test_unet_in_bfloat16(run15):
     run15.unet.dtype = torch.bfloat16
     run15.x, run15.context = run15.x.bfloat16(), run15.context.bfloat16()
     run15.context.requires_grad_()
-    with projections(run15) as seen, AttentionRecorder(run15.unet, [Wanted(run15.layers)]) as rec:
+    with projections(run15.unet) as seen, AttentionRecorder(run15.unet, [Wanted(run15.layers)]) as rec:
         run15()
     for layer, found in zip(run15.layers[:3], rec.maps[0]):
-        assert torch.allclose(found, naive_attention(*(p.float() for p in seen[layer]), layer.heads).mean((1, 2)), atol=1e-6)
+        assert torch.allclose(found, naive_attention(*(p.float() for p in seen[layer.order][1]), layer.heads).mean((1, 2)), atol=1e-6)
     sum(found[:, 3].sum() for found in rec.maps[0]).backward()
     assert run15.context.grad.dtype == torch.bfloat16 and run15.context.grad[:, 3].abs().sum() > 0
 
@@ -280,10 +255,10 @@ def test_attention_replaced_by_another_pack(run15):
     options = {"patches_replace": {"attn2": {layer.block: foreign}}}
     with torch.no_grad():
         plain = run15(options=options)
-        with projections(run15) as seen, AttentionRecorder(run15.unet, [Wanted((layer,))]) as rec:
+        with projections(run15.unet) as seen, AttentionRecorder(run15.unet, [Wanted((layer,))]) as rec:
             recorded = run15(options=options)
     assert len(calls) == 2 and torch.equal(plain, recorded)
-    assert torch.allclose(rec.maps[0][0], naive_attention(*seen[layer], layer.heads).mean((1, 2)), atol=1e-6)
+    assert torch.allclose(rec.maps[0][0], naive_attention(*seen[layer.order][1], layer.heads).mean((1, 2)), atol=1e-6)
 
 
 def test_weight_wrappers_act_on_the_maps(load_checkpoint):
@@ -306,11 +281,11 @@ def test_weight_wrappers_act_on_the_maps(load_checkpoint):
             comfy.model_management.load_models_gpu([patcher])
             run = UNetRun(patcher)
             key = transformer_block(patcher, layer).attn2.to_k.weight
-            with projections(run) as seen, AttentionRecorder(patcher, [Wanted((layer,))]) as rec:
+            with projections(run.unet) as seen, AttentionRecorder(patcher, [Wanted((layer,))]) as rec:
                 run()
             maps.append(rec.maps[0][0])
         plain_key = torch.nn.functional.linear(run.context, key.float()) * 2
-        expected = naive_attention(seen[layer][0], plain_key, layer.heads).mean((1, 2))
+        expected = naive_attention(seen[0][1][0], plain_key, layer.heads).mean((1, 2))
     comfy.model_management.unload_all_models()
     assert torch.allclose(maps[1], expected, atol=1e-5)
     assert not torch.allclose(maps[0], maps[1], atol=1e-5)
