@@ -1,0 +1,91 @@
+"""Prompt templates with one slot, by kind: the PROMPT_SET that losses, recipes and measurements draw from."""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Collection
+
+SLOT = "{}"
+OWN = "own"
+BUNDLED = {"animate": ("background", "action", "outfit", "style", "colour"),
+           "inanimate": ("background", "style", "colour"),
+           "universal": ("background", "style", "colour")}
+_FOLDER = Path(__file__).parent / "prompt_sets"
+_HEADING = re.compile(r"\[([\w -]+)\]")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompt templates.
+
+    prompts: (kind, template); kind is "background", "action", …, or "own"; a template holds exactly one {} where a
+        placeholder or class words go, e.g. ("background", "a {} on the beach").
+    """
+
+    prompts: tuple[tuple[str, str], ...]
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """All templates, in order."""
+        return tuple(template for _, template in self.prompts)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds that occur, in order of appearance."""
+        return tuple(dict.fromkeys(kind for kind, _ in self.prompts))
+
+    def of(self, kinds: Collection[str]) -> PromptSet:
+        """Only the templates of these kinds."""
+        return PromptSet(tuple(prompt for prompt in self.prompts if prompt[0] in kinds))
+
+    def fill(self, words: str) -> tuple[str, ...]:
+        """All templates with `words` in the slot."""
+        return tuple(template.replace(SLOT, words) for template in self.templates)
+
+
+def joined(*sets: PromptSet) -> PromptSet:
+    """All templates in order, each once, however it is spaced or capitalised; the first one's kind counts."""
+    first: dict[str, tuple[str, str]] = {}
+    for prompts in sets:
+        for kind, template in prompts.prompts:
+            first.setdefault(" ".join(template.lower().split()), (kind, template))
+    return PromptSet(tuple(first.values()))
+
+
+def bundled(subject: str, kinds: Collection[str] | None = None) -> PromptSet:
+    """The pack's own set for a subject, "animate", "inanimate" or "universal"; all kinds, or only the given ones."""
+    prompts = parse((_FOLDER / f"{subject}.txt").read_text("utf-8"), f"{subject}.txt")
+    return prompts if kinds is None else prompts.of(kinds)
+
+
+def read_prompts(path: Path) -> PromptSet:
+    """Templates of a text file, see `parse`. Raises ValueError with one sentence if it is not UTF-8 text."""
+    try:
+        return parse(Path(path).read_text("utf-8-sig"), path.name)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not a text file in UTF-8; save it as plain UTF-8 text.") from error
+
+
+def parse(text: str, source: str) -> PromptSet:
+    """Templates of `text`, one a line, each once.
+
+    Empty lines and lines that start with # are skipped. A line such as [action] gives the kind of the lines after it;
+    before the first one the kind is "own". source: where the text is from, for messages.
+    Raises ValueError naming the line whose number of slots is not one.
+    """
+    prompts, kind = [], OWN
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        if heading := _HEADING.fullmatch(line):
+            kind = heading[1].strip().lower()
+            continue
+        slots = line.count(SLOT)
+        if slots != 1:
+            found = f"has {slots} slots" if slots else "has no slot"
+            raise ValueError(f"Line {number} of {source} {found}: '{line}'; write exactly one {{}} where the subject "
+                             "goes, for example: a {} on the beach.")
+        prompts.append((kind, line))
+    return joined(PromptSet(tuple(prompts)))

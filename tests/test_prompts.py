@@ -1,0 +1,72 @@
+"""Prompt sets: the bundled ones are well-formed, and own lines are read or refused with their line number."""
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from personalize.nodes.text import prompts
+from personalize.nodes.text.prompts import BUNDLED, PromptSet, bundled, joined, parse, read_prompts
+from support.prompts_by_hand import words_to_ids
+
+
+@pytest.mark.parametrize("subject, about", [("animate", 100), ("inanimate", 100), ("universal", 50)])
+def test_bundled_sets(subject, about):
+    found = bundled(subject)
+    assert found.kinds == BUNDLED[subject] and len(found.prompts) == about
+    lines = [line for line in (Path(prompts.__file__).parent / "prompt_sets" / f"{subject}.txt").read_text("utf-8").splitlines()
+             if line and line[0] not in "#["]
+    assert list(found.templates) == lines, "a bundled file repeats a prompt"
+    for template in found.templates:
+        words = template.replace("{}", " ").split()
+        assert template.count("{}") == 1 and template == " ".join(template.split())
+        assert 1 <= len(words) <= 12 and len(words_to_ids(template.replace("{}", ""))) < 16
+        assert all(word.strip(".,'-").replace("-", "").replace("'", "").isalnum() for word in words), template
+    assert all(len(bundled(subject, [kind]).prompts) >= 10 for kind in BUNDLED[subject])
+
+
+def test_kinds_are_selectable():
+    chosen = bundled("animate", ["outfit", "colour"])
+    assert chosen.kinds == ("outfit", "colour")
+    assert chosen.prompts == tuple(p for p in bundled("animate").prompts if p[0] in ("outfit", "colour"))
+    assert bundled("universal", ["outfit"]).prompts == ()
+
+
+def test_own_lines():
+    found = parse("# mine\n\n a {} at school \n[Action]\n({}:1.2) flying\nA {}  at school\n[own]\na [{}] cat\r\n", "lines")
+    assert found.prompts == (("own", "a {} at school"), ("action", "({}:1.2) flying"), ("own", "a [{}] cat"))
+    assert found.fill("<x>") == ("a <x> at school", "(<x>:1.2) flying", "a [<x>] cat")
+    assert parse("", "lines").prompts == ()
+
+
+def test_joined_keeps_the_first_of_equal_prompts():
+    found = joined(PromptSet((("style", "A {}"),)), PromptSet((("own", "a  {}"), ("own", "b {}"))))
+    assert found.prompts == (("style", "A {}"), ("own", "b {}"))
+
+
+@pytest.mark.parametrize("text, message", [
+    ("a {} here\n\na dog there\n", "Line 3 of my.txt has no slot: 'a dog there'; write exactly one {}"),
+    ("a {} and {}", "Line 1 of my.txt has 2 slots: 'a {} and {}'"),
+    ("# c\n[action]\na { } runs", "Line 3 of my.txt has no slot"),
+])
+def test_lines_without_exactly_one_slot_are_named(text, message):
+    with pytest.raises(ValueError) as refused:
+        parse(text, "my.txt")
+    assert str(refused.value).startswith(message) and "\n" not in str(refused.value)
+
+
+def test_files(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_bytes("\ufeffein {} im Café\r\n".encode())
+    assert read_prompts(path).prompts == (("own", "ein {} im Café"),)
+    path.write_bytes(b"\xff\xfe\x00{}")
+    with pytest.raises(ValueError, match="mine.txt is not a text file in UTF-8"):
+        read_prompts(path)
+
+
+def test_the_maths_side_does_not_import_comfyui():
+    tree = ast.parse(Path(prompts.__file__).read_text("utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names} | {
+        node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported == {"__future__", "re", "dataclasses", "pathlib", "typing"}
