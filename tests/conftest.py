@@ -139,6 +139,14 @@ def execute(tiny_checkpoints):
 
 
 @pytest.fixture(scope="session")
+def node_classes(execute) -> list[type]:
+    """Every node class of the pack, registered in process."""
+    from personalize.nodes import node_classes
+
+    return node_classes()
+
+
+@pytest.fixture(scope="session")
 def start_server(tmp_path_factory):
     """Call for a server of its own: `start_server(packs={folder name: folder})`; all are stopped at the end."""
     from support.server import ComfyServer
