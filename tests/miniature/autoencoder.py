@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import random
-import time
 from pathlib import Path
 from typing import Callable
 
@@ -12,12 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from .comfyui import fast_half
 from .data import Pool, draw_all, masks_tensor, pictures_tensor, scenes
+from .deadline import Deadline
 from .renderer import Drawing
 from .run_state import Run, cosine
 
 LATENT_CHANNELS = 16
 GATE_DB = 30.0
-STEPS = 12000
+STEPS = 8000
 BATCH, CROP = 16, 64
 PEAK_RATE = 8e-4
 WEIGHTS = Path(__file__).parent / "weights" / "autoencoder.safetensors"
@@ -99,31 +99,31 @@ def decibels(pictures: torch.Tensor, rebuilt: torch.Tensor, mask: torch.Tensor |
     return float(-10 * mean.log10())
 
 
-def train_autoencoder(folder: Path, until: float, on: torch.device, log: Callable[[str], None],
-                      start: Path | None = None, steps: int = STEPS) -> bool:
-    """Train until ``time.monotonic()`` passes ``until`` or ``steps`` are done; True once the gate is passed."""
-    model = new_autoencoder()
-    initialise(model)
+def train_autoencoder(folder: Path, deadline: Deadline, on: torch.device, start: Path | None = None,
+                      steps: int = STEPS) -> bool:
+    """Train until the deadline or until ``steps`` are done; True once the gate is passed."""
     if start is not None:
         model = load_autoencoder(start).train().requires_grad_(True)
+    else:
+        model = new_autoencoder()
+        initialise(model)
     model = model.to(on, memory_format=torch.channels_last)
     run = Run(folder / "autoencoder.pt", {"autoencoder": model})
-    log(f"autoencoder: {'continues at step ' + str(run.step) if run.restore() else 'starts'}")
+    deadline.log(f"autoencoder: {'continues at step ' + str(run.step) if run.restore() else 'starts'}")
     held_out = draw_all(scenes(48, "held_out", 1))
     pictures, masks = pictures_tensor(held_out).to(on), masks_tensor(held_out).to(on)
     pool, rng = Pool(1500, run.step + 1), random.Random(run.step)
     pool.refresh(200)
-    while run.step < steps and time.monotonic() < until:
+    while run.step < steps and not deadline.over:
         pool.refresh(6 if len(pool.drawings) < pool.size else 2)
         batch = _crops(pool.take(BATCH), rng).to(on, memory_format=torch.channels_last)
         with torch.autocast(on.type, torch.bfloat16, enabled=fast_half(on)):
             loss = reconstruction_loss(model, batch)
         run.update(loss, cosine(run.step, steps, PEAK_RATE, 200))
         if run.step % 250 == 0 or run.step == steps:
-            passed = _evaluate(run, model, pictures, masks, folder, log, loss.item())
-            run.done = run.done or (passed and run.step == steps)
+            _evaluate(run, model, pictures, masks, folder, deadline.log, loss.item())
     run.save()
-    return _evaluate(run, model, pictures, masks, folder, log, float("nan"))
+    return _evaluate(run, model, pictures, masks, folder, deadline.log, float("nan"))
 
 
 def _evaluate(run: Run, model: torch.nn.ModuleDict, pictures: torch.Tensor, masks: torch.Tensor, folder: Path,

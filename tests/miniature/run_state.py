@@ -40,7 +40,6 @@ class Run:
         self.mean = [p.detach().clone() for p in self.parameters]
         self.mean_decay = mean_decay
         self.step = 0
-        self.done = False
         self._saved = time.monotonic()
 
     def update(self, loss: torch.Tensor, rate: float, clip: float = 1.0) -> None:
@@ -63,7 +62,7 @@ class Run:
     def save(self) -> None:
         write_atomically(self.file, {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "mean": self.mean, "optimizer": self.optimizer.state_dict(), "step": self.step, "done": self.done,
+            "mean": self.mean, "optimizer": self.optimizer.state_dict(), "step": self.step,
         })
         self._saved = time.monotonic()
 
@@ -77,7 +76,7 @@ class Run:
         for own, saved in zip(self.mean, state["mean"], strict=True):
             own.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.done = state["step"], state["done"]
+        self.step = state["step"]
         return True
 
     def swap_mean(self) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -17,13 +16,15 @@ if __package__ in (None, ""):
 import torch  # noqa: E402
 
 from miniature.comfyui import device, use_comfyui  # noqa: E402
+from miniature.deadline import Deadline  # noqa: E402
 
+NOT_YET = "not passed yet: run this command again to continue"
 DEFAULT_FOLDER = Path.home() / ".cache" / "comfyui-personalize-miniature"
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("autoencoder",), help="only this stage")
+    parser.add_argument("--stage", choices=("autoencoder", "oracle"), help="only this stage")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after this many minutes (state is kept)")
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of the run, outside the work tree")
     parser.add_argument("--comfyui", type=Path, help="ComfyUI's root folder")
@@ -32,20 +33,32 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _autoencoder(wanted: argparse.Namespace, deadline: Deadline) -> bool:
+    from miniature.autoencoder import train_autoencoder
+
+    passed = train_autoencoder(wanted.out, deadline, device(), wanted.start)
+    deadline.log(f"autoencoder gate {'passed' if passed else NOT_YET}")
+    return passed
+
+
+def _oracle(wanted: argparse.Namespace, deadline: Deadline) -> bool:
+    from miniature.oracle_training import train_oracle
+
+    file = wanted.out / "autoencoder.safetensors"
+    passed = train_oracle(wanted.out, deadline, device(), file if file.is_file() else None)
+    deadline.log(f"oracle gate {'passed' if passed else NOT_YET}")
+    return passed
+
+
 def main() -> int:
     wanted = _arguments()
     torch.set_num_threads(wanted.threads)
     use_comfyui(wanted.comfyui)
-    from miniature.autoencoder import train_autoencoder
-
-    began = time.monotonic()
-    until = began + 60 * wanted.minutes
-
-    def log(line: str) -> None:
-        print(f"[{time.monotonic() - began:7.0f} s] {line}", flush=True)
-
-    passed = train_autoencoder(wanted.out, until, device(), log, wanted.start)
-    log(f"autoencoder gate {'passed' if passed else 'not passed yet: run this command again to continue'}")
+    deadline = Deadline(wanted.minutes)
+    if wanted.stage in (None, "autoencoder") and not _autoencoder(wanted, deadline):
+        return 0
+    if wanted.stage in (None, "oracle"):
+        _oracle(wanted, deadline)
     return 0
 
 

@@ -1,0 +1,176 @@
+"""Trains and validates the oracle: on renders, on their reconstructions, with noise and blur."""
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from .autoencoder import load_autoencoder, reconstruct
+from .comfyui import fast_half
+from .data import draw_all, masks_tensor, pictures_tensor, scenes
+from .deadline import Deadline
+from .factors import CLASSES, POSES, Identity, Scene, sample_identity, sample_scene, with_factors
+from .oracle import CHOICES, Oracle, truth
+from .renderer import draw
+from .run_state import Run, cosine
+
+STEPS = 4000
+KINDS, PAIRS = 4, 6           # a batch: four classes, six pairs of pictures of one identity each
+PEAK_RATE = 2e-3
+GATE, MASK_GATE = 0.98, 0.90
+FACTORS = (*CHOICES, "colors")
+
+
+class PairPool:
+    """Two pictures of one identity, many times over; a part of them through the autoencoder."""
+
+    def __init__(self, size: int, seed: int, autoencoder: torch.nn.ModuleDict | None):
+        self.rng, self.size, self.autoencoder = random.Random(seed), size, autoencoder
+        self.pairs: dict[str, list[tuple[list[Scene], torch.Tensor, torch.Tensor]]] = {kind: [] for kind in CLASSES}
+
+    def refresh(self, count: int) -> None:
+        for _ in range(count):
+            kind = self.rng.choice(CLASSES)
+            pair, kept = self._draw(kind), self.pairs[kind]
+            if len(kept) < self.size // len(CLASSES):
+                kept.append(pair)
+            else:
+                kept[self.rng.randrange(len(kept))] = pair
+
+    def _draw(self, kind: str) -> tuple[list[Scene], torch.Tensor, torch.Tensor]:
+        identity = sample_identity(self.rng, kind)
+        while identity.held_out:
+            identity = sample_identity(self.rng, kind)
+        both = [self._scene(identity), self._scene(identity)]
+        drawings = draw_all(both)
+        pictures = pictures_tensor(drawings)
+        if self.autoencoder is not None and self.rng.random() < 0.4:
+            pictures = reconstruct(self.autoencoder, pictures)
+        return both, (pictures * 255).round().byte(), (masks_tensor(drawings) * 255).round().byte()
+
+    def _scene(self, identity: Identity) -> Scene:
+        """A training scene with all poses equally often."""
+        while True:
+            scene = with_factors(sample_scene(self.rng, identity=identity), pose=self.rng.choice(POSES))
+            if not scene.held_out:
+                return scene
+
+    def take(self) -> tuple[list[Scene], torch.Tensor, torch.Tensor]:
+        """KINDS × PAIRS pairs: scenes, pictures, masks; partners are neighbours."""
+        chosen = [pair for kind in self.rng.sample([k for k in CLASSES if len(self.pairs[k]) >= PAIRS], KINDS)
+                  for pair in self.rng.sample(self.pairs[kind], PAIRS)]
+        scenes_ = [scene for pair in chosen for scene in pair[0]]
+        return scenes_, torch.cat([p[1] for p in chosen]).float() / 255, torch.cat([p[2] for p in chosen]).float() / 255
+
+
+def spoil(pictures: torch.Tensor) -> torch.Tensor:
+    """Noise, blur and a little brightness, each on a random part of the rows: what generated pictures may have."""
+    rows = len(pictures)
+    blurred = F.avg_pool2d(pictures, 3, 1, 1, count_include_pad=False)
+    pictures = torch.where(torch.rand(rows, 1, 1, 1) < 0.3, blurred, pictures)
+    strength = 0.07 * torch.rand(rows, 1, 1, 1) * (torch.rand(rows, 1, 1, 1) < 0.5)
+    gain = 1 + 0.1 * (torch.rand(rows, 1, 1, 1) - 0.5)
+    return (gain * pictures + strength * torch.randn_like(pictures)).clamp(0, 1)
+
+
+def oracle_loss(oracle: Oracle, scenes_: list[Scene], pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each factor, binary for colours and mask, and InfoNCE between the pictures of one identity."""
+    seen, labels = oracle.factors(pictures), {k: v.to(pictures.device) for k, v in truth(scenes_).items()}
+    loss = sum(F.cross_entropy(seen[name].float(), labels[name]) for name in CHOICES)
+    known = labels["colors"] >= 0
+    loss = loss + 3 * F.binary_cross_entropy_with_logits(seen["colors"].float()[known], labels["colors"][known])
+    loss = loss + 2 * F.binary_cross_entropy_with_logits(seen["mask"].float(), masks)
+    identities = oracle.identity(pictures, (masks > 0.5).float())
+    likeness = identities[0::2] @ identities[1::2].T / 0.1
+    own = torch.arange(len(likeness), device=likeness.device)
+    return loss + 0.5 * (F.cross_entropy(likeness, own) + F.cross_entropy(likeness.T, own))
+
+
+@torch.no_grad()
+def validate(oracle: Oracle, scenes_: list[Scene], pictures: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
+    """Accuracy per factor, mean IoU of the mask (``mask``)."""
+    right: dict[str, list[bool]] = {name: [] for name in FACTORS}
+    overlaps = []
+    for start in range(0, len(scenes_), 24):
+        rows = slice(start, start + 24)
+        labels = truth(scenes_[rows])
+        for i, judged in enumerate(oracle.judge(pictures[rows])):
+            for name, options in CHOICES.items():
+                right[name].append(judged.factors[name] == options[int(labels[name][i])])
+            identity = scenes_[start + i].identity
+            if identity.named:
+                shown = {identity.first.name} | ({identity.second.name} if identity.pattern != "plain" else set())
+                right["colors"].append(judged.colors == shown)
+            there, said = masks[start + i, 0] > 0.5, judged.mask > 0
+            overlaps.append(float((there & said).sum() / (there | said).sum()))
+    figures = {name: sum(values) / len(values) for name, values in right.items()}
+    return figures | {"mask": sum(overlaps) / len(overlaps)}
+
+
+@torch.no_grad()
+def validate_identity(oracle: Oracle, count: int, seed: int) -> float:
+    """Share of held-out identities whose other picture is nearer than one of another identity of the same class."""
+    rng = random.Random(f"identity {seed}")
+    won = []
+    for _ in range(count):
+        kind = rng.choice(CLASSES)
+        one, other = sample_identity(rng, kind), sample_identity(rng, kind)
+        views = [sample_scene(rng, "all", identity) for identity in (one, one, other)]
+        drawings = [draw(view) for view in views]
+        on = oracle.device
+        vectors = oracle.identity(pictures_tensor(drawings).to(on), (masks_tensor(drawings) > 0.5).float().to(on))
+        won.append(one == other or float(vectors[0] @ vectors[1]) > float(vectors[0] @ vectors[2]))
+    return sum(won) / len(won)
+
+
+def _report(oracle: Oracle, held_out: tuple, rebuilt: torch.Tensor | None) -> tuple[dict[str, str], bool]:
+    scenes_, pictures, masks = held_out
+    results = {"renders": validate(oracle, scenes_, pictures, masks)}
+    if rebuilt is not None:
+        results["reconstructions"] = validate(oracle, scenes_, rebuilt, masks)
+    figures = {f"{where} {name}": f"{value:.3f}" for where, result in results.items() for name, value in result.items()}
+    figures["identity"] = f"{validate_identity(oracle, 150, 1):.3f}"
+    passed = len(results) == 2 and all(
+        value >= (MASK_GATE if name == "mask" else GATE) for result in results.values() for name, value in result.items())
+    return figures, passed
+
+
+def train_oracle(folder: Path, deadline: Deadline, on: torch.device, autoencoder_file: Path | None,
+                 steps: int = STEPS, checked: int = 480) -> bool:
+    """Train until the deadline or until ``steps`` are done; True once every factor passes its gate."""
+    autoencoder = load_autoencoder(autoencoder_file) if autoencoder_file is not None else None
+    torch.manual_seed(0)
+    oracle = Oracle().to(on, memory_format=torch.channels_last)
+    run = Run(folder / "oracle.pt", {"oracle": oracle}, weight_decay=0.01)
+    deadline.log(f"oracle: {'continues at step ' + str(run.step) if run.restore() else 'starts'}")
+    pool = PairPool(2400, run.step + 1, autoencoder)
+    pool.refresh(400)
+    while run.step < steps and not deadline.over:
+        pool.refresh(4 if run.step % 2 else 2)
+        scenes_, pictures, masks = pool.take()
+        with torch.autocast(on.type, torch.bfloat16, enabled=fast_half(on)):
+            loss = oracle_loss(oracle, scenes_, spoil(pictures).to(on), masks.to(on))
+        run.update(loss, cosine(run.step, steps, PEAK_RATE, 200))
+        if run.step % 500 == 0:
+            _evaluate(run, oracle, autoencoder, folder, deadline, 96)
+    run.save()
+    return _evaluate(run, oracle, autoencoder, folder, deadline, checked)
+
+
+def _evaluate(run: Run, oracle: Oracle, autoencoder: torch.nn.ModuleDict | None, folder: Path, deadline: Deadline,
+              count: int) -> bool:
+    scenes_ = scenes(count, "held_out", 2)
+    drawings = draw_all(scenes_)
+    pictures, masks = pictures_tensor(drawings), masks_tensor(drawings)
+    rebuilt = reconstruct(autoencoder, pictures) if autoencoder is not None else None
+    run.swap_mean()
+    figures, passed = _report(oracle.eval(), (scenes_, pictures, masks), rebuilt)
+    deadline.log(f"oracle step {run.step} " + ", ".join(f"{name} {value}" for name, value in figures.items()))
+    tensors = {key: value.detach().half().cpu().contiguous() for key, value in oracle.state_dict().items()}
+    save_file(tensors, folder / "oracle.safetensors", metadata=figures | {"steps": str(run.step)})
+    run.swap_mean()
+    oracle.train()
+    return passed
