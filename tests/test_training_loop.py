@@ -19,7 +19,7 @@ from personalize.nodes.training.session import training_session
 
 def subject(pictures: int = 3, size: int = 64, placeholder: str = "<my-dog>", count: int = 1) -> Subject:
     draw = torch.Generator().manual_seed(5)
-    return Subject(Concept(placeholder, "dog", "dog", count),
+    return Subject(Concept(placeholder, "dog", "cat", count),
                    tuple(Picture(torch.rand(1, size, size, 3, generator=draw), name=f"picture {i + 1}")
                          for i in range(pictures)))
 

@@ -262,9 +262,11 @@ class AttachedPart(Protocol):
 
     groups: what the optimiser changes.
     touches: sides whose outputs depend on the parameters, and which a reference must bypass.
+    placeholders: words in prompts that the part gives vectors for → number n of vectors.
     """
 
     groups: Sequence[ParamGroup]
+    placeholders: Mapping[str, int]
     touches: frozenset[Literal["text", "unet"]]
 
     def vectors(self, batch: Batch) -> Vectors:

@@ -75,7 +75,9 @@ class Trainer:
     history: list[dict] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        counts = {s.concept.placeholder: s.concept.count for s in self.subjects}
+        counts = {name: len(next(iter(rows.values()))) for name, rows in self.frozen.items()}
+        for part in self.parts:
+            counts.update(part.placeholders)
         tokenizer = PromptTokenizer(self.session.clip, counts)
         self.objective = Objective(self.session, self.parts, self.terms, TextSide(tokenizer, self.session.layers),
                                    self.frozen, self.settings.seed, self.settings.checkpointing)

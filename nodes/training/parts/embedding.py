@@ -47,6 +47,7 @@ class AttachedEmbedding:
 
     def __init__(self, settings: EmbeddingPart, parameters: Mapping[str, Mapping[str, nn.Parameter]]):
         self.settings, self.parameters = settings, parameters
+        self.placeholders = {name: len(next(iter(rows.values()))) for name, rows in parameters.items()}
         self.norms: dict[str, Tensor] = {}
         self.groups: Sequence[ParamGroup] = [
             ParamGroup("embedding", list(self._named().values()), settings.lr, settings.weight_decay)]

@@ -107,6 +107,7 @@ class AttachedWeights:
     """
 
     touches: frozenset[Side] = frozenset({"unet"})
+    placeholders: Mapping[str, int] = {}
 
     def __init__(self, name: str, lr: float, weight_decay: float | None, run: TrainingRun,
                  wrappers: Mapping[str, tuple[str, nn.Module]]):

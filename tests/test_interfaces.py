@@ -1,0 +1,245 @@
+"""One suite for every kind of method the interfaces must carry.
+
+CoRe exact and its estimator; a masked-language-model-shaped term (text only, no pass of the denoiser); a mapper-shaped
+part (each row's vector is computed from its picture). The latter two are written here, small, in the shape of the papers
+to come.
+"""
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_training_loop import subject, train
+from torch import nn
+
+from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.interfaces import Encode, Needs, ParamGroup
+from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.parts.weights import AdapterPart
+from personalize.nodes.training.recipe import TemplateRecipe
+
+TEMPLATES = ("a {} in the jungle", "a painting of a {} next to a red house", "{} at night")
+MASK_ID = 11
+
+
+@dataclass(frozen=True)
+class MaskedWordLoss:
+    """A context word is masked; the encoding at its place must still tell it from 64 others."""
+
+    weight: float = 1.0
+    window: tuple[int, int] = (1, 10**9)
+    name: str = "masked word"
+
+    def _masked(self, batch, text, rng):
+        template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=rng))]
+        tokens = text.tokenizer.fill(template, batch.concept(batch.rows["subject"][0]).placeholder)
+        position = tokens.context()[0][-2]  # the last word: behind the placeholder, which it can see
+        return tokens, position
+
+    def needs(self, batch, text, rng):
+        tokens, position = self._masked(batch, text, rng)
+        return Needs(encodes={"masked": Encode((tokens.with_token(position, MASK_ID),))})
+
+    def __call__(self, got, batch, model):
+        encoded = got.encodes["masked"]
+        position = encoded.tokens[0].context()[0][-2]
+        words = torch.randn(64, encoded.cond.shape[-1], generator=torch.Generator().manual_seed(3))
+        return F.cross_entropy(encoded.cond[:, position].float() @ words.T, torch.zeros(len(encoded.cond), dtype=torch.long))
+
+
+@dataclass(frozen=True)
+class MapperPart:
+    """<pose> stands for a vector that a small network computes from the row's picture."""
+
+    lr: float = 1e-2
+
+    def attach(self, run):
+        width = {"clip_l": run.clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight.shape[1]}
+        return AttachedMapper(self, width)
+
+
+class AttachedMapper:
+    touches = frozenset({"text"})
+    placeholders = {"<pose>": 1}
+
+    def __init__(self, settings, width):
+        draw = torch.Generator().manual_seed(0)
+        self.maps = {key: nn.Parameter(torch.randn(3, w, generator=draw) * 0.1) for key, w in width.items()}
+        self.groups = [ParamGroup("mapper", list(self.maps.values()), settings.lr)]
+
+    def vectors(self, batch):
+        colours = torch.stack([batch.subjects[r.subject].pictures[r.picture].variants[r.variant].mean((0, 1))
+                               for r in batch.rows["subject"]])
+        return {"<pose>": {key: (colours @ p)[:, None] for key, p in self.maps.items()}}
+
+    installed = bypassed = contextlib.nullcontext
+
+    def after_step(self, step):
+        pass
+
+    def state_dict(self):
+        return {key: p.detach() for key, p in self.maps.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state):
+        for key, p in self.maps.items():
+            p.copy_(state[key])
+
+    def learned_vectors(self):
+        return {}
+
+    def weights(self):
+        return {}
+
+
+CORE = (ContextEmbeddingLoss(TEMPLATES, 50.0, "paper"), ContextAttentionLoss(TEMPLATES, 5e4, "paper"))
+ESTIMATED = (CORE[0], ContextAttentionLoss(TEMPLATES, 5e4, "paper", estimate=True))
+METHODS = {
+    "CoRe exact": dict(terms=(DiffusionLoss(), *CORE)),
+    "CoRe as released": dict(terms=(DiffusionLoss(), ContextEmbeddingLoss(TEMPLATES, 50.0, "released"),
+                                    ContextAttentionLoss(TEMPLATES, 5e3, "released"))),
+    "CoRe estimated": dict(terms=(DiffusionLoss(), *ESTIMATED)),
+    "CoRe alone": dict(terms=CORE),
+    "CoRe beside an adapter": dict(terms=(DiffusionLoss(), *CORE), parts=(EmbeddingPart(), AdapterPart(lr=1e-2))),
+    "masked word": dict(terms=(DiffusionLoss(), MaskedWordLoss())),
+    "masked word alone": dict(terms=(MaskedWordLoss(),)),
+    "mapper": dict(terms=(DiffusionLoss(),), parts=(EmbeddingPart(), MapperPart()),
+                   recipe=TemplateRecipe(("a photo of a {} with <pose>",))),
+    "mapper with CoRe": dict(terms=(DiffusionLoss(), *CORE), parts=(EmbeddingPart(), MapperPart()),
+                             recipe=TemplateRecipe(("a photo of a {} with <pose>",))),
+    "two subjects": dict(terms=(DiffusionLoss(), *CORE), subjects=(
+        subject(), subject(placeholder="<my-toy>", count=2))),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return METHODS[request.param]
+
+
+@contextlib.contextmanager
+def in_place_of_a_step(action):
+    """Inside, the loop calls `action(trainer, batch)` where it would optimise."""
+    from personalize.nodes.training import loop
+
+    def step_(trainer, step):
+        action(trainer, trainer._batch(step))
+        trainer.optimizer.zero_grad()
+        trainer.step = step
+        return {"step": step, "total": 1, "loss": 0.0, "parts": {}, "norms": {}, "lr": {}}
+
+    original, loop.Trainer._optimise = loop.Trainer._optimise, step_
+    try:
+        yield
+    finally:
+        loop.Trainer._optimise = original
+
+
+def parameters(trainer):
+    return [p for part in trainer.parts for group in part.groups for p in group.params]
+
+
+def flat_gradient(trainer):
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters(trainer)])
+
+
+@torch.no_grad()
+def move(trainer, direction):
+    for p, d in zip(parameters(trainer), direction.split([p.numel() for p in parameters(trainer)]), strict=True):
+        p.add_(d.view_as(p))
+
+
+def test_gradient_is_the_slope_of_the_objective(sd15, method):
+    """Finite differences of the printed loss along the gradient and, added to it, random directions."""
+    slopes = []
+
+    def measure(trainer, batch):
+        trainer._micro_batches(batch, measured=False)
+        gradient = flat_gradient(trainer)
+        length, draw = gradient.norm(), torch.Generator().manual_seed(1)
+        assert length > 0
+        for _ in range(3):
+            other = torch.randn(gradient.shape, generator=draw)
+            direction = gradient / length + 2 * other / other.norm()
+            step = 1e-3 * torch.cat([p.detach().flatten() for p in parameters(trainer)]).norm() / direction.norm()
+            values = []
+            for side in (1, -2):
+                move(trainer, side * step * direction)
+                values.append(sum(trainer._micro_batches(batch, measured=False)[0].values()))
+            move(trainer, step * direction)
+            slopes.append(((values[0] - values[1]) / (2 * step * length), gradient @ direction / length))
+
+    with in_place_of_a_step(measure):
+        train(sd15, Settings(steps=1, batch_size=2), **method)
+    numeric, analytic = (torch.tensor(values) for values in zip(*slopes))
+    torch.testing.assert_close(analytic, numeric, atol=0.05, rtol=0.05)
+
+
+def gradients(checkpoint, method, **settings):
+    found = []
+
+    def collect(trainer, batch):
+        trainer._micro_batches(batch, measured=False)
+        found.append(flat_gradient(trainer))
+
+    with in_place_of_a_step(collect):
+        train(checkpoint, Settings(steps=1, batch_size=2, **settings), **method)
+    return found[0]
+
+
+@pytest.mark.parametrize("settings", [dict(micro_batch=1), dict(checkpointing=True)], ids=["micro-batches", "recomputed"])
+def test_memory_settings_do_not_change_the_gradient(sd15, method, settings):
+    plain, saving = gradients(sd15, method), gradients(sd15, method, **settings)
+    torch.testing.assert_close(saving, plain, atol=1e-4 * float(plain.abs().max()), rtol=1e-3)
+
+
+def test_resume_is_exact(sd15, method):
+    settings = Settings(steps=6, batch_size=2)
+    whole, _, end = train(sd15, settings, **method)
+    first, _, state = train(sd15, settings, each_step=lambda trainer, record: record["step"] < 3, **method)
+    second, _, resumed = train(sd15, settings, resume=(state, first.step, first.history), **method)
+    assert [r["loss"] for r in second.history] == [r["loss"] for r in whole.history]
+    assert all(torch.equal(resumed[name], value) for name, value in end.items())
+
+
+def test_sdxl_and_v_prediction_carry_it_too(sdxl_zsnr, method):
+    if any(isinstance(part, MapperPart) for part in method.get("parts", ())):
+        method = {**method, "parts": tuple(TwoEncoderMapper() if isinstance(p, MapperPart) else p
+                                           for p in method["parts"])}
+    trainer, _, _ = train(sdxl_zsnr, Settings(steps=2, batch_size=2), **method)
+    assert all(record["loss"] == record["loss"] for record in trainer.history)
+    assert {name for record in trainer.history for name in record["parts"]} == {t.name for t in trainer.terms}
+
+
+class TwoEncoderMapper(MapperPart):
+    def attach(self, run):
+        model = run.clip.cond_stage_model
+        return AttachedMapper(self, {key: getattr(model, key).transformer.get_input_embeddings().weight.shape[1]
+                                     for key in ("clip_l", "clip_g")})
+
+
+def test_each_terms_gradient_norm_is_its_own(sd15):
+    """The norms on the chart against runs with one term alone."""
+    terms = METHODS["CoRe exact"]["terms"]
+    together = train(sd15, Settings(steps=1, batch_size=2), terms=terms)[0].history[0]["norms"]
+    for term in terms:
+        alone = train(sd15, Settings(steps=1, batch_size=2), terms=(term,))[0].history[0]["norms"]
+        assert together[f"{term.name}|embedding"] == pytest.approx(alone[f"{term.name}|embedding"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["CoRe exact", "CoRe estimated", "CoRe beside an adapter"])
+def test_measuring_gradients_does_not_change_them(sd15, name):
+    from personalize.nodes.training import loop
+    method = METHODS[name]
+    measured = train(sd15, Settings(steps=2, batch_size=2), **method)[0]
+    every, loop.MEASURE_GRADIENTS_EVERY = loop.MEASURE_GRADIENTS_EVERY, 1
+    try:
+        more = train(sd15, Settings(steps=2, batch_size=2), **method)[0]
+    finally:
+        loop.MEASURE_GRADIENTS_EVERY = every
+    assert [r["loss"] for r in more.history] == pytest.approx([r["loss"] for r in measured.history], rel=1e-5)
