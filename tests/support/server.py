@@ -13,9 +13,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import websocket
+
+from environment.setup import ONE_THREAD
 
 from .failures import Event, failed, refused
 from .paths import comfyui
@@ -39,9 +42,10 @@ class ComfyServer:
     """A server on 127.0.0.1 with its own base directory; ComfyUI's folder is not written to.
 
     packs: folder name in custom_nodes -> the pack's folder, linked there.
+    modest: one thread of the CPU; else whatever ComfyUI takes by itself.
     """
 
-    def __init__(self, base: Path, packs: dict[str, Path], arguments: tuple[str, ...] = ()):
+    def __init__(self, base: Path, packs: dict[str, Path], arguments: tuple[str, ...] = (), modest: bool = True):
         self.base, self.log_file = base, base / "server.log"
         for folder in ("custom_nodes", "input", "output", "models/checkpoints", "user/default"):
             (base / folder).mkdir(parents=True, exist_ok=True)
@@ -49,14 +53,16 @@ class ComfyServer:
             (base / "custom_nodes" / name).symlink_to(folder, target_is_directory=True)
         (base / "user/default/comfy.settings.json").write_text(json.dumps(PAGE_SETTINGS))
         self.url = f"http://127.0.0.1:{_free_port()}"
-        self._arguments = arguments
+        self._arguments = (*arguments, "--cpu") if modest else arguments
+        self._threads = ONE_THREAD if modest else {}
         self._start()
 
     def _start(self, timeout: float = 180) -> None:
-        command = [sys.executable, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2],
+        command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2],
                    "--base-directory", str(self.base), "--database-url", f"sqlite:///{self.base}/user/comfyui.db",
                    "--disable-auto-launch", "--disable-api-nodes", "--cache-classic", *self._arguments]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+        inherited = {name: value for name, value in os.environ.items() if name not in ONE_THREAD}
+        environment = {**inherited, **self._threads, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
         with open(self.log_file, "ab") as log:
             self._process = subprocess.Popen(command, cwd=comfyui(), env=environment, stdin=subprocess.DEVNULL,
                                              stdout=log, stderr=subprocess.STDOUT)
@@ -137,9 +143,9 @@ class ComfyServer:
         """Queue a prompt in API format. Raises PromptFailed when the server refuses it."""
         return RunningPrompt(self, prompt)
 
-    def run(self, prompt: dict, timeout: float = 300) -> ServerRun:
-        """Queue a prompt and wait for its end. Raises PromptFailed."""
-        return self.start(prompt).wait(timeout)
+    def run(self, prompt: dict, timeout: float = 300, each: Callable[[str, dict], None] | None = None) -> ServerRun:
+        """Queue a prompt and wait for its end; each: called with every message about it. Raises PromptFailed."""
+        return self.start(prompt).wait(timeout, each)
 
     def interrupt(self) -> None:
         """What the page's stop button does."""
@@ -184,13 +190,14 @@ class RunningPrompt:
             if event in END_EVENTS:
                 raise RuntimeError(f"the prompt ended with {event} while waiting for {name}")
 
-    def wait(self, timeout: float = 300) -> ServerRun:
-        """Wait for the end. Raises PromptFailed unless it is a success."""
+    def wait(self, timeout: float = 300, each: Callable[[str, dict], None] | None = None) -> ServerRun:
+        """Wait for the end; each: called with every message. Raises PromptFailed unless it is a success."""
         deadline = time.monotonic() + timeout
         # execution_success comes before the history is written, this one after it
-        while self.next_event(max(0.1, deadline - time.monotonic())) != (
-                "executing", {"node": None, "prompt_id": self.prompt_id}):
-            pass
+        end = ("executing", {"node": None, "prompt_id": self.prompt_id})
+        while (event := self.next_event(max(0.1, deadline - time.monotonic()))) != end:
+            if each:
+                each(*event)
         self._socket.close()
         if not any(name == "execution_success" for name, _ in self.events):
             raise failed(self.events)
