@@ -34,7 +34,7 @@ def save(path, array: np.ndarray, **options) -> np.ndarray:
 
 
 def read(folder: str = "dogs", names: str = "") -> list[Source]:
-    return sources_from_files(folder, names)
+    return sources_from_files(folder, names, enough=1000)
 
 
 def levels(source: Source) -> np.ndarray:
@@ -105,6 +105,14 @@ def test_palette_transparency_and_opaque_alpha(folder):
     assert cut_out.mask[0, ::2].min() == 1 and cut_out.mask[0, 1::2].max() == 0
     assert np.array_equal(levels(cut_out)[0, 0], [255, 0, 0])
     assert opaque.mask is None
+
+
+def test_large_pictures_are_read_smaller_by_whole_blocks(folder):
+    large = save(folder / "a.png", drawing(96, 144))
+    [half] = sources_from_files("dogs", "", enough=40)
+    assert np.abs(levels(half) - large.reshape(48, 2, 72, 2, 3).mean((1, 3))).max() <= 0.5
+    [whole] = sources_from_files("dogs", "", enough=49)
+    assert np.array_equal(levels(whole), large)
 
 
 # ---------------------------------------------------------------------- which files

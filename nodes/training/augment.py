@@ -37,6 +37,11 @@ class Preparation:
     variants: int
     seed: int
 
+    @property
+    def enough(self) -> int:
+        """Pixels of a shorter side beyond which a larger picture gains nothing."""
+        return 2 * self.size
+
 
 def prepared(picture: Tensor, how: Preparation, index: int) -> Tensor:
     """Variants (V, C, size, size) of a picture (C, H, W); V is 1, 2 with "flip", or `how.variants` "as released".
@@ -45,7 +50,7 @@ def prepared(picture: Tensor, how: Preparation, index: int) -> Tensor:
     """
     if how.augmentation == "as released":
         draws = torch.rand(how.variants, 5, generator=generator(how.seed, "augmentation", index)).tolist()
-        picture = _shrunk(picture, 2 * how.size)
+        picture = _shrunk(picture, how.enough)
         return torch.stack([as_released(picture, how.fit, how.size, *draw) for draw in draws])
     plain = fitted(picture, how.fit, how.size)
     return torch.stack([plain, plain.flip(-1)] if how.augmentation == "flip" else [plain])

@@ -40,12 +40,13 @@ class Prepared:
     masks: Tensor
 
 
-def sources_from_files(folder: str, names: str) -> list[Source]:
+def sources_from_files(folder: str, names: str, enough: int) -> list[Source]:
     """The pictures that `picture_paths` finds, each with the caption beside it.
 
+    enough: pixels on the shorter side; a picture of twice as many or more is read smaller, to save memory.
     Raises ValueError naming the first file that is not a good picture.
     """
-    return [_read(path) for path in picture_paths(folder, names)]
+    return [_read(path, enough) for path in picture_paths(folder, names)]
 
 
 def sources_from_tensors(images: Sequence[Tensor], masks: Sequence[Tensor], first_number: int = 1) -> list[Source]:
@@ -109,24 +110,24 @@ def _prepared(source: Source, how: Preparation, index: int) -> Tensor:
     return variants.movedim(1, -1)
 
 
-def _read(path: Path) -> Source:
+def _read(path: Path, enough: int) -> Source:
     try:
         with Image.open(path) as image:
-            channels = _channels(ImageOps.exif_transpose(image))
+            channels = _channels(ImageOps.exif_transpose(image), enough)
     except Exception as error:  # Pillow raises many kinds on a broken file
         raise ValueError(f"{path.name} cannot be read as a picture ({error}); save it again as JPEG or PNG, or remove "
                          "it, then run again.") from error
     return _checked(Source(path.name, *_flattened(channels), caption_beside(path)))
 
 
-def _channels(image: Image.Image) -> Tensor:
+def _channels(image: Image.Image, enough: int) -> Tensor:
     """(3 or 4, H, W) float32 in 0…1."""
     if image.mode.startswith("I"):
         grey = torch.from_numpy(np.asarray(image).astype(np.float32) / 65535)
         return grey.clamp(0, 1).expand(3, -1, -1)
     alpha = image.mode in MODES_WITH_ALPHA or "transparency" in image.info
-    array = np.asarray(image.convert("RGBA" if alpha else "RGB"), dtype=np.float32)
-    return torch.from_numpy(array / 255).movedim(-1, 0)
+    image = image.convert("RGBA" if alpha else "RGB").reduce(max(1, min(image.size) // enough))
+    return torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255
 
 
 def _flattened(channels: Tensor) -> tuple[Tensor, Tensor | None]:

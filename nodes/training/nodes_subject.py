@@ -52,7 +52,7 @@ class PersonalizeSubject(io.ComfyNode):
         """All inputs are lists, as `is_input_list` makes them: widgets of one value, wires of one or many."""
         subject_concept = _single(concept)
         how = Preparation(_multiple_of_8(size[0]), fit[0], augmentation[0], variants[0], seed[0])
-        sources = _sources(folder[0], pictures[0], images, masks)
+        sources = _sources(folder[0], pictures[0], how.enough, images, masks)
         sources = with_captions(sources, captions, subject_concept.placeholder)
         bar = comfy.utils.ProgressBar(len(sources))
         ready = prepare(sources, how, progress=lambda: bar.update(1))
@@ -134,8 +134,8 @@ def _multiple_of_8(size: int) -> int:
     return size
 
 
-def _sources(folder: str, names: str, images: Sequence[Any], masks: Sequence[Any]) -> list[Source]:
-    files = sources_from_files(folder, names)
+def _sources(folder: str, names: str, enough: int, images: Sequence[Any], masks: Sequence[Any]) -> list[Source]:
+    files = sources_from_files(folder, names, enough)
     sources = files + sources_from_tensors(images, masks, first_number=len(files) + 1)
     if not sources:
         raise ValueError("The subject has no pictures; drop 4 or 5 on the node, choose a folder, or connect images.")
