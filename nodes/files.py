@@ -58,6 +58,14 @@ def atomic(path: Path) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
 
 
+def version_of(path: Path | None) -> str:
+    """Text that changes when the file at `path` does, for caches; "" if there is none."""
+    try:
+        return f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}" if path else ""
+    except OSError:
+        return ""
+
+
 def safe_name(name: str, what: str) -> str:
     """`name` as a relative path that every file system and ComfyUI's prompts accept, e.g. "dogs/my-dog".
 

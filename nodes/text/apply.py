@@ -4,12 +4,13 @@ from __future__ import annotations
 import copy
 import re
 from types import SimpleNamespace
-from typing import Mapping
+from typing import Mapping, Sequence
 
 from torch import Tensor
 
 from comfy.sd1_clip import SDTokenizer
 
+from .concept import Concept, initial_vectors
 from .encoders import text_encoders
 
 # ComfyUI 0.16 returns (embedding, leftover), later versions (embedding, name, leftover).
@@ -25,12 +26,26 @@ def clip_with_vectors(clip, vectors: Mapping[str, Mapping[str, Tensor]]):
     vectors: placeholder → encoder key → (n, d). A placeholder is found anywhere in a prompt, also weighted, before
     punctuation and more than once. Encoding it equals encoding `embedding:name` of a file with the same vectors.
     """
+    encoders = text_encoders(clip)
     taught = clip.clone()
     taught.tokenizer = copy.copy(clip.tokenizer)
-    for encoder in text_encoders(clip):
+    for encoder in encoders:
         rows = {placeholder: by_encoder[encoder.key] for placeholder, by_encoder in vectors.items()}
         setattr(taught.tokenizer, encoder.attribute, _taught(encoder.tokenizer, rows))
     return taught
+
+
+def apply_concepts(clip, concepts: Sequence[Concept]):
+    """A clone of `clip` that understands the placeholders of `concepts`; one without vectors means its initial words.
+
+    Raises ValueError if a concept is for another family of models, or has vectors per layer.
+    """
+    vectors = {concept.placeholder: initial_vectors(concept, clip) for concept in concepts}
+    for placeholder, by_encoder in vectors.items():
+        if any(rows.ndim != 2 for rows in by_encoder.values()):
+            raise ValueError(f"Concept {placeholder} has other vectors for every layer, which a CLIP cannot carry; use "
+                             "the node that applies concepts of this kind.")
+    return clip_with_vectors(clip, vectors)
 
 
 def _taught(tokenizer: SDTokenizer, rows: Mapping[str, Tensor]) -> SDTokenizer:

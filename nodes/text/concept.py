@@ -34,7 +34,7 @@ class Concept:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def with_vectors(self, vectors: Mapping[str, Tensor], settings: Mapping[str, str] | None = None) -> Concept:
-        """The same concept with other vectors, encoder key → (n, d) or (layers, n, d), and their number as its count."""
+        """The same concept with other vectors, encoder key → (n, d) or (layers, n, d), and n as its count."""
         kept = {key: value.detach().to("cpu", torch.float32).clone() for key, value in vectors.items()}
         count = max((value.shape[-2] for value in kept.values()), default=self.count)
         return replace(self, vectors=kept, count=count, settings=dict(settings or self.settings))
@@ -80,8 +80,8 @@ def _vectors_for(concept: Concept, encoder: TextEncoder) -> Tensor:
                          f"needs {encoder.key}; train it on a checkpoint of this family.")
     vectors = concept.vectors[encoder.key]
     if vectors.shape[-1] != encoder.width:
-        raise ValueError(f"Concept {concept.placeholder} has vectors of width {vectors.shape[-1]} for {encoder.key} but "
-                         f"this CLIP's width is {encoder.width}; train it on a checkpoint of this family.")
+        raise ValueError(f"Concept {concept.placeholder} has vectors of width {vectors.shape[-1]} for {encoder.key} "
+                         f"but this CLIP's width is {encoder.width}; train it on a checkpoint of this family.")
     return vectors.clone()
 
 

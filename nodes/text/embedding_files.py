@@ -38,8 +38,8 @@ def save_embedding(name: str, vectors: Mapping[str, Tensor], metadata: Mapping[s
 def load_embedding(path: Path | str, encoders: Sequence[TextEncoder] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Vectors by encoder key, (n, d) float32 on the CPU, and metadata of an embedding file of any known tool.
 
-    encoders: of the CLIP the vectors are for; tells what a tensor without an encoder's name belongs to. Without them the
-    widths of SD1.x and SDXL (768, 1280) and of SD2.x (1024) decide.
+    encoders: of the CLIP the vectors are for; tells what a tensor without an encoder's name belongs to. Without them
+        the widths of SD1.x and SDXL (768, 1280) and of SD2.x (1024) decide.
     Raises ValueError with one sentence if the file cannot be read safely or does not hold exactly one word.
     """
     widths = {encoder.key: encoder.width for encoder in encoders} or STANDARD_WIDTHS
@@ -91,8 +91,8 @@ def _check_vectors(vectors: Mapping[str, Tensor], stem: str) -> None:
         raise ValueError(f"There are no vectors to save as {stem}; train the concept first.")
     for key, value in vectors.items():
         if value.ndim != 2:
-            raise ValueError(f"The vectors of {stem} for {key} have shape {tuple(value.shape)}; an embedding file holds "
-                             "(number of vectors, width).")
+            raise ValueError(f"The vectors of {stem} for {key} have shape {tuple(value.shape)}; an embedding file "
+                             "holds (number of vectors, width).")
         if not torch.isfinite(value).all():
             raise ValueError(f"The vectors of {stem} for {key} hold NaN or infinite values; save an earlier step.")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 STANDARD_WIDTHS = {"clip_l": 768, "clip_h": 1024, "clip_g": 1280}
 _BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\.\*|[^.]+)")
+_SAID_BY_A1111 = ("name", "step", "sd_checkpoint_name")
 _NUMBERED = re.compile(r"(.+?)_v?(\d+)")
 
 
@@ -69,7 +70,7 @@ def _entries(content: Any, path: Path) -> tuple[list[tuple[str, Tensor]], dict[s
     if not isinstance(content, Mapping):
         raise _damaged(path)
     if "string_to_param" in content:
-        said = {key: str(content[key]) for key in ("name", "step", "sd_checkpoint_name") if content.get(key) is not None}
+        said = {key: str(content[key]) for key in _SAID_BY_A1111 if content.get(key) is not None}
         return _tensors(_parameters(content["string_to_param"])), said
     bundled = [(match[1], match[2], tensor) for name, tensor in _tensors(content)
                if (match := _BUNDLED.fullmatch(name))]

@@ -38,6 +38,8 @@ def text_encoders(clip) -> tuple[TextEncoder, ...]:
 
     Raises ValueError if there is none, or one that is no CLIP text model (T5 or a language model).
     """
+    if clip is None:
+        raise ValueError("The CLIP is missing: the checkpoint holds no text encoder; load one with Load CLIP.")
     found = []
     for attribute, tokenizer in vars(clip.tokenizer).items():
         if not isinstance(tokenizer, SDTokenizer):

@@ -24,7 +24,7 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class FixedVector:
-    """A vector (d,) that stands in the prompt as it is: of an embedding file, or of a concept the CLIP already knows."""
+    """A vector (d,) that stands in the prompt as it is: of an embedding file, or of a concept the CLIP knows."""
 
     row: Tensor
 
@@ -113,8 +113,8 @@ class PromptTokenizer:
         The filled positions are the span "subject". Raises ValueError if the template has not exactly one {}.
         """
         if template.count("{}") != 1:
-            raise ValueError(f"Prompt template '{template}' has {template.count('{}')} slots but needs exactly one {{}} "
-                             "where the subject goes.")
+            raise ValueError(f"Prompt template '{template}' has {template.count('{}')} slots but needs exactly one "
+                             "{} where the subject goes.")
         text = template.replace("{}", words)
         if words in self.counts:
             tokens = self(text)

@@ -1,0 +1,190 @@
+"""Nodes that make, use, save and load concepts."""
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..files import version_of
+from ..types import ConceptType
+from .apply import apply_concepts
+from .concept import Concept, check_placeholder
+from .concept_files import load_concept, save_concept
+from .embedding_files import embedding_names, file_stem, find_embedding, load_embedding, prompt_text
+from .encoders import text_encoders
+
+NONE = "none"
+LARGEST_COUNT = 64  # of 75 words that fit into one chunk of a prompt
+
+
+class PersonalizeConcept(io.ComfyNode):
+    """A name for a subject and where its vectors start."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeConcept", display_name="Concept", category="personalize/text",
+            description="Names a subject: the made-up word that prompts will call it by, what it is, and the words or "
+                        "the embedding that training starts from.",
+            search_aliases=["placeholder", "textual inversion", "token", "embedding", "subject"],
+            inputs=[
+                io.String.Input("placeholder", default="<my-dog>",
+                                tooltip="Made-up word that stands for the subject in prompts: one word without spaces, "
+                                        "brackets, colon or comma, and no word of the dictionary."),
+                io.String.Input("class_words", default="dog",
+                                tooltip="What the subject is, in one or a few ordinary words: dog, teddy bear."),
+                io.String.Input("initial_words", default="",
+                                tooltip="Words whose token vectors training starts from; the first as many as there "
+                                        "are vectors, the last one repeated. Empty: the class words, as in CoRe."),
+                io.Int.Input("vectors", default=1, min=1, max=LARGEST_COUNT,
+                             tooltip="Vectors, and so tokens of the prompt, that the subject takes up: 1 to 64. CoRe: "
+                                     "1. More learn more detail and follow prompts less. Not used with an existing "
+                                     "embedding, which has its own number."),
+                io.Combo.Input("embedding", options=[NONE, *embedding_names()], default=NONE,
+                               tooltip="Embedding of the embeddings folder to start from in place of the initial "
+                                       "words, for example an earlier result; none: the initial words.")],
+            outputs=[ConceptType.Output(display_name="concept", tooltip="The concept: for Subject, Apply Concept and "
+                                                                        "losses.")])
+
+    @classmethod
+    def validate_inputs(cls, embedding) -> bool | str:
+        """Takes the check of `embedding` from ComfyUI, so that a name may be typed and a new file be used at once."""
+        return _validated(embedding)
+
+    @classmethod
+    def fingerprint_inputs(cls, embedding=NONE, **_) -> str:
+        """Changes when the embedding's file does."""
+        return _file_fingerprint(embedding)
+
+    @classmethod
+    def execute(cls, placeholder, class_words, initial_words, vectors, embedding) -> io.NodeOutput:
+        """CONCEPT of one link."""
+        placeholder, class_words, initial_words = placeholder.strip(), class_words.strip(), initial_words.strip()
+        if not class_words:
+            raise ValueError("Class words are empty; write what the subject is, for example dog or teddy bear.")
+        check_placeholder(placeholder, class_words)
+        concept = Concept(placeholder, class_words, initial_words or class_words, vectors)
+        if embedding == NONE:
+            return io.NodeOutput((concept,))
+        path = find_embedding(embedding)
+        started = concept.with_vectors(load_embedding(path)[0], {"started_from": prompt_text(path)})
+        return io.NodeOutput((started,))
+
+
+class PersonalizeApplyConcept(io.ComfyNode):
+    """Teaches a CLIP a concept's placeholder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeApplyConcept", display_name="Apply Concept", category="personalize/text",
+            description="Gives a CLIP with which CLIP Text Encode, and any other node that encodes prompts, "
+                        "understands the concept's placeholder, exactly as it would understand embedding:name of a "
+                        "saved file. Several can follow each other.",
+            search_aliases=["use embedding", "textual inversion", "placeholder"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="Text encoder of the checkpoint the concept was trained on, or of one of "
+                                              "the same family. It stays as it is."),
+                ConceptType.Input("concept", tooltip="From Train, Load Concept, or Concept. What has not been trained "
+                                                     "yet means its initial words.")],
+            outputs=[io.Clip.Output(display_name="clip", tooltip="The CLIP that knows the placeholder, also as "
+                                                                 "(<my-dog>:1.2) and in negative prompts.")])
+
+    @classmethod
+    def execute(cls, clip, concept) -> io.NodeOutput:
+        """A clone of the CLIP."""
+        return io.NodeOutput(apply_concepts(clip, concept))
+
+
+class PersonalizeSaveConcept(io.ComfyNode):
+    """Writes a concept as an embedding file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeSaveConcept", display_name="Save Concept", category="personalize/text",
+            is_output_node=True,
+            description="Saves a concept as an ordinary embedding file in ComfyUI's embeddings folder. Stock nodes use "
+                        "it without this pack: paste the text this node gives into any prompt.",
+            search_aliases=["save embedding", "export embedding", "textual inversion"],
+            inputs=[
+                ConceptType.Input("concept", tooltip="A trained or loaded concept."),
+                io.String.Input("name", default="", tooltip="File name without extension, also with a folder, as "
+                                                            "dogs/rex. Empty: made of the placeholder. If the name is "
+                                                            "taken, -2, -3 and so on is added; nothing is ever "
+                                                            "overwritten.")],
+            outputs=[io.String.Output(display_name="prompt_text", is_output_list=True,
+                                      tooltip="What to write in a prompt, for example embedding:my-dog; one text for "
+                                              "each concept.")])
+
+    @classmethod
+    def execute(cls, concept, name) -> io.NodeOutput:
+        """One file per concept of the wire."""
+        name = name.strip()
+        paths = [save_concept(each, f"{name}-{file_stem(each.placeholder)}" if name and len(concept) > 1 else name)
+                 for each in concept]
+        texts = [prompt_text(path) for path in paths]
+        shown = "\n".join(f"{text}\n{path}" for text, path in zip(texts, paths))
+        return io.NodeOutput(texts, ui=ui.PreviewText(shown))
+
+
+class PersonalizeLoadConcept(io.ComfyNode):
+    """Reads a concept from an embedding file."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeLoadConcept", display_name="Load Concept", category="personalize/text",
+            description="Reads an embedding file as a concept: files of this pack with their settings, and those of "
+                        "Textual Inversion, A1111, diffusers, kohya, CoRe, ViCo, and embeddings inside LoRA files.",
+            search_aliases=["load embedding", "import embedding", "textual inversion"],
+            inputs=[
+                io.Combo.Input("embedding", options=embedding_names(),
+                               tooltip="File of ComfyUI's embeddings folder. New files are listed after the page is "
+                                       "refreshed (key R); a name given by a workflow or the API is found at once."),
+                io.String.Input("placeholder", default="",
+                                tooltip="Word that prompts call it by. Empty: as the file says, else its name in <>."),
+                io.String.Input("class_words", default="",
+                                tooltip="What it is, for losses and further training. Empty: as the file says."),
+                io.Clip.Input("clip", optional=True, tooltip="Only needed for files that do not name their text "
+                                                             "encoder and have an unusual width (not 768, 1024 or "
+                                                             "1280).")],
+            outputs=[
+                ConceptType.Output(display_name="concept",
+                                   tooltip="The concept: for Apply Concept, losses, more training."),
+                io.String.Output(display_name="placeholder", tooltip="The word that prompts call it by.")])
+
+    @classmethod
+    def validate_inputs(cls, embedding) -> bool | str:
+        """Takes the check of `embedding` from ComfyUI, so that a name may be typed and a new file be used at once."""
+        return _validated(embedding)
+
+    @classmethod
+    def fingerprint_inputs(cls, embedding=NONE, **_) -> str:
+        """Changes when the file does."""
+        return _file_fingerprint(embedding)
+
+    @classmethod
+    def execute(cls, embedding, placeholder, class_words, clip=None) -> io.NodeOutput:
+        """CONCEPT of one link."""
+        encoders = text_encoders(clip) if clip is not None else ()
+        concept = load_concept(find_embedding(embedding), placeholder.strip(), class_words.strip(), encoders)
+        return io.NodeOutput((concept,), concept.placeholder)
+
+
+def _validated(embedding: str | None) -> bool | str:
+    if embedding in (None, NONE):
+        return True
+    try:
+        find_embedding(embedding)
+        return True
+    except ValueError as error:
+        return str(error)
+
+
+def _file_fingerprint(embedding: str | None) -> str:
+    try:
+        return version_of(find_embedding(embedding or NONE))
+    except ValueError as error:
+        return str(error)
+
+
+NODES: list[type] = [PersonalizeConcept, PersonalizeApplyConcept, PersonalizeSaveConcept, PersonalizeLoadConcept]

@@ -1,0 +1,182 @@
+"""Nodes about prompts: sets of templates, how a prompt is split, and conditioning that knows where its words are."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..files import version_of
+from ..types import ConceptType, PromptSetType
+from .apply import apply_concepts
+from .encoders import text_encoders
+from .prompts import BUNDLED, PromptSet, bundled, joined, parse, read_prompts
+from .spans import find_words, known_placeholders, span_options, spans_of
+from .token_view import nearest_words, report, table, token_rows, vectors_in
+from .tokens import PromptTokenizer
+
+NONE = "none"
+KINDS = tuple(dict.fromkeys(kind for kinds in BUNDLED.values() for kind in kinds))
+_KIND_TOOLTIPS = {"background": "Use the bundled prompts about places and surroundings.",
+                  "action": "Use the bundled prompts about what it does; only animate has them.",
+                  "outfit": "Use the bundled prompts about what it wears; only animate has them.",
+                  "style": "Use the bundled prompts about paintings, sculptures and other media.",
+                  "colour": "Use the bundled prompts about colours and light."}
+
+
+class PersonalizePromptSet(io.ComfyNode):
+    """Prompt templates by kind: bundled ones and one's own."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizePromptSet", display_name="Prompt Set", category="personalize/text",
+            description="Prompts with a slot {} for the subject, from which losses and measurements draw: a bundled "
+                        "set, your own, or both.",
+            search_aliases=["templates", "regularization prompts", "prompt list"],
+            inputs=[
+                io.Combo.Input("subject", options=[*BUNDLED, NONE], default="animate",
+                               tooltip="Bundled prompts for people and animals (animate, 100), for objects (inanimate, "
+                                       "100), or for any subject (universal, 50), as in CoRe's three lists. none: only "
+                                       "your own."),
+                *(io.Boolean.Input(kind, default=True, tooltip=_KIND_TOOLTIPS[kind]) for kind in KINDS),
+                io.Combo.Input("file", options=[NONE, *_text_files()], default=NONE,
+                               tooltip="Text file of ComfyUI's input folder with prompts of your own, one a line, each "
+                                       "with exactly one {}. A line such as [action] gives the kind of those after it; "
+                                       "# starts a comment."),
+                io.String.Input("own_prompts", default="", multiline=True,
+                                tooltip="More prompts of your own, written like such a file: a {} at the dentist"),
+                PromptSetType.Input("previous", optional=True, tooltip="Another Prompt Set to put in front.")],
+            outputs=[
+                PromptSetType.Output(display_name="prompts", tooltip="The set, without repetitions."),
+                io.String.Output(display_name="list", is_output_list=True, tooltip="The templates, one text each.")])
+
+    @classmethod
+    def validate_inputs(cls, file) -> bool | str:
+        """Takes the check of `file` from ComfyUI, so that a file added since the page was opened can be used."""
+        try:
+            _own_file(file)
+            return True
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    def fingerprint_inputs(cls, file=NONE, **_) -> str:
+        """Changes when the text file does."""
+        try:
+            return version_of(_own_file(file))
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    def execute(cls, subject, file, own_prompts, previous=None, **kinds) -> io.NodeOutput:
+        """PROMPT_SET and its templates."""
+        chosen = [kind for kind in KINDS if kinds[kind]]
+        path = _own_file(file)
+        prompts = joined(previous or PromptSet(()), bundled(subject, chosen) if subject != NONE else PromptSet(()),
+                         read_prompts(path) if path else PromptSet(()), parse(own_prompts, "own_prompts"))
+        if not prompts.prompts:
+            raise ValueError("The Prompt Set is empty; choose a subject and a kind, a file, or write prompts of your "
+                             "own.")
+        return io.NodeOutput(prompts, list(prompts.templates))
+
+
+class PersonalizePromptTokens(io.ComfyNode):
+    """How a prompt is split, and what learned vectors are near to."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizePromptTokens", display_name="Prompt Tokens", category="personalize/text",
+            is_output_node=True,
+            description="Shows how the text encoder reads a prompt: every token with its position, weight and role, "
+                        "where placeholder, class words and context sit, and the real words nearest to each learned "
+                        "vector.",
+            search_aliases=["tokenizer", "token count", "nearest words", "inspect embedding"],
+            inputs=[
+                *_clip_and_text("Prompt to look at."),
+                io.Int.Input("neighbours", default=5, min=1, max=50,
+                             tooltip="How many of the nearest real words are listed for each vector, 1 to 50.")],
+            outputs=[
+                io.String.Output(display_name="text", tooltip="To read: tokens, roles, nearest words."),
+                io.String.Output(display_name="table", tooltip="The tokens with tabs between columns, for "
+                                                               "spreadsheets: chunk, position, token, id, weight, "
+                                                               "role.")])
+
+    @classmethod
+    def execute(cls, clip, text, neighbours, concept=()) -> io.NodeOutput:
+        """Text and table."""
+        clip = apply_concepts(clip, concept)
+        rows = token_rows(clip, text, [each.class_words for each in concept])
+        vectors = vectors_in(clip, text)
+        near = [found for encoder in text_encoders(clip)
+                for found in nearest_words(encoder, vectors[encoder.key], neighbours)]
+        shown = report(rows, near)
+        return io.NodeOutput(shown, table(rows), ui=ui.PreviewText(shown))
+
+
+class PersonalizeEncodeWithSpans(io.ComfyNode):
+    """CLIP Text Encode that remembers where words are."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeEncodeWithSpans", display_name="Encode with Spans", category="personalize/text",
+            description="Encodes a prompt exactly as CLIP Text Encode does, and writes into the conditioning where "
+                        "placeholders, class words and words of your choice sit, for masks, attention maps and "
+                        "orthogonal embeddings.",
+            search_aliases=["CLIP Text Encode", "token positions", "prompt"],
+            inputs=[
+                *_clip_and_text("Prompt, as for CLIP Text Encode."),
+                io.String.Input("words", default="", multiline=True,
+                                tooltip="Words of the prompt to remember, one span a line: red hat. Placeholders and "
+                                        "class words are remembered anyway.")],
+            outputs=[
+                io.Conditioning.Output(display_name="conditioning", tooltip="The same as that of CLIP Text Encode, with "
+                                                                            "the positions in its options."),
+                io.String.Output(display_name="positions", tooltip="The spans to read: name and positions in the "
+                                                                   "encoded sequence, start token at 0.")])
+
+    @classmethod
+    def execute(cls, clip, text, words, concept=()) -> io.NodeOutput:
+        """CONDITIONING with spans in its options."""
+        clip = apply_concepts(clip, concept)
+        tokenizer = PromptTokenizer(clip, known_placeholders(clip))
+        wanted = [line.strip() for line in words.splitlines() if line.strip()]
+        for name in wanted:
+            if not find_words(tokenizer, text, name):
+                raise ValueError(f"The words '{name}' are not in the prompt '{text}'; write them as they stand there.")
+        spans = spans_of(tokenizer, text, [*(each.class_words for each in concept if each.class_words), *wanted])
+        options = span_options(spans, tokenizer(text).length)
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict=options)
+        lines = [f"{name}: {', '.join(map(str, positions))}" for name, positions in spans.items()]
+        return io.NodeOutput(conditioning, "\n".join(lines))
+
+
+def _clip_and_text(text_tooltip: str) -> list:
+    return [
+        io.Clip.Input("clip", tooltip="Text encoder of SD1.x, SD2.x or SDXL, also after Apply Concept."),
+        io.String.Input("text", default="", multiline=True, dynamic_prompts=True, tooltip=text_tooltip),
+        ConceptType.Input("concept", optional=True, tooltip="A concept to apply first, so that its placeholder is "
+                                                            "understood and its class words are found.")]
+
+
+def _text_files() -> list[str]:
+    folder = Path(folder_paths.get_input_directory())
+    return sorted(Path(root, name).relative_to(folder).as_posix() for root, _, names in os.walk(folder)
+                  for name in names if name.lower().endswith(".txt"))
+
+
+def _own_file(name: str | None) -> Path | None:
+    if name in (None, "", NONE):
+        return None
+    folder = Path(folder_paths.get_input_directory()).resolve()
+    path = (folder / name).resolve()
+    if folder not in path.parents or not path.is_file():
+        raise ValueError(f"There is no text file '{name}' in {folder}; choose one from the list, or put it there and "
+                         "refresh the page (key R).")
+    return path
+
+
+NODES: list[type] = [PersonalizePromptSet, PersonalizePromptTokens, PersonalizeEncodeWithSpans]

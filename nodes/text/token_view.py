@@ -1,0 +1,155 @@
+"""What a prompt looks like to a text encoder: its tokens, and the real words nearest to learned vectors."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .encoders import TextEncoder, text_encoders
+from .spans import find_words, known_placeholders
+from .tokens import FixedVector, PromptTokenizer, Slot
+
+_ROWS_AT_ONCE = 8192
+_NOT_WORDS = ("<|startoftext|>", "<|endoftext|>")
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One position of an encoded prompt.
+
+    position: in the sequence that is encoded, 0 … T − 1. token: as a person reads it. id: in the vocabulary, or None
+    for a vector. role: "start", "end", "padding", "class", "context", or the placeholder it belongs to.
+    """
+
+    chunk: int
+    position: int
+    token: str
+    id: int | None
+    weight: float
+    role: str
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Real words nearest to a learned vector.
+
+    words: (word, cosine in −1…1), nearest first. norm: length of the vector. usual_norm: median length of the table's
+    rows.
+    """
+
+    encoder: str
+    vector: str
+    words: tuple[tuple[str, float], ...]
+    norm: float
+    usual_norm: float
+
+
+def token_rows(clip, prompt: str, class_words: Sequence[str] = ()) -> list[TokenRow]:
+    """Every position of `prompt` as `clip`, with all placeholders it was taught, encodes it."""
+    tokenizer = PromptTokenizer(clip, known_placeholders(clip))
+    tokens = tokenizer(prompt)
+    class_positions = {position for words in class_words for position in find_words(tokenizer, prompt, words)}
+    encoder = tokenizer.encoders[0]
+    rows = []
+    for i, (chunk, end) in enumerate(zip(tokens.chunks[0][1], tokens.ends)):
+        for j, (token, weight) in enumerate(chunk):
+            position = i * tokens.chunk_length + j
+            if j in (0, end) or j > end:
+                role = "start" if j == 0 else "end" if j == end else "padding"
+            elif isinstance(token, Slot):
+                role = token.placeholder
+            else:
+                role = "class" if position in class_positions else "context"
+            rows.append(TokenRow(i, position, _readable(token, encoder, tokenizer.counts),
+                                 token if isinstance(token, int) else None, weight, role))
+    return rows
+
+
+def vectors_in(clip, prompt: str) -> dict[str, dict[str, Tensor]]:
+    """Encoder key → name → (d,) of every vector in `prompt`: of placeholders, once each, and of embedding files."""
+    found: dict[str, dict[str, Tensor]] = {}
+    counts = known_placeholders(clip)
+    encoders = text_encoders(clip)
+    tokens, values = PromptTokenizer(clip, counts)(prompt), clip.tokenize(prompt)
+    for encoder, (key, chunks) in zip(encoders, tokens.chunks):
+        named: dict[str, Tensor] = {}
+        for chunk, row in zip(chunks, values[key]):
+            for (token, _), (value, _) in zip(chunk, row):
+                if isinstance(token, Slot):
+                    named[_readable(token, encoder, counts)] = value
+                elif isinstance(token, FixedVector):
+                    named[f"file vector {sum(name.startswith('file') for name in named) + 1}"] = value
+        found[encoder.key] = named
+    return found
+
+
+def nearest_words(encoder: TextEncoder, vectors: Mapping[str, Tensor], count: int) -> list[Neighbours]:
+    """The `count` rows of the encoder's table with the largest cosine to each vector (d,), special tokens left out."""
+    if not vectors:
+        return []
+    table = encoder.table
+    wanted = torch.nn.functional.normalize(torch.stack([v.float().cpu() for v in vectors.values()]), dim=-1)
+    cosines, norms = [], []
+    for rows in table.split(_ROWS_AT_ONCE):
+        rows = rows.to("cpu", torch.float32)
+        norms.append(rows.norm(dim=-1))
+        cosines.append(wanted @ torch.nn.functional.normalize(rows, dim=-1).T)
+    cosine = torch.cat(cosines, dim=1)
+    special = [i for i, text in encoder.tokenizer.inv_vocab.items() if text in _NOT_WORDS and i < cosine.shape[1]]
+    cosine[:, special] = -torch.inf
+    best = cosine.topk(count, dim=1)
+    usual = float(torch.cat(norms).median())
+    return [Neighbours(encoder.key, name, tuple((_word(encoder, int(i)), float(c)) for i, c in zip(ids, values)),
+                       float(vector.norm()), usual)
+            for (name, vector), ids, values in zip(vectors.items(), best.indices, best.values)]
+
+
+def _readable(token: int | Slot | FixedVector, encoder: TextEncoder, counts: Mapping[str, int]) -> str:
+    if isinstance(token, Slot):
+        return f"{token.placeholder} {token.index + 1}/{counts[token.placeholder]}"
+    return "(file vector)" if isinstance(token, FixedVector) else _word(encoder, token)
+
+
+def _word(encoder: TextEncoder, token_id: int) -> str:
+    """The token's text; a piece that a word goes on after ends with "-"."""
+    raw = encoder.tokenizer.inv_vocab[token_id]
+    if raw in _NOT_WORDS:
+        return raw
+    text = encoder.tokenizer.tokenizer.decode([token_id]).strip()
+    return text if raw.endswith("</w>") else f"{text}-"
+
+
+def report(rows: list[TokenRow], neighbours: list[Neighbours]) -> str:
+    """The rows and neighbours as lines to read; padding is counted, not listed."""
+    lines = []
+    for chunk in dict.fromkeys(row.chunk for row in rows):
+        here = [row for row in rows if row.chunk == chunk]
+        used = [row for row in here if row.role != "padding"]
+        lines.append(f"Chunk {chunk + 1}: {len(used) - 2} of {len(here) - 2} tokens used")
+        lines += [f"{row.position:>5}  {row.token:<24} {row.weight:<5g} {row.role}" for row in used]
+    for role, positions in _positions(rows).items():
+        lines.append(f"{role}: {', '.join(map(str, positions))}")
+    for found in neighbours:
+        words = ", ".join(f"{word} {cosine:.2f}" for word, cosine in found.words)
+        lines.append(f"{found.vector} in {found.encoder}, length {found.norm:.2f} (words {found.usual_norm:.2f}), "
+                     f"near to: {words}")
+    return "\n".join(lines)
+
+
+def table(rows: list[TokenRow]) -> str:
+    """All rows with a heading, columns separated by tabs."""
+    lines = ["chunk\tposition\ttoken\tid\tweight\trole"]
+    for row in rows:
+        token_id = "" if row.id is None else row.id
+        lines.append(f"{row.chunk + 1}\t{row.position}\t{row.token}\t{token_id}\t{row.weight:g}\t{row.role}")
+    return "\n".join(lines)
+
+
+def _positions(rows: list[TokenRow]) -> dict[str, list[int]]:
+    roles: dict[str, list[int]] = {}
+    for row in rows:
+        if row.role not in ("start", "end", "padding"):
+            roles.setdefault(row.role, []).append(row.position)
+    return roles
