@@ -59,16 +59,16 @@ export class TrainingChart {
       cursor: { y: false, drag: { x: false, y: false, setScale: false }, move: positionOnZoomedCanvas },
       scales: {
         x: { time: false, range: (_, min, max) => (min === max ? [min - 1, max + 1] : [min, max]) },
-        y: logarithmic ? { distr: 3, range: logarithmicRange, clamp: (_plot, _value, min) => min } : {},
+        y: logarithmic ? { distr: 3, range: logarithmicRange, clamp: slightlyAboveTheEdge } : {},
       },
-      axes: [this.#axis({ values: wholeSteps, size: 28 }), this.#axis({ values: valueLabels, size: 54 }, powersOfTen)],
+      axes: [this.#axis({ values: wholeSteps, size: 28 }), this.#axis({ values: valueLabels, size: 54 })],
       series: [{}, ...lines.map((line) => this.#series(line))],
       hooks: { setCursor: [(plot) => this.#onCursor(plot.cursor.idx ?? null)] },
     };
   }
 
-  #axis(options, gridFilter) {
-    const line = { stroke: () => this.#color("--pz-grid"), width: 1, filter: gridFilter };
+  #axis(options) {
+    const line = { stroke: () => this.#color("--pz-grid"), width: 1, filter: powersOfTen };
     return { stroke: () => this.#color("--pz-axis"), font: FONT, grid: line, ticks: { ...line, size: 4 }, ...options };
   }
 
@@ -100,9 +100,9 @@ export const lineColor = (index) => `--pz-line-${index % 8}`;
 
 const valueLabels = (_, splits) => splits.map(formatTick);
 
-/** Nine grid lines a decade would hide the lines that count. */
-function powersOfTen(plot, splits) {
-  if (plot.scales.y.distr !== 3) return splits;
+/** On a logarithmic axis, nine grid lines a decade would hide the lines that count. */
+function powersOfTen(plot, splits, axis) {
+  if (plot.scales[plot.axes[axis].scale].distr !== 3) return splits;
   return splits.map((split) => (Math.abs(Math.log10(split) % 1) < 1e-6 ? split : null));
 }
 
@@ -111,8 +111,11 @@ const wholeSteps = (_, splits) => splits.map((step) => (Number.isInteger(step) ?
 /** uPlot asks for the range of the positive values; there may be none. */
 function logarithmicRange(plot, min, max) {
   if (!(min > 0) || !(max > 0)) return [0.1, 1];
-  return uPlot.rangeLog(min, max, 10, false);
+  return uPlot.rangeLog(min / 1.5, max * 1.5, 10, false);
 }
+
+/** Where to draw what has no logarithm, as 0: a gradient that vanished must be seen. */
+const slightlyAboveTheEdge = (_plot, _value, min, max) => min * (max / min) ** 0.02;
 
 /** Where to draw a dot although lines are drawn: at a value between two gaps, which no line would reach. */
 function lonelyPoints(plot, line, areAllShown) {

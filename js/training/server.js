@@ -17,12 +17,12 @@ export async function fetchRunsInProgress() {
   return answer.ok ? answer.json() : [];
 }
 
-/** The run as it is now, or null if there is none of that name. */
+/** What a run has reported, or null if nothing is known of it. */
 export async function fetchRun(run) {
   const answer = await api.fetchApi(`/personalize/runs/${encodeURIComponent(run)}`);
   if (!answer.ok) return null;
   const data = await answer.json();
-  return data?.run ? data : null;
+  return data.history?.length || data.previews?.length ? data : null;
 }
 
 /** {preset: {widget: value}} */

@@ -7,6 +7,7 @@ from server import PromptServer
 
 from .presets import PRESETS
 from .progress import Live
+from .run_folder import saved_report
 
 routes = PromptServer.instance.routes
 COMMANDS = ("stop", "save", "sample")
@@ -27,11 +28,13 @@ async def command(request: web.Request) -> web.Response:
 
 @routes.get("/personalize/runs/{run}")
 async def report(request: web.Request) -> web.Response:
-    """What a run in progress has reported so far."""
-    live = Live.find(request.match_info["run"])
-    if live is None:
-        return web.json_response({"message": "The run is not in progress."}, status=404)
-    return web.json_response(live.report)
+    """What a run has reported: so far while it is in progress, in all when it has ended; empty if there is no such run."""
+    run = request.match_info["run"]
+    live = Live.find(run)
+    try:
+        return web.json_response(live.report if live else saved_report(run))
+    except ValueError as error:
+        return web.json_response({"message": str(error)}, status=400)
 
 
 @routes.get("/personalize/runs")

@@ -20,6 +20,7 @@ from ..text.embedding_files import MARK, embeddings_folder, file_stem, prompt_te
 from .progress import jsonable
 
 STATE = "state.safetensors"
+REPORT = "report.json"
 LARGEST_WEIGHTS_PER_STEP = 300 * 2**20
 LARGEST_STATE_PER_SAVE = 2**30
 
@@ -33,7 +34,7 @@ class RunFolder:
 
     def __init__(self, name: str, key: str):
         self.run = f"{safe_name(name, 'The name')}-{key[:8]}"
-        self.path = Path(folder_paths.get_output_directory()) / "personalize" / self.run
+        self.path = _folder(self.run)
         self.key = key
 
     def state(self) -> tuple[dict[str, Tensor], int, list[dict]] | None:
@@ -55,11 +56,7 @@ class RunFolder:
 
     def report(self) -> dict[str, Any]:
         """What was last written by `save_report`; empty lists before that."""
-        empty = {"run": self.run, "history": [], "previews": [], "saved": [], "message": ""}
-        try:
-            return {**empty, **json.loads((self.path / "report.json").read_text(encoding="utf-8"))}
-        except (OSError, ValueError):
-            return empty
+        return saved_report(self.run)
 
     def save_report(self, report: Mapping[str, Any]) -> dict[str, str]:
         """Writes report.json and losses.csv; returns their paths."""
@@ -69,7 +66,7 @@ class RunFolder:
         rows = csv.writer(table)
         rows.writerow(["step", "loss", *terms])
         rows.writerows([r["step"], r["loss"], *(r["parts"].get(name, "") for name in terms)] for r in history)
-        json_path = write_text(self.path / "report.json", json.dumps(jsonable(report)))
+        json_path = write_text(self.path / REPORT, json.dumps(jsonable(report)))
         csv_path = write_text(self.path / "losses.csv", table.getvalue())
         return {"json": str(json_path), "csv": str(csv_path)}
 
@@ -107,6 +104,23 @@ class RunFolder:
     def weights_path(self, step: int) -> Path:
         """Where `save_step` puts the weights."""
         return Path(folder_paths.get_folder_paths("loras")[0]) / self.run / f"weights-{step:06d}.safetensors"
+
+
+def saved_report(run: str) -> dict[str, Any]:
+    """What `RunFolder.save_report` last wrote of the run of that name; empty lists if there is nothing.
+
+    Raises ValueError for a name that leads out of ComfyUI's output folder.
+    """
+    empty = {"run": run, "history": [], "previews": [], "saved": [], "message": ""}
+    path = _folder(run) / REPORT
+    try:
+        return {**empty, **json.loads(path.read_text(encoding="utf-8"))}
+    except (OSError, ValueError):
+        return empty
+
+
+def _folder(run: str) -> Path:
+    return Path(folder_paths.get_output_directory()) / "personalize" / safe_name(run, "The run's name")
 
 
 def concept_metadata(concept: Concept) -> dict[str, str]:

@@ -1,0 +1,58 @@
+/** Pictures on the server: which a folder holds, where to see them, and bringing new ones there. */
+import { api } from "../../../scripts/api.js";
+
+const PACK = new URL(import.meta.url).pathname.split("/extensions/")[1].split("/")[0];
+const SUFFIXES = /\.(png|jpe?g|webp|bmp|gif|tiff?|avif|hei[cf])$/i;
+
+export const isPicture = (file) => file.type.startsWith("image/") || SUFFIXES.test(file.name);
+export const isCaption = (file) => /\.txt$/i.test(file.name);
+
+/** {pictures: [names], place: "input" | "example" | "nowhere", message: sentence or ""} */
+export async function listFolder(folder) {
+  const answer = await api.fetchApi(`/personalize/pictures?folder=${encodeURIComponent(folder)}`, { cache: "no-store" });
+  if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+  return await answer.json();
+}
+
+/** Address of a picture; `name` may lie in a subfolder of `folder`. */
+export function pictureUrl(folder, name, place) {
+  const parts = [...folder.split("/"), ...name.split("/")].filter((part) => part);
+  if (place === "example") return api.apiURL(`/workflow_templates/${[PACK, "assets", ...parts].map(encodeURIComponent).join("/")}`);
+  const query = new URLSearchParams({ filename: parts.pop(), subfolder: parts.join("/"), type: "input" });
+  return api.apiURL(`/view?${query}`);
+}
+
+/** `wanted`, or with the first number that makes it a folder that is not there yet. */
+export async function unusedFolder(wanted) {
+  for (let number = 1; ; number++) {
+    const candidate = number === 1 ? wanted : `${wanted}-${number}`;
+    if ((await listFolder(candidate)).place === "nowhere") return candidate;
+  }
+}
+
+/**
+ * Uploads pictures, and the captions that belong to them, into input/<folder>/; nothing there is overwritten.
+ * @returns names of the pictures as the server keeps them, in the order given
+ */
+export async function uploadPictures(files, folder) {
+  const kept = new Map();
+  for (const file of files.filter(isPicture)) kept.set(stem(file.name), await upload(file, file.name, folder, false));
+  for (const file of files.filter(isCaption)) {
+    const picture = kept.get(stem(file.name)) ?? file.name;
+    await upload(file, `${stem(picture)}.txt`, folder, true);
+  }
+  return [...kept.values()];
+}
+
+async function upload(file, name, folder, overwrite) {
+  const body = new FormData();
+  body.append("image", file, name);
+  body.append("subfolder", folder);
+  body.append("type", "input");
+  body.append("overwrite", String(overwrite));
+  const answer = await api.fetchApi("/upload/image", { method: "POST", body });
+  if (!answer.ok) throw new Error(`${name} could not be uploaded: the server answered ${answer.status} ${answer.statusText}`);
+  return (await answer.json()).name;
+}
+
+const stem = (name) => name.replace(/\.[^.]*$/, "");

@@ -1,0 +1,78 @@
+/** What is drawn on a Subject node: thumbnails of its pictures, and a place to drop more. */
+import { element, icon, setText } from "../training/dom.js";
+
+const ACCEPTED = "image/*,.heic,.heif,.tif,.tiff,.txt";
+
+export class PictureTray {
+  root = element("div", { class: "pz-theme pz-tray", role: "region", "aria-label": "Pictures" });
+  #actions;
+  #count = element("span", { class: "pz-state" });
+  #all = element("button", { type: "button", class: "pz-button", title: "Use every picture of the folder again",
+    onclick: () => this.#actions.useAll() });
+  #error = element("div", { class: "pz-error", role: "alert", hidden: true });
+  #grid = element("div", { class: "pz-tray-grid", role: "list" });
+  #hint = element("div", { class: "pz-tray-hint" }, "Drop 4 or 5 pictures of your subject here");
+  #chooser = element("input", { type: "file", multiple: "", accept: ACCEPTED, hidden: true, onchange: () => this.#onChosen() });
+
+  /** @param actions {add(files), remove(name), useAll()} */
+  constructor(actions) {
+    this.#actions = actions;
+    const choose = element("button", { type: "button", class: "pz-button", title: "Upload pictures, and .txt captions of the same name",
+      onclick: () => this.#chooser.click() }, icon("upload"), " Choose pictures");
+    this.root.append(
+      element("div", { class: "pz-row" }, this.#count, element("div", { class: "pz-group" }, this.#all, choose)),
+      this.#error, this.#hint, this.#grid, this.#chooser);
+    this.root.addEventListener("dragover", (event) => this.#onDrag(event));
+    this.root.addEventListener("dragleave", () => this.root.classList.remove("pz-dropping"));
+    this.root.addEventListener("drop", (event) => this.#onDrop(event));
+  }
+
+  /** @param pictures [{name, url}] @param available how many pictures the folder holds */
+  show(pictures, available) {
+    setText(this.#count, pictures.length === 1 ? "1 picture" : `${pictures.length} pictures`);
+    setText(this.#all, `Use all ${available}`);
+    this.#all.hidden = available <= pictures.length;
+    this.#hint.hidden = pictures.length > 0;
+    this.#grid.replaceChildren(...pictures.map((picture) => this.#thumbnail(picture)));
+  }
+
+  /** One sentence, or "" for none. */
+  showError(sentence) {
+    setText(this.#error, sentence);
+    this.#error.hidden = !sentence;
+  }
+
+  showBusy(isBusy) {
+    this.root.setAttribute("aria-busy", String(isBusy));
+  }
+
+  #thumbnail({ name, url }) {
+    const picture = element("img", { src: url, alt: name, draggable: "false", onerror: () => item.classList.add("pz-unseen") });
+    const item = element("div", { class: "pz-tray-item", role: "listitem", title: name, "data-name": name },
+      picture, element("span", { class: "pz-tray-name" }, name),
+      element("button", { type: "button", class: "pz-tray-remove", title: `Do not use ${name} (the file is kept)`,
+        "aria-label": `Do not use ${name}`, onclick: () => this.#actions.remove(name) }, icon("times")));
+    return item;
+  }
+
+  #onChosen() {
+    const files = [...this.#chooser.files];
+    this.#chooser.value = ""; // so that the same files can be chosen again
+    if (files.length) this.#actions.add(files);
+  }
+
+  #onDrag(event) {
+    if (!event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    event.stopPropagation();
+    this.root.classList.add("pz-dropping");
+  }
+
+  #onDrop(event) {
+    this.root.classList.remove("pz-dropping");
+    if (!event.dataTransfer?.files.length) return;
+    event.preventDefault(); // else the page opens the pictures as workflows
+    event.stopPropagation();
+    this.#actions.add([...event.dataTransfer.files]);
+  }
+}

@@ -1,0 +1,205 @@
+/** Puts the picture tray on Subject nodes: dropped or chosen pictures are uploaded to input/<folder>/ and shown. */
+import { app } from "../../scripts/app.js";
+import { api } from "../../scripts/api.js";
+import { isCaption, isPicture, listFolder, pictureUrl, unusedFolder, uploadPictures } from "./subject/server.js";
+import { PictureTray } from "./subject/tray.js";
+
+const NODE_TYPE = "PersonalizeSubject";
+const MIN_HEIGHT = 190;
+const MIN_WIDTH = 400;
+const EMPTY = { pictures: [], place: "nowhere", message: "" };
+
+/** node → its subject */
+const subjects = new Map();
+
+/** The pictures of one node. Its widgets `folder` and `pictures` say which; the tray shows them. */
+class NodePictures {
+  #node;
+  #listing = EMPTY;
+  #refreshes = 0;
+
+  constructor(node) {
+    this.#node = node;
+    this.tray = new PictureTray({
+      add: (files) => this.add(files), remove: (name) => this.#choose(this.#shown().filter((other) => other !== name)),
+      useAll: () => this.#choose(this.#listing.pictures) });
+  }
+
+  /** Asks the server again what the folder holds, and shows it. */
+  async refresh() {
+    const turn = ++this.#refreshes;
+    const folder = this.#value("folder");
+    const listing = folder ? await listFolder(folder).catch((problem) => ({ ...EMPTY, message: `${problem.message}.` })) : EMPTY;
+    if (turn !== this.#refreshes) return; // a later question has been asked since
+    this.#listing = listing;
+    this.tray.showError(listing.message);
+    this.#show();
+  }
+
+  /** Uploads pictures and captions, into a new folder if none is chosen. */
+  async add(files) {
+    const strange = files.find((file) => !isPicture(file) && !isCaption(file));
+    if (strange) return this.tray.showError(`${strange.name} is not a picture; drop PNG, JPEG or WebP files, and .txt captions.`);
+    this.tray.showBusy(true);
+    try {
+      const folder = await this.#folderForUploads();
+      const names = await uploadPictures(files, folder);
+      const chosen = this.#chosen();
+      this.#setFolder(folder);
+      this.#set("pictures", chosen.length ? [...new Set([...chosen, ...names])].join("\n") : "");
+      await this.refresh();
+    } catch (problem) {
+      await this.refresh();
+      this.tray.showError(`${problem.message}.`);
+    } finally {
+      this.tray.showBusy(false);
+    }
+  }
+
+  /** The folder was changed by hand: the names chosen from the former one mean nothing in it. */
+  onFolderChanged() {
+    this.#set("pictures", "");
+    this.refresh();
+  }
+
+  async #folderForUploads() {
+    const folder = this.#value("folder");
+    const isOwn = folder && (await listFolder(folder)).place !== "example";
+    return isOwn ? folder : unusedFolder(this.#nameOfConcept());
+  }
+
+  /** "<my-dog>" of the Concept node before this one gives "my-dog". */
+  #nameOfConcept() {
+    const link = this.#node.inputs?.findIndex((input) => input.name === "concept") ?? -1;
+    const concept = link >= 0 ? this.#node.getInputNode(link) : null;
+    const placeholder = String(widgetOf(concept, "placeholder")?.value ?? "");
+    return placeholder.replace(/[^\p{L}\p{N}_-]+/gu, "") || "my-subject";
+  }
+
+  #choose(names) {
+    const isAll = names.length === this.#listing.pictures.length && names.every((name) => this.#listing.pictures.includes(name));
+    this.#set("pictures", isAll ? "" : names.join("\n"));
+    if (!names.length) this.#setFolder(""); // an empty choice would mean all of the folder
+    this.refresh();
+  }
+
+  #setFolder(folder) {
+    const values = widgetOf(this.#node, "folder").options?.values;
+    if (Array.isArray(values) && !values.includes(folder)) values.push(folder);
+    this.#set("folder", folder);
+  }
+
+  #show() {
+    const { pictures, place } = this.#listing;
+    const folder = this.#value("folder");
+    this.tray.show(this.#shown().map((name) => ({ name, url: pictureUrl(folder, name, place) })), pictures.length);
+  }
+
+  #shown() {
+    const chosen = this.#chosen();
+    return chosen.length ? chosen : this.#listing.pictures;
+  }
+
+  #chosen() {
+    return this.#value("pictures").split("\n").map((name) => name.trim()).filter((name) => name);
+  }
+
+  #value(name) {
+    return String(widgetOf(this.#node, name)?.value ?? "").trim();
+  }
+
+  #set(name, value) {
+    widgetOf(this.#node, name).value = value;
+    this.#node.setDirtyCanvas(true, true);
+  }
+}
+
+app.registerExtension({
+  name: "personalize.subject",
+
+  setup() {
+    loadStyle("./subject/tray.css");
+    api.addEventListener("execution_start", () => subjects.forEach((subject) => subject.tray.showError("")));
+    api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail));
+    api.addEventListener("reconnected", refreshAll);
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass === NODE_TYPE) attach(node);
+  },
+
+  loadedGraphNode(node) {
+    subjects.get(node)?.refresh();
+  },
+
+  refreshComboInNodes: refreshAll,
+});
+
+function attach(node) {
+  const subject = new NodePictures(node);
+  subjects.set(node, subject);
+  const widget = node.addDOMWidget("thumbnails", "PERSONALIZE_PICTURES", subject.tray.root, {
+    serialize: false, // not into the prompt
+    hideOnZoom: false,
+    hideInPanel: true, // the side panel would draw it a second time and change its width
+    getMinHeight: () => MIN_HEIGHT,
+  });
+  widget.serialize = false; // not into the saved workflow
+  hide(widgetOf(node, "pictures")); // the tray shows it
+  node.setSize([Math.max(node.size[0], MIN_WIDTH), node.computeSize()[1]]);
+  acceptDrops(node, subject);
+  chain(widgetOf(node, "folder"), "callback", () => subject.onFolderChanged());
+  chain(node, "onRemoved", () => subjects.delete(node));
+}
+
+/** On the rest of the node, and pasted while it is selected; the tray takes what is dropped on itself. */
+function acceptDrops(node, subject) {
+  node.onDragOver = (event) => Boolean(event.dataTransfer?.types.includes("Files"));
+  node.onDragDrop = async (event) => {
+    const files = [...(event.dataTransfer?.files ?? [])];
+    if (!files.length) return false;
+    await subject.add(files);
+    return true;
+  };
+  node.pasteFiles = (files) => {
+    subject.add([...files]);
+    return true;
+  };
+}
+
+function onExecutionError({ node_id, node_type, exception_message }) {
+  if (node_type !== NODE_TYPE) return;
+  for (const [node, subject] of subjects) {
+    if (String(node_id).split(":").at(-1) === String(node.id)) subject.tray.showError(exception_message?.trim() ?? "");
+  }
+}
+
+function refreshAll() {
+  for (const subject of subjects.values()) subject.refresh();
+}
+
+function hide(widget) {
+  if (!widget) return;
+  widget.hidden = true;
+  widget.options.hidden = true; // for Nodes 2.0
+}
+
+const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name);
+
+/** Calls `after` after the function `name` of `owner`, with the same arguments. */
+function chain(owner, name, after) {
+  const before = owner?.[name];
+  if (!owner) return;
+  owner[name] = function (...values) {
+    const answer = before?.apply(this, values);
+    after(...values);
+    return answer;
+  };
+}
+
+function loadStyle(path) {
+  const link = document.createElement("link");
+  link.rel = "stylesheet";
+  link.href = new URL(path, import.meta.url).href;
+  document.head.append(link);
+}

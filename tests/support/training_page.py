@@ -1,0 +1,93 @@
+"""The training panel that the pack draws on Train nodes, as a test sees it."""
+from __future__ import annotations
+
+from .browser import ComfyPage
+
+ADD_NODE = """type => { const node = window.LiteGraph.createNode(type); node.pos = [80, 60];
+    window.app.graph.add(node); window.app.canvas.setDirty(true, true); return String(node.id) }"""
+
+ON_SCREEN = """() => { const box = document.querySelector('.pz-panel').getBoundingClientRect();
+    return box.width > 0 && box.top > 0 && box.left > 0 && box.right < innerWidth && box.bottom < innerHeight }"""
+
+# [column, highest row, lowest row] of every column of the chart in which a line's colour is found.
+INK = """line => {
+    const canvas = document.querySelector('.pz-plot canvas'), {width, height} = canvas;
+    const hex = getComputedStyle(canvas).getPropertyValue(`--pz-line-${line}`).trim();
+    const wanted = [1, 3, 5].map(start => parseInt(hex.slice(start, start + 2), 16));
+    const copy = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true}), found = [];
+    copy.drawImage(canvas, 0, 0);
+    const {data} = copy.getImageData(0, 0, width, height);
+    for (let x = 0; x < width; x++) {
+        const rows = [];
+        for (let y = 0; y < height; y++) {
+            const pixel = 4 * (y * width + x);
+            if (data[pixel + 3] > 200 && wanted.every((value, i) => Math.abs(value - data[pixel + i]) < 30)) rows.push(y);
+        }
+        if (rows.length) found.push([x, rows[0], rows.at(-1)]);
+    }
+    return found; }"""
+
+
+class TrainingPanel:
+    """The panel of one Train node on the page."""
+
+    def __init__(self, ui: ComfyPage, node_id: str):
+        self.ui, self.node_id = ui, node_id
+        self.root = ui.page.locator(".pz-panel")
+
+    @classmethod
+    def on_new_node(cls, ui: ComfyPage) -> TrainingPanel:
+        """A graph with nothing but a Train node."""
+        ui.js("() => window.app.graph.clear()")
+        ui.settle(50)  # else Nodes 2.0 takes the new node of the same id for the old one
+        panel = cls(ui, ui.js(ADD_NODE, "PersonalizeTrain"))
+        panel.root.wait_for()
+        ui.settle(100)
+        ui.command("Comfy.Canvas.FitView")
+        ui.page.wait_for_function(ON_SCREEN)
+        return panel
+
+    def tell(self, *messages: dict) -> None:
+        """Hand the page messages as they come from the server, and wait until they are drawn."""
+        self.ui.js("""messages => { for (const detail of messages)
+            window.comfyAPI.api.api.dispatchEvent(new CustomEvent('personalize.training', {detail})) }""",
+                   [{"node": self.node_id, "run": "dog-12345678", **message} for message in messages])
+        self.ui.settle(250)
+
+    def tell_steps(self, losses: list[float | None], **more) -> None:
+        """A run of one step per loss."""
+        self.tell({"kind": "start", "total": len(losses), "first_step": 0, "resumed_from": 0},
+                  *(step(number, loss, len(losses), **more) for number, loss in enumerate(losses, 1)))
+
+    def event(self, name: str, detail) -> None:
+        """Hand the page one of ComfyUI's own messages."""
+        self.ui.js("([name, detail]) => window.comfyAPI.api.api.dispatchEvent(new CustomEvent(name, {detail}))", [name, detail])
+        self.ui.settle(250)
+
+    def text(self, part: str) -> str:
+        """Text of "state", "figures", "error", "message", "empty" or "legend"; "" while it is not shown."""
+        found = self.root.locator(f".pz-{part}")
+        return found.inner_text().replace("\n", " ") if found.is_visible() else ""
+
+    def ink(self, line: int) -> list[list[int]]:
+        """[column, highest row, lowest row] wherever a line of this colour is drawn; 0 is the total."""
+        return self.ui.js(INK, line)
+
+    def show(self, view: str) -> None:
+        """Choose "loss", "gradients" or "rate"."""
+        self.root.locator(f"[data-view={view}]").click()
+        self.ui.settle(150)
+
+    def command_buttons(self) -> dict[str, bool]:
+        """Command → whether its button can be pressed."""
+        return {button.get_attribute("data-command"): button.is_enabled() for button in self.root.locator("[data-command]").all()}
+
+    def widget(self, name: str):
+        """A widget's value."""
+        return next(node["widgets"][name] for node in self.ui.graph() if node["id"] == self.node_id)
+
+
+def step(number: int, loss: float | None, total: int, **more) -> dict:
+    """The message about one step."""
+    return {"kind": "step", "step": number, "total": total, "loss": loss, "parts": {"diffusion": loss}, "norms": {},
+            "lr": {"embedding": 5e-3}, "seconds_left": 1.0 * (total - number), **more}
