@@ -9,7 +9,7 @@ import math
 import torch
 
 from .attention_by_hand import naive_attention, projections
-from .prompts_by_hand import END, chunks_by_hand, words_to_ids
+from .prompts_by_hand import END, START, chunks_by_hand, words_to_ids
 
 PADS = {"l": END, "h": 0, "g": 0}
 
@@ -20,9 +20,8 @@ class PromptByHand:
     def __init__(self, token_keys, before: str, subject, after: str):
         self.token_keys, self.before = token_keys, before
         contents = {key: subject if isinstance(subject, str) else subject[key] for key in token_keys}
-        self.chunks = {key: chunks_by_hand([(text, 1.0) for text in (before,) if text] + [(contents[key], 1.0)]
-                                           + [(text, 1.0) for text in after.split(" ") if text], PADS[key])
-                       for key in token_keys}
+        self.chunks = {key: chunks_by_hand([(piece, 1.0) for piece in (before, contents[key], after) if len(piece)],
+                                           PADS[key]) for key in token_keys}
         first = contents[token_keys[0]]
         self.count = len(words_to_ids(first)) if isinstance(first, str) else len(first)
 
@@ -46,6 +45,14 @@ class PromptByHand:
                 if is_end:
                     break
         return kept
+
+
+def kept_pairs(ours: PromptByHand, theirs: PromptByHand) -> tuple[list[int], list[int]]:
+    """Kept positions of both prompts in an order that pairs them: starts, ends, words."""
+    kinds = [[[p for p, token in prompt.kept() if wanted(token)] for prompt in (ours, theirs)]
+             for wanted in (lambda t: t == START, lambda t: t == END, lambda t: t < START)]
+    pairs = [pair for kind in kinds for pair in zip(*kind)]
+    return [i for i, _ in pairs], [j for _, j in pairs]
 
 
 def embedding_loss(ours, theirs, our_kept, their_kept, released: bool) -> float:
@@ -76,18 +83,18 @@ def attention_loss(ours, theirs, our_kept, their_kept, released: bool) -> float:
     return total if released else total / len(ours)
 
 
-def maps_of_pass(model, noisy, sigma, cond, pooled, keys=None):
-    """Per layer (rows, heads, pixels, T) of one whole run of ComfyUI's denoiser.
-
-    keys: what `maps_of_pass` gave for another prompt as its second value: its keys with this run's queries.
-    Returns maps and, per layer, the keys.
-    """
+def queries_and_keys(model, noisy, sigma, cond, pooled):
+    """Per layer (heads, query, key) of one whole run of ComfyUI's denoiser."""
     base, rows = model.model, len(noisy)
     extra = {}
-    if pooled is not None and base.is_adm():
+    if base.diffusion_model.num_classes is not None:
         extra["y"] = base.encode_adm(pooled_output=pooled, width=noisy.shape[3] * 8, height=noisy.shape[2] * 8,
                                      device=noisy.device).expand(rows, -1)
     with torch.no_grad(), projections(base.diffusion_model) as seen:
         base.apply_model(noisy, sigma, c_crossattn=cond.expand(rows, -1, -1), transformer_options={}, **extra)
-    used = keys or [key for _, (_, key) in seen]
-    return [naive_attention(query, key, heads) for (heads, (query, _)), key in zip(seen, used)], [k for _, (_, k) in seen]
+    return [(heads, query, key) for heads, (query, key) in seen]
+
+
+def maps(queries, keys):
+    """Per layer (rows, heads, pixels, T): queries of one run, keys of the same or another one."""
+    return [naive_attention(query, key, heads) for (heads, query, _), (_, _, key) in zip(queries, keys, strict=True)]
