@@ -15,7 +15,7 @@ from .models import HEADS, ROWS, UNET, WIDTH, text_config, untouched_table
 VISUAL_TOKENS = 8
 REFERENCE_SIZE = 64
 POSITIONS = 77
-END = 49407
+START, END = 49406, 49407
 
 
 class PictureEncoder(torch.nn.Module):
@@ -62,15 +62,25 @@ class TextEncoder(torch.nn.Module):
         model = CLIPTextModel(text_config(), torch.float32, "cpu", comfy.ops.disable_weight_init)
         self.model = model.text_model
         self.model.embeddings.token_embedding = None
-        self._cache: dict[str, list[int]] = {}
+        self._words: dict[str, list[int]] = {}
 
     def tokens(self, texts: Sequence[str]) -> torch.Tensor:
-        """(B, 77) places in ``rows``; raises KeyError for a word outside the grammar."""
-        for text in texts:
-            if text not in self._cache:
-                chunk = self.tokenizer.tokenize_with_weights(text)[0]
-                self._cache[text] = [self.place[id] for id, _ in chunk]
-        return torch.tensor([self._cache[text] for text in texts], device=self.rows.device)
+        """(B, 77) places in ``rows``; raises KeyError for a word outside the grammar.
+
+        Byte-pair encoding never crosses a blank, so words are encoded once and joined.
+        """
+        return torch.tensor([self._sentence(text) for text in texts], device=self.rows.device)
+
+    def _sentence(self, text: str) -> list[int]:
+        places = [self.place[START]]
+        for word in text.split():
+            if word not in self._words:
+                ids = [id for id, _ in self.tokenizer.tokenize_with_weights(word)[0]]
+                self._words[word] = [self.place[id] for id in ids[1:ids.index(END)]]
+            places += self._words[word]
+        if len(places) > POSITIONS - 1:
+            raise ValueError(f"{text!r} is longer than {POSITIONS - 2} tokens")
+        return places + [self.place[END]] * (POSITIONS - len(places))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, 77) -> (B, 77, 128), causal, after the final norm."""

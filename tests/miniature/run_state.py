@@ -30,7 +30,7 @@ def cosine(step: int, steps: int, peak: float, warm_up: int, floor: float = 0.02
 
 
 class Run:
-    """AdamW over named modules with a running mean of the weights; ``step`` is the position in the data."""
+    """AdamW over named modules with a running mean of the weights; ``step`` and ``seen`` (rows) are the position."""
 
     def __init__(self, file: Path, modules: Mapping[str, torch.nn.Module], *, mean_decay: float = 0.999,
                  betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
@@ -39,10 +39,10 @@ class Run:
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, betas=betas, weight_decay=weight_decay)
         self.mean = [p.detach().clone() for p in self.parameters]
         self.mean_decay = mean_decay
-        self.step = 0
+        self.step = self.seen = 0
         self._saved = time.monotonic()
 
-    def update(self, loss: torch.Tensor, rate: float, clip: float = 1.0) -> None:
+    def update(self, loss: torch.Tensor, rate: float, clip: float = 1.0, rows: int = 0) -> None:
         """One optimiser step at learning rate ``rate``; a loss that is not finite raises FloatingPointError."""
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}; the last saved state is intact.")
@@ -53,6 +53,7 @@ class Run:
         torch.nn.utils.clip_grad_norm_(self.parameters, clip)
         self.optimizer.step()
         self.step += 1
+        self.seen += rows
         keep = min(self.mean_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_mul_(self.mean, keep)
         torch._foreach_add_(self.mean, [p.detach() for p in self.parameters], alpha=1 - keep)
@@ -62,7 +63,7 @@ class Run:
     def save(self) -> None:
         write_atomically(self.file, {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "mean": self.mean, "optimizer": self.optimizer.state_dict(), "step": self.step,
+            "mean": self.mean, "optimizer": self.optimizer.state_dict(), "step": self.step, "seen": self.seen,
         })
         self._saved = time.monotonic()
 
@@ -76,7 +77,7 @@ class Run:
         for own, saved in zip(self.mean, state["mean"], strict=True):
             own.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step, self.seen = state["step"], state.get("seen", 0)
         return True
 
     def swap_mean(self) -> None:

@@ -24,12 +24,15 @@ DEFAULT_FOLDER = Path.home() / ".cache" / "comfyui-personalize-miniature"
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("autoencoder", "oracle"), help="only this stage")
+    parser.add_argument("--stage", choices=("autoencoder", "oracle", "diffusion"), help="only this stage")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after this many minutes (state is kept)")
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of the run, outside the work tree")
     parser.add_argument("--comfyui", type=Path, help="ComfyUI's root folder")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--start", type=Path, help="autoencoder weights to start from when the run is new")
+    parser.add_argument("--batch", type=int, default=64, help="rows a step of the diffusion stage")
+    parser.add_argument("--shards", type=int, default=24, help="latent shards of 2048 scenes of the diffusion stage")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw latent shards (0: this one)")
     return parser.parse_args()
 
 
@@ -50,6 +53,16 @@ def _oracle(wanted: argparse.Namespace, deadline: Deadline) -> bool:
     return passed
 
 
+def _diffusion(wanted: argparse.Namespace, deadline: Deadline) -> bool:
+    from miniature.diffusion_training import train_diffusion
+
+    passed = train_diffusion(wanted.out, deadline, device(), wanted.out / "autoencoder.safetensors",
+                             wanted.out / "oracle.safetensors", batch=wanted.batch, shards=wanted.shards,
+                             workers=wanted.workers)
+    deadline.log(f"diffusion gate {'passed' if passed else NOT_YET}")
+    return passed
+
+
 def main() -> int:
     wanted = _arguments()
     torch.set_num_threads(wanted.threads)
@@ -57,8 +70,10 @@ def main() -> int:
     deadline = Deadline(wanted.minutes)
     if wanted.stage in (None, "autoencoder") and not _autoencoder(wanted, deadline):
         return 0
-    if wanted.stage in (None, "oracle"):
-        _oracle(wanted, deadline)
+    if wanted.stage in (None, "oracle") and not _oracle(wanted, deadline):
+        return 0
+    if wanted.stage in (None, "diffusion"):
+        _diffusion(wanted, deadline)
     return 0
 
 

@@ -1,0 +1,136 @@
+"""Stage 3: U-Net, text encoder and picture encoder together, on cached latents; gates read by the oracle."""
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from .autoencoder import load_autoencoder
+from .comfyui import fast_half
+from .deadline import Deadline
+from .diffusion import diffusion_loss, sample
+from .factors import sample_identity, sample_scene
+from .grammar import caption, said
+from .latents import QUIET_CAPTIONS, Corpus, load_corpus, make_shards
+from .network import new_networks, save_checkpoint
+from .oracle import Oracle, load_oracle
+from .run_state import Run, cosine
+
+PICTURES = 1_500_000
+PEAK_RATE = 4e-4              # at 64 rows; grows with the root of the batch
+NO_CAPTION = 0.1
+VISUAL_SHARE = 0.25           # half of the rows have a reference, half of those keep it
+GATES = {"kind": 0.95, "background": 0.95, "all": 0.85}
+
+
+def draw_batch(corpus: Corpus, rows: int, empty: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+    """(latents, tokens, references or None) without and with visual tokens; ``empty``: tokens of the empty prompt."""
+    on, spread = corpus.latents.device, corpus.spread
+    visual = max(1, round(VISUAL_SHARE * rows))
+    captions = corpus.tokens.shape[1]
+    plain_rows = torch.randint(len(corpus.latents), (rows - visual,), device=on)
+    which = torch.randint(len(corpus.with_reference), (visual,), device=on)
+    parts = []
+    for chosen, first, references in ((plain_rows, 0, None),
+                                      (corpus.with_reference[which], captions - QUIET_CAPTIONS, corpus.references[which])):
+        sentence = torch.randint(first, captions, (len(chosen),), device=on)
+        tokens = corpus.tokens[chosen, sentence].long()
+        silent = torch.rand(len(chosen), 1, device=on) < NO_CAPTION
+        parts.append((corpus.latents[chosen].float() / spread, torch.where(silent, empty, tokens),
+                      None if references is None else references.float() / 255))
+    return parts
+
+
+def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoencoder_file: Path, oracle_file: Path, *,
+                    batch: int = 64, shards: int = 24, workers: int = 0, pictures: int = PICTURES) -> bool:
+    """Train until the deadline or until ``pictures`` were seen; True once the oracle's gates are passed."""
+    files = make_shards(folder, autoencoder_file, shards, workers, on, deadline)
+    if not files:
+        return False
+    networks = new_networks().to(on)
+    run = Run(folder / "diffusion.pt", networks, mean_decay=0.9995, weight_decay=0.01)
+    deadline.log(f"diffusion: {f'continues after {run.seen} pictures' if run.restore() else 'starts'}")
+    corpus = load_corpus(files, networks["text"], on, deadline.log)
+    judge = _Judge(folder, autoencoder_file, oracle_file, corpus.spread, on, deadline)
+    empty, smooth = networks["text"].tokens([""]), None
+    torch.manual_seed(run.seen)
+    while run.seen < pictures and not deadline.over:
+        with torch.autocast(on.type, torch.bfloat16, enabled=fast_half(on)):
+            losses = [diffusion_loss(networks, *part) for part in draw_batch(corpus, batch, empty)]
+        loss = sum(losses) / batch
+        rate = cosine(run.seen, pictures, PEAK_RATE * (batch / 64) ** 0.5, 64 * 300)
+        run.update(loss, rate, rows=batch)
+        smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
+        if run.step % 100 == 0:
+            deadline.log(f"diffusion {run.seen} pictures, loss {smooth:.4f}")
+        if run.seen // 100_000 != (run.seen - batch) // 100_000:
+            judge(run, networks, 48)
+    run.save()
+    return judge(run, networks, 240)
+
+
+class _Judge:
+    """Saves the checkpoint and a contact sheet, and lets the oracle read prompted pictures."""
+
+    def __init__(self, folder: Path, autoencoder_file: Path, oracle_file: Path, spread: float, on: torch.device,
+                 deadline: Deadline):
+        self.folder, self.spread, self.deadline = folder, spread, deadline
+        self.autoencoder = load_autoencoder(autoencoder_file).to(on)
+        self.oracle: Oracle | None = load_oracle(oracle_file).to(on) if oracle_file.is_file() else None
+
+    def __call__(self, run: Run, networks: torch.nn.ModuleDict, count: int) -> bool:
+        run.swap_mean()
+        networks.eval()
+        prompts = prompts_to_judge(count)
+        pictures = torch.cat([self._draw(networks, prompts[i:i + 24], seed=i) for i in range(0, count, 24)])
+        contact_sheet(pictures[:48], 8, self.folder / "samples.png")
+        shares = factor_table(self.oracle, prompts, pictures) if self.oracle is not None else {}
+        table = " ".join(f"{name} {value:.2f}" for name, value in shares.items()) or "no oracle yet"
+        self.deadline.log(f"diffusion {run.seen} pictures: {table}")
+        figures = {"pictures": str(run.seen)} | {name: f"{value:.3f}" for name, value in shares.items()}
+        save_checkpoint(networks, self.autoencoder, self.spread, self.folder / "miniature.safetensors", figures)
+        networks.train()
+        run.swap_mean()
+        return bool(shares) and all(shares[name] >= gate for name, gate in GATES.items())
+
+    def _draw(self, networks: torch.nn.ModuleDict, prompts: list[str], seed: int) -> torch.Tensor:
+        latents = sample(networks, prompts, seed=seed)
+        with torch.no_grad():
+            return self.autoencoder["decoder"](latents * self.spread).clamp(0, 1).float()
+
+
+def prompts_to_judge(count: int) -> list[str]:
+    """Fixed prompts of the whole grammar for nameable subjects, half of them for combinations training never saw."""
+    rng = random.Random("prompts to judge")
+    prompts = []
+    while len(prompts) < count:
+        split = "held_out" if len(prompts) % 2 else "train"
+        scene = sample_scene(rng, "all", sample_identity(rng, named=True))
+        if scene.held_out == (split == "held_out"):
+            prompts.append(caption(scene, rng))
+    return prompts
+
+
+def factor_table(oracle: Oracle, prompts: list[str], pictures: torch.Tensor) -> dict[str, float]:
+    """Share of pictures that show each prompted factor; ``all``: mean over all prompted factors."""
+    verdicts: dict[str, list[bool]] = defaultdict(list)
+    for start in range(0, len(prompts), 24):
+        for prompt, judged in zip(prompts[start:start + 24], oracle.judge(pictures[start:start + 24])):
+            for name, right in judged.agrees(said(prompt)).items():
+                verdicts[name].append(right)
+    every = [right for rights in verdicts.values() for right in rights]
+    return {name: sum(v) / len(v) for name, v in sorted(verdicts.items())} | {"all": sum(every) / len(every)}
+
+
+def contact_sheet(pictures: torch.Tensor, columns: int, file: Path) -> None:
+    """Pictures (B, 3, H, W) in 0..1 as one PNG."""
+    rows, (height, width) = -(-len(pictures) // columns), pictures.shape[2:]
+    sheet = Image.new("RGB", (columns * (width + 2), rows * (height + 2)))
+    for i, picture in enumerate(pictures.cpu()):
+        tile = Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())
+        sheet.paste(tile, (i % columns * (width + 2), i // columns * (height + 2)))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(file)

@@ -1,0 +1,130 @@
+"""Training pictures as latents on disk: numbered shards, made once for one autoencoder, by as many processes as wanted."""
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from .autoencoder import load_autoencoder
+from .comfyui import fast_half
+from .data import scenes
+from .deadline import Deadline
+from .factors import Scene, sample_scene, with_factors
+from .grammar import caption
+from .network import POSITIONS, REFERENCE_SIZE, TextEncoder
+from .renderer import draw
+
+SHARD = 2048                  # scenes; the first half of them also has a reference picture of its subject
+REFERENCES = SHARD // 2
+SAME_POSE = 0.7               # references in the target's pose: where pose bias comes from
+CAPTIONS, QUIET_CAPTIONS = 5, 2   # sentences kept for each scene; quiet ones never describe the subject
+
+
+def shard_scenes(number: int) -> tuple[list[Scene], list[Scene]]:
+    """The targets of a shard and the reference scenes of its first half."""
+    targets = scenes(SHARD, "train", 1000 + number)
+    rng = random.Random(f"references {number}")
+    return targets, [_reference(target, rng) for target in targets[:REFERENCES]]
+
+
+def _reference(target: Scene, rng: random.Random) -> Scene:
+    while True:
+        scene = sample_scene(rng, identity=target.identity)
+        scene = with_factors(scene, pose=target.pose) if rng.random() < SAME_POSE else scene
+        if not scene.held_out:
+            return scene
+
+
+def _picture(scene: Scene) -> np.ndarray:
+    return draw(scene).picture
+
+
+def _draw_many(wanted: list[Scene], workers: int, deadline: Deadline) -> list[np.ndarray] | None:
+    if workers:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            return pool.map(_picture, wanted, chunksize=32)
+    pictures = []
+    for scene in wanted:
+        if deadline.over:
+            return None
+        pictures.append(_picture(scene))
+    return pictures
+
+
+def _shard_file(folder: Path, autoencoder_file: Path, number: int) -> Path:
+    digest = hashlib.sha256(autoencoder_file.read_bytes()).hexdigest()[:10]
+    return folder / "latents" / f"{digest}-{number:04d}.safetensors"
+
+
+@torch.no_grad()
+def make_shards(folder: Path, autoencoder_file: Path, count: int, workers: int, on: torch.device,
+                deadline: Deadline) -> list[Path]:
+    """Files of the shards 0..count-1, drawing and encoding those that are missing; fewer when the deadline comes."""
+    autoencoder = load_autoencoder(autoencoder_file).to(on, memory_format=torch.channels_last)
+    files = []
+    for number in range(count):
+        file = _shard_file(folder, autoencoder_file, number)
+        if not file.is_file():
+            targets, references = shard_scenes(number)
+            pictures = _draw_many(targets + references, workers, deadline)
+            if pictures is None:
+                break
+            _encode_shard(file, pictures, autoencoder, on)
+            deadline.log(f"latents: shard {number + 1} of {count}")
+        files.append(file)
+    return files
+
+
+def _encode_shard(file: Path, pictures: list[np.ndarray], autoencoder: torch.nn.ModuleDict, on: torch.device) -> None:
+    stack = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    latents = []
+    for part in stack[:SHARD].split(32):
+        with torch.autocast(on.type, torch.bfloat16, enabled=fast_half(on)):
+            latents.append(autoencoder["encoder"](part.to(on).float() / 255).half().cpu())
+    small = F.avg_pool2d(stack[SHARD:].float(), stack.shape[-1] // REFERENCE_SIZE).round().byte()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    save_file({"latents": torch.cat(latents).contiguous(), "references": small.contiguous()}, partial)
+    partial.replace(file)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """All shards in memory. latents (N, 16, 16, 16) fp16, raw; references (N/2, 3, 64, 64) uint8 of the rows in
+    ``with_reference``; tokens (N, 5, 77) uint8, the last ``QUIET_CAPTIONS`` of them without the subject's looks."""
+
+    latents: torch.Tensor
+    references: torch.Tensor
+    with_reference: torch.Tensor
+    tokens: torch.Tensor
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the raw latents."""
+        return float(self.latents[:SHARD].float().std())
+
+
+def load_corpus(files: list[Path], text: TextEncoder, on: torch.device, log: Callable[[str], None]) -> Corpus:
+    """Shards and freshly written captions, on the device."""
+    shards = [load_file(file) for file in files]
+    tokens = torch.cat([_captions(number, text) for number in range(len(files))])
+    log(f"latents: {len(tokens)} scenes, {tokens.shape[1]} captions each")
+    rows = torch.cat([torch.arange(REFERENCES) + number * SHARD for number in range(len(files))])
+    return Corpus(torch.cat([s["latents"] for s in shards]).to(on), torch.cat([s["references"] for s in shards]).to(on),
+                  rows.to(on), tokens.to(on))
+
+
+def _captions(number: int, text: TextEncoder) -> torch.Tensor:
+    rng = random.Random(f"captions {number}")
+    targets, _ = shard_scenes(number)
+    looks = [0.6] * (CAPTIONS - QUIET_CAPTIONS) + [0.0] * QUIET_CAPTIONS
+    spoken = [caption(scene, rng, looks=share) for scene in targets for share in looks]
+    return text.tokens(spoken).cpu().to(torch.uint8).view(SHARD, CAPTIONS, POSITIONS)
