@@ -1,0 +1,145 @@
+"""Training survives interruption, follows Stable Diffusion's schedule, and its own sampler agrees with ComfyUI's."""
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from miniature.diffusion import TIMESTEPS, add_noise, alphas_bar, sample
+from miniature.factors import sample_identity, sample_scene
+from miniature.grammar import caption, said
+from miniature.latents import REFERENCES, SHARD, shard_scenes
+from miniature.models import register
+from miniature.network import new_networks, save_checkpoint
+from miniature.run_state import Run, cosine, write_atomically
+
+
+def _steps(run: Run, module: torch.nn.Module, until: int) -> None:
+    while run.step < until:
+        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(run.step))
+        run.update((module(x) - x.sum(1, keepdim=True)).square().mean(), cosine(run.step, 20, 1e-2, 3), rows=8)
+
+
+def _new_run(file) -> tuple[Run, torch.nn.Module]:
+    torch.manual_seed(0)
+    module = torch.nn.Linear(4, 1)
+    return Run(file, {"module": module}), module
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole, module = _new_run(tmp_path / "whole.pt")
+    _steps(whole, module, 20)
+    first, part = _new_run(tmp_path / "part.pt")
+    _steps(first, part, 11)
+    first.save()
+    second, again = _new_run(tmp_path / "part.pt")
+    again.weight.data.zero_()
+    assert second.restore() and (second.step, second.seen) == (11, 88)
+    _steps(second, again, 20)
+    assert torch.equal(again.weight, module.weight)
+    assert all(torch.equal(a, b) for a, b in zip(second.mean, whole.mean))
+
+
+def test_swapping_the_mean_twice_changes_nothing(tmp_path):
+    run, module = _new_run(tmp_path / "run.pt")
+    _steps(run, module, 10)
+    weight, mean = module.weight.detach().clone(), run.mean[0].clone()
+    run.swap_mean()
+    assert torch.equal(module.weight, mean) and not torch.equal(module.weight, weight)
+    run.swap_mean()
+    assert torch.equal(module.weight, weight)
+
+
+def test_a_failed_save_leaves_the_old_state(tmp_path):
+    file = tmp_path / "state.pt"
+    write_atomically(file, {"step": 1})
+    with pytest.raises(Exception):
+        write_atomically(file, {"step": lambda: 2})
+    assert torch.load(file, weights_only=True) == {"step": 1}
+
+
+def test_a_loss_that_is_not_finite_stops(tmp_path):
+    run, module = _new_run(tmp_path / "run.pt")
+    with pytest.raises(FloatingPointError, match="step 0"):
+        run.update(module(torch.full((1, 4), float("nan"))).mean(), 1e-3)
+
+
+def test_shards_are_reproducible_and_pair_subjects():
+    targets, references = shard_scenes(0)
+    again, _ = shard_scenes(0)
+    assert (len(targets), len(references)) == (SHARD, REFERENCES) and targets == again
+    assert not any(scene.held_out for scene in targets + references)
+    assert all(a.identity == b.identity and a.seed != b.seed for a, b in zip(targets, references))
+    same = sum(a.pose == b.pose for a, b in zip(targets, references)) / REFERENCES
+    assert 0.7 < same < 0.95
+
+
+@pytest.fixture(scope="module")
+def networks_and_checkpoint(base):
+    import nodes
+
+    from miniature.autoencoder import initialise, new_autoencoder
+
+    register()
+    networks, autoencoder = new_networks(5), new_autoencoder()
+    initialise(autoencoder)
+    with torch.no_grad():
+        for parameter in networks.parameters():
+            parameter.copy_((parameter + 0.02 * torch.randn_like(parameter)).half().float())
+    file = base / "models" / "checkpoints" / "miniature_sampling.safetensors"
+    save_checkpoint(networks, autoencoder, 1.0, file, {})
+    with torch.inference_mode():
+        loaded = nodes.CheckpointLoaderSimple().load_checkpoint(file.name)
+    yield networks.eval().requires_grad_(False), loaded
+    file.unlink()
+
+
+def test_schedule_is_comfyuis(networks_and_checkpoint):
+    _, (model, _, _) = networks_and_checkpoint
+    share = alphas_bar()
+    torch.testing.assert_close(((1 - share) / share).sqrt(), model.model.model_sampling.sigmas.float(), rtol=1e-4, atol=1e-5)
+    latents, noise, t = torch.randn(3, 16, 16, 16), torch.randn(3, 16, 16, 16), torch.tensor([0, 400, 999])
+    noisy = add_noise(latents, noise, t)
+    sigma = model.model.model_sampling.sigmas[t].view(-1, 1, 1, 1)
+    torch.testing.assert_close(noisy * (1 + sigma**2).sqrt(), latents + sigma * noise, rtol=1e-3, atol=1e-3)
+
+
+def test_own_sampler_agrees_with_comfyuis_euler(networks_and_checkpoint):
+    """Deterministic DDIM is Euler's method in sigma; same noise, guidance and time steps must give the same latent."""
+    import comfy.sample
+    import comfy.samplers
+
+    networks, (model, clip, _) = networks_and_checkpoint
+    prompt, steps = "a photo of a red dog in the snow", 4
+    own = sample(networks, [prompt], seed=2, guidance=3.0, steps=steps)
+    times = torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long()
+    noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, ""))
+        theirs = comfy.sample.sample_custom(
+            model, noise, 3.0, comfy.samplers.sampler_object("euler"), model.model.model_sampling.sigmas[times].float(),
+            positive, negative, torch.zeros(1, 16, 16, 16), disable_pbar=True)
+    torch.testing.assert_close(own / alphas_bar()[0].sqrt(), theirs.clone(), rtol=2e-2, atol=2e-2)
+
+
+def test_tokens_joined_from_words_are_the_real_tokenizers(networks_and_checkpoint):
+    networks, (_, clip, _) = networks_and_checkpoint
+    text, rng = networks["text"], random.Random(8)
+    spoken = ["", *(caption(sample_scene(rng), rng) for _ in range(100))]
+    for sentence, places in zip(spoken, text.tokens(spoken)):
+        assert text.ids[places].tolist() == [id for id, _ in clip.tokenize(sentence)["l"][0]]
+
+
+def test_oracle_labels_agree_with_what_captions_say():
+    from miniature.oracle import CHOICES, COLOR_NAMES, Judgement, truth
+
+    rng = random.Random(9)
+    for _ in range(200):
+        scene = sample_scene(rng, "all", sample_identity(rng, named=True))
+        labels = truth([scene])
+        seen = {name: options[int(labels[name][0])] for name, options in CHOICES.items()}
+        colors = frozenset(name for name, flag in zip(COLOR_NAMES, labels["colors"][0].tolist()) if flag == 1)
+        perfect = Judgement(seen, colors, torch.zeros(1), torch.zeros(1))
+        verdict = perfect.agrees(said(caption(scene, rng)))
+        assert verdict and all(verdict.values()), (scene, verdict)
