@@ -58,7 +58,8 @@ def assert_same_conditioning(clip, text, reference_clip, reference_text):
 def test_equals_the_files(any_checkpoint, counts):
     clip = any_checkpoint.clip
     dog, cat = vectors_for(clip, counts[0], 1), vectors_for(clip, counts[1], 2)
-    files = {"D": prompt_text(save_embedding("apply-dog", dog, {})), "C": prompt_text(save_embedding("apply-cat", cat, {}))}
+    files = {"D": prompt_text(save_embedding("apply-dog", dog, {})),
+             "C": prompt_text(save_embedding("apply-cat", cat, {}))}
     taught = clip_with_vectors(clip, {"<my-dog>": dog, "<cat>": cat})
     in_series = clip_with_vectors(clip_with_vectors(clip, {"<cat>": cat}), {"<my-dog>": dog})
     for text, with_files in PAIRS:
@@ -97,7 +98,8 @@ def test_clip_skip(sdxl):
 
 def test_the_original_is_untouched(any_checkpoint):
     clip = any_checkpoint.clip
-    before, attributes = clip.tokenize("a <my-dog>"), {id(e.tokenizer): dict(vars(e.tokenizer)) for e in text_encoders(clip)}
+    before = clip.tokenize("a <my-dog>")
+    attributes = {id(e.tokenizer): dict(vars(e.tokenizer)) for e in text_encoders(clip)}
     taught = clip_with_vectors(clip, {"<my-dog>": vectors_for(clip, 2, 5)})
     assert clip.tokenize("a <my-dog>") == before
     assert {id(e.tokenizer): vars(e.tokenizer) for e in text_encoders(clip)} == attributes
@@ -115,7 +117,7 @@ def test_a_later_meaning_replaces_an_earlier_one(sd15):
 
 
 def test_placeholders_are_whole_words(sd15):
-    known = {"qzx7": vectors_for(sd15.clip, 1, 8), "<a>": vectors_for(sd15.clip, 1, 9), "_x_": vectors_for(sd15.clip, 1, 10)}
+    known = {name: vectors_for(sd15.clip, 1, seed) for seed, name in enumerate(("qzx7", "<a>", "_x_"), start=8)}
     taught = clip_with_vectors(sd15.clip, known)
 
     def learned(text):
@@ -133,7 +135,8 @@ def test_embedding_files_still_work_beside_placeholders(sd15):
     taught = clip_with_vectors(sd15.clip, {"<my-dog>": dog})
     dog_file = prompt_text(save_embedding("apply-beside-dog", dog, {}))
     assert_same_conditioning(taught, f"<my-dog> and {file}, <my-dog>", sd15.clip, f"{dog_file} and {file}, {dog_file}")
-    assert_same_conditioning(taught, "a embedding:missing dog <my-dog>", sd15.clip, f"a embedding:missing dog {dog_file}")
+    missing = "a embedding:missing dog"
+    assert_same_conditioning(taught, f"{missing} <my-dog>", sd15.clip, f"{missing} {dog_file}")
 
 
 def test_word_ids_tell_the_placeholder_apart(sd15):
@@ -166,3 +169,15 @@ def test_another_packs_named_embeddings_still_work(sd15):
 def test_no_placeholders_change_nothing(sd15):
     taught = clip_with_vectors(sd15.clip, {})
     assert taught.tokenize("a (red:1.2) dog") == sd15.clip.tokenize("a (red:1.2) dog")
+
+
+@pytest.mark.slow
+def test_the_full_width_of_sd15(stock_sd15):
+    from support.inprocess import load_checkpoint
+
+    clip = load_checkpoint(stock_sd15).clip
+    dog = vectors_for(clip, 4, 18)
+    assert dog["clip_l"].shape == (4, 768)
+    file = prompt_text(save_embedding("apply-stock", dog, {}))
+    taught = clip_with_vectors(clip, {"<my-dog>": dog})
+    assert_same_conditioning(taught, "a (<my-dog>:1.2), in snow", clip, f"a ({file}:1.2) , in snow")

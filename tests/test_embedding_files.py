@@ -1,4 +1,4 @@
-"""Embedding files: core reads what we write, we read what every other tool writes, nothing is overwritten or half-written."""
+"""Embedding files: core reads what we write, we read what other tools write, nothing is overwritten or half-written."""
 from __future__ import annotations
 
 import collections
@@ -15,8 +15,8 @@ import torch
 from comfy.sd1_clip import load_embed
 
 from personalize.nodes import files
-from personalize.nodes.text import embedding_files
-from personalize.nodes.text.embedding_files import file_stem, find_embedding, load_embedding, prompt_text, save_embedding
+from personalize.nodes.text.embedding_files import (embedding_names, file_stem, find_embedding, load_embedding,
+                                                     prompt_text, save_embedding)
 
 WIDTHS = {"clip_l": 768, "clip_g": 1280}
 
@@ -71,15 +71,17 @@ def test_subfolder_of_a_run(folder):
     assert load_embedding(path)[1]["step"] == "50"
 
 
-@pytest.mark.parametrize("name, stem", [("<my-dog>", "my-dog"), ("my (best) dog, 2", "my-best-dog-2"), ("rex:b", "rex-b"),
-                                        ("dogs\\rex", "dogs/rex"), ("ein Hündchen", "ein-Hündchen"), ("v1.5", "v1.5")])
+@pytest.mark.parametrize("name, stem", [("<my-dog>", "my-dog"), ("my (best) dog, 2", "my-best-dog-2"),
+                                        ("rex:b", "rex-b"), ("dogs\\rex", "dogs/rex"), ("ein Hündchen", "ein-Hündchen"),
+                                        ("v1.5", "v1.5")])
 def test_saved_names_can_be_written_in_prompts(folder, name, stem):
     path = save_embedding(name, {"clip_l": rows(1, 768)}, {})
     assert prompt_text(path) == f"embedding:{stem}"
     assert torch.equal(core_reads(folder, stem, "clip_l", 768), rows(1, 768))
 
 
-@pytest.mark.parametrize("name", ["../dog", "a/../../dog", "/etc/dog", "..\\dog", "C:\\dog", "dog/", "", "  ", "..", "<>"])
+@pytest.mark.parametrize("name", ["../dog", "a/../../dog", "/etc/dog", "..\\dog", "C:\\dog", "dog/", "", "  ", "..",
+                                  "<>"])
 def test_names_that_leave_the_folder_are_refused(folder, tmp_path, name):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match="The file name '.*' (would leave ComfyUI's folder|has no letter or digit)"):
@@ -99,8 +101,9 @@ def test_vectors_that_no_prompt_can_use_are_refused(folder, vectors, message):
 # ------------------------------------------------------------------------------------------------ atomic writing
 def test_every_dtype_and_shared_memory_is_written_bit_for_bit(tmp_path):
     table = torch.randn(6, 5)
-    tensors = {"view": table[1:3], "again": table[1:3], "turned": table.T, "half": table.bfloat16(), "nan": torch.tensor(
-        float("nan")), "count": torch.tensor(7), "bytes": torch.arange(4, dtype=torch.uint8), "empty": torch.zeros(0, 3)}
+    tensors = {"view": table[1:3], "again": table[1:3], "turned": table.T, "half": table.bfloat16(),
+               "nan": torch.tensor(float("nan")), "count": torch.tensor(7), "bytes": torch.arange(4, dtype=torch.uint8),
+               "empty": torch.zeros(0, 3)}
     path = files.write_safetensors(tmp_path / "new" / "state.safetensors", tensors, {"step": "3"})
     read = safetensors.torch.load_file(path)
     assert set(read) == set(tensors)
@@ -229,8 +232,8 @@ def test_layouts_of_other_tools(folder, name):
 
 
 # Of these core keeps the first tensor only, drops its row axis or its type, or (ParameterDict) reads none.
-CORE_DIFFERS = {"diffusers-one.bin", "diffusers-sd2.bin", "diffusers-numbered.bin", "learned_embeds_steps_300.bin", "pivotal.safetensors",
-                "textual-inversion.pt", "today-parameter-dict.pt", "half.safetensors"}
+CORE_DIFFERS = {"diffusers-one.bin", "diffusers-sd2.bin", "diffusers-numbered.bin", "learned_embeds_steps_300.bin",
+                "pivotal.safetensors", "textual-inversion.pt", "today-parameter-dict.pt", "half.safetensors"}
 
 
 @pytest.mark.parametrize("name", sorted(set(LAYOUTS) - CORE_DIFFERS))
@@ -245,7 +248,8 @@ def test_the_clips_own_widths_decide_for_unnamed_tensors(folder, sdxl):
 
     encoders = text_encoders(sdxl.clip)
     by_width = {e.key: rows(2, e.width) for e in encoders}
-    loaded, _ = load_embedding(write(folder, "x.bin", {"<a>": by_width["clip_g"], "<a>_0": by_width["clip_l"]}), encoders)
+    content = {"<a>": by_width["clip_g"], "<a>_0": by_width["clip_l"]}
+    loaded, _ = load_embedding(write(folder, "x.bin", content), encoders)
     assert all(torch.equal(loaded[key], by_width[key]) for key in by_width)
 
 
@@ -255,7 +259,7 @@ class Harmful:
 
 
 def test_a_pickle_that_is_not_plain_tensors_is_not_run(folder):
-    with pytest.raises(ValueError, match="harmful.pt is a pickle that holds more than plain tensors.*get it as .safetensors"):
+    with pytest.raises(ValueError, match="harmful.pt is a pickle that holds more than plain tensors.*as .safetensors"):
         load_embedding(write(folder, "harmful.pt", {"string_to_param": {"*": L2}, "x": Harmful()}))
     assert not os.path.exists("/tmp/personalize-was-run-by-a-pickle")
 
@@ -275,8 +279,9 @@ def test_files_that_are_no_embedding_get_one_sentence(folder, name, content, mes
     assert name in str(refused.value) and "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("name, data", [("empty.pt", b""), ("text.pt", b"hello world"), ("cut.safetensors", b"\x10\0\0"),
-                                        ("html.bin", b"<!DOCTYPE html><html></html>"), ("zip.pt", b"PK\x03\x04garbage")])
+@pytest.mark.parametrize("name, data", [
+    ("empty.pt", b""), ("text.pt", b"hello world"), ("cut.safetensors", b"\x10\0\0"),
+    ("html.bin", b"<!DOCTYPE html><html></html>"), ("zip.pt", b"PK\x03\x04garbage")])
 def test_damaged_files_get_one_sentence(folder, name, data):
     (folder / name).write_bytes(data)
     with pytest.raises(ValueError, match=f"{name} is damaged or no embedding file"):
@@ -287,7 +292,7 @@ def test_damaged_files_get_one_sentence(folder, name, data):
 def test_names_are_found_as_listed_typed_or_pasted(folder, tmp_path):
     path = save_embedding("dogs/rex", {"clip_l": L2}, {})
     other = write(tmp_path / "second", "cat.pt", {"string_to_param": {"*": L2}})
-    assert set(embedding_files.embedding_names()) == {os.path.join("dogs", "rex.safetensors"), "cat.pt"}
+    assert set(embedding_names()) == {os.path.join("dogs", "rex.safetensors"), "cat.pt"}
     for name in ("dogs/rex", "dogs\\rex.safetensors", "embedding:dogs/rex", " dogs/rex "):
         assert find_embedding(name) == path
     assert find_embedding("cat") == other and prompt_text(other) == "embedding:cat"

@@ -15,8 +15,8 @@ from support.prompts_by_hand import words_to_ids
 def test_bundled_sets(subject, about):
     found = bundled(subject)
     assert found.kinds == BUNDLED[subject] and len(found.prompts) == about
-    lines = [line for line in (Path(prompts.__file__).parent / "prompt_sets" / f"{subject}.txt").read_text("utf-8").splitlines()
-             if line and line[0] not in "#["]
+    text = (Path(prompts.__file__).parent / "prompt_sets" / f"{subject}.txt").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line and line[0] not in "#["]
     assert list(found.templates) == lines, "a bundled file repeats a prompt"
     for template in found.templates:
         words = template.replace("{}", " ").split()
@@ -34,7 +34,8 @@ def test_kinds_are_selectable():
 
 
 def test_own_lines():
-    found = parse("# mine\n\n a {} at school \n[Action]\n({}:1.2) flying\nA {}  at school\n[own]\na [{}] cat\r\n", "lines")
+    text = "# mine\n\n a {} at school \n[Action]\n({}:1.2) flying\nA {}  at school\n[own]\na [{}] cat\r\n"
+    found = parse(text, "lines")
     assert found.prompts == (("own", "a {} at school"), ("action", "({}:1.2) flying"), ("own", "a [{}] cat"))
     assert found.fill("<x>") == ("a <x> at school", "(<x>:1.2) flying", "a [<x>] cat")
     assert parse("", "lines").prompts == ()

@@ -33,7 +33,8 @@ def test_words_of_ordinary_prompts_are_refused_with_a_sentence(placeholder, clas
 
 
 def table_rows(clip, attribute: str, ids: list[int]) -> torch.Tensor:
-    return getattr(clip.cond_stage_model, attribute).transformer.text_model.embeddings.token_embedding.weight[ids].float()
+    text_model = getattr(clip.cond_stage_model, attribute).transformer.text_model
+    return text_model.embeddings.token_embedding.weight[ids].float()
 
 
 

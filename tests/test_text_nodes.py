@@ -113,7 +113,8 @@ def test_prompt_set_from_a_file_that_changes(execute, base):
 
 def test_prompt_sets_chain(execute):
     prompt = {"1": node("PersonalizePromptSet", **{**SET, "subject": "none", "own_prompts": "first {}"}),
-              "2": node("PersonalizePromptSet", **{**SET, "subject": "none", "own_prompts": "second {}"}, previous=["1", 0])}
+              "2": node("PersonalizePromptSet", **{**SET, "subject": "none", "own_prompts": "second {}"},
+                        previous=["1", 0])}
     assert execute(prompt, get={"set": ["2", 0]}).values["set"].templates == ("first {}", "second {}")
 
 
@@ -182,6 +183,22 @@ def test_each_save_has_a_new_name_and_is_found_without_restart(execute, embeddin
     assert listed[0].class_words == "dog number 2"
 
 
+def test_new_files_are_listed_when_the_page_asks_again(embeddings):
+    from personalize.nodes.text.nodes_concept import PersonalizeConcept, PersonalizeLoadConcept
+    from personalize.nodes.text.nodes_steps import PersonalizeManageSteps
+
+    def options(kind, name):
+        return kind.GET_NODE_INFO_V1()["input"]["required"][name][1]["options"]
+
+    assert options(PersonalizeConcept, "embedding") == ["none"] and options(PersonalizeManageSteps, "run") == []
+    save_embedding("new", {"clip_l": rows(1, 32)}, {})
+    save_run(50)
+    step = os.path.join("my-run-0123abcd", "my-dog-000050.safetensors")
+    assert options(PersonalizeConcept, "embedding")[0] == "none"
+    assert set(options(PersonalizeLoadConcept, "embedding")) == {"new.safetensors", step}
+    assert options(PersonalizeManageSteps, "run") == ["my-run-0123abcd"]
+
+
 def test_a_changed_file_is_read_again(execute, embeddings):
     path = save_embedding("changing", {"clip_l": rows(1, 768)}, {})
     session = execute.session()
@@ -247,7 +264,8 @@ def test_apply_in_series_and_before_training(execute, tiny_checkpoints):
 # ------------------------------------------------------------------------------------------------ Tokens, Spans
 def test_prompt_tokens(execute, tiny_checkpoints):
     prompt = {"1": loader(tiny_checkpoints["sdxl"]), "2": node("PersonalizeConcept", **{**CONCEPT, "vectors": 2}),
-              "3": node("PersonalizePromptTokens", clip=["1", 1], concept=["2", 0], text="a <my-dog> dog", neighbours=3)}
+              "3": node("PersonalizePromptTokens", clip=["1", 1], concept=["2", 0], text="a <my-dog> dog",
+                        neighbours=3)}
     run = execute(prompt, get={"text": ["3", 0], "table": ["3", 1]})
     text, table = run.values["text"], run.values["table"]
     assert run.ui["3"]["text"][0] == text
@@ -260,7 +278,8 @@ def test_prompt_tokens(execute, tiny_checkpoints):
 def test_encode_with_spans(execute, tiny_checkpoints):
     text = "a photo of (<my-dog>:1.2) dog, red hat"
     prompt = {"1": loader(tiny_checkpoints["sdxl"]), "2": node("PersonalizeConcept", **{**CONCEPT, "vectors": 2}),
-              "3": node("PersonalizeEncodeWithSpans", clip=["1", 1], concept=["2", 0], text=text, words="red hat\n\nphoto of"),
+              "3": node("PersonalizeEncodeWithSpans", clip=["1", 1], concept=["2", 0], text=text,
+                        words="red hat\n\nphoto of"),
               "4": node("PersonalizeApplyConcept", clip=["1", 1], concept=["2", 0]),
               "5": node("CLIPTextEncode", clip=["4", 0], text=text),
               "6": node("PersonalizeEncodeWithSpans", clip=["4", 0], text=text, words="")}
@@ -282,8 +301,8 @@ def steps_node(action, steps=""):
 
 
 def save_run(*steps):
-    return [save_embedding(file_stem("<my-dog>", step), {"clip_l": rows(1, 32)}, {"placeholder": "<my-dog>", "step": step},
-                           subfolder="my-run-0123abcd") for step in steps]
+    return [save_embedding(file_stem("<my-dog>", step), {"clip_l": rows(1, 32)},
+                           {"placeholder": "<my-dog>", "step": step}, subfolder="my-run-0123abcd") for step in steps]
 
 
 def test_steps_are_listed_and_deleted(execute, embeddings):

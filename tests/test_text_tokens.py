@@ -82,7 +82,8 @@ def test_long_prompts_are_split_as_comfyui_splits_them(any_checkpoint, count, be
     assert tokens.span("<my-dog>") == tuple(i for i, token in enumerate(flat) if isinstance(token, torch.Tensor))
     assert [flat[SIZE * i + end] for i, end in enumerate(tokens.ends)] == [END] * (tokens.length // SIZE)
     good = words_to_ids("good")[0]
-    assert sum(not isinstance(flat[p], torch.Tensor) and flat[p] == good for chunk in tokens.context() for p in chunk) == 30
+    context = [flat[position] for chunk in tokens.context() for position in chunk]
+    assert sum(not isinstance(token, torch.Tensor) and token == good for token in context) == 30
 
 
 def test_embedding_files_and_other_concepts_in_the_prompt_are_kept(any_checkpoint):

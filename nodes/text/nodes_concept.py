@@ -52,7 +52,7 @@ class PersonalizeConcept(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, embedding=NONE, **_) -> str:
         """Changes when the embedding's file does."""
-        return _file_fingerprint(embedding)
+        return _file_version(embedding)
 
     @classmethod
     def execute(cls, placeholder, class_words, initial_words, vectors, embedding) -> io.NodeOutput:
@@ -160,7 +160,7 @@ class PersonalizeLoadConcept(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, embedding=NONE, **_) -> str:
         """Changes when the file does."""
-        return _file_fingerprint(embedding)
+        return _file_version(embedding)
 
     @classmethod
     def execute(cls, embedding, placeholder, class_words, clip=None) -> io.NodeOutput:
@@ -180,7 +180,7 @@ def _validated(embedding: str | None) -> bool | str:
         return str(error)
 
 
-def _file_fingerprint(embedding: str | None) -> str:
+def _file_version(embedding: str | None) -> str:
     try:
         return version_of(find_embedding(embedding or NONE))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A second, naive way to split prompts into CLIP's chunks, written from the format's rules and not from ComfyUI's code."""
+"""A second, naive way to split prompts into CLIP's chunks, written from its rules and not from ComfyUI's code."""
 from __future__ import annotations
 
 import functools
@@ -26,8 +26,8 @@ def _tokenizer():
 def chunks_by_hand(pieces: list, pad: int) -> list[list[tuple[object, float]]]:
     """Chunks of 77 (token, weight).
 
-    pieces: in prompt order, (words or (n, d) tensor, weight). A piece of fewer than 8 tokens is never cut: it moves to the
-    next chunk; a longer one fills the chunk up.
+    pieces: in prompt order, (words or (n, d) tensor, weight). A piece of fewer than 8 tokens is never cut: it moves to
+    the next chunk; a longer one fills the chunk up.
     """
     chunks, room = [[]], SIZE - 2
     for content, weight in pieces:
