@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..text.tokens import PromptTokens
-from ..training.diffusion import subject_pass
+from ..training.diffusion import ALWAYS, subject_pass
 from ..training.interfaces import Batch, DenoiserSide, Encode, Maps, Needs, Pass, Results, TextSide
 from .loss import Pairs, aligned_context, context_attention_loss, context_embedding_loss
 
 Formula = Literal["paper", "released"]
-ALWAYS = (1, 10**9)
 
 
 @dataclass(frozen=True)
