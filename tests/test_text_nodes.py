@@ -1,7 +1,9 @@
 """The text room's nodes in ComfyUI's real executor."""
 from __future__ import annotations
 
+import json
 import os
+import re
 
 import pytest
 import safetensors
@@ -11,6 +13,7 @@ from personalize.nodes.text.embedding_files import file_stem, save_embedding
 from personalize.nodes.text.prompts import bundled
 from personalize.nodes.text.spans import LENGTH, SPANS
 from support.failures import PromptFailed
+from support.paths import PACK
 
 CONCEPT = {"placeholder": "<my-dog>", "class_words": "dog", "initial_words": "", "vectors": 1, "embedding": "none"}
 KINDS = {kind: True for kind in ("background", "action", "outfit", "style", "colour")}
@@ -357,6 +360,11 @@ def test_every_input_and_output_is_explained():
     assert len(NODES) == 8
     for kind in NODES:
         schema = kind.GET_SCHEMA()
+        assert json.loads(json.dumps(kind.GET_NODE_INFO_V1()))["display_name"] == schema.display_name
+        help_page = (PACK / "js" / "docs" / f"{schema.node_id}.md").read_text("utf-8")
+        assert help_page.startswith(f"# {schema.display_name}\n")
+        assert all(re.search(rf"\b{part.id}\b", help_page) for part in schema.inputs), schema.node_id
+        assert all(re.search(rf"\b{part.display_name}\b", help_page) for part in schema.outputs), schema.node_id
         assert schema.category == "personalize/text" and schema.description.endswith(".")
         for part in (*schema.inputs, *schema.outputs):
             assert part.tooltip and part.tooltip[-1] not in " ,", (schema.node_id, part)
