@@ -1,4 +1,4 @@
-"""Stage 1: ComfyUI's TAESD classes with 16 latent channels, trained on drawn pictures (gate: 30 dB on held-out scenes)."""
+"""Stage 1: ComfyUI's TAESD classes with 16 latent channels, trained on drawn pictures (gate: 30 dB, held out)."""
 from __future__ import annotations
 
 import random
@@ -101,7 +101,7 @@ def decibels(pictures: torch.Tensor, rebuilt: torch.Tensor, mask: torch.Tensor |
 
 def train_autoencoder(folder: Path, deadline: Deadline, on: torch.device, start: Path | None = None,
                       steps: int = STEPS) -> bool:
-    """Train until the deadline or until ``steps`` are done; True once the gate is passed."""
+    """Train until the deadline (False) or until ``steps`` are done (True when the gate is passed)."""
     if start is not None:
         model = load_autoencoder(start).train().requires_grad_(True)
     else:
@@ -120,10 +120,10 @@ def train_autoencoder(folder: Path, deadline: Deadline, on: torch.device, start:
         with torch.autocast(on.type, torch.bfloat16, enabled=fast_half(on)):
             loss = reconstruction_loss(model, batch)
         run.update(loss, cosine(run.step, steps, PEAK_RATE, 200))
-        if run.step % 250 == 0 or run.step == steps:
+        if run.step % 250 == 0:
             _evaluate(run, model, pictures, masks, folder, deadline.log, loss.item())
     run.save()
-    return _evaluate(run, model, pictures, masks, folder, deadline.log, float("nan"))
+    return run.step >= steps and _evaluate(run, model, pictures, masks, folder, deadline.log, float("nan"))
 
 
 def _evaluate(run: Run, model: torch.nn.ModuleDict, pictures: torch.Tensor, masks: torch.Tensor, folder: Path,

@@ -84,7 +84,8 @@ def _jungle(p: Place) -> None:
     p.ground((24, 74, 30), (30, 92, 38))
     for _ in range(9):
         x, y, s = p.rng.random(), p.rng.uniform(-0.02, 0.3), p.rng.uniform(0.1, 0.16)
-        p.poly((p.rng.randint(50, 90), p.rng.randint(160, 190), 60), x, y, x + s, y + s * 0.7, x, y + s * 1.9, x - s, y + s * 0.7)
+        leaf = (p.rng.randint(50, 90), p.rng.randint(160, 190), 60)
+        p.poly(leaf, x, y, x + s, y + s * 0.7, x, y + s * 1.9, x - s, y + s * 0.7)
 
 
 def _city(p: Place) -> None:
@@ -176,7 +177,8 @@ def _volcano(p: Place) -> None:
     p.ground((52, 40, 46), (40, 32, 38))
     for y in (0.72, 0.92):
         y = p.jitter(y, 0.02)
-        p.poly((255, 110, 16), -0.02, y, 0.36, y - 0.03, 0.62, y + 0.02, 1.02, y - 0.02, 1.02, y + 0.035, 0.6, y + 0.07, 0.3, y + 0.02, -0.02, y + 0.05)
+        p.poly((255, 110, 16), -0.02, y, 0.36, y - 0.03, 0.62, y + 0.02, 1.02, y - 0.02,
+               1.02, y + 0.035, 0.6, y + 0.07, 0.3, y + 0.02, -0.02, y + 0.05)
 
 
 def _kitchen(p: Place) -> None:
@@ -194,7 +196,10 @@ def _kitchen(p: Place) -> None:
             p.bar((90, 110, 150), column / 8 + 0.001, top, (column + 1) / 8, min(1.0, top + 0.13))
 
 
-_PAINTERS = {name[1:]: painter for name, painter in globals().items() if name.startswith("_") and callable(painter) and name not in ("_ramp", "_PAINTERS")}
+_PAINTERS = {
+    "beach": _beach, "snow": _snow, "jungle": _jungle, "city": _city, "moon": _moon, "desert": _desert, "night": _night,
+    "carpet": _carpet, "ocean": _ocean, "meadow": _meadow, "volcano": _volcano, "kitchen": _kitchen,
+}
 
 
 def paint_background(name: str, size: int, rng: random.Random) -> tuple[Image.Image, float]:

@@ -11,7 +11,7 @@ import torch
 def use_comfyui(path: str | os.PathLike[str] | None = None) -> None:
     """Put ComfyUI's root on the module path (argument, else COMFYUI_PATH, else as already importable).
 
-    Without a GPU ComfyUI is told to stay on the CPU, which it otherwise refuses. Raises ValueError when it is not there.
+    Without a GPU ComfyUI must be told to stay on the CPU. Raises ValueError when it is not there.
     """
     root = path or os.environ.get("COMFYUI_PATH")
     if root is not None:

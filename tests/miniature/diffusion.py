@@ -1,4 +1,4 @@
-"""Noise, loss and sampler of the miniature: Stable Diffusion's own schedule, eps-prediction, classifier-free guidance."""
+"""Noise, loss and sampler: Stable Diffusion's own schedule, eps-prediction, classifier-free guidance."""
 from __future__ import annotations
 
 from typing import Sequence
@@ -34,7 +34,8 @@ def diffusion_loss(networks: torch.nn.ModuleDict, latents: torch.Tensor, tokens:
     """Sum over rows of the mean squared error of the predicted noise."""
     t = torch.randint(TIMESTEPS, (len(latents),), device=latents.device)
     noise = torch.randn_like(latents)
-    predicted = networks["unet"](add_noise(latents, noise, t), t.float(), context=context_of(networks, tokens, references))
+    context = context_of(networks, tokens, references)
+    predicted = networks["unet"](add_noise(latents, noise, t), t.float(), context=context)
     return F.mse_loss(predicted.float(), noise) * len(latents)
 
 

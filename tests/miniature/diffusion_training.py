@@ -26,7 +26,10 @@ VISUAL_SHARE = 0.25           # half of the rows have a reference, half of those
 GATES = {"kind": 0.95, "background": 0.95, "all": 0.85}
 
 
-def draw_batch(corpus: Corpus, rows: int, empty: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+Part = tuple[torch.Tensor, torch.Tensor, "torch.Tensor | None"]
+
+
+def draw_batch(corpus: Corpus, rows: int, empty: torch.Tensor) -> list[Part]:
     """(latents, tokens, references or None) without and with visual tokens; ``empty``: tokens of the empty prompt."""
     on, spread = corpus.latents.device, corpus.spread
     visual = max(1, round(VISUAL_SHARE * rows))
@@ -34,8 +37,9 @@ def draw_batch(corpus: Corpus, rows: int, empty: torch.Tensor) -> list[tuple[tor
     plain_rows = torch.randint(len(corpus.latents), (rows - visual,), device=on)
     which = torch.randint(len(corpus.with_reference), (visual,), device=on)
     parts = []
+    quiet = captions - QUIET_CAPTIONS
     for chosen, first, references in ((plain_rows, 0, None),
-                                      (corpus.with_reference[which], captions - QUIET_CAPTIONS, corpus.references[which])):
+                                      (corpus.with_reference[which], quiet, corpus.references[which])):
         sentence = torch.randint(first, captions, (len(chosen),), device=on)
         tokens = corpus.tokens[chosen, sentence].long()
         silent = torch.rand(len(chosen), 1, device=on) < NO_CAPTION
@@ -46,7 +50,7 @@ def draw_batch(corpus: Corpus, rows: int, empty: torch.Tensor) -> list[tuple[tor
 
 def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoencoder_file: Path, oracle_file: Path, *,
                     batch: int = 64, shards: int = 24, workers: int = 0, pictures: int = PICTURES) -> bool:
-    """Train until the deadline or until ``pictures`` were seen; True once the oracle's gates are passed."""
+    """Train until the deadline (False) or until ``pictures`` were seen (True when the oracle's gates are passed)."""
     files = make_shards(folder, autoencoder_file, shards, workers, on, deadline)
     if not files:
         return False
@@ -69,7 +73,8 @@ def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoenco
         if run.seen // 100_000 != (run.seen - batch) // 100_000:
             judge(run, networks, 48)
     run.save()
-    return judge(run, networks, 240)
+    judge.save_checkpoint(run, networks, {})
+    return run.seen >= pictures and judge(run, networks, 240)
 
 
 class _Judge:
@@ -86,15 +91,21 @@ class _Judge:
         networks.eval()
         prompts = prompts_to_judge(count)
         pictures = torch.cat([self._draw(networks, prompts[i:i + 24], seed=i) for i in range(0, count, 24)])
+        networks.train()
+        run.swap_mean()
         contact_sheet(pictures[:48], 8, self.folder / "samples.png")
         shares = factor_table(self.oracle, prompts, pictures) if self.oracle is not None else {}
         table = " ".join(f"{name} {value:.2f}" for name, value in shares.items()) or "no oracle yet"
         self.deadline.log(f"diffusion {run.seen} pictures: {table}")
-        figures = {"pictures": str(run.seen)} | {name: f"{value:.3f}" for name, value in shares.items()}
-        save_checkpoint(networks, self.autoencoder, self.spread, self.folder / "miniature.safetensors", figures)
-        networks.train()
-        run.swap_mean()
+        self.save_checkpoint(run, networks, shares)
         return bool(shares) and all(shares[name] >= gate for name, gate in GATES.items())
+
+    def save_checkpoint(self, run: Run, networks: torch.nn.ModuleDict, shares: dict[str, float]) -> None:
+        """miniature.safetensors of the mean weights, with the shares of factors shown as its metadata."""
+        figures = {"pictures": str(run.seen)} | {name: f"{value:.3f}" for name, value in shares.items()}
+        run.swap_mean()
+        save_checkpoint(networks, self.autoencoder, self.spread, self.folder / "miniature.safetensors", figures)
+        run.swap_mean()
 
     def _draw(self, networks: torch.nn.ModuleDict, prompts: list[str], seed: int) -> torch.Tensor:
         latents = sample(networks, prompts, seed=seed)

@@ -1,4 +1,4 @@
-"""Training pictures as latents on disk: numbered shards, made once for one autoencoder, by as many processes as wanted."""
+"""Training pictures as latents on disk: numbered shards, made once for one autoencoder, by several processes."""
 from __future__ import annotations
 
 import hashlib

@@ -26,7 +26,8 @@ UNET = {
     "num_head_channels": -1, "use_linear_in_transformer": False, "legacy": False,
 }
 UNET_XL = {
-    **UNET, "transformer_depth": [0, 1, 2], "transformer_depth_middle": 2, "transformer_depth_output": [0, 0, 1, 1, 2, 2],
+    **UNET, "transformer_depth": [0, 1, 2], "transformer_depth_middle": 2,
+    "transformer_depth_output": [0, 0, 1, 1, 2, 2],
     "context_dim": 2 * WIDTH, "use_linear_in_transformer": True, "num_classes": "sequential",
     "adm_in_channels": WIDTH + 6 * 256,
 }
@@ -34,8 +35,8 @@ UNET_XL = {
 
 def text_config(layers: int = TEXT_LAYERS, activation: str = "quick_gelu") -> dict:
     """A CLIP text transformer in the format of ComfyUI's own json files."""
-    return {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": layers, "num_attention_heads": HEADS,
-            "hidden_act": activation, "max_position_embeddings": 77, "eos_token_id": 49407}
+    return {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": layers,
+            "num_attention_heads": HEADS, "hidden_act": activation, "max_position_embeddings": 77, "eos_token_id": 49407}
 
 
 def untouched_table() -> torch.Tensor:
@@ -70,7 +71,8 @@ class MiniatureClipXL(sdxl_clip.SDXLClipModel):
 
     def __init__(self, device="cpu", dtype=None, model_options={}):
         torch.nn.Module.__init__(self)
-        hidden = {"device": device, "dtype": dtype, "layer": "hidden", "layer_idx": -2, "layer_norm_hidden_state": False}
+        hidden = {"device": device, "dtype": dtype, "layer": "hidden", "layer_idx": -2,
+                  "layer_norm_hidden_state": False}
         self.clip_l = sd1_clip.SDClipModel(**hidden, textmodel_json_config=text_config(),
                                            model_options={**model_options, "model_name": "clip_l"})
         self.clip_g = sd1_clip.SDClipModel(**hidden, textmodel_json_config=text_config(activation="gelu"),
@@ -118,7 +120,8 @@ class _MiniatureModel:
 class MiniatureSD(_MiniatureModel, supported_models.SD15):
     """SD1.x: eps, one text encoder, 1×1 convolutions around the transformers; ten cross-attention layers."""
 
-    unet_config = {**supported_models.SD15.unet_config, "context_dim": WIDTH, "model_channels": CHANNELS, "in_channels": 16}
+    unet_config = {**supported_models.SD15.unet_config, "context_dim": WIDTH, "model_channels": CHANNELS,
+                   "in_channels": 16}
     unet_extra_config = {"num_heads": HEADS, "num_head_channels": -1}
     text_model, tokenizer = MiniatureClip, MiniatureTokenizer
 

@@ -142,7 +142,8 @@ def checkpoint_tensors(networks: torch.nn.ModuleDict, autoencoder: torch.nn.Modu
     tensors |= {f"cond_stage_model.clip_l.transformer.text_model.{k}": v for k, v in text.model.state_dict().items()}
     tensors |= {f"first_stage_model.taesd_{k}": v for k, v in autoencoder.state_dict().items()}
     tensors |= {f"picture_encoder.{k}": v for k, v in networks["picture"].state_dict().items()}
-    tensors |= {"first_stage_model.vae_scale": torch.tensor(latent_spread), "first_stage_model.vae_shift": torch.tensor(0.0),
+    tensors |= {"first_stage_model.vae_scale": torch.tensor(latent_spread),
+                "first_stage_model.vae_shift": torch.tensor(0.0),
                 f"cond_stage_model.clip_l.{ROWS}weight": text.rows}
     halves = {key: value.detach().half().cpu().contiguous() for key, value in tensors.items()}
     return halves | {f"cond_stage_model.clip_l.{ROWS}ids": text.ids.to(torch.int32).cpu()}

@@ -1,7 +1,7 @@
 """The judge: small classifiers that say what a picture shows, measured before they are trusted.
 
 ``FactorNet`` reads a 128 × 128 picture: class, pattern, colours, pose, accessory, background, style, second object,
-and the subject's mask. ``IdentityNet`` maps a masked subject to a unit vector that is close for one subject in any pose,
+and the subject's mask. ``IdentityNet`` maps a masked subject to a unit vector, close for one subject in any pose,
 place and style, and far for any other of the same class.
 """
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from .factors import (
-    ACCESSORIES, BACKGROUNDS, CLASSES, COLOR_NAMES, NAMED_PATTERNS, PATTERNS, POSES, PROPS, RELATIONS, STYLES, Scene,
+    ACCESSORIES, BACKGROUNDS, CLASSES, COLOR_NAMES, PATTERNS, POSES, PROPS, RELATIONS, STYLES, Scene,
 )
 from .grammar import Said
 
@@ -37,22 +37,23 @@ def _stage(before: int, after: int) -> torch.nn.Sequential:
 
 
 class FactorNet(torch.nn.Module):
-    """(B, 3, 128, 128) in 0..1 -> logits per factor, ``colors`` (one logit a named colour), ``mask`` (B, 1, 128, 128)."""
+    """(B, 3, 128, 128) in 0..1 -> logits per factor, ``colors`` (one a named colour), ``mask`` (B, 1, 128, 128)."""
 
     widths = (32, 64, 128, 192)
     mask_width = 32
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, self.widths[0], 5, 2, 2), torch.nn.GroupNorm(8, self.widths[0]),
-                                        torch.nn.SiLU())
+        first, wide = self.widths[0], 2 * self.widths[-1]
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, first, 5, 2, 2), torch.nn.GroupNorm(8, first), torch.nn.SiLU())
         self.down = torch.nn.ModuleList(_stage(before, after) for before, after in zip(self.widths, self.widths[1:]))
-        self.lateral = torch.nn.ModuleList(torch.nn.Conv2d(width, self.mask_width, 1) for width in self.widths)
-        self.smooth = torch.nn.ModuleList(torch.nn.Conv2d(self.mask_width, self.mask_width, 3, 1, 1) for _ in self.widths)
-        self.mask = torch.nn.Conv2d(self.mask_width, 1, 1)
-        wide = 2 * self.widths[-1]
+        thin = self.mask_width
+        self.lateral = torch.nn.ModuleList(torch.nn.Conv2d(width, thin, 1) for width in self.widths)
+        self.smooth = torch.nn.ModuleList(torch.nn.Conv2d(thin, thin, 3, 1, 1) for _ in self.widths)
+        self.mask = torch.nn.Conv2d(thin, 1, 1)
         self.trunk = torch.nn.Sequential(torch.nn.Linear(wide, wide), torch.nn.SiLU())
-        self.heads = torch.nn.ModuleDict({name: torch.nn.Linear(wide, len(options)) for name, options in CHOICES.items()})
+        heads = {name: torch.nn.Linear(wide, len(options)) for name, options in CHOICES.items()}
+        self.heads = torch.nn.ModuleDict(heads)
         self.colors = torch.nn.Linear(wide, len(COLOR_NAMES))
 
     def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -171,5 +172,3 @@ def load_oracle(file: Path = WEIGHTS) -> Oracle:
     oracle.load_state_dict({key: value.float() for key, value in load_file(file).items()})
     return oracle.eval().requires_grad_(False)
 
-
-assert NAMED_PATTERNS == PATTERNS[: len(NAMED_PATTERNS)]

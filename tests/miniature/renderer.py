@@ -110,7 +110,8 @@ def _pattern_cover(pattern: str, stripe: int) -> Image.Image:
 def _eroded(cover: Image.Image, by: int) -> Image.Image:
     """A cover without its outermost ``by`` pixels (minimum over eight directions)."""
     inner, slant = cover, round(by * 0.7)
-    for dx, dy in ((by, 0), (-by, 0), (0, by), (0, -by), (slant, slant), (slant, -slant), (-slant, slant), (-slant, -slant)):
+    straight = ((by, 0), (-by, 0), (0, by), (0, -by))
+    for dx, dy in (*straight, (slant, slant), (slant, -slant), (-slant, slant), (-slant, -slant)):
         inner = ImageChops.darker(inner, ImageChops.offset(cover, dx, dy))
     return inner
 
@@ -153,14 +154,15 @@ def _placement(scale: float, degrees: float, x: float, y: float) -> tuple[float,
 
 def _accessory_placement(
     kind: str, shape: Shape, scale: float, degrees: float, x: float, y: float
-) -> tuple[tuple[float, ...], str]:
+) -> tuple[float, ...]:
+    """Inverse affine map that puts the accessory's anchor on the wearer's."""
     _, fit, anchor_y = ACCESSORY_SHAPES[kind]
     at_x, at_y, width = getattr(shape, ACCESSORY_ANCHOR[kind])
     own = scale * width * fit / 100
     # The accessory's anchor, in units from its centre, must land on the subject's anchor.
     dx, dy = at_x - 50, (at_y - 50) - (anchor_y - 50) * own / scale
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return _placement(own, degrees, x + scale * (c * dx - s * dy), y + scale * (s * dx + c * dy)), kind
+    return _placement(own, degrees, x + scale * (c * dx - s * dy), y + scale * (s * dx + c * dy))
 
 
 _SHADES = np.linspace(1.12, 0.86, _CANVAS)[:, None]
@@ -239,7 +241,8 @@ def _layout(scene: Scene, rng: random.Random) -> _Layout:
     side = rng.choice((-1, 1))
     size, other = rng.uniform(0.50, 0.55) - tall * 0.5, rng.uniform(0.36, 0.42)
     x = 0.5 - side * rng.uniform(0.21, 0.23)
-    return _Layout(size, x, ground - lift - below * size, degrees, ground, other, 0.5 + side * rng.uniform(0.25, 0.28), ground - 0.48 * other)
+    y, second_x = ground - lift - below * size, 0.5 + side * rng.uniform(0.25, 0.28)
+    return _Layout(size, x, y, degrees, ground, other, second_x, ground - 0.48 * other)
 
 
 def _coverage(mask: Image.Image) -> np.ndarray:
@@ -268,23 +271,29 @@ def draw(scene: Scene) -> Drawing:
     if scene.second is not None:
         scale = at.second_size * n / 100
         other = scene.second.identity
-        local = _subject_layer(other, scale, not photo, colors) if other else _shape_layer(PROP_SHAPES[scene.second.kind], None, not photo)
+        if other is not None:
+            local = _subject_layer(other, scale, not photo, colors)
+        else:
+            local = _shape_layer(PROP_SHAPES[scene.second.kind], None, not photo)
         layer = local.place(_placement(scale, 0.0, at.second_x * n, at.second_y * n))
         put(layer)
         second_cover = layer.cover
     scale = at.size * n / 100
-    subject = _subject_layer(scene.identity, scale, not photo, colors).place(_placement(scale, at.degrees, at.x * n, at.y * n))
+    local = _subject_layer(scene.identity, scale, not photo, colors)
+    subject = local.place(_placement(scale, at.degrees, at.x * n, at.y * n))
     put(subject)
     accessory_cover = empty
     if scene.accessory != "none":
-        inverse, kind = _accessory_placement(scene.accessory, SUBJECTS[scene.identity.kind], scale, at.degrees, at.x * n, at.y * n)
-        layer = _shape_layer(ACCESSORY_SHAPES[kind][0], None, not photo).place(inverse)
+        wearer = SUBJECTS[scene.identity.kind]
+        inverse = _accessory_placement(scene.accessory, wearer, scale, at.degrees, at.x * n, at.y * n)
+        layer = _shape_layer(ACCESSORY_SHAPES[scene.accessory][0], None, not photo).place(inverse)
         put(layer)
         accessory_cover = layer.cover
     return _finish(scene, picture, subject.cover, accessory_cover, second_cover)
 
 
-def _finish(scene: Scene, picture: Image.Image, subject: Image.Image, accessory: Image.Image, second: Image.Image) -> Drawing:
+def _finish(scene: Scene, picture: Image.Image, subject: Image.Image, accessory: Image.Image,
+            second: Image.Image) -> Drawing:
     """Turn stacked covers (second below subject below accessory) into shares of each pixel."""
     above = ImageChops.invert(accessory)
     subject_seen = ImageChops.multiply(subject, above)

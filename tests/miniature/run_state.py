@@ -26,7 +26,8 @@ def write_atomically(path: Path, state: object) -> None:
 def cosine(step: int, steps: int, peak: float, warm_up: int, floor: float = 0.02) -> float:
     """Learning rate: linear warm-up, then half a cosine from ``peak`` down to ``floor * peak`` at ``steps``."""
     fraction = min(1.0, step / max(1, steps))
-    return peak * min(1.0, (step + 1) / max(1, warm_up)) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fraction)))
+    warm = min(1.0, (step + 1) / max(1, warm_up))
+    return peak * warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fraction)))
 
 
 class Run:

@@ -21,7 +21,7 @@ Primitive = tuple
 
 @dataclass(frozen=True)
 class Shape:
-    """``hat``/``scarf``/``glasses``: where accessories sit, as (centre x, y, width): hat's brim, scarf's and glasses' middle."""
+    """``hat`` (brim), ``scarf``, ``glasses`` (middle): where accessories sit, as (centre x, y, width)."""
 
     parts: tuple[Primitive, ...]
     hat: tuple[float, float, float] = (50, 10, 30)
@@ -157,7 +157,8 @@ PROP_SHAPES: dict[str, Shape] = {
         ("blue", "poly", 50, 50, 96, 34, 96, 74, 72, 94), ("gold", "poly", 50, 50, 4, 56, 20, 86, 48, 96),
     )),
     "box": Shape((
-        ("wood", "rect", 5, 8, 95, 96), ("darkwood", "line", 9, 10, 13, 90, 91), ("darkwood", "line", 9, 90, 13, 10, 91),
+        ("wood", "rect", 5, 8, 95, 96),
+        ("darkwood", "line", 9, 10, 13, 90, 91), ("darkwood", "line", 9, 90, 13, 10, 91),
         ("darkwood", "line", 9, 9, 12, 91, 12, 91, 92, 9, 92, 9, 12),
     )),
     "cake": Shape((
@@ -185,7 +186,8 @@ ACCESSORY_SHAPES: dict[str, tuple[Shape, float, float]] = {
         ("white", "rect", 10, 52, 34, 100), ("red", "rect", 10, 74, 34, 90),
     )), 1.1, 44),
     "sunglasses": (Shape((
-        ("black", "line", 10, 0, 42, 100, 42), ("black", "ellipse", 4, 30, 46, 72), ("black", "ellipse", 54, 30, 96, 72),
+        ("black", "line", 10, 0, 42, 100, 42),
+        ("black", "ellipse", 4, 30, 46, 72), ("black", "ellipse", 54, 30, 96, 72),
         ("white", "line", 5, 14, 50, 26, 40), ("white", "line", 5, 64, 50, 76, 40),
     )), 1.1, 50),
 }

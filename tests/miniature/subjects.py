@@ -61,7 +61,8 @@ def _novel_identity(kind: str, rng: random.Random) -> Identity:
 
 
 def _sets(identity: Identity, rng: random.Random) -> dict[str, tuple[Scene, ...]]:
-    def scene(pose: str, background: str, style: str = "photo", accessory: str = "none", second: Second | None = None) -> Scene:
+    def scene(pose: str, background: str, style: str = "photo", accessory: str = "none",
+              second: Second | None = None) -> Scene:
         return Scene(identity, pose, accessory, background, style, second, rng.randrange(2**31))
 
     places = rng.sample(BACKGROUNDS, PICTURES)

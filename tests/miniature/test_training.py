@@ -98,7 +98,8 @@ def networks_and_checkpoint(base):
 def test_schedule_is_comfyuis(networks_and_checkpoint):
     _, (model, _, _) = networks_and_checkpoint
     share = alphas_bar()
-    torch.testing.assert_close(((1 - share) / share).sqrt(), model.model.model_sampling.sigmas.float(), rtol=1e-4, atol=1e-5)
+    sigmas = model.model.model_sampling.sigmas.float()
+    torch.testing.assert_close(((1 - share) / share).sqrt(), sigmas, rtol=1e-4, atol=1e-5)
     latents, noise, t = torch.randn(3, 16, 16, 16), torch.randn(3, 16, 16, 16), torch.tensor([0, 400, 999])
     noisy = add_noise(latents, noise, t)
     sigma = model.model.model_sampling.sigmas[t].view(-1, 1, 1, 1)

@@ -30,6 +30,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--comfyui", type=Path, help="ComfyUI's root folder")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--start", type=Path, help="autoencoder weights to start from when the run is new")
+    parser.add_argument("--autoencoder-steps", type=int, help="length of the stage; give more to go on after its end")
+    parser.add_argument("--oracle-steps", type=int, help="likewise")
+    parser.add_argument("--pictures", type=int, help="likewise, rows that the diffusion stage sees")
     parser.add_argument("--batch", type=int, default=64, help="rows a step of the diffusion stage")
     parser.add_argument("--shards", type=int, default=24, help="latent shards of 2048 scenes of the diffusion stage")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw latent shards (0: this one)")
@@ -37,28 +40,29 @@ def _arguments() -> argparse.Namespace:
 
 
 def _autoencoder(wanted: argparse.Namespace, deadline: Deadline) -> bool:
-    from miniature.autoencoder import train_autoencoder
+    from miniature.autoencoder import STEPS, train_autoencoder
 
-    passed = train_autoencoder(wanted.out, deadline, device(), wanted.start)
+    passed = train_autoencoder(wanted.out, deadline, device(), wanted.start, wanted.autoencoder_steps or STEPS)
     deadline.log(f"autoencoder gate {'passed' if passed else NOT_YET}")
     return passed
 
 
 def _oracle(wanted: argparse.Namespace, deadline: Deadline) -> bool:
-    from miniature.oracle_training import train_oracle
+    from miniature.oracle_training import STEPS, train_oracle
 
     file = wanted.out / "autoencoder.safetensors"
-    passed = train_oracle(wanted.out, deadline, device(), file if file.is_file() else None)
+    steps = wanted.oracle_steps or STEPS
+    passed = train_oracle(wanted.out, deadline, device(), file if file.is_file() else None, steps)
     deadline.log(f"oracle gate {'passed' if passed else NOT_YET}")
     return passed
 
 
 def _diffusion(wanted: argparse.Namespace, deadline: Deadline) -> bool:
-    from miniature.diffusion_training import train_diffusion
+    from miniature.diffusion_training import PICTURES, train_diffusion
 
     passed = train_diffusion(wanted.out, deadline, device(), wanted.out / "autoencoder.safetensors",
                              wanted.out / "oracle.safetensors", batch=wanted.batch, shards=wanted.shards,
-                             workers=wanted.workers)
+                             workers=wanted.workers, pictures=wanted.pictures or PICTURES)
     deadline.log(f"diffusion gate {'passed' if passed else NOT_YET}")
     return passed
 
