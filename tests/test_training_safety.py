@@ -90,6 +90,15 @@ def test_other_packs_attention_patches_act_in_training_and_see_their_own_block(s
     assert sorted(again) == sorted(forward) and len(set(forward)) == 16
 
 
+def test_another_setting_of_another_packs_patch_is_another_run(sd15):
+    def patched(strength):
+        model = sd15.model.clone()
+        model.set_model_attn2_patch(lambda n, context, value, options: (n, context, value * strength))
+        return run(make_job(sd15, "patched", steps=1, model=model)).report
+
+    assert patched(0.5)["run"] == patched(0.5)["run"] != patched(0.9)["run"]
+
+
 def test_training_does_not_move_the_global_random_numbers(sd15):
     torch.manual_seed(7)
     before = torch.get_rng_state()

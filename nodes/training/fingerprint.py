@@ -9,7 +9,10 @@ from typing import Any, Mapping
 import torch
 from torch import Tensor
 
+from comfy.model_patcher import ModelPatcher
+
 SAMPLES_PER_WEIGHT = 32
+DESCRIBED_DEPTH = 6
 
 
 def fingerprint(*values: Any) -> str:
@@ -23,8 +26,10 @@ def fingerprint(*values: Any) -> str:
 
 
 def weights_fingerprint(patcher) -> str:
-    """Digest of a ModelPatcher's weights and weight patches (LoRAs), from a sample of the values of each tensor."""
+    """Digest of a ModelPatcher's weights, weight patches (LoRAs) and other packs' patches, from a sample of the values of
+    each tensor."""
     digest = hashlib.sha256()
+    _add(digest, [_described(part) for part in (patcher.model_options, patcher.object_patches, patcher.wrappers)])
     for key, weight in patcher.model.state_dict().items():
         # while a LoRA is loaded the module holds the patched weight and the patcher keeps the original
         original = patcher.backup[key].weight if key in patcher.backup else weight
@@ -51,6 +56,24 @@ def _add(digest, value: Any) -> None:
         digest.update(f"{type(value).__name__}:{value};".encode())
     else:
         raise TypeError(f"{type(value).__name__} has no fingerprint")
+
+
+def _described(value: Any, depth: int = DESCRIBED_DEPTH) -> Any:
+    """What can be told apart of a patch: names of functions, what they enclose, attributes of objects."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, Tensor):
+        return tuple(value.shape), _sample(value)
+    if depth == 0 or isinstance(value, (torch.nn.Module, ModelPatcher)):
+        return type(value).__qualname__
+    if isinstance(value, Mapping):
+        return {str(key): _described(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_described(item, depth - 1) for item in value]
+    enclosed = [_described(cell.cell_contents, depth - 1) for cell in getattr(value, "__closure__", None) or ()]
+    attributes = _described(getattr(value, "__dict__", {}), depth - 1)
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return named.__module__, named.__qualname__, enclosed, attributes
 
 
 def _sample(weight: Tensor) -> Tensor:

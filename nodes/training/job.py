@@ -16,7 +16,7 @@ from ..text.encoders import text_encoders
 from .dataset import encode_pictures
 from .fingerprint import fingerprint, weights_fingerprint
 from .interfaces import AttachedPart, LossTerm, Recipe, Subject, TrainablePart, TrainingRun, Vectors
-from .loop import OutOfMemory, Settings, Trainer, TrainingDiverged
+from .loop import OutOfMemory, Settings, Trainer, TrainingDiverged, is_out_of_memory
 from .passes import check_same_family
 from .preview import draw_preview
 from .progress import Live
@@ -77,9 +77,13 @@ def run_job(job: Job) -> Outcome:
             Live(folder.run, job.node, job.settings.steps) as live:
         try:
             return _Run(job, folder, live, session).train()
-        except ValueError as error:
-            live.send("error", message=str(error))
-            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                error = OutOfMemory("The models, the parts to train and the pictures do not fit into memory together; "
+                                    "train less (an embedding or adapter), or make the pictures smaller.")
+            if isinstance(error, ValueError):
+                live.send("error", message=str(error))
+            raise error
 
 
 class _Run:

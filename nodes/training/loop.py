@@ -152,7 +152,7 @@ class Trainer:
         try:
             return self._micro_batches(batch, measured)
         except Exception as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         rows = self.rows_at_once
         self.optimizer.zero_grad(set_to_none=True)
@@ -194,7 +194,8 @@ def _under(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
     return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on a GPU or in main memory."""
     text = str(error).lower()
     return (isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
             or isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text))
