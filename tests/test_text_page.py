@@ -1,4 +1,4 @@
-"""Concepts in the real page: a new file is used by name at once, listed after a refresh; the help shows placeholders."""
+"""Concepts in the real page: a new file is usable at once, listed after a refresh; the help shows placeholders."""
 from __future__ import annotations
 
 import safetensors.torch

@@ -133,8 +133,8 @@ class PersonalizeEncodeWithSpans(io.ComfyNode):
                                 tooltip="Words of the prompt to remember, one span a line: red hat. Placeholders and "
                                         "class words are remembered anyway.")],
             outputs=[
-                io.Conditioning.Output(display_name="conditioning", tooltip="The same as that of CLIP Text Encode, with "
-                                                                            "the positions in its options."),
+                io.Conditioning.Output(display_name="conditioning", tooltip="The same as that of CLIP Text Encode, "
+                                                                            "with the positions in its options."),
                 io.String.Output(display_name="positions", tooltip="The spans to read: name and positions in the "
                                                                    "encoded sequence, start token at 0.")])
 
