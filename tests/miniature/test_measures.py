@@ -1,0 +1,94 @@
+"""Measures against cases whose answer is known."""
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from miniature.data import masks_tensor, pictures_tensor
+from miniature.factors import sample_identity, sample_scene, with_factors
+from miniature.measures import (
+    bootstrap, colors_kept, paired_difference, pose_bias, text_alignment,
+)
+from miniature.oracle import CHOICES, Judgement, truth
+from miniature.renderer import draw
+from miniature.subjects import public_subjects
+
+
+def perfect(scene, drawing=None) -> Judgement:
+    """What an oracle without errors says."""
+    labels = truth([scene])
+    factors = {name: options[int(labels[name][0])] for name, options in CHOICES.items()}
+    mask = torch.from_numpy(drawing.subject > 0.5).float() if drawing is not None else torch.zeros(1)
+    return Judgement(factors, frozenset(), mask, torch.zeros(1))
+
+
+def test_text_alignment_is_the_share_of_stated_factors():
+    scene = with_factors(sample_scene(random.Random(1)), pose="lying", background="moon", accessory="none", second=None)
+    kind = scene.identity.kind
+    assert text_alignment(perfect(scene), f"a {kind} lying on the moon") == 1
+    assert text_alignment(perfect(scene), f"a {kind} jumping on the moon") == pytest.approx(2 / 3)
+    assert text_alignment(perfect(scene), "a <it> jumping in the snow") == 0
+    with pytest.raises(ValueError, match="states nothing"):
+        text_alignment(perfect(scene), "a <it>")
+
+
+def test_pose_bias_counts_only_prompts_that_ask_for_another_pose():
+    scene = sample_scene(random.Random(2))
+    seen = [perfect(with_factors(scene, pose=pose)) for pose in ("lying", "jumping", "lying", "standing")]
+    prompts = ["a <it> jumping", "a <it> jumping", "a <it> lying", "a <it> in the snow"]
+    assert pose_bias(seen, prompts, "lying") == 0.5
+    with pytest.raises(ValueError, match="other than"):
+        pose_bias(seen[2:], prompts[2:], "lying")
+
+
+def test_colours_are_found_in_every_reference_and_not_in_other_subjects():
+    subjects = public_subjects()
+    right = wrong = shown = 0
+    for i, subject in enumerate(subjects):
+        stranger = subjects[(i + 5) % len(subjects)]
+        for scene in subject.sets["limited"][:2] + subject.sets["varied"][3:]:
+            drawing = draw(scene)
+            picture, judged = pictures_tensor([drawing])[0], perfect(scene, drawing)
+            right += colors_kept(picture, judged, subject.identity)
+            wrong += colors_kept(picture, judged, stranger.identity)
+            shown += 1
+    assert right / shown > 0.9 and wrong / shown < 0.1, (right / shown, wrong / shown)
+
+
+def test_bootstrap_covers_the_truth_and_resamples_subjects():
+    rng = random.Random(3)
+    covered = 0
+    for trial in range(60):
+        values = {str(s): [rng.gauss(rng.gauss(0.5, 0.2), 0.01)] * 30 for s in range(16)}
+        interval = bootstrap(values, draws=600, seed=trial)
+        covered += interval.low <= 0.5 <= interval.high
+    assert covered >= 50
+    with pytest.raises(ValueError, match="at least 8"):
+        bootstrap({str(s): [1.0] for s in range(7)})
+
+
+def test_paired_difference_is_narrower_than_its_parts():
+    rng = random.Random(4)
+    one = {str(s): [rng.random() + s / 8 for _ in range(4)] for s in range(8)}
+    other = {s: [v - 0.1 for v in values] for s, values in one.items()}
+    interval = paired_difference(one, other)
+    assert interval.mean == pytest.approx(0.1) and interval.high - interval.low < 1e-6
+    with pytest.raises(ValueError, match="same subjects"):
+        paired_difference(one, {**other, "0": [1.0]})
+
+
+def test_identity_vector_of_one_picture_is_itself():
+    from miniature.measures import identity_similarity, reference_identity
+    from miniature.oracle import Oracle
+
+    torch.manual_seed(0)
+    oracle = Oracle().eval()
+    drawing = draw(sample_scene(random.Random(5), identity=sample_identity(random.Random(5))))
+    pictures, masks = pictures_tensor([drawing]), masks_tensor([drawing])
+    reference = reference_identity(oracle, pictures, masks)
+    with torch.no_grad():
+        itself = oracle.identity(pictures, (masks > 0.5).float())[0]
+    judged = Judgement({}, frozenset(), masks[0, 0], itself)
+    assert identity_similarity(judged, reference) == pytest.approx(1.0, abs=1e-5)
