@@ -1,11 +1,16 @@
 """CoRe in the graph: its losses for training, and the refinement of a concept for one prompt."""
 from __future__ import annotations
 
+import comfy.utils
+import torch
 from comfy_api.latest import io
+from torch import Tensor
 
+from ..text.apply import apply_concepts
 from ..training.diffusion import ALWAYS
-from ..types import LossType, PromptSetType
+from ..types import ConceptType, LossType, PromptSetType, SubjectType
 from .presets import PRESETS, RELEASED, Weighting, core_terms
+from .test_time import Refinement, Scene, refine
 
 CATEGORY = "personalize/core"
 CUSTOM = "custom"
@@ -63,4 +68,82 @@ def _weight(name: str, default: float, meaning: str, released: str):
                           tooltip=f"{meaning}, for the preset custom; 0 leaves it out. As released: {released}.")
 
 
-NODES: list[type] = [CoReLoss]
+class CoReTestTime(io.ComfyNode):
+    """Refines a concept for one prompt."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="PersonalizeCoReTestTime", display_name="CoRe Test-Time Optimization", category=CATEGORY,
+            description="Refines a learned concept for one prompt in a few steps of CoRe's losses alone, so that the "
+                        "prompt's other words are followed better. Works on any concept, also of other methods.",
+            search_aliases=["test-time optimization", "refine embedding", "prompt following", "TTO"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will draw, with its LoRAs, for example of the second "
+                                                "stage."),
+                io.Clip.Input("clip", tooltip="Text encoder of the same checkpoint."),
+                ConceptType.Input("concept", tooltip="What was learned: from Train or Load Concept. With several, those "
+                                                     "in the prompt are refined."),
+                io.String.Input("prompt", default="a photo of {} on the beach", multiline=True,
+                                tooltip="The prompt to draw, with the placeholder in one place, or with {} for it."),
+                io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Steps of the optimiser. CoRe: 10."),
+                io.Float.Input("learning_rate", default=5e-4, min=0.0, max=1.0, step=1e-7, round=False,
+                               tooltip="Step size of AdamW, 0 to 1. CoRe: 0.0005."),
+                io.Combo.Input("preset", options=list(PRESETS),
+                               tooltip="Formulas and weights as for CoRe Loss; only the ratio of the weights matters here."),
+                io.Int.Input("batch_size", default=6, min=1, max=64,
+                             tooltip="Noised latents a step looks at. CoRe: 6. Fewer are faster."),
+                io.Int.Input("size", default=512, min=64, max=4096, step=8,
+                             tooltip="Width and height in pixels of the noise that is looked at when neither latent nor "
+                                     "subject is connected: 512 for SD1.x, 768 for SD2.x, 1024 for SDXL."),
+                io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
+                             tooltip="Start of the draws of noise and timesteps."),
+                io.Latent.Input("latent", optional=True,
+                                tooltip="Latents to noise and look at, for example of a first picture. Empty ones give "
+                                        "only width and height."),
+                SubjectType.Input("subject", optional=True,
+                                  tooltip="The training pictures, to noise and look at as released; needs the VAE."),
+                io.Vae.Input("vae", optional=True, tooltip="VAE of the checkpoint; only for the subject's pictures."),
+            ],
+            outputs=[
+                ConceptType.Output(display_name="concept", tooltip="The concept, refined for this prompt only."),
+                io.Conditioning.Output(display_name="conditioning", tooltip="The prompt with it: positive of a sampler."),
+                io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step, for Plot Loss Graph."),
+            ])
+
+    @classmethod
+    def execute(cls, model, clip, concept, prompt: str, steps: int, learning_rate: float, preset: str, batch_size: int,
+                size: int, seed: int, latent=None, subject=(), vae=None) -> io.NodeOutput:
+        """Refined CONCEPT, CONDITIONING, LOSS_MAP."""
+        if subject and latent is not None:
+            raise ValueError("latent and subject are both connected; connect one of them, or none.")
+        if subject and vae is None:
+            raise ValueError("subject is connected but vae is not; connect the checkpoint's VAE to encode its pictures.")
+        prompt = prompt.replace("{}", concept[0].placeholder)
+        how = Refinement(prompt, PRESETS[preset], steps, learning_rate, batch_size, seed)
+        bar, losses = comfy.utils.ProgressBar(steps), []
+
+        def each_step(record: dict) -> None:
+            bar.update(1)
+            losses.append(record["loss"])
+
+        scene = Scene(_looked_at(model, latent, size), tuple(subject), vae)
+        refined = refine(model, clip, concept, how, scene, each_step)
+        taught = apply_concepts(clip, refined)
+        return io.NodeOutput(refined, taught.encode_from_tokens_scheduled(taught.tokenize(prompt)), {"loss": losses})
+
+
+def _looked_at(model, latent: dict | None, size: int) -> Tensor:
+    """(N, C, h, w) in the model's space."""
+    latent_format = model.get_model_object("latent_format")
+    if latent is None:
+        return torch.zeros(1, latent_format.latent_channels, size // 8, size // 8)
+    samples = latent["samples"]
+    if samples.ndim != 4 or samples.shape[1] != latent_format.latent_channels:
+        raise ValueError(f"latent has the shape {tuple(samples.shape)} but the model takes latents of "
+                         f"{latent_format.latent_channels} channels; encode a picture with this checkpoint's VAE.")
+    return latent_format.process_in(samples.float().cpu())
+
+
+NODES: list[type] = [CoReLoss, CoReTestTime]

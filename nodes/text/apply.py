@@ -56,7 +56,7 @@ def _taught(tokenizer: SDTokenizer, rows: Mapping[str, Tensor]) -> SDTokenizer:
         return taught
     names = {placeholder: f"{_NO_FILE}{i}" for i, placeholder in enumerate(taught.placeholder_rows)}
     by_name = {name: taught.placeholder_rows[placeholder] for placeholder, name in names.items()}
-    pattern = re.compile("|".join(_as_word(p) for p in sorted(names, key=len, reverse=True)))
+    pattern = re.compile("|".join(placeholder_pattern(p) for p in sorted(names, key=len, reverse=True)))
     kind = type(tokenizer)
 
     def tokenize_with_weights(text: str, *args, **kwargs):
@@ -74,7 +74,8 @@ def _taught(tokenizer: SDTokenizer, rows: Mapping[str, Tensor]) -> SDTokenizer:
     return taught
 
 
-def _as_word(placeholder: str) -> str:
+def placeholder_pattern(placeholder: str) -> str:
+    """Regular expression that finds `placeholder` in a prompt, but not inside a longer word."""
     before = r"(?<!\w)" if re.match(r"\w", placeholder[0]) else ""
     after = r"(?!\w)" if re.match(r"\w", placeholder[-1]) else ""
     return before + re.escape(placeholder) + after

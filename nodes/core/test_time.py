@@ -1,0 +1,136 @@
+"""CoRe at test time: a concept refined for one prompt, without the diffusion loss."""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..text.apply import placeholder_pattern
+from ..text.concept import Concept, initial_vectors
+from ..training.dataset import encode_pictures
+from ..training.interfaces import Noised, Picture, Row, Stream, Subject, TrainingRun
+from ..training.loop import Latents, Settings, Trainer
+from ..training.noise import add_noise, timestep_count
+from ..training.parts.embedding import EmbeddingPart
+from ..training.recipe import TemplateRecipe
+from ..training.seeds import generator
+from ..training.session import Session, training_session
+from .presets import Weighting, core_terms
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How a concept is refined for a prompt.
+
+    steps, learning_rate, batch_size: of AdamW (CoRe: 10, 5e-4, 6). seed: of noise and timesteps.
+    """
+
+    prompt: str
+    weighting: Weighting
+    steps: int = 10
+    learning_rate: float = 5e-4
+    batch_size: int = 6
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the denoiser looks at meanwhile: the subjects' pictures, or other latents.
+
+    subjects: links of the SUBJECT chain, or none; then vae encodes their pictures, as released.
+    latents: (N, C, h, w) in the model's space, used if there are no subjects. Empty ones (zeros) only give the size: the
+        denoiser then sees them at the later half of its timesteps alone, where a picture would hardly show either.
+    """
+
+    latents: Tensor
+    subjects: tuple[Subject, ...] = ()
+    vae: Any = None
+
+
+def refine(model, clip, concepts: Sequence[Concept], how: Refinement, scene: Scene,
+           each_step: Callable[[dict], None]) -> tuple[Concept, ...]:
+    """The concepts with those refined, one after the other, that the prompt holds.
+
+    each_step: gets the training loop's record after each step. MODEL and CLIP stay as they are.
+    Raises ValueError if the prompt holds no placeholder, or one more than once.
+    """
+    held = [concept for concept in concepts if re.search(placeholder_pattern(concept.placeholder), how.prompt)]
+    if not held:
+        raise ValueError(f"The prompt '{how.prompt}' holds none of the placeholders "
+                         f"{', '.join(c.placeholder for c in concepts)}; write one where the subject goes.")
+    current = {concept.placeholder: concept for concept in concepts}
+    with training_session(model, clip) as session:
+        for concept in held:
+            others = {name: initial_vectors(c, clip) for name, c in current.items() if name != concept.placeholder}
+            current[concept.placeholder] = _refined(session, concept, others, how, scene, each_step)
+    return tuple(current.values())
+
+
+def template_of(prompt: str, placeholder: str) -> str:
+    """`prompt` with {} in the one place of `placeholder`. Raises ValueError if there are more."""
+    parts = re.split(placeholder_pattern(placeholder), prompt)
+    if len(parts) != 2:
+        raise ValueError(f"The prompt '{prompt}' holds {placeholder} {len(parts) - 1} times, but CoRe compares prompts with "
+                         "the subject in one place; write it once.")
+    return "{}".join(parts)
+
+
+def _refined(session: Session, concept: Concept, others: Mapping[str, Mapping[str, Tensor]], how: Refinement,
+             scene: Scene, each_step: Callable[[dict], None]) -> Concept:
+    pictures = _pictures_of(concept, scene.subjects)
+    subject = Subject(concept, pictures)
+    latents: Latents = NoisedScene(scene.latents)
+    if pictures:
+        latents = encode_pictures(scene.vae, session.model, (subject,), how.seed)
+    part = EmbeddingPart(how.learning_rate).attach(
+        TrainingRun(session.model, session.clip, (subject,), session.device, how.seed))
+    session.load()
+    trainer = Trainer(session, (subject,), latents, [part],
+                      core_terms((template_of(how.prompt, concept.placeholder),), how.weighting),
+                      TemplateRecipe(captions=False) if pictures else _NoPictures(),
+                      Settings(how.steps, how.batch_size, seed=how.seed), others)
+
+    def after_step(_, record: dict) -> bool:
+        each_step(record)
+        return True
+
+    trainer.run(after_step)
+    return concept.with_vectors(part.learned_vectors()[concept.placeholder],
+                                {**concept.settings, "refined_for": how.prompt})
+
+
+def _pictures_of(concept: Concept, subjects: Sequence[Subject]) -> tuple[Picture, ...]:
+    if not subjects:
+        return ()
+    for subject in subjects:
+        if subject.concept.placeholder == concept.placeholder:
+            return subject.pictures
+    raise ValueError(f"subject holds pictures of {', '.join(s.concept.placeholder for s in subjects)} but the prompt is "
+                     f"about {concept.placeholder}; connect its Subject, or none.")
+
+
+@dataclass(frozen=True)
+class NoisedScene:
+    """Latents (N, C, h, w) without pictures: each row takes one of them, with noise of its own."""
+
+    latents: Tensor
+
+    def noised(self, rows: Sequence[Row], sampling, seed: int, step: int, stream: str, device) -> Noised:
+        """See Scene."""
+        draw, count = generator(seed, "scene", stream, step), timestep_count(sampling)
+        clean = self.latents[torch.randint(len(self.latents), (len(rows),), generator=draw)]
+        first = 0 if self.latents.any() else count // 2
+        timesteps = torch.randint(first, count, (len(rows),), generator=draw)
+        noise = torch.randn(clean.shape, generator=draw)
+        return add_noise(sampling, clean.to(device), noise.to(device), timesteps)
+
+
+class _NoPictures:
+    """A recipe whose rows show nothing."""
+
+    def rows(self, subjects: Sequence[Subject], step: int, size: int, seed: int) -> Mapping[Stream, tuple[Row, ...]]:
+        """`size` rows of the one subject."""
+        return {"subject": (Row(0, 0, 0, subjects[0].concept.placeholder),) * size}
