@@ -1,0 +1,86 @@
+"""Writes workflows/*.json from their descriptions, through the real page, so that they are what the page itself would save.
+
+    COMFYUI_PATH=… PYTHONPATH=tests .testenv/venv/bin/python -m authoring.build [names]
+
+With each comes a picture of it, <name>.jpg, which the template browser shows.
+"""
+from __future__ import annotations
+
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from environment import chromium
+from support import inprocess
+from support.browser import ComfyPage, launch, open_page
+from support.paths import PACK, TESTS
+from support.server import ComfyServer
+
+from .graph import Graph
+from .graphs import CHECKPOINT, EMBEDDING, GRAPHS
+
+LARGE = {"width": 3400, "height": 1700}
+THUMBNAIL_WIDTH = 1000
+GRAPH_BOX = """() => {
+    const canvas = window.app.canvas, view = canvas.canvas.getBoundingClientRect(), {scale, offset} = canvas.ds;
+    const boxes = window.app.graph.nodes.map(node => node.boundingRect), margin = 30;
+    const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1])) - 60;
+    const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]));
+    return {x: view.x + (left + offset[0]) * scale - margin, y: view.y + (top + offset[1]) * scale,
+            width: (right - left) * scale + 2 * margin, height: (bottom - top) * scale + margin};
+}"""
+
+
+def build(graph: Graph, page: ComfyPage) -> Path:
+    """Write one workflow and its screenshot; the JSON's path. Raises ValueError if the page objects to anything."""
+    page.js("prompt => window.app.loadApiJson(prompt, 'built')", graph.prompt())
+    loaded = page.load_workflow(with_fixed_seeds(graph.arranged(page.workflow())))
+    if loaded.problems:
+        raise ValueError(f"{graph.name}: {loaded.problems}")
+    document = page.workflow()
+    document["extra"] = {}
+    graph.path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    thumbnail(page).save(graph.path.with_suffix(".jpg"), quality=85)
+    return graph.path
+
+
+def thumbnail(page: ComfyPage) -> Image.Image:
+    """The graph on the canvas, without the page around it."""
+    page.command("Comfy.Canvas.FitView")
+    page.settle(800)
+    shot = Image.open(io.BytesIO(page.page.screenshot(clip=page.js(GRAPH_BOX)))).convert("RGB")
+    return shot.resize((THUMBNAIL_WIDTH, round(shot.height * THUMBNAIL_WIDTH / shot.width)), Image.Resampling.LANCZOS)
+
+
+def with_fixed_seeds(document: dict) -> dict:
+    """A pressed Run must give what the workflow's author saw."""
+    for node in document["nodes"]:
+        node["widgets_values"] = ["fixed" if value == "randomize" else value for value in node.get("widgets_values", [])]
+    return document
+
+
+def main(names: list[str]) -> None:
+    """Build the workflows of these names, or all."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        inprocess.start(base)
+        server = ComfyServer(base, {"personalize": PACK, "tiny_models": TESTS / "tiny"})
+        link = base / "models" / "checkpoints" / CHECKPOINT
+        link.symlink_to(base / "models" / "checkpoints" / inprocess.provide_checkpoint("sd15", base))
+        (base / "models" / "embeddings" / EMBEDDING).write_bytes(b"")
+        try:
+            with launch(chromium.find()) as browser, open_page(browser, server) as page:
+                page.page.set_viewport_size(LARGE)  # zoomed out further, the canvas leaves out all text
+                for graph in GRAPHS:
+                    if not names or graph.name in names:
+                        print(build(graph, page))
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,127 @@
+"""The bundled workflows."""
+from __future__ import annotations
+
+from .graph import Graph, Group, Node, Note
+
+CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+EMBEDDING = "example-toy.safetensors"
+SUBJECT = "<example-toy>"
+SCENE = f"a photo of {SUBJECT} on a pebble beach"
+GREEN, RED = "#232", "#322"
+STAGE_1, STAGE_2 = "CoRe stage 1: embedding", "CoRe stage 2: U-Net"
+
+LOADER = {"ckpt_name": CHECKPOINT}
+CONCEPT = {"placeholder": SUBJECT, "class_words": "toy", "initial_words": "", "vectors": 1, "embedding": "none"}
+PICTURES = {"folder": "example-toy", "size": 512, "fit": "crop", "augmentation": "as released", "variants": 16, "seed": 0,
+            "pictures": "", "captions": ""}
+EMBEDDING_PART = {"learning_rate": 0.005, "rescale_from": 120, "rescale_to": 180}
+DIFFUSION = {"weight": 1.0, "background": 1.0, "first_step": 1, "last_step": 0}
+PROMPTS = {"subject": "inanimate", "background": True, "action": True, "outfit": True, "style": True, "colour": True,
+           "file": "none", "own_prompts": ""}
+CORE = {"preset": "as released", "formulas": "as released", "lambda_emb": 0.00015, "lambda_attn": 0.05, "attention": "exact",
+        "first_step": 1, "last_step": 0}
+TRAIN = {"micro_batch": 0, "optimizer": "AdamW", "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 0,
+         "clip_gradients": 0.0, "seed": 0, "precision": "auto", "gradient_checkpointing": False,
+         "preview_prompt": "a photo of {}", "resume": "continue", "use_step": 0}
+TRAIN_1 = {**TRAIN, "name": "example-toy", "preset": STAGE_1, "steps": 300, "batch_size": 6, "save_every": 50,
+           "preview_every": 50}
+TRAIN_2 = {**TRAIN, "name": "example-toy-unet", "preset": STAGE_2, "steps": 1000, "batch_size": 4, "save_every": 200,
+           "preview_every": 200}
+SAMPLER = {"seed": 1, "steps": 25, "cfg": 7.5, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0}
+LATENT = {"width": 512, "height": 512, "batch_size": 1}
+
+TRAIN_EMBEDDING_NOTE = """\
+**Press Run** and watch *Train* learn the toy; then look at *Save Image*.
+
+Without the checkpoint ComfyUI offers to download it (2 GB).
+
+**Your own subject**
+1. *Subject*: drop 4 or 5 pictures on the node.
+2. *Concept*: choose a word for it, and say what it is: dog, teddy bear, backpack.
+3. *Prompt Set*: animate for people and animals.
+4. Put your word into the prompt.
+
+**Memory.** 8 GB: set *micro_batch* to 2. 6 GB: 1, and *gradient_checkpointing* on.
+
+**After that**: click the preview you like best, and *Train* returns that step. The saved embedding works in any prompt, \
+also without this pack: `embedding:example-toy`.
+"""
+
+TRAIN_EMBEDDING = Graph("train_embedding_core", nodes=(
+    Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
+    Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
+    Node("3", "PersonalizeSubject", (40, 500), {"concept": ("2", 0), **PICTURES}, size=(400, 640)),
+    Node("4", "PersonalizeTrainEmbedding", (500, 80), EMBEDDING_PART, size=(400, 150)),
+    Node("5", "PersonalizeDiffusionLoss", (500, 290), DIFFUSION, size=(400, 170)),
+    Node("6", "PersonalizePromptSet", (500, 520), PROMPTS, size=(400, 330)),
+    Node("7", "PersonalizeCoReLoss", (500, 910), {"prompt_set": ("6", 0), "previous": ("5", 0), **CORE}, size=(400, 290)),
+    Node("8", "PersonalizeTrain", (960, 80), {
+        "model": ("1", 0), "clip": ("1", 1), "vae": ("1", 2), "subject": ("3", 0), "trainable": ("4", 0), "loss": ("7", 0),
+        **TRAIN_1}, size=(580, 1120)),
+    Node("9", "PersonalizeApplyConcept", (1600, 80), {"clip": ("1", 1), "concept": ("8", 0)}, size=(400, 80)),
+    Node("10", "CLIPTextEncode", (1600, 220), {"clip": ("9", 0), "text": SCENE}, size=(400, 130), color=GREEN),
+    Node("11", "CLIPTextEncode", (1600, 410), {"clip": ("9", 0), "text": ""}, size=(400, 110), color=RED),
+    Node("12", "EmptyLatentImage", (1600, 580), LATENT, size=(400, 130)),
+    Node("13", "KSampler", (1600, 770), {
+        "model": ("8", 1), "positive": ("10", 0), "negative": ("11", 0), "latent_image": ("12", 0), **SAMPLER},
+        size=(400, 290)),
+    Node("14", "VAEDecode", (1600, 1120), {"samples": ("13", 0), "vae": ("1", 2)}, size=(400, 80)),
+    Node("15", "SaveImage", (2060, 80), {"images": ("14", 0), "filename_prefix": "personalize/example-toy"}, size=(460, 540)),
+    Node("16", "PersonalizeSaveConcept", (2060, 680), {"concept": ("8", 0), "name": "example-toy"}, size=(460, 150)),
+    Node("17", "LossGraphNode", (2060, 890), {"loss": ("8", 3), "filename_prefix": "loss_graph"}, size=(460, 310)),
+), groups=(
+    Group("1 · Your subject", (20, 0, 440, 1220)),
+    Group("2 · What to learn", (480, 0, 440, 1220)),
+    Group("3 · Train", (940, 0, 620, 1220)),
+    Group("4 · Draw it, keep it", (1580, 0, 960, 1220)),
+), notes=(Note(TRAIN_EMBEDDING_NOTE, at=(-410, 40), size=(400, 330)),))
+
+TWO_STAGE_NOTE = """\
+**The two stages of the CoRe paper.** Stage 1 finds the word: an embedding, trained with CoRe. Stage 2 fits the picture: \
+the whole U-Net, with that word held fixed.
+
+The result is two files: the embedding, and a LoRA-format file with the changes of the U-Net (1.7 GB for SD1.5). Use \
+them together, with *Load LoRA* at strength 1.
+
+**Memory.** Stage 2 needs about 16 GB for SD1.5. With less, put *Train Adapter* in the place of *Train U-Net*, \
+preset *custom*, 500 steps: a small LoRA.
+
+Try `train_embedding_core` first: it is stage 1 alone, and often enough.
+"""
+
+TWO_STAGE = Graph("core_two_stage", nodes=(
+    Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
+    Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
+    Node("3", "PersonalizeSubject", (40, 500), {"concept": ("2", 0), **PICTURES}, size=(400, 640)),
+    Node("4", "PersonalizeTrainEmbedding", (500, 80), EMBEDDING_PART, size=(400, 150)),
+    Node("5", "PersonalizeDiffusionLoss", (500, 290), DIFFUSION, size=(400, 170)),
+    Node("6", "PersonalizePromptSet", (500, 520), PROMPTS, size=(400, 330)),
+    Node("7", "PersonalizeCoReLoss", (500, 910), {"prompt_set": ("6", 0), "previous": ("5", 0), **CORE}, size=(400, 290)),
+    Node("8", "PersonalizeTrain", (960, 80), {
+        "model": ("1", 0), "clip": ("1", 1), "vae": ("1", 2), "subject": ("3", 0), "trainable": ("4", 0), "loss": ("7", 0),
+        **TRAIN_1}, title="Train: stage 1", size=(560, 1120)),
+    Node("9", "PersonalizeSubject", (1600, 80), {"concept": ("8", 0), **PICTURES}, size=(400, 700)),
+    Node("10", "PersonalizeTrainUNet", (1600, 840), {"learning_rate": 2e-6}, size=(400, 110)),
+    Node("11", "PersonalizeTrain", (2060, 80), {
+        "model": ("1", 0), "clip": ("1", 1), "vae": ("1", 2), "subject": ("9", 0), "trainable": ("10", 0), **TRAIN_2},
+        title="Train: stage 2", size=(560, 1120)),
+    Node("12", "PersonalizeApplyConcept", (2700, 80), {"clip": ("1", 1), "concept": ("11", 0)}, size=(400, 80)),
+    Node("13", "CLIPTextEncode", (2700, 220), {"clip": ("12", 0), "text": SCENE}, size=(400, 130), color=GREEN),
+    Node("14", "CLIPTextEncode", (2700, 410), {"clip": ("12", 0), "text": ""}, size=(400, 110), color=RED),
+    Node("15", "EmptyLatentImage", (2700, 580), LATENT, size=(400, 130)),
+    Node("16", "KSampler", (2700, 770), {
+        "model": ("11", 1), "positive": ("13", 0), "negative": ("14", 0), "latent_image": ("15", 0), **SAMPLER},
+        size=(400, 290)),
+    Node("17", "VAEDecode", (2700, 1120), {"samples": ("16", 0), "vae": ("1", 2)}, size=(400, 80)),
+    Node("18", "SaveImage", (3160, 80), {"images": ("17", 0), "filename_prefix": "personalize/example-toy-unet"},
+         size=(460, 540)),
+    Node("19", "PersonalizeSaveConcept", (3160, 680), {"concept": ("11", 0), "name": "example-toy"}, size=(460, 150)),
+    Node("20", "SaveLoRA", (3160, 890), {"lora": ("11", 2), "prefix": "loras/example-toy"}, size=(460, 120)),
+), groups=(
+    Group("1 · Your subject", (20, 0, 440, 1220)),
+    Group("2 · Stage 1: the word", (480, 0, 1060, 1220)),
+    Group("3 · Stage 2: the U-Net", (1580, 0, 1060, 1220)),
+    Group("4 · Draw it, keep it", (2680, 0, 960, 1220)),
+), notes=(Note(TWO_STAGE_NOTE, at=(-410, 40), size=(400, 330)),))
+
+GRAPHS = (TRAIN_EMBEDDING, TWO_STAGE)

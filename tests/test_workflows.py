@@ -1,0 +1,134 @@
+"""Train's inputs, and every workflow ever shipped: opened and run in the real page, and run through the API."""
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from authoring.graph import model_of
+from authoring.graphs import CHECKPOINT, EMBEDDING, GRAPHS
+from support.paths import PACK, TESTS
+from support.workflows import to_prompt, with_values
+
+SAVED = TESTS / "saved_workflows"
+SHIPPED = sorted((PACK / "workflows").glob("*.json"))
+EVER_SHIPPED = [*SHIPPED, *sorted(SAVED.glob("*/*.json"))]
+QUICK = {
+    "PersonalizeSubject": {"size": 64, "variants": 1}, "EmptyLatentImage": {"width": 64, "height": 64},
+    "KSampler": {"steps": 2},
+    "PersonalizeTrain": {"preset": "custom", "steps": 3, "batch_size": 1, "save_every": 2, "preview_every": 3},
+    "PersonalizeCoReTestTime": {"steps": 2}}
+
+
+def name_of(path: Path) -> str:
+    """Test id: file name, with the version for a frozen one."""
+    return path.stem if path.parent.name == "workflows" else f"{path.parent.name}-{path.stem}"
+
+
+@pytest.fixture
+def template_server(server):
+    """The server with a small checkpoint and an embedding under the names that the workflows use."""
+    models = server.base / "models"
+    link = models / "checkpoints" / CHECKPOINT
+    if not link.exists():
+        link.symlink_to("sd15.safetensors")
+        (models / "embeddings").mkdir(exist_ok=True)
+        save_file({"clip_l": torch.randn(1, 32, generator=torch.Generator().manual_seed(0)) * 0.02},
+                  models / "embeddings" / EMBEDDING, {"placeholder": "<example-toy>", "class_words": "toy"})
+    return server
+
+
+def quick(document: dict, definitions: dict) -> dict:
+    """The workflow with few steps and small pictures."""
+    types = {node["type"] for node in document["nodes"]}
+    return with_values(document, definitions, {kind: values for kind, values in QUICK.items() if kind in types})
+
+
+def test_every_description_has_its_workflow_and_a_thumbnail():
+    assert {path.stem for path in SHIPPED} == {graph.name for graph in GRAPHS}
+    assert [path.stem for path in SHIPPED if not path.with_suffix(".jpg").is_file()] == []
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name_of)
+def test_the_page_offers_the_checkpoint_where_comfyui_itself_does(path):
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    offered = [node["properties"]["models"] for node in nodes if node["type"] == "CheckpointLoaderSimple"]
+    assert offered == [[model_of(CHECKPOINT)]] * len(offered) and offered
+    assert offered[0][0]["url"].startswith("https://") and offered[0][0]["directory"] == "checkpoints"
+
+
+@pytest.mark.parametrize("path", EVER_SHIPPED, ids=name_of)
+def test_workflow_opens_in_the_page_as_it_was_saved(path, template_server, ui):
+    document = json.loads(path.read_text(encoding="utf-8"))
+    assert ui.load_workflow(path).problems == {}
+    sent = {node_id: {key: node[key] for key in ("class_type", "inputs")} for node_id, node in ui.prompt().items()}
+    assert to_prompt(document, template_server.get("/object_info")) == sent
+
+
+@pytest.mark.parametrize("path", EVER_SHIPPED, ids=name_of)
+def test_workflow_runs_through_the_api(path, template_server):
+    definitions = template_server.get("/object_info")
+    document = quick(json.loads(path.read_text(encoding="utf-8")), definitions)
+    run = template_server.run(to_prompt(document, definitions))
+    pictures = [file for output in run.outputs.values() for file in output.get("images", [])]
+    assert pictures and all(template_server.view(file).startswith(b"\x89PNG") for file in pictures)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=name_of)
+def test_workflow_runs_in_the_page(path, template_server, ui):
+    run_in_page(path, template_server, ui)
+
+
+def test_main_workflow_runs_in_nodes_2(template_server, browser):
+    from support.browser import open_page
+
+    with open_page(browser, template_server, nodes2=True) as ui:
+        run_in_page(PACK / "workflows" / "train_embedding_core.json", template_server, ui)
+        assert ui.unexpected_messages() == []
+
+
+def run_in_page(path: Path, server, ui) -> None:
+    """Open, press Run, and see pictures."""
+    document = quick(json.loads(path.read_text(encoding="utf-8")), server.get("/object_info"))
+    assert ui.load_workflow(document).problems == {}
+    run = ui.run()
+    assert (run.status, run.overlay) == ("success", ""), run
+    assert any(output.get("images") for output in run.outputs.values())
+
+
+def test_run_of_the_main_workflow_leaves_what_the_readme_says(template_server):
+    definitions = template_server.get("/object_info")
+    document = quick(json.loads((PACK / "workflows" / "train_embedding_core.json").read_text(encoding="utf-8")), definitions)
+    run = template_server.run(to_prompt(with_values(document, definitions, {"PersonalizeTrain": {"seed": 7}}), definitions))
+    report = next(output["personalize_training"][0] for output in run.outputs.values() if "personalize_training" in output)
+    assert [record["step"] for record in report["history"]] == [1, 2, 3]
+    assert {"diffusion", "context embedding", "context attention"} <= set(report["history"][0]["parts"])
+    assert [saved["step"] for saved in report["saved"]] == [2, 3]
+    assert [preview["step"] for preview in report["previews"]] == [0, 3]
+    assert all(Path(file).is_file() for saved in report["saved"] for file in saved["files"])
+    assert re.fullmatch(r"embedding:example-toy-[0-9a-f]{8}/example-toy-000003", report["saved"][-1]["embeddings"][0])
+
+
+# ---------------------------------------------------------------------------------------------- the frozen schema
+def described(schema) -> dict:
+    """What saved workflows depend on: order, types and defaults of inputs, order and types of outputs."""
+    inputs = []
+    for given in schema.inputs:
+        default, options = getattr(given, "default", None), list(getattr(given, "options", None) or [])
+        inputs.append({"id": given.id, "type": given.get_io_type(), "optional": given.optional,
+                       "default": options[0] if options and default is None else default, "options": options,
+                       "second widget": bool(getattr(given, "control_after_generate", None))})
+    return {"inputs": inputs, "outputs": [output.get_io_type() for output in schema.outputs]}
+
+
+def test_train_keeps_the_inputs_that_saved_workflows_rely_on():
+    from personalize.nodes.training.nodes_train import Train
+
+    now, frozen = described(Train.GET_SCHEMA()), json.loads((SAVED / "train_schema.json").read_text())
+    for current, saved in zip(now["inputs"], frozen["inputs"]):
+        assert set(saved.pop("options")) <= set(current.pop("options")), f"{saved['id']} lost an option"
+    assert now == frozen
