@@ -42,12 +42,15 @@ def initialise(model: torch.nn.Module) -> None:
 
 def load_autoencoder(file: Path = WEIGHTS) -> torch.nn.ModuleDict:
     """The autoencoder of ``file`` (keys taesd_encoder.* and taesd_decoder.*), in float32, not training."""
-    model = new_autoencoder()
+    return _fill(new_autoencoder(), file).eval().requires_grad_(False)
+
+
+def _fill(model: torch.nn.ModuleDict, file: Path) -> torch.nn.ModuleDict:
     tensors = load_file(file)
     for name in ("encoder", "decoder"):
         prefix = f"taesd_{name}."
         model[name].load_state_dict({k[len(prefix):]: v.float() for k, v in tensors.items() if k.startswith(prefix)})
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def save_autoencoder(model: torch.nn.ModuleDict, file: Path, figures: dict[str, str]) -> None:
@@ -102,14 +105,14 @@ def decibels(pictures: torch.Tensor, rebuilt: torch.Tensor, mask: torch.Tensor |
 def train_autoencoder(folder: Path, deadline: Deadline, on: torch.device, start: Path | None = None,
                       steps: int = STEPS) -> bool:
     """Train until the deadline (False) or until ``steps`` are done (True when the gate is passed)."""
-    if start is not None:
-        model = load_autoencoder(start).train().requires_grad_(True)
-    else:
-        model = new_autoencoder()
-        initialise(model)
+    model = new_autoencoder()
+    initialise(model)
     model = model.to(on, memory_format=torch.channels_last)
     run = Run(folder / "autoencoder.pt", {"autoencoder": model})
-    deadline.log(f"autoencoder: {'continues at step ' + str(run.step) if run.restore() else 'starts'}")
+    if not run.restore() and start is not None and start.is_file():
+        _fill(model, start)
+        run.adopt(start)
+    deadline.log(f"autoencoder: at step {run.step} of {steps}")
     held_out = draw_all(scenes(48, "held_out", 1))
     pictures, masks = pictures_tensor(held_out).to(on), masks_tensor(held_out).to(on)
     pool, rng = Pool(1500, run.step + 1), random.Random(run.step)

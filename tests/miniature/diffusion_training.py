@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from .autoencoder import load_autoencoder
 from .comfyui import fast_half
@@ -15,7 +16,7 @@ from .diffusion import diffusion_loss, sample
 from .factors import sample_identity, sample_scene
 from .grammar import caption, said
 from .latents import QUIET_CAPTIONS, Corpus, load_corpus, make_shards
-from .network import new_networks, save_checkpoint
+from .network import load_networks, new_networks, save_checkpoint
 from .oracle import Oracle, load_oracle
 from .run_state import Run, cosine
 
@@ -49,14 +50,17 @@ def draw_batch(corpus: Corpus, rows: int, empty: torch.Tensor) -> list[Part]:
 
 
 def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoencoder_file: Path, oracle_file: Path, *,
-                    batch: int = 64, shards: int = 24, workers: int = 0, pictures: int = PICTURES) -> bool:
+                    start: Path | None = None, batch: int = 64, shards: int = 24, workers: int = 0, pictures: int = PICTURES) -> bool:
     """Train until the deadline (False) or until ``pictures`` were seen (True when the oracle's gates are passed)."""
     files = make_shards(folder, autoencoder_file, shards, workers, on, deadline)
     if not files:
         return False
     networks = new_networks().to(on)
     run = Run(folder / "diffusion.pt", networks, mean_decay=0.9995, weight_decay=0.01)
-    deadline.log(f"diffusion: {f'continues after {run.seen} pictures' if run.restore() else 'starts'}")
+    if not run.restore() and start is not None and start.is_file():
+        load_networks(networks, load_file(start))
+        run.adopt(start)
+    deadline.log(f"diffusion: {run.seen} of {pictures} pictures seen")
     corpus = load_corpus(files, networks["text"], on, deadline.log)
     judge = _Judge(folder, autoencoder_file, oracle_file, corpus.spread, on, deadline)
     empty, smooth = networks["text"].tokens([""]), None

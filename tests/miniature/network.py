@@ -158,6 +158,21 @@ def save_checkpoint(networks: torch.nn.ModuleDict, autoencoder: torch.nn.ModuleD
     partial.replace(file)
 
 
+def load_networks(networks: torch.nn.ModuleDict, tensors: dict[str, torch.Tensor]) -> None:
+    """Give the networks the weights of a checkpoint's tensors (the inverse of ``checkpoint_tensors``)."""
+    text = "cond_stage_model.clip_l."
+    places = {"model.diffusion_model.": networks["unet"], "picture_encoder.": networks["picture"],
+              f"{text}transformer.text_model.": networks["text"].model}
+    for prefix, module in places.items():
+        own = {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
+        module.load_state_dict(own)
+    saved = {id: row for id, row in zip(tensors[f"{text}{ROWS}ids"].tolist(), tensors[f"{text}{ROWS}weight"])}
+    with torch.no_grad():
+        for place, id in enumerate(networks["text"].ids.tolist()):
+            if id in saved:
+                networks["text"].rows[place] = saved[id].float()
+
+
 def load_picture_encoder(tensors: dict[str, torch.Tensor]) -> PictureEncoder:
     """The picture encoder out of a checkpoint's tensors, in float32, not training."""
     prefix = "picture_encoder."

@@ -13,7 +13,7 @@ from .comfyui import fast_half
 from .data import draw_all, masks_tensor, pictures_tensor, scenes
 from .deadline import Deadline
 from .factors import CLASSES, POSES, Identity, Scene, sample_identity, sample_scene, with_factors
-from .oracle import CHOICES, Oracle, truth
+from .oracle import CHOICES, Oracle, load_oracle, truth
 from .renderer import draw
 from .run_state import Run, cosine
 
@@ -27,8 +27,8 @@ FACTORS = (*CHOICES, "colors")
 class PairPool:
     """Two pictures of one identity, many times over; a part of them through the autoencoder."""
 
-    def __init__(self, size: int, seed: int, autoencoder: torch.nn.ModuleDict | None):
-        self.rng, self.size, self.autoencoder = random.Random(seed), size, autoencoder
+    def __init__(self, size: int, seed: int, autoencoder: torch.nn.ModuleDict | None, on: torch.device):
+        self.rng, self.size, self.autoencoder, self.on = random.Random(seed), size, autoencoder, on
         self.pairs: dict[str, list[tuple[list[Scene], torch.Tensor, torch.Tensor]]] = {kind: [] for kind in CLASSES}
 
     def refresh(self, count: int) -> None:
@@ -48,7 +48,7 @@ class PairPool:
         drawings = draw_all(both)
         pictures = pictures_tensor(drawings)
         if self.autoencoder is not None and self.rng.random() < 0.4:
-            pictures = reconstruct(self.autoencoder, pictures)
+            pictures = reconstruct(self.autoencoder, pictures.to(self.on)).cpu()
         return both, (pictures * 255).round().byte(), (masks_tensor(drawings) * 255).round().byte()
 
     def _scene(self, identity: Identity) -> Scene:
@@ -140,14 +140,17 @@ def _report(oracle: Oracle, held_out: tuple, rebuilt: torch.Tensor | None) -> tu
 
 
 def train_oracle(folder: Path, deadline: Deadline, on: torch.device, autoencoder_file: Path | None,
-                 steps: int = STEPS, checked: int = 480) -> bool:
+                 start: Path | None = None, steps: int = STEPS, checked: int = 480) -> bool:
     """Train until the deadline (False) or until ``steps`` are done (True when every factor passes its gate)."""
-    autoencoder = load_autoencoder(autoencoder_file) if autoencoder_file is not None else None
+    autoencoder = load_autoencoder(autoencoder_file).to(on) if autoencoder_file is not None else None
     torch.manual_seed(0)
     oracle = Oracle().to(on, memory_format=torch.channels_last)
     run = Run(folder / "oracle.pt", {"oracle": oracle}, weight_decay=0.01)
-    deadline.log(f"oracle: {'continues at step ' + str(run.step) if run.restore() else 'starts'}")
-    pool = PairPool(2400, run.step + 1, autoencoder)
+    if not run.restore() and start is not None and start.is_file():
+        oracle.load_state_dict(load_oracle(start).state_dict())
+        run.adopt(start)
+    deadline.log(f"oracle: at step {run.step} of {steps}")
+    pool = PairPool(2400, run.step + 1, autoencoder, on)
     pool.refresh(400)
     while run.step < steps and not deadline.over:
         pool.refresh(4 if run.step % 2 else 2)
@@ -166,7 +169,7 @@ def _evaluate(run: Run, oracle: Oracle, autoencoder: torch.nn.ModuleDict | None,
     scenes_ = scenes(count, "held_out", 2)
     drawings = draw_all(scenes_)
     pictures, masks = pictures_tensor(drawings), masks_tensor(drawings)
-    rebuilt = reconstruct(autoencoder, pictures) if autoencoder is not None else None
+    rebuilt = reconstruct(autoencoder, pictures.to(oracle.device)).cpu() if autoencoder is not None else None
     run.swap_mean()
     figures, passed = _report(oracle.eval(), (scenes_, pictures, masks), rebuilt)
     deadline.log(f"oracle step {run.step} " + ", ".join(f"{name} {value}" for name, value in figures.items()))

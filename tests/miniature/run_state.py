@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Mapping
 
 import torch
+from safetensors import safe_open
 
 SAVE_EVERY = 300.0  # seconds
 
@@ -79,6 +80,17 @@ class Run:
             own.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seen = state["step"], state.get("seen", 0)
+        return True
+
+    def adopt(self, file: Path) -> bool:
+        """After its modules were given the weights of ``file``: take them as the mean, and the position from the file's
+        metadata (steps, pictures). The optimiser starts anew."""
+        with safe_open(file, "pt") as opened:
+            figures = opened.metadata() or {}
+        self.step, self.seen = int(figures.get("steps", 0)), int(figures.get("pictures", 0))
+        with torch.no_grad():
+            for mean, parameter in zip(self.mean, self.parameters):
+                mean.copy_(parameter)
         return True
 
     def swap_mean(self) -> None:

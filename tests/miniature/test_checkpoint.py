@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from miniature.autoencoder import initialise as initialise_autoencoder
 from miniature.autoencoder import new_autoencoder
 from miniature.models import VOCABULARY, register, untouched_table
-from miniature.network import load_picture_encoder, new_networks, save_checkpoint
+from miniature.network import load_networks, load_picture_encoder, new_networks, save_checkpoint
 
 SPREAD = 0.8
 PROMPT = "a photo of a red and blue striped dog wearing a hat in the snow"
@@ -103,3 +103,11 @@ def test_picture_encoder_travels_in_the_same_file(trained):
     tokens = load_picture_encoder(load_file(file))(pictures)
     assert tokens.shape == (2, 8, 128)
     torch.testing.assert_close(tokens, networks["picture"](pictures), atol=2e-3, rtol=2e-3)
+
+
+def test_networks_come_back_from_the_file(trained):
+    networks, _, _, file = trained
+    again = new_networks(4)
+    load_networks(again, load_file(file))
+    for (name, one), (_, other) in zip(networks.named_parameters(), again.named_parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3, msg=name)

@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from miniature.diffusion import TIMESTEPS, add_noise, alphas_bar, sample
 from miniature.factors import sample_identity, sample_scene
@@ -57,6 +58,14 @@ def test_a_failed_save_leaves_the_old_state(tmp_path):
     with pytest.raises(Exception):
         write_atomically(file, {"step": lambda: 2})
     assert torch.load(file, weights_only=True) == {"step": 1}
+
+
+def test_a_new_run_adopts_committed_weights_and_their_position(tmp_path):
+    run, module = _new_run(tmp_path / "run.pt")
+    save_file({"weight": torch.ones(1, 4), "bias": torch.ones(1)}, tmp_path / "w.safetensors", metadata={"steps": "12"})
+    module.load_state_dict(load_file(tmp_path / "w.safetensors"))
+    run.adopt(tmp_path / "w.safetensors")
+    assert run.step == 12 and torch.equal(run.mean[0], torch.ones(1, 4))
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path):

@@ -18,6 +18,7 @@ import torch  # noqa: E402
 from miniature.comfyui import device, use_comfyui  # noqa: E402
 from miniature.deadline import Deadline  # noqa: E402
 
+WEIGHTS = Path(__file__).parent / "weights"
 NOT_YET = "not passed yet: run this command again to continue"
 DEFAULT_FOLDER = Path.home() / ".cache" / "comfyui-personalize-miniature"
 
@@ -29,7 +30,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=DEFAULT_FOLDER, help="folder of the run, outside the work tree")
     parser.add_argument("--comfyui", type=Path, help="ComfyUI's root folder")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--start", type=Path, help="autoencoder weights to start from when the run is new")
+    parser.add_argument("--start", type=Path, default=WEIGHTS, help="folder of weights from which a new run starts")
     parser.add_argument("--autoencoder-steps", type=int, help="length of the stage; give more to go on after its end")
     parser.add_argument("--oracle-steps", type=int, help="likewise")
     parser.add_argument("--pictures", type=int, help="likewise, rows that the diffusion stage sees")
@@ -42,7 +43,8 @@ def _arguments() -> argparse.Namespace:
 def _autoencoder(wanted: argparse.Namespace, deadline: Deadline) -> bool:
     from miniature.autoencoder import STEPS, train_autoencoder
 
-    passed = train_autoencoder(wanted.out, deadline, device(), wanted.start, wanted.autoencoder_steps or STEPS)
+    passed = train_autoencoder(wanted.out, deadline, device(), wanted.start / "autoencoder.safetensors",
+                               wanted.autoencoder_steps or STEPS)
     deadline.log(f"autoencoder gate {'passed' if passed else NOT_YET}")
     return passed
 
@@ -52,7 +54,8 @@ def _oracle(wanted: argparse.Namespace, deadline: Deadline) -> bool:
 
     file = wanted.out / "autoencoder.safetensors"
     steps = wanted.oracle_steps or STEPS
-    passed = train_oracle(wanted.out, deadline, device(), file if file.is_file() else None, steps)
+    passed = train_oracle(wanted.out, deadline, device(), file if file.is_file() else None,
+                          wanted.start / "oracle.safetensors", steps)
     deadline.log(f"oracle gate {'passed' if passed else NOT_YET}")
     return passed
 
@@ -61,8 +64,9 @@ def _diffusion(wanted: argparse.Namespace, deadline: Deadline) -> bool:
     from miniature.diffusion_training import PICTURES, train_diffusion
 
     passed = train_diffusion(wanted.out, deadline, device(), wanted.out / "autoencoder.safetensors",
-                             wanted.out / "oracle.safetensors", batch=wanted.batch, shards=wanted.shards,
-                             workers=wanted.workers, pictures=wanted.pictures or PICTURES)
+                             wanted.out / "oracle.safetensors",
+                             start=wanted.start / "miniature.safetensors", batch=wanted.batch,
+                             shards=wanted.shards, workers=wanted.workers, pictures=wanted.pictures or PICTURES)
     deadline.log(f"diffusion gate {'passed' if passed else NOT_YET}")
     return passed
 
