@@ -1,6 +1,7 @@
 /** Puts the picture tray on Subject nodes: dropped or chosen pictures are uploaded to input/<folder>/ and shown. */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { chain, loadStyle, takePlaceOfFormer, widgetOf } from "./shared/nodes.js";
 import { isCaption, isPicture, listFolder, pictureUrl, unusedFolder, uploadPictures } from "./subject/server.js";
 import { PictureTray } from "./subject/tray.js";
 
@@ -29,7 +30,8 @@ class NodePictures {
   async refresh() {
     const turn = ++this.#refreshes;
     const folder = this.#value("folder");
-    const listing = folder ? await listFolder(folder).catch((problem) => ({ ...EMPTY, message: `${problem.message}.` })) : EMPTY;
+    const failed = (problem) => ({ ...EMPTY, message: `${problem.message}.` });
+    const listing = folder ? await listFolder(folder).catch(failed) : EMPTY;
     if (turn !== this.#refreshes) return; // a later question has been asked since
     this.#listing = listing;
     this.tray.showError(listing.message);
@@ -39,7 +41,8 @@ class NodePictures {
   /** Uploads pictures and captions, into a new folder if none is chosen. */
   async add(files) {
     const strange = files.find((file) => !isPicture(file) && !isCaption(file));
-    if (strange) return this.tray.showError(`${strange.name} is not a picture; drop PNG, JPEG or WebP files, and .txt captions.`);
+    const advice = "drop PNG, JPEG or WebP files, and .txt captions";
+    if (strange) return this.tray.showError(`${strange.name} is not a picture; ${advice}.`);
     this.tray.showBusy(true);
     try {
       const folder = await this.#folderForUploads();
@@ -77,7 +80,8 @@ class NodePictures {
   }
 
   #choose(names) {
-    const isAll = names.length === this.#listing.pictures.length && names.every((name) => this.#listing.pictures.includes(name));
+    const { pictures } = this.#listing;
+    const isAll = names.length === pictures.length && names.every((name) => pictures.includes(name));
     this.#set("pictures", isAll ? "" : names.join("\n"));
     if (!names.length) this.#setFolder(""); // an empty choice would mean all of the folder
     this.refresh();
@@ -118,7 +122,7 @@ app.registerExtension({
   name: "personalize.subject",
 
   setup() {
-    loadStyle("./subject/tray.css");
+    loadStyle("./subject/tray.css", import.meta.url);
     api.addEventListener("execution_start", () => subjects.forEach((subject) => subject.tray.showError("")));
     api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail));
     api.addEventListener("reconnected", refreshAll);
@@ -149,6 +153,7 @@ function attach(node) {
   node.setSize([Math.max(node.size[0], MIN_WIDTH), node.computeSize()[1]]);
   acceptDrops(node, subject);
   chain(widgetOf(node, "folder"), "callback", () => subject.onFolderChanged());
+  chain(node, "onAdded", () => takePlaceOfFormer(node, subject.tray.root, ".pz-tray"));
   chain(node, "onRemoved", () => subjects.delete(node));
 }
 
@@ -182,24 +187,4 @@ function hide(widget) {
   if (!widget) return;
   widget.hidden = true;
   widget.options.hidden = true; // for Nodes 2.0
-}
-
-const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name);
-
-/** Calls `after` after the function `name` of `owner`, with the same arguments. */
-function chain(owner, name, after) {
-  const before = owner?.[name];
-  if (!owner) return;
-  owner[name] = function (...values) {
-    const answer = before?.apply(this, values);
-    after(...values);
-    return answer;
-  };
-}
-
-function loadStyle(path) {
-  const link = document.createElement("link");
-  link.rel = "stylesheet";
-  link.href = new URL(path, import.meta.url).href;
-  document.head.append(link);
 }

@@ -9,7 +9,8 @@ export const isCaption = (file) => /\.txt$/i.test(file.name);
 
 /** {pictures: [names], place: "input" | "example" | "nowhere", message: sentence or ""} */
 export async function listFolder(folder) {
-  const answer = await api.fetchApi(`/personalize/pictures?folder=${encodeURIComponent(folder)}`, { cache: "no-store" });
+  const query = new URLSearchParams({ folder });
+  const answer = await api.fetchApi(`/personalize/pictures?${query}`, { cache: "no-store" });
   if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
   return await answer.json();
 }
@@ -17,7 +18,8 @@ export async function listFolder(folder) {
 /** Address of a picture; `name` may lie in a subfolder of `folder`. */
 export function pictureUrl(folder, name, place) {
   const parts = [...folder.split("/"), ...name.split("/")].filter((part) => part);
-  if (place === "example") return api.apiURL(`/workflow_templates/${[PACK, "assets", ...parts].map(encodeURIComponent).join("/")}`);
+  const ofPack = [PACK, "assets", ...parts].map(encodeURIComponent).join("/");
+  if (place === "example") return api.apiURL(`/workflow_templates/${ofPack}`);
   const query = new URLSearchParams({ filename: parts.pop(), subfolder: parts.join("/"), type: "input" });
   return api.apiURL(`/view?${query}`);
 }
@@ -51,7 +53,7 @@ async function upload(file, name, folder, overwrite) {
   body.append("type", "input");
   body.append("overwrite", String(overwrite));
   const answer = await api.fetchApi("/upload/image", { method: "POST", body });
-  if (!answer.ok) throw new Error(`${name} could not be uploaded: the server answered ${answer.status} ${answer.statusText}`);
+  if (!answer.ok) throw new Error(`${name} could not be uploaded: the server answered ${answer.status}`);
   return (await answer.json()).name;
 }
 

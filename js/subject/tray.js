@@ -7,17 +7,20 @@ export class PictureTray {
   root = element("div", { class: "pz-theme pz-tray", role: "region", "aria-label": "Pictures" });
   #actions;
   #count = element("span", { class: "pz-state" });
-  #all = element("button", { type: "button", class: "pz-button", title: "Use every picture of the folder again",
+  #all = element("button", {
+    type: "button", class: "pz-button", title: "Use every picture of the folder again",
     onclick: () => this.#actions.useAll() });
   #error = element("div", { class: "pz-error", role: "alert", hidden: true });
   #grid = element("div", { class: "pz-tray-grid", role: "list" });
   #hint = element("div", { class: "pz-tray-hint" }, "Drop 4 or 5 pictures of your subject here");
-  #chooser = element("input", { type: "file", multiple: "", accept: ACCEPTED, hidden: true, onchange: () => this.#onChosen() });
+  #chooser = element("input", {
+    type: "file", multiple: "", accept: ACCEPTED, hidden: true, onchange: () => this.#onChosen() });
 
   /** @param actions {add(files), remove(name), useAll()} */
   constructor(actions) {
     this.#actions = actions;
-    const choose = element("button", { type: "button", class: "pz-button", title: "Upload pictures, and .txt captions of the same name",
+    const choose = element("button", {
+      type: "button", class: "pz-button", title: "Upload pictures, and .txt captions of the same name",
       onclick: () => this.#chooser.click() }, icon("upload"), " Choose pictures");
     this.root.append(
       element("div", { class: "pz-row" }, this.#count, element("div", { class: "pz-group" }, this.#all, choose)),
@@ -47,7 +50,8 @@ export class PictureTray {
   }
 
   #thumbnail({ name, url }) {
-    const picture = element("img", { src: url, alt: name, draggable: "false", onerror: () => item.classList.add("pz-unseen") });
+    const picture = element("img", {
+      src: url, alt: name, draggable: "false", onerror: () => item.classList.add("pz-unseen") });
     const item = element("div", { class: "pz-tray-item", role: "listitem", title: name, "data-name": name },
       picture, element("span", { class: "pz-tray-name" }, name),
       element("button", { type: "button", class: "pz-tray-remove", title: `Do not use ${name} (the file is kept)`,

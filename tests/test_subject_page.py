@@ -1,0 +1,315 @@
+"""The Subject node in the real page: dropped or chosen pictures are uploaded, shown, kept in the workflow, and used."""
+from __future__ import annotations
+
+import base64
+import copy
+import re
+import shutil
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from support.browser import open_page
+from support.page_scripts import NODE_BOX
+
+PROMPT = {
+    "1": {"class_type": "PersonalizeConcept", "inputs": {
+        "placeholder": "<my-dog>", "class_words": "dog", "initial_words": "", "vectors": 1, "embedding": "none"}},
+    "2": {"class_type": "PersonalizeSubject", "inputs": {
+        "concept": ["1", 0], "folder": "", "size": 64, "fit": "crop", "augmentation": "none", "variants": 1, "seed": 0,
+        "pictures": "", "captions": ""}},
+    "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 1]}},
+}
+DROP = """([selector, files]) => {
+    const transfer = new DataTransfer();
+    for (const [name, type, data] of files)
+        transfer.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], name, {type}));
+    const target = document.querySelector(selector), box = target.getBoundingClientRect();
+    for (const kind of ['dragenter', 'dragover', 'drop'])
+        target.dispatchEvent(new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true,
+            clientX: box.left + box.width / 2, clientY: box.top + box.height / 2}));
+}"""
+# A change that the page can undo.
+CHANGE_TITLE = """() => {
+    const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker;
+    const remember = () => (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+    remember();
+    window.app.graph.getNodeById('2').title = 'Another';
+    remember();
+}"""
+REFUSE_UPLOADS = """refuse => {
+    const api = window.comfyAPI.api.api;
+    delete api.fetchApi;
+    const fetchApi = api.fetchApi.bind(api);
+    if (refuse) api.fetchApi = async (route, ...rest) =>
+        route === '/upload/image' ? new Response('', {status: 413}) : fetchApi(route, ...rest);
+}"""
+
+
+class Tray:
+    """What a person sees and does on the Subject node."""
+
+    def __init__(self, ui):
+        self.ui = ui
+        self.root = ui.page.locator(".pz-tray")
+
+    def names(self) -> list[str]:
+        return self.root.locator(".pz-tray-item").evaluate_all("items => items.map(item => item.dataset.name)")
+
+    def wait_for(self, names: list[str]) -> None:
+        """The thumbnails of these pictures, each really drawn."""
+        self.ui.page.wait_for_function(
+            """names => { const items = [...document.querySelectorAll('.pz-tray-item')];
+                return items.map(item => item.dataset.name).join() === names.join()
+                    && items.every(item => item.querySelector('img').naturalWidth > 0) }""", arg=names, timeout=15_000)
+
+    def drop(self, files: dict[str, bytes], selector: str = ".pz-tray") -> None:
+        entries = [[name, "text/plain" if name.endswith(".txt") else "image/png" if name.endswith(".png") else "",
+                    base64.b64encode(data).decode()] for name, data in files.items()]
+        self.ui.js(DROP, [selector, entries])
+
+    def error(self) -> str:
+        error = self.root.locator(".pz-error")
+        return error.inner_text() if error.is_visible() else ""
+
+    def wait_for_error(self, start: str) -> str:
+        self.root.locator(".pz-error", has_text=re.compile(f"^{re.escape(start)}")).wait_for(timeout=10_000)
+        return self.error()
+
+    def widgets(self) -> dict:
+        return next(node["widgets"] for node in self.ui.graph() if node["type"] == "PersonalizeSubject")
+
+
+def png(colour: str, size: tuple[int, int] = (64, 64)) -> bytes:
+    data = BytesIO()
+    Image.new("RGB", size, colour).save(data, "PNG")
+    return data.getvalue()
+
+
+DOGS = {"red.png": png("red"), "green.png": png("lime", (90, 64)), "blue.png": png("blue", (64, 120))}
+
+
+@pytest.fixture(scope="module", params=["classic", "nodes2"])
+def ui(request, browser, server):
+    """One page for all tests here, with classic nodes and with Nodes 2.0: opening it takes longer than any of them."""
+    with open_page(browser, server, nodes2=request.param == "nodes2") as page:
+        yield page
+        assert page.unexpected_messages() == []
+
+
+@pytest.fixture(autouse=True)
+def empty_inputs(server):
+    yield
+    for path in (server.base / "input").iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def opened(ui, **inputs) -> Tray:
+    prompt = copy.deepcopy(PROMPT)
+    prompt["2"]["inputs"].update(inputs)
+    ui.js("prompt => window.app.loadApiJson(prompt, 'subject')", prompt)
+    ui.command("Comfy.Canvas.FitView")
+    ui.settle(500)
+    return Tray(ui)
+
+
+def colours(ui, run) -> list[tuple[int, ...]]:
+    pictures = [Image.open(BytesIO(ui.server.view(file))) for file in run.outputs["3"]["images"]]
+    return [tuple(np.asarray(picture)[32, 32]) for picture in pictures]
+
+
+def test_dropped_pictures_are_uploaded_shown_and_used(ui, server):
+    tray = opened(ui)
+    assert tray.names() == [] and "Drop 4 or 5 pictures" in tray.root.inner_text()
+    tray.drop({**DOGS, "green.txt": b"{} in the garden"})
+    tray.wait_for(["blue.png", "green.png", "red.png"])
+    assert (tray.widgets()["folder"], tray.widgets()["pictures"]) == ("my-dog", "")
+    folder = server.base / "input" / "my-dog"
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {**DOGS, "green.txt": b"{} in the garden"}
+    run = ui.run()
+    assert run.status == "success", run
+    assert colours(ui, run) == [(0, 0, 255), (0, 255, 0), (255, 0, 0)]
+
+
+def test_chosen_with_the_file_dialogue(ui, tmp_path):
+    tray = opened(ui)
+    for name, data in DOGS.items():
+        (tmp_path / name).write_bytes(data)
+    with ui.page.expect_file_chooser() as chooser:
+        tray.root.get_by_text("Choose pictures").click()
+    chooser.value.set_files([tmp_path / name for name in DOGS])
+    tray.wait_for(sorted(DOGS))
+
+
+def test_a_removed_picture_is_not_used_but_kept(ui, server):
+    tray = opened(ui)
+    tray.drop(DOGS)
+    tray.wait_for(sorted(DOGS))
+    item = tray.root.locator("[data-name='green.png']")
+    item.hover()
+    item.get_by_role("button").click()
+    tray.wait_for(["blue.png", "red.png"])
+    assert tray.widgets()["pictures"] == "blue.png\nred.png"
+    assert (server.base / "input/my-dog/green.png").is_file()
+    run = ui.run()
+    assert colours(ui, run) == [(0, 0, 255), (255, 0, 0)]
+    tray.drop({"pink.png": png("magenta")})
+    tray.wait_for(["blue.png", "red.png", "pink.png"])
+    tray.root.get_by_text("Use all 4").click()
+    tray.wait_for(["blue.png", "green.png", "pink.png", "red.png"])
+    assert tray.widgets()["pictures"] == ""
+
+
+def test_removing_the_last_picture_empties_the_node(ui):
+    tray = opened(ui)
+    tray.drop({"red.png": DOGS["red.png"]})
+    tray.wait_for(["red.png"])
+    tray.root.get_by_role("button", name="Do not use red.png").click()
+    tray.wait_for([])
+    assert (tray.widgets()["folder"], tray.widgets()["pictures"]) == ("", "")
+
+
+def test_saved_workflow_shows_the_same_pictures_again(ui):
+    tray = opened(ui)
+    tray.drop(DOGS)
+    tray.wait_for(sorted(DOGS))
+    tray.root.locator("[data-name='red.png']").hover()
+    tray.root.get_by_role("button", name="Do not use red.png").click()
+    tray.wait_for(["blue.png", "green.png"])
+    workflow, prompt = ui.workflow(), ui.prompt()
+    assert set(prompt["2"]["inputs"]) == set(PROMPT["2"]["inputs"]), "the thumbnails are not part of the prompt"
+    ui.command("Comfy.NewBlankWorkflow")
+    ui.open(nodes2=ui.js("() => !!window.LiteGraph.vueNodesMode"))
+    assert ui.load_workflow(workflow).problems == {}
+    tray.wait_for(["blue.png", "green.png"])
+    assert ui.prompt() == prompt
+
+
+def test_a_second_subject_gets_a_folder_of_its_own(ui, server):
+    (server.base / "input/my-dog").mkdir()
+    (server.base / "input/my-dog/old.png").write_bytes(DOGS["red.png"])
+    tray = opened(ui)
+    tray.drop({"new.png": DOGS["blue.png"]})
+    tray.wait_for(["new.png"])
+    assert tray.widgets()["folder"] == "my-dog-2"
+    assert [path.name for path in (server.base / "input/my-dog").iterdir()] == ["old.png"]
+
+
+def test_another_picture_of_the_same_name_is_kept_beside_the_first(ui, server):
+    tray = opened(ui)
+    tray.drop({"dog.png": DOGS["red.png"]})
+    tray.wait_for(["dog.png"])
+    tray.drop({"dog.png": DOGS["blue.png"], "dog.txt": b"a blue {}"})
+    tray.wait_for(["dog (1).png", "dog.png"])
+    assert (server.base / "input/my-dog/dog (1).txt").read_bytes() == b"a blue {}"
+    assert (server.base / "input/my-dog/dog.png").read_bytes() == DOGS["red.png"]
+
+
+def test_a_folder_chosen_in_the_list_is_shown(ui, server):
+    (server.base / "input/cats").mkdir()
+    for name, data in DOGS.items():
+        (server.base / "input/cats" / name).write_bytes(data)
+    tray = opened(ui)
+    ui.set_widget("2", "folder", "cats")
+    tray.wait_for(sorted(DOGS))
+    ui.set_widget("2", "folder", "")
+    tray.wait_for([])
+
+
+def test_example_pictures_are_shown_used_and_never_added_to(ui):
+    tray = opened(ui, folder="example-toy")
+    names = [f"toy-{n}.jpg" for n in range(1, 6)]
+    tray.wait_for(names)
+    assert len(ui.run().outputs["3"]["images"]) == 5
+    tray.drop({"red.png": DOGS["red.png"]})
+    tray.wait_for(["red.png"])
+    assert tray.widgets()["folder"] == "my-dog"
+
+
+def test_wrong_files_and_failed_uploads_are_told(ui, server):
+    tray = opened(ui)
+    tray.drop({"red.png": DOGS["red.png"], "clip.mp4": b"film"})
+    tray.wait_for_error("clip.mp4 is not a picture; drop PNG, JPEG or WebP files, and .txt captions.")
+    assert tray.names() == [] and list((server.base / "input").iterdir()) == []
+    ui.js(REFUSE_UPLOADS, True)
+    tray.drop({"red.png": DOGS["red.png"]})
+    assert tray.wait_for_error("red.png could not be uploaded: the server answered 413").endswith(".")
+    ui.js(REFUSE_UPLOADS, False)
+    assert tray.widgets()["folder"] == ""
+    tray.drop({"red.png": DOGS["red.png"]})
+    tray.wait_for(["red.png"])
+    assert tray.error() == ""
+
+
+def test_the_sentence_of_a_failed_run_is_on_the_node(ui, server):
+    tray = opened(ui)
+    tray.drop(DOGS)
+    tray.wait_for(sorted(DOGS))
+    (server.base / "input/my-dog/green.png").write_bytes(DOGS["green.png"][:60])
+    assert ui.run().status == "error"
+    tray.wait_for_error("green.png cannot be read as a picture")
+    (server.base / "input/my-dog/green.png").write_bytes(DOGS["green.png"])
+    assert ui.run().status == "success"
+    assert tray.error() == ""
+
+
+def test_a_missing_folder_is_told_when_the_workflow_opens(ui):
+    tray = opened(ui, folder="gone")
+    tray.wait_for_error("Folder 'gone' is not in ComfyUI's input folder")
+    tray.drop({"red.png": DOGS["red.png"]})
+    tray.wait_for(["red.png"])
+    assert tray.widgets()["folder"] == "gone"
+
+
+def test_another_graph_and_undo_show_the_pictures_of_their_own_node(ui, server):
+    """Node ids repeat from graph to graph; what is shown must belong to the node that is there now."""
+    for name, data in DOGS.items():
+        (server.base / "input" / name[:-4]).mkdir()
+        (server.base / "input" / name[:-4] / name).write_bytes(data)
+    for name in (*DOGS, *DOGS):
+        tray = opened(ui, folder=name[:-4])
+        tray.wait_for([name])
+    ui.js(CHANGE_TITLE)
+    ui.command("Comfy.Undo")
+    ui.page.wait_for_function("() => window.app.graph.getNodeById('2').title === 'Subject'")
+    tray.wait_for(["blue.png"])
+    tray.root.get_by_role("button", name="Do not use blue.png").click()
+    tray.wait_for([])
+    assert tray.widgets()["folder"] == ""
+
+
+def test_help_page(ui):
+    opened(ui)
+    ui.node_help("2")
+    ui.page.get_by_text("as released").first.wait_for(timeout=10_000)
+
+
+def test_route_lists_and_refuses(server):
+    assert server.get("/personalize/pictures?folder=example-toy")["place"] == "example"
+    answer = server.get("/personalize/pictures?folder=..%2Foutput")
+    assert answer["pictures"] == [] and answer["place"] == "nowhere" and "outside" in answer["message"]
+    assert server.get("/personalize/pictures") == {"pictures": [], "place": "input", "message": ""}
+
+
+def test_thumbnails_lie_inside_the_node_beside_each_other(ui):
+    tray = opened(ui, folder="example-toy")
+    tray.wait_for([f"toy-{n}.jpg" for n in range(1, 6)])
+    ui.settle()
+    node = ui.js(NODE_BOX, "2")
+    boxes = [item.bounding_box() for item in tray.root.locator(".pz-tray-item").all()]
+    for box in boxes:
+        assert abs(box["width"] - box["height"]) < 1 and box["width"] > 30
+        assert node["x"] < box["x"] and box["x"] + box["width"] < node["x"] + node["width"]
+        assert node["y"] < box["y"] and box["y"] + box["height"] < node["y"] + node["height"]
+    for left, right in zip(boxes, boxes[1:]):
+        assert right["x"] >= left["x"] + left["width"] or right["y"] >= left["y"] + left["height"]
+
+
+def test_only_the_tray_stands_for_the_chosen_names(ui):
+    """The text widget `pictures` is kept in the workflow but not drawn."""
+    tray = opened(ui)
+    assert "pictures" in tray.widgets()
+    assert ui.page.locator("textarea[placeholder=pictures]:visible").count() == 0
+    assert ui.page.locator("textarea:visible").count() == 1, "the captions"
