@@ -104,6 +104,9 @@ def test_every_saved_step_can_be_used(sd15, steps_taken):
     assert torch.equal(learned(halfway), learned(short))
     with pytest.raises(ValueError, match="use_step is 3 but this run has saved steps 2, 4"):
         run(replace(job, use_step=3))
+    Path(whole.report["saved"][0]["files"][0]).unlink()
+    with pytest.raises(ValueError, match="use_step is 2 but its file .* has been deleted"):
+        run(replace(job, use_step=2))
 
 
 def test_stop_keeps_the_work_and_continues(sd15, after_step, steps_taken):

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Iterable, Mapping
+from typing import Mapping
 
 import torch
 from torch import Tensor
@@ -135,11 +135,6 @@ class PromptTokenizer:
         layout = chunks[0][1]
         ends = tuple(_first_end(chunk, first.tokenizer.end_token) for chunk in layout)
         return PromptTokens(prompt, chunks, ends, _spans(layout, names))
-
-
-def kept_ids(tokens: PromptTokens) -> Iterable[int]:
-    """Ordinary token ids of the first encoder in order, padding included."""
-    return (token for chunk in tokens.chunks[0][1] for token, _ in chunk if isinstance(token, int))
 
 
 def comfy_tokens(tokens: PromptTokens, encoders: tuple[TextEncoder, ...],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..files import atomic, safe_name, write_safetensors, write_text
 from ..text.concept import Concept
+from ..text.concept_files import concept_metadata
 from ..text.embedding_files import MARK, embeddings_folder, file_stem, prompt_text, save_embedding
 from .progress import jsonable
 
@@ -121,12 +122,6 @@ def saved_report(run: str) -> dict[str, Any]:
 
 def _folder(run: str) -> Path:
     return Path(folder_paths.get_output_directory()) / "personalize" / safe_name(run, "The run's name")
-
-
-def concept_metadata(concept: Concept) -> dict[str, str]:
-    """What an embedding file says of the concept, for Load Concept."""
-    return {**concept.settings, "placeholder": concept.placeholder, "class_words": concept.class_words,
-            "init_words": concept.init_words}
 
 
 def _half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
