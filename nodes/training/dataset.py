@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import comfy.model_management as mm
-
 from .interfaces import Noised, Row, Subject
 from .noise import add_noise, timestep_count
 from .seeds import generator
+from .session import unload
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def encode_pictures(vae, model, subjects: Sequence[Subject], seed: int) -> Datas
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         for subject in subjects:
             encoded.append([_encode(vae, latent_format, picture, seed) for picture in subject.pictures])
-    mm.unload_model_and_clones(vae.patcher)
+    unload(vae.patcher)
     return Dataset(encoded)
 
 

@@ -74,7 +74,7 @@ def run_job(job: Job) -> Outcome:
     if job.use_step:
         return _saved_outcome(job, folder)
     with training_session(job.model, job.clip, job.precision) as session, \
-            Live(folder.run, job.node, job.settings.steps) as live:
+            Live(folder.run, job.name, job.node, job.settings.steps) as live:
         try:
             return _Run(job, folder, live, session).train()
         except Exception as error:
@@ -104,7 +104,7 @@ class _Run:
         if resumed:
             trainer.load_state_dict(*resumed)
             self.live.report.update(self.folder.report())
-        self.live.send("start", total=job.settings.steps, first_step=done, resumed_from=done,
+        self.live.send("start", name=job.name, total=job.settings.steps, first_step=done, resumed_from=done,
                        groups=[g.name for part in self.attached for g in part.groups],
                        terms=[term.name for term in job.terms])
         if done < job.settings.steps:
@@ -220,7 +220,10 @@ def _saved_outcome(job: Job, folder: RunFolder) -> Outcome:
     encoders = text_encoders(job.clip)
     concepts = []
     for subject in job.subjects:
-        vectors, _ = load_embedding(folder.embedding_path(subject.concept, step), encoders)
+        path = folder.embedding_path(subject.concept, step)
+        if not path.exists():
+            raise _gone(step, path)
+        vectors, _ = load_embedding(path, encoders)
         about = {"run": folder.run, "step": str(step)}
         concepts.append(subject.concept.with_vectors(vectors, {**subject.concept.settings, **about}))
     return Outcome(tuple(concepts), _saved_weights(folder, step, report), report)
@@ -232,8 +235,12 @@ def _saved_weights(folder: RunFolder, step: int, report: Mapping[str, Any]) -> d
     if path.exists():
         return load_file(path)
     if any(Path(f) == path for f in saved["files"]):
-        raise ValueError(f"use_step is {step} but its weights {path} are gone; choose another step, or 0 for the last.")
+        raise _gone(step, path)
     return {}
+
+
+def _gone(step: int, path: Path) -> ValueError:
+    return ValueError(f"use_step is {step} but its file {path} has been deleted; choose another step, or 0 for the last.")
 
 
 def _due(step: int, every: int) -> bool:

@@ -15,13 +15,14 @@ EVENT = "personalize.training"
 class Live:
     """A run in progress: what it has reported and what it was told to do.
 
+    name: what the person wrote at the node. run: the same, as a folder's name with the start of the fingerprint.
     report: {run, history, previews, saved, message}, the same object that the node shows when it has ended.
     """
 
     _runs: dict[str, Live] = {}
 
-    def __init__(self, run: str, node: str | None, total: int):
-        self.run, self.node = run, node
+    def __init__(self, run: str, name: str, node: str | None, total: int):
+        self.run, self.name, self.node = run, name, node
         self.report: dict[str, Any] = {"run": run, "history": [], "previews": [], "saved": [], "message": ""}
         self._commands: set[Command] = set()
         self._lock = threading.Lock()

@@ -39,8 +39,8 @@ async def report(request: web.Request) -> web.Response:
 
 @routes.get("/personalize/runs")
 async def runs(request: web.Request) -> web.Response:
-    """Runs in progress: [{"run", "node"}]."""
-    return web.json_response([{"run": live.run, "node": live.node} for live in Live.in_progress()])
+    """Runs in progress: [{"run", "name", "node"}]."""
+    return web.json_response([{"run": live.run, "name": live.name, "node": live.node} for live in Live.in_progress()])
 
 
 @routes.get("/personalize/presets")
