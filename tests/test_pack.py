@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 
@@ -9,6 +10,8 @@ import pytest
 
 from support.archive import archived_files, install
 from support.paths import PACK
+
+WORKFLOWS = [PACK / path for path in archived_files() if re.fullmatch(r"workflows/[^/]+\.json", path)]
 
 SHIPPED = ("LICENSE", "README.md", "__init__.py", "js", "nodes", "pyproject.toml", "workflows")
 # The registry's scanner flags a version for any of these, in code, comments or plain data.
@@ -31,6 +34,16 @@ def installed(project, start_server, tmp_path_factory):
     return start_server({project.project.name: folder})
 
 
+@pytest.fixture
+def installed_ui(browser, installed):
+    """The page of that server."""
+    from support.browser import open_page
+
+    with open_page(browser, installed) as page:
+        yield page
+        assert page.unexpected_messages() == []
+
+
 def flagged_lines(text: str) -> list[str]:
     """Lines that the registry's scanner would object to."""
     return [line.strip() for line in text.splitlines() if any(re.search(pattern, line) for pattern in FLAGGED)]
@@ -40,7 +53,7 @@ def test_archive_holds_the_pack_and_nothing_else():
     files = archived_files()
     assert {path.partition("/")[0] for path in files} <= set(SHIPPED)
     assert {"__init__.py", "nodes/__init__.py", "LICENSE", "pyproject.toml"} <= set(files)
-    assert not [path for path in files if "test" in path.lower() or path.endswith((".ipynb", ".sh", ".pt", ".pth"))]
+    assert [path for path in files if path.endswith((".ipynb", ".sh", ".pt", ".pth", ".pyc"))] == []
 
 
 def test_scanner_patterns_catch_what_they_name():
@@ -105,3 +118,29 @@ def test_installed_pack_registers_every_node(installed, project, node_classes, c
     with capsys.disabled():
         print(f"\nimport of the pack beyond ComfyUI's own: {seconds[1]} s")
     assert float(seconds[1]) < 2  # aim: below 1 s on an idle machine
+
+
+def test_every_template_is_offered_with_its_picture(installed, project):
+    names = [path.stem for path in WORKFLOWS]
+    assert sorted(installed.get("/api/workflow_templates")[project.project.name]) == names
+    for name in names:
+        assert installed.get(f"/api/workflow_templates/{project.project.name}/{name}.jpg").startswith(b"\xff\xd8")
+
+
+def test_every_template_opens_from_the_template_browser(installed_ui, project):
+    pack = project.project.name
+    assert sorted(installed_ui.templates(pack)) == [path.stem for path in WORKFLOWS]
+    for path in WORKFLOWS:
+        installed_ui.templates(pack)
+        nodes = installed_ui.pick_template(path.stem)
+        assert [node["type"] for node in nodes if node["missing"]] == []
+        saved = json.loads(path.read_text("utf-8"))["nodes"]
+        assert sorted(node["type"] for node in nodes) == sorted(node["type"] for node in saved)
+
+
+def test_every_node_has_a_help_page(installed, project, node_classes):
+    ids = {cls.GET_SCHEMA().node_id for cls in node_classes}
+    assert {path.stem for path in (PACK / "js" / "docs").glob("*.md")} == ids
+    for node_id in ids:
+        page = installed.get(f"/extensions/{project.project.name}/docs/{node_id}.md").decode()
+        assert page.startswith("# ") and len(page.split()) > 30
