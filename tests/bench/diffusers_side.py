@@ -1,0 +1,137 @@
+"""Textual Inversion with diffusers' and transformers' modules: the training step of diffusers' example script, written
+out, and the cheapest step that the same modules allow.
+
+Weights are copies of ComfyUI's, so that both sides compute the same loss.
+"""
+from __future__ import annotations
+
+from typing import Sequence
+
+import comfy.utils
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from .checkpoint import CHANNELS, CONTEXT, LEVELS
+
+VOCABULARY = 49408
+PLACEHOLDER = VOCABULARY  # the script appends its new token to the table
+LEARNING_RATE = 5e-3
+WEIGHT_DECAY = 0.01
+
+
+def unet_like(model) -> UNet2DConditionModel:
+    """diffusers' U-Net with the weights of a ComfyUI MODEL, frozen, float32."""
+    unet = UNet2DConditionModel(
+        in_channels=4, out_channels=4, block_out_channels=(CHANNELS,) * LEVELS, layers_per_block=2,
+        cross_attention_dim=CONTEXT, attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
+    theirs = model.model.diffusion_model.state_dict()
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    unet.load_state_dict({name: theirs[key].float() for name, key in names.items() if key in theirs}, strict=True)
+    return unet.requires_grad_(False)
+
+
+def text_encoder_like(clip) -> CLIPTextModel:
+    """transformers' CLIP-L text model with the weights of a ComfyUI CLIP and one more token, frozen, float32."""
+    text = CLIPTextModel(CLIPTextConfig(
+        vocab_size=VOCABULARY, hidden_size=CONTEXT, intermediate_size=4 * CONTEXT, num_hidden_layers=12,
+        num_attention_heads=12, max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=49406,
+        eos_token_id=49407))
+    theirs = clip.cond_stage_model.clip_l.transformer.text_model.state_dict()
+    prefix = "text_model." if any(name.startswith("text_model.") for name in text.state_dict()) else ""
+    text.load_state_dict({prefix + name: tensor.float() for name, tensor in theirs.items()}, strict=True)
+    text.resize_token_embeddings(VOCABULARY + 1, mean_resizing=False)
+    return text.requires_grad_(False)
+
+
+class Step:
+    """What both kinds of training share. ids: (B, 77) token ids of the rows' prompts; latents: (B, 4, h, w)."""
+
+    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel, ids: Tensor, latents: Tensor):
+        self.unet, self.text, self.ids, self.latents = unet, text, ids, latents
+        self.schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+    def loss(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The scalar that both sides must agree on."""
+        noisy = self.schedule.add_noise(latents, noise, timesteps)
+        prediction = self.unet(noisy, timesteps, self.text(self.ids)[0]).sample
+        return F.mse_loss(prediction.float(), noise.float(), reduction="mean")
+
+    def random_loss(self) -> Tensor:
+        """Loss at new noise and timesteps."""
+        noise = torch.randn_like(self.latents)
+        timesteps = torch.randint(0, self.schedule.config.num_train_timesteps, (len(self.latents),))
+        return self.loss(self.latents, noise, timesteps.long())
+
+
+class ScriptStep(Step):
+    """As examples/textual_inversion/textual_inversion.py: the whole token table is optimised, then put back but for
+    the new row."""
+
+    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel, ids: Tensor, latents: Tensor, vector: Tensor):
+        super().__init__(unet, text, ids, latents)
+        self.table = text.get_input_embeddings().requires_grad_(True)
+        self.table.weight.data[PLACEHOLDER] = vector
+        self.optimizer = torch.optim.AdamW(self.table.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+        self.rate = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
+        self.original = self.table.weight.data.clone()
+
+    def __call__(self) -> float:
+        loss = self.random_loss()
+        loss.backward()
+        self.optimizer.step()
+        self.rate.step()
+        self.optimizer.zero_grad()
+        unchanged = torch.ones(VOCABULARY + 1, dtype=torch.bool)
+        unchanged[PLACEHOLDER] = False
+        with torch.no_grad():
+            self.table.weight[unchanged] = self.original[unchanged]
+        return loss.detach().item()
+
+    def gradient(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[float, Tensor]:
+        """Loss and gradient of the new row, (768,)."""
+        loss = self.loss(latents, noise, timesteps)
+        loss.backward()
+        found = self.table.weight.grad[PLACEHOLDER].clone()
+        self.optimizer.zero_grad()
+        return loss.item(), found
+
+
+class _TableWithVector(nn.Module):
+    """A frozen token table whose last row is a parameter of its own."""
+
+    def __init__(self, table: nn.Embedding, vector: Tensor):
+        super().__init__()
+        self.table, self.vector = table, nn.Parameter(vector.clone())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return torch.where((ids == PLACEHOLDER)[..., None], self.vector, self.table(ids))
+
+
+class OneVectorStep(Step):
+    """The same modules and loss, with gradient and optimiser for the one new row only."""
+
+    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel, ids: Tensor, latents: Tensor, vector: Tensor):
+        super().__init__(unet, text, ids, latents)
+        self.table = _TableWithVector(text.get_input_embeddings(), vector)
+        text.set_input_embeddings(self.table)
+        self.optimizer = torch.optim.AdamW([self.table.vector], lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+
+    def __call__(self) -> float:
+        loss = self.random_loss()
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach().item()
+
+    def gradient(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[float, Tensor]:
+        """Loss and gradient of the vector, (768,)."""
+        loss = self.loss(latents, noise, timesteps)
+        loss.backward()
+        found = self.table.vector.grad.clone()
+        self.optimizer.zero_grad()
+        return loss.item(), found

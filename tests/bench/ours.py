@@ -1,0 +1,79 @@
+"""The pack's own training steps on ComfyUI's objects: the real loop, with latents that are already encoded."""
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.text.concept import Concept
+from personalize.nodes.training.dataset import Dataset, PictureLatents
+from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.interfaces import Batch, LossTerm, Picture, Subject, TrainingRun
+from personalize.nodes.training.loop import MEASURE_GRADIENTS_EVERY, Settings, Trainer
+from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.recipe import TemplateRecipe
+from personalize.nodes.training.session import Session
+from personalize.nodes.text.tokens import Slot
+
+PLACEHOLDER = "<my-dog>"
+CAPTIONS = ("a photo of a {}", "a close-up photo of the {}", "a rendering of a {}", "a dark photo of one {} at night")
+CONTEXTS = ("a {} in the jungle", "an oil painting of a {}")
+EMBEDDING_WEIGHT, ATTENTION_WEIGHT = 1.5e-4, 0.05  # CoRe as released
+CORE_EMBEDDING = ContextEmbeddingLoss(CONTEXTS, EMBEDDING_WEIGHT, "released")
+TERMS: dict[str, tuple[LossTerm, ...]] = {
+    "embedding": (DiffusionLoss(),),
+    "embedding_loss_only": (DiffusionLoss(), CORE_EMBEDDING),
+    "core_exact": (DiffusionLoss(), CORE_EMBEDDING, ContextAttentionLoss(CONTEXTS, ATTENTION_WEIGHT, "released")),
+    "core_estimator": (DiffusionLoss(), CORE_EMBEDDING,
+                       ContextAttentionLoss(CONTEXTS, ATTENTION_WEIGHT, "released", estimate=True)),
+}
+
+
+class TrainingStep:
+    """Consecutive steps of a run of its own, those between two measurements of the gradient norms.
+
+    one_prompt: every row has the same prompt, CoRe's way; else every picture has a caption of its own.
+    """
+
+    def __init__(self, session: Session, latents: Tensor, terms: tuple[LossTerm, ...], one_prompt: bool):
+        captions = [CAPTIONS[0 if one_prompt else i].replace("{}", PLACEHOLDER) for i in range(len(latents))]
+        pictures = tuple(Picture(torch.zeros(1, 8, 8, 3), caption=caption) for caption in captions)
+        subject = Subject(Concept(PLACEHOLDER, "dog", "dog"), pictures)
+        data = Dataset([[PictureLatents(latent[None], None) for latent in latents]])
+        self.part = EmbeddingPart().attach(TrainingRun(session.model, session.clip, (subject,), session.device, 0))
+        settings = Settings(steps=10**6, batch_size=len(latents))
+        self.trainer = Trainer(session, (subject,), data, [self.part], terms, TemplateRecipe(), settings, {})
+        self.numbers = (n for n in itertools.count(2) if n % MEASURE_GRADIENTS_EVERY)
+        self.measured_numbers = itertools.count(MEASURE_GRADIENTS_EVERY, MEASURE_GRADIENTS_EVERY)
+
+    def __call__(self) -> float:
+        """The loss."""
+        return self.trainer._optimise(next(self.numbers))["loss"]
+
+    def measured(self) -> float:
+        """A step that also measures every term's gradient norm, as every tenth does."""
+        return self.trainer._optimise(next(self.measured_numbers))["loss"]
+
+    @property
+    def vector(self) -> Tensor:
+        """(768,)"""
+        return self.part.parameters[PLACEHOLDER]["clip_l"].detach()[0]
+
+    def batch(self) -> Batch:
+        """Rows and noised latents of a step."""
+        return self.trainer._batch(1)
+
+    def gradient(self, batch: Batch) -> tuple[float, Tensor]:
+        """Loss and gradient of the vector, (768,), at this batch."""
+        losses = self.trainer.objective.backward(batch, 1.0)
+        found = self.part.parameters[PLACEHOLDER]["clip_l"].grad[0].clone()
+        self.trainer.optimizer.zero_grad(set_to_none=True)
+        return sum(losses.values()), found
+
+    def token_ids(self, placeholder_id: int) -> Tensor:
+        """Ids (B, 77) of the rows' prompts in the order of the pictures."""
+        tokenize = self.trainer.objective.text.tokenizer
+        rows = [tokenize(picture.caption).chunks[0][1][0] for picture in self.trainer.subjects[0].pictures]
+        return torch.tensor([[placeholder_id if isinstance(t, Slot) else t for t, _ in row] for row in rows])
