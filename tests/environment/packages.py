@@ -22,18 +22,19 @@ def venv_python(folder: Path) -> Path:
 
 def create_venv(python: str, folder: Path) -> Path:
     """Make the virtual environment unless it is there; its interpreter."""
-    interpreter = venv_python(folder)
-    if interpreter.exists():
+    interpreter, complete = venv_python(folder), folder / "complete"
+    if complete.exists():
         return interpreter
     free = shutil.disk_usage(folder.parent).free / 1e9
     if free < NEEDED_GIGABYTES:
         raise SetupError(f"About {NEEDED_GIGABYTES} GB are needed in {folder.parent}, but only {free:.0f} GB are free.")
     say(f"creating a virtual environment in {folder}")
-    made = subprocess.run([python, "-m", "venv", str(folder)], capture_output=True, text=True)
+    made = subprocess.run([python, "-m", "venv", "--clear", str(folder)], capture_output=True, text=True)
     if made.returncode != 0:
         shutil.rmtree(folder, ignore_errors=True)
         raise SetupError(f"{python} -m venv failed. On Debian and Ubuntu `sudo apt-get install python3-venv` provides it. "
                          f"It said: {(made.stdout + made.stderr).strip()[-300:]}")
+    complete.touch()
     return interpreter
 
 
