@@ -20,6 +20,7 @@ GATE_DB = 30.0
 STEPS = 8000
 BATCH, CROP = 16, 64
 PEAK_RATE = 8e-4
+POOL, HELD_OUT = 1500, 48        # pictures drawn for training and for the gate
 WEIGHTS = Path(__file__).parent / "weights" / "autoencoder.safetensors"
 
 
@@ -113,10 +114,10 @@ def train_autoencoder(folder: Path, deadline: Deadline, on: torch.device, start:
         _fill(model, start)
         run.adopt(start)
     deadline.log(f"autoencoder: at step {run.step} of {steps}")
-    held_out = draw_all(scenes(48, "held_out", 1))
+    held_out = draw_all(scenes(HELD_OUT, "held_out", 1))
     pictures, masks = pictures_tensor(held_out).to(on), masks_tensor(held_out).to(on)
-    pool, rng = Pool(1500, run.step + 1), random.Random(run.step)
-    pool.refresh(200)
+    pool, rng = Pool(POOL, run.step + 1), random.Random(run.step)
+    pool.refresh(POOL // 8)
     while run.step < steps and not deadline.over:
         pool.refresh(6 if len(pool.drawings) < pool.size else 2)
         batch = _crops(pool.take(BATCH), rng).to(on, memory_format=torch.channels_last)

@@ -6,14 +6,18 @@ import time
 
 
 class Deadline:
-    """``over`` turns True once the time is up or a signal came; training loops then save and return."""
+    """``over`` turns True once the time is up, or a signal came after ``listen``; training loops then save and return."""
 
     def __init__(self, minutes: float):
         self.began = time.monotonic()
         self._until = self.began + 60 * minutes
         self._asked = False
+
+    def listen(self) -> "Deadline":
+        """Take Ctrl-C and termination as the end of the time, instead of the end of the process."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
+        return self
 
     def _stop(self, number: int, frame: object) -> None:
         self._asked = True

@@ -1,10 +1,12 @@
-"""Noise, loss and sampler: Stable Diffusion's own schedule, eps-prediction, classifier-free guidance."""
+"""Noise, loss and sampler: Stable Diffusion's own schedule, classifier-free guidance."""
 from __future__ import annotations
 
 from typing import Sequence
 
 import torch
 import torch.nn.functional as F
+
+from .network import predicts_velocity
 
 TIMESTEPS = 1000
 
@@ -21,22 +23,30 @@ def add_noise(latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> to
     return share.sqrt() * latents + (1 - share).sqrt() * noise
 
 
-def context_of(networks: torch.nn.ModuleDict, tokens: torch.Tensor, references: torch.Tensor | None) -> torch.Tensor:
-    """Words (B, 77, 128), followed by the visual tokens (B, 8, 128) of reference pictures when there are any."""
-    words = networks["text"](tokens)
-    if references is None:
-        return words
-    return torch.cat([words, networks["picture"](references)], 1)
+def velocity(latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """v of v-prediction: sqrt(share) noise - sqrt(1 - share) latents."""
+    share = alphas_bar(latents.device)[t].view(-1, 1, 1, 1)
+    return share.sqrt() * noise - (1 - share).sqrt() * latents
+
+
+def condition_of(networks: torch.nn.ModuleDict, tokens: torch.Tensor,
+                 references: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Words, followed by the visual tokens (B, 8, 128) of reference pictures when there are any; and SDXL's vector."""
+    words, vector = networks["text"].condition(tokens)
+    if references is not None:
+        words = torch.cat([words, networks["picture"](references)], 1)
+    return words, vector
 
 
 def diffusion_loss(networks: torch.nn.ModuleDict, latents: torch.Tensor, tokens: torch.Tensor,
                    references: torch.Tensor | None) -> torch.Tensor:
-    """Sum over rows of the mean squared error of the predicted noise."""
+    """Sum over rows of the mean squared error of the predicted noise (SD1.x) or velocity (SDXL twin)."""
     t = torch.randint(TIMESTEPS, (len(latents),), device=latents.device)
     noise = torch.randn_like(latents)
-    context = context_of(networks, tokens, references)
-    predicted = networks["unet"](add_noise(latents, noise, t), t.float(), context=context)
-    return F.mse_loss(predicted.float(), noise) * len(latents)
+    words, vector = condition_of(networks, tokens, references)
+    predicted = networks["unet"](add_noise(latents, noise, t), t.float(), context=words, y=vector)
+    target = velocity(latents, noise, t) if predicts_velocity(networks) else noise
+    return F.mse_loss(predicted.float(), target) * len(latents)
 
 
 @torch.no_grad()
@@ -44,15 +54,18 @@ def sample(networks: torch.nn.ModuleDict, prompts: Sequence[str], *, seed: int, 
            references: torch.Tensor | None = None) -> torch.Tensor:
     """Unit-variance latents (B, 16, 16, 16) for the prompts, by deterministic DDIM; noise depends on ``seed`` alone."""
     on = networks["text"].rows.device
-    words = networks["text"].tokens(prompts)
-    empty = networks["text"].tokens([""] * len(prompts))
-    conditions = [context_of(networks, empty, references), context_of(networks, words, references)]
+    texts = [""] * len(prompts) + list(prompts)
+    doubled = None if references is None else references.repeat(2, 1, 1, 1)
+    words, vector = condition_of(networks, networks["text"].tokens(texts), doubled)
     share, times = alphas_bar(on), torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long().tolist()
     x = torch.randn(len(prompts), 16, 16, 16, generator=torch.Generator().manual_seed(seed)).to(on)
     for now, then in zip(times[:-1], times[1:]):
-        t = torch.full((2 * len(prompts),), float(now), device=on)
-        off, towards = networks["unet"](torch.cat([x, x]), t, context=torch.cat(conditions)).float().chunk(2)
-        noise = off + guidance * (towards - off)
-        clean = (x - (1 - share[now]).sqrt() * noise) / share[now].sqrt()
-        x = share[then].sqrt() * clean + (1 - share[then]).sqrt() * noise
+        t = torch.full((len(texts),), float(now), device=on)
+        off, towards = networks["unet"](torch.cat([x, x]), t, context=words, y=vector).float().chunk(2)
+        predicted = off + guidance * (towards - off)
+        if predicts_velocity(networks):
+            clean = share[now].sqrt() * x - (1 - share[now]).sqrt() * predicted
+            predicted = (x - share[now].sqrt() * clean) / (1 - share[now]).sqrt()
+        clean = (x - (1 - share[now]).sqrt() * predicted) / share[now].sqrt()
+        x = share[then].sqrt() * clean + (1 - share[then]).sqrt() * predicted
     return x

@@ -1,4 +1,4 @@
-"""Stage 3: U-Net, text encoder and picture encoder together, on cached latents; gates read by the oracle."""
+"""Stage 3: U-Net, text and picture encoder together, on cached latents; gates read by the oracle."""
 from __future__ import annotations
 
 import random
@@ -10,13 +10,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from .autoencoder import load_autoencoder
+from .checkpoint import load_networks, save_checkpoint
 from .comfyui import fast_half
 from .deadline import Deadline
 from .diffusion import diffusion_loss, sample
 from .factors import sample_identity, sample_scene
 from .grammar import caption, said
 from .latents import QUIET_CAPTIONS, Corpus, load_corpus, make_shards
-from .network import load_networks, new_networks, save_checkpoint
+from .network import new_networks, new_networks_xl
 from .oracle import Oracle, load_oracle
 from .run_state import Run, cosine
 
@@ -24,16 +25,19 @@ PICTURES = 1_500_000
 PEAK_RATE = 4e-4              # at 64 rows; grows with the root of the batch
 NO_CAPTION = 0.1
 VISUAL_SHARE = 0.25           # half of the rows have a reference, half of those keep it
+CHECKED = 240                 # prompts that the gate reads
 GATES = {"kind": 0.95, "background": 0.95, "all": 0.85}
 
 
 Part = tuple[torch.Tensor, torch.Tensor, "torch.Tensor | None"]
 
 
-def draw_batch(corpus: Corpus, rows: int, empty: torch.Tensor) -> list[Part]:
-    """(latents, tokens, references or None) without and with visual tokens; ``empty``: tokens of the empty prompt."""
+def draw_batch(corpus: Corpus, rows: int, empty: torch.Tensor, visual: int) -> list[Part]:
+    """(latents, tokens, references or None): rows without, then ``visual`` rows with visual tokens.
+
+    ``empty``: tokens of the empty prompt.
+    """
     on, spread = corpus.latents.device, corpus.spread
-    visual = max(1, round(VISUAL_SHARE * rows))
     captions = corpus.tokens.shape[1]
     plain_rows = torch.randint(len(corpus.latents), (rows - visual,), device=on)
     which = torch.randint(len(corpus.with_reference), (visual,), device=on)
@@ -46,47 +50,51 @@ def draw_batch(corpus: Corpus, rows: int, empty: torch.Tensor) -> list[Part]:
         silent = torch.rand(len(chosen), 1, device=on) < NO_CAPTION
         parts.append((corpus.latents[chosen].float() / spread, torch.where(silent, empty, tokens),
                       None if references is None else references.float() / 255))
-    return parts
+    return parts[:1] if visual == 0 else parts
 
 
 def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoencoder_file: Path, oracle_file: Path, *,
-                    start: Path | None = None, batch: int = 64, shards: int = 24, workers: int = 0, pictures: int = PICTURES) -> bool:
+                    start: Path | None = None,
+                    name: str = "miniature", batch: int = 64, shards: int = 24,
+                    workers: int = 0, pictures: int = PICTURES) -> bool:
     """Train until the deadline (False) or until ``pictures`` were seen (True when the oracle's gates are passed)."""
     files = make_shards(folder, autoencoder_file, shards, workers, on, deadline)
     if not files:
         return False
-    networks = new_networks().to(on)
-    run = Run(folder / "diffusion.pt", networks, mean_decay=0.9995, weight_decay=0.01)
+    networks = (new_networks() if name == "miniature" else new_networks_xl()).to(on)
+    run = Run(folder / f"{name}.pt", networks, mean_decay=0.9995, weight_decay=0.01)
     if not run.restore() and start is not None and start.is_file():
         load_networks(networks, load_file(start))
         run.adopt(start)
-    deadline.log(f"diffusion: {run.seen} of {pictures} pictures seen")
-    corpus = load_corpus(files, networks["text"], on, deadline.log)
-    judge = _Judge(folder, autoencoder_file, oracle_file, corpus.spread, on, deadline)
-    empty, smooth = networks["text"].tokens([""]), None
+    deadline.log(f"{name}: {run.seen} of {pictures} pictures seen")
+    text = networks["text"]
+    corpus = load_corpus(files, text, on, deadline.log)
+    judge = _Judge(folder / f"{name}.safetensors", autoencoder_file, oracle_file, corpus.spread, on, deadline)
+    visual = round(VISUAL_SHARE * batch) if name == "miniature" else 0
+    empty, smooth = text.tokens([""]), None
     torch.manual_seed(run.seen)
     while run.seen < pictures and not deadline.over:
         with torch.autocast(on.type, torch.bfloat16, enabled=fast_half(on)):
-            losses = [diffusion_loss(networks, *part) for part in draw_batch(corpus, batch, empty)]
+            losses = [diffusion_loss(networks, *part) for part in draw_batch(corpus, batch, empty, visual)]
         loss = sum(losses) / batch
         rate = cosine(run.seen, pictures, PEAK_RATE * (batch / 64) ** 0.5, 64 * 300)
         run.update(loss, rate, rows=batch)
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         if run.step % 100 == 0:
-            deadline.log(f"diffusion {run.seen} pictures, loss {smooth:.4f}")
+            deadline.log(f"{name} {run.seen} pictures, loss {smooth:.4f}")
         if run.seen // 100_000 != (run.seen - batch) // 100_000:
             judge(run, networks, 48)
     run.save()
     judge.save_checkpoint(run, networks, {})
-    return run.seen >= pictures and judge(run, networks, 240)
+    return run.seen >= pictures and judge(run, networks, CHECKED)
 
 
 class _Judge:
     """Saves the checkpoint and a contact sheet, and lets the oracle read prompted pictures."""
 
-    def __init__(self, folder: Path, autoencoder_file: Path, oracle_file: Path, spread: float, on: torch.device,
+    def __init__(self, file: Path, autoencoder_file: Path, oracle_file: Path, spread: float, on: torch.device,
                  deadline: Deadline):
-        self.folder, self.spread, self.deadline = folder, spread, deadline
+        self.file, self.spread, self.deadline = file, spread, deadline
         self.autoencoder = load_autoencoder(autoencoder_file).to(on)
         self.oracle: Oracle | None = load_oracle(oracle_file).to(on) if oracle_file.is_file() else None
 
@@ -97,10 +105,10 @@ class _Judge:
         pictures = torch.cat([self._draw(networks, prompts[i:i + 24], seed=i) for i in range(0, count, 24)])
         networks.train()
         run.swap_mean()
-        contact_sheet(pictures[:48], 8, self.folder / "samples.png")
+        contact_sheet(pictures[:48], 8, self.file.with_suffix(".png"))
         shares = factor_table(self.oracle, prompts, pictures) if self.oracle is not None else {}
         table = " ".join(f"{name} {value:.2f}" for name, value in shares.items()) or "no oracle yet"
-        self.deadline.log(f"diffusion {run.seen} pictures: {table}")
+        self.deadline.log(f"{self.file.stem} {run.seen} pictures: {table}")
         self.save_checkpoint(run, networks, shares)
         return bool(shares) and all(shares[name] >= gate for name, gate in GATES.items())
 
@@ -108,7 +116,7 @@ class _Judge:
         """miniature.safetensors of the mean weights, with the shares of factors shown as its metadata."""
         figures = {"pictures": str(run.seen)} | {name: f"{value:.3f}" for name, value in shares.items()}
         run.swap_mean()
-        save_checkpoint(networks, self.autoencoder, self.spread, self.folder / "miniature.safetensors", figures)
+        save_checkpoint(networks, self.autoencoder, self.spread, self.file, figures)
         run.swap_mean()
 
     def _draw(self, networks: torch.nn.ModuleDict, prompts: list[str], seed: int) -> torch.Tensor:

@@ -19,7 +19,7 @@ from .data import scenes
 from .deadline import Deadline
 from .factors import Scene, sample_scene, with_factors
 from .grammar import caption
-from .network import POSITIONS, REFERENCE_SIZE, TextEncoder
+from .network import POSITIONS, REFERENCE_SIZE, TextEncoder, TwinTextEncoder
 from .renderer import draw
 
 SHARD = 2048                  # scenes; the first half of them also has a reference picture of its subject
@@ -112,7 +112,7 @@ class Corpus:
         return float(self.latents[:SHARD].float().std())
 
 
-def load_corpus(files: list[Path], text: TextEncoder, on: torch.device, log: Callable[[str], None]) -> Corpus:
+def load_corpus(files: list[Path], text: TextEncoder | TwinTextEncoder, on: torch.device, log: Callable[[str], None]) -> Corpus:
     """Shards and freshly written captions, on the device."""
     shards = [load_file(file) for file in files]
     tokens = torch.cat([_captions(number, text) for number in range(len(files))])
@@ -122,7 +122,7 @@ def load_corpus(files: list[Path], text: TextEncoder, on: torch.device, log: Cal
                   rows.to(on), tokens.to(on))
 
 
-def _captions(number: int, text: TextEncoder) -> torch.Tensor:
+def _captions(number: int, text: TextEncoder | TwinTextEncoder) -> torch.Tensor:
     rng = random.Random(f"captions {number}")
     targets, _ = shard_scenes(number)
     looks = [0.6] * (CAPTIONS - QUIET_CAPTIONS) + [0.0] * QUIET_CAPTIONS

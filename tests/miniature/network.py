@@ -1,21 +1,20 @@
-"""The networks that are trained together: U-Net, text encoder, picture encoder; and how they become one checkpoint."""
+"""The networks that are trained together: U-Net, text encoder(s), picture encoder, in both topologies."""
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Sequence
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 
 from .grammar import every_word
-from .models import HEADS, ROWS, UNET, WIDTH, text_config, untouched_table
+from .models import HEADS, UNET, UNET_XL, WIDTH, text_config, untouched_table
 
 VISUAL_TOKENS = 8
 REFERENCE_SIZE = 64
 POSITIONS = 77
-START, END = 49406, 49407
+SIDE = 128.0  # pixels: what ComfyUI's sampler tells an SDXL model unless the prompt names a size
+START, END, ZERO_PAD = 49406, 49407, 0
 
 
 class PictureEncoder(torch.nn.Module):
@@ -48,7 +47,7 @@ class TextEncoder(torch.nn.Module):
     ComfyUI's forward adds in place, which autograd refuses: the same layers are walked here out of place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, activation: str = "quick_gelu") -> None:
         super().__init__()
         import comfy.ops
         from comfy.clip_model import CLIPTextModel
@@ -56,10 +55,10 @@ class TextEncoder(torch.nn.Module):
 
         self.tokenizer = SDTokenizer(embedding_size=WIDTH)
         words = {id for chunk in self.tokenizer.tokenize_with_weights(every_word()) for id, _ in chunk}
-        self.register_buffer("ids", torch.tensor(sorted(words)))
+        self.register_buffer("ids", torch.tensor(sorted(words | {ZERO_PAD})))
         self.place = {id: place for place, id in enumerate(self.ids.tolist())}
         self.rows = torch.nn.Parameter(untouched_table()[self.ids])
-        model = CLIPTextModel(text_config(), torch.float32, "cpu", comfy.ops.disable_weight_init)
+        model = CLIPTextModel(text_config(activation=activation), torch.float32, "cpu", comfy.ops.disable_weight_init)
         self.model = model.text_model
         self.model.embeddings.token_embedding = None
         self._words: dict[str, list[int]] = {}
@@ -84,26 +83,35 @@ class TextEncoder(torch.nn.Module):
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """(B, 77) -> (B, 77, 128), causal, after the final norm."""
-        x = self.rows[tokens] + self.model.embeddings.position_embedding.weight
+        return self.states(tokens)[1]
+
+    def condition(self, tokens: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """What the U-Net receives: words (B, 77, 128) and no pooled vector."""
+        return self(tokens), None
+
+    def states(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 77) -> the penultimate layer's output, and the last layer's after the final norm; each (B, 77, 128)."""
+        x = penultimate = self.rows[tokens] + self.model.embeddings.position_embedding.weight
         for layer in self.model.encoder.layers:
+            penultimate = x
             attention, y = layer.self_attn, layer.layer_norm1(x)
             q, k, v = (_heads(project(y)) for project in (attention.q_proj, attention.k_proj, attention.v_proj))
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
             x = x + attention.out_proj(mixed)
             x = x + layer.mlp(layer.layer_norm2(x))
-        return self.model.final_layer_norm(x)
+        return penultimate, self.model.final_layer_norm(x)
 
 
 def _heads(x: torch.Tensor) -> torch.Tensor:
     return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
 
-def new_unet() -> torch.nn.Module:
-    """ComfyUI's UNetModel in the miniature's widths, initialised, its last layer at zero."""
+def new_unet(config: dict = UNET) -> torch.nn.Module:
+    """ComfyUI's UNetModel in the miniature's widths, initialised, the ends of its residual branches at zero."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    unet = UNetModel(**UNET, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
+    unet = UNetModel(**config, dtype=torch.float32, operations=comfy.ops.disable_weight_init)
     initialise(unet)
     for name, layer in unet.named_modules():
         if name.endswith(("out_layers.3", "proj_out")) or name == "out.2":
@@ -128,54 +136,57 @@ def initialise(model: torch.nn.Module) -> None:
 
 
 def new_networks(seed: int = 0) -> torch.nn.ModuleDict:
-    """unet, text, picture: ready to be trained."""
+    """unet, text, picture: the SD1.x topology, ready to be trained."""
     torch.manual_seed(seed)
     text = TextEncoder()
     initialise(text.model)
     return torch.nn.ModuleDict({"unet": new_unet(), "text": text, "picture": PictureEncoder()})
 
 
-def checkpoint_tensors(networks: torch.nn.ModuleDict, autoencoder: torch.nn.ModuleDict, latent_spread: float) -> dict:
-    """Everything under ComfyUI's SD1.x key names, fp16. ``latent_spread``: standard deviation of raw latents."""
-    text: TextEncoder = networks["text"]
-    tensors = {f"model.diffusion_model.{k}": v for k, v in networks["unet"].state_dict().items()}
-    tensors |= {f"cond_stage_model.clip_l.transformer.text_model.{k}": v for k, v in text.model.state_dict().items()}
-    tensors |= {f"first_stage_model.taesd_{k}": v for k, v in autoencoder.state_dict().items()}
-    tensors |= {f"picture_encoder.{k}": v for k, v in networks["picture"].state_dict().items()}
-    tensors |= {"first_stage_model.vae_scale": torch.tensor(latent_spread),
-                "first_stage_model.vae_shift": torch.tensor(0.0),
-                f"cond_stage_model.clip_l.{ROWS}weight": text.rows}
-    halves = {key: value.detach().half().cpu().contiguous() for key, value in tensors.items()}
-    return halves | {f"cond_stage_model.clip_l.{ROWS}ids": text.ids.to(torch.int32).cpu()}
+class TwinTextEncoder(torch.nn.Module):
+    """SDXL's two encoders: penultimate layers side by side, and a pooled vector from the second one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.g = TextEncoder(), TextEncoder("gelu")
+        self.projection = torch.nn.Linear(WIDTH, WIDTH, bias=False)
+        size = sinusoids(torch.tensor([SIDE, SIDE, 0.0, 0.0, SIDE, SIDE]), 256).flatten()
+        self.register_buffer("size", size, persistent=False)
+
+    @property
+    def rows(self) -> torch.nn.Parameter:
+        return self.l.rows
+
+    def tokens(self, texts: Sequence[str]) -> torch.Tensor:
+        """(B, 77) places, padded as the first encoder pads."""
+        return self.l.tokens(texts)
+
+    def condition(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, 77) -> words (B, 77, 256) and the vector (B, 128 + 1536): pooled text and the picture's size."""
+        end = (tokens == self.g.place[END]).int().argmax(1, keepdim=True)
+        after = torch.arange(POSITIONS, device=tokens.device) > end
+        hidden, last = self.g.states(torch.where(after, self.g.place[ZERO_PAD], tokens))
+        pooled = self.projection(last[torch.arange(len(tokens), device=tokens.device), end[:, 0]])
+        vector = torch.cat([pooled, self.size.expand(len(tokens), -1)], 1)
+        return torch.cat([self.l.states(tokens)[0], hidden], -1), vector
 
 
-def save_checkpoint(networks: torch.nn.ModuleDict, autoencoder: torch.nn.ModuleDict, latent_spread: float, file: Path,
-                    figures: dict[str, str]) -> None:
-    """One safetensors file that the stock *Load Checkpoint* reads; ``figures`` go into the metadata."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    save_file(checkpoint_tensors(networks, autoencoder, latent_spread), partial, metadata=figures)
-    partial.replace(file)
+def sinusoids(values: torch.Tensor, width: int) -> torch.Tensor:
+    """(N,) -> (N, width): cosines, then sines, of frequencies from 1 down to 1/10000."""
+    frequencies = torch.exp(-math.log(10000.0) * torch.arange(width // 2) / (width // 2))
+    angles = values[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], 1)
 
 
-def load_networks(networks: torch.nn.ModuleDict, tensors: dict[str, torch.Tensor]) -> None:
-    """Give the networks the weights of a checkpoint's tensors (the inverse of ``checkpoint_tensors``)."""
-    text = "cond_stage_model.clip_l."
-    places = {"model.diffusion_model.": networks["unet"], "picture_encoder.": networks["picture"],
-              f"{text}transformer.text_model.": networks["text"].model}
-    for prefix, module in places.items():
-        own = {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
-        module.load_state_dict(own)
-    saved = {id: row for id, row in zip(tensors[f"{text}{ROWS}ids"].tolist(), tensors[f"{text}{ROWS}weight"])}
-    with torch.no_grad():
-        for place, id in enumerate(networks["text"].ids.tolist()):
-            if id in saved:
-                networks["text"].rows[place] = saved[id].float()
+def new_networks_xl(seed: int = 0) -> torch.nn.ModuleDict:
+    """unet, text: the SDXL topology (v-prediction, no picture encoder), ready to be trained."""
+    torch.manual_seed(seed)
+    text = TwinTextEncoder()
+    initialise(text.l.model)
+    initialise(text.g.model)
+    return torch.nn.ModuleDict({"unet": new_unet(UNET_XL), "text": text})
 
 
-def load_picture_encoder(tensors: dict[str, torch.Tensor]) -> PictureEncoder:
-    """The picture encoder out of a checkpoint's tensors, in float32, not training."""
-    prefix = "picture_encoder."
-    encoder = PictureEncoder()
-    encoder.load_state_dict({k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)})
-    return encoder.eval().requires_grad_(False)
+def predicts_velocity(networks: torch.nn.ModuleDict) -> bool:
+    """True for the SDXL twin (v-prediction), False for the SD1.x miniature (eps-prediction)."""
+    return isinstance(networks["text"], TwinTextEncoder)

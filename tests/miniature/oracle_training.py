@@ -20,6 +20,8 @@ from .run_state import Run, cosine
 STEPS = 4000
 KINDS, PAIRS = 4, 6           # a batch: four classes, six pairs of pictures of one identity each
 PEAK_RATE = 2e-3
+POOL = 2400                   # pairs of pictures kept drawn
+CHECKED, TRIPLES = 480, 150   # held-out scenes and identity comparisons that the gate reads
 GATE, MASK_GATE = 0.98, 0.90
 FACTORS = (*CHOICES, "colors")
 
@@ -132,7 +134,7 @@ def _report(oracle: Oracle, held_out: tuple, rebuilt: torch.Tensor | None) -> tu
     if rebuilt is not None:
         results["reconstructions"] = validate(oracle, scenes_, rebuilt, masks)
     figures = {f"{where} {name}": f"{value:.3f}" for where, result in results.items() for name, value in result.items()}
-    figures["identity"] = f"{validate_identity(oracle, 150, 1):.3f}"
+    figures["identity"] = f"{validate_identity(oracle, TRIPLES, 1):.3f}"
     reached = [value >= (MASK_GATE if name == "mask" else GATE)
                for result in results.values() for name, value in result.items()]
     passed = rebuilt is not None and all(reached)
@@ -140,7 +142,7 @@ def _report(oracle: Oracle, held_out: tuple, rebuilt: torch.Tensor | None) -> tu
 
 
 def train_oracle(folder: Path, deadline: Deadline, on: torch.device, autoencoder_file: Path | None,
-                 start: Path | None = None, steps: int = STEPS, checked: int = 480) -> bool:
+                 start: Path | None = None, steps: int = STEPS) -> bool:
     """Train until the deadline (False) or until ``steps`` are done (True when every factor passes its gate)."""
     autoencoder = load_autoencoder(autoencoder_file).to(on) if autoencoder_file is not None else None
     torch.manual_seed(0)
@@ -150,8 +152,8 @@ def train_oracle(folder: Path, deadline: Deadline, on: torch.device, autoencoder
         oracle.load_state_dict(load_oracle(start).state_dict())
         run.adopt(start)
     deadline.log(f"oracle: at step {run.step} of {steps}")
-    pool = PairPool(2400, run.step + 1, autoencoder, on)
-    pool.refresh(400)
+    pool = PairPool(POOL, run.step + 1, autoencoder, on)
+    pool.refresh(POOL // 6)
     while run.step < steps and not deadline.over:
         pool.refresh(4 if run.step % 2 else 2)
         scenes_, pictures, masks = pool.take()
@@ -161,7 +163,7 @@ def train_oracle(folder: Path, deadline: Deadline, on: torch.device, autoencoder
         if run.step % 500 == 0:
             _evaluate(run, oracle, autoencoder, folder, deadline, 96)
     run.save()
-    return run.step >= steps and _evaluate(run, oracle, autoencoder, folder, deadline, checked)
+    return run.step >= steps and _evaluate(run, oracle, autoencoder, folder, deadline, CHECKED)
 
 
 def _evaluate(run: Run, oracle: Oracle, autoencoder: torch.nn.ModuleDict | None, folder: Path, deadline: Deadline,

@@ -7,8 +7,9 @@ from safetensors.torch import load_file
 
 from miniature.autoencoder import initialise as initialise_autoencoder
 from miniature.autoencoder import new_autoencoder
+from miniature.checkpoint import load_networks, load_picture_encoder, save_checkpoint
 from miniature.models import VOCABULARY, register, untouched_table
-from miniature.network import load_networks, load_picture_encoder, new_networks, save_checkpoint
+from miniature.network import new_networks, new_networks_xl
 
 SPREAD = 0.8
 PROMPT = "a photo of a red and blue striped dog wearing a hat in the snow"
@@ -105,9 +106,29 @@ def test_picture_encoder_travels_in_the_same_file(trained):
     torch.testing.assert_close(tokens, networks["picture"](pictures), atol=2e-3, rtol=2e-3)
 
 
-def test_networks_come_back_from_the_file(trained):
-    networks, _, _, file = trained
-    again = new_networks(4)
-    load_networks(again, load_file(file))
+@pytest.mark.parametrize("new", [new_networks, new_networks_xl])
+def test_networks_come_back_from_the_file(trained, tmp_path, new):
+    _, autoencoder, _, _ = trained
+    networks, again = new(3), new(4)
+    save_checkpoint(networks, autoencoder, SPREAD, tmp_path / "file.safetensors", {})
+    load_networks(again, load_file(tmp_path / "file.safetensors"))
     for (name, one), (_, other) in zip(networks.named_parameters(), again.named_parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3, msg=name)
+
+
+def test_twin_is_detected_as_sdxl_with_velocity_and_is_small(trained, base):
+    import nodes
+
+    _, autoencoder, _, _ = trained
+    file = base / "models" / "checkpoints" / "miniature_twin.safetensors"
+    save_checkpoint(new_networks_xl(), autoencoder, SPREAD, file, {})
+    try:
+        with torch.inference_mode():
+            model, clip, _ = nodes.CheckpointLoaderSimple().load_checkpoint(file.name)[:3]
+    finally:
+        size = file.stat().st_size
+        file.unlink()
+    assert type(model.model.model_config).__name__ == "MiniatureSDXL"
+    assert model.model.model_type.name == "V_PREDICTION"
+    assert set(clip.tokenize("a dog")) == {"l", "g"}
+    assert size < 25 * 2**20

@@ -7,12 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from miniature.checkpoint import save_checkpoint
 from miniature.diffusion import TIMESTEPS, add_noise, alphas_bar, sample
 from miniature.factors import sample_identity, sample_scene
 from miniature.grammar import caption, said
 from miniature.latents import REFERENCES, SHARD, shard_scenes
 from miniature.models import register
-from miniature.network import new_networks, save_checkpoint
+from miniature.network import new_networks, new_networks_xl
 from miniature.run_state import Run, cosine, write_atomically
 
 
@@ -84,14 +85,15 @@ def test_shards_are_reproducible_and_pair_subjects():
     assert 0.7 < same < 0.95
 
 
-@pytest.fixture(scope="module")
-def networks_and_checkpoint(base):
+@pytest.fixture(scope="module", params=["SD1.x", "SDXL"])
+def networks_and_checkpoint(base, request):
+    """(networks, loaded checkpoint) of the miniature and of its SDXL twin, every weight away from its start."""
     import nodes
 
     from miniature.autoencoder import initialise, new_autoencoder
 
     register()
-    networks, autoencoder = new_networks(5), new_autoencoder()
+    networks, autoencoder = (new_networks if request.param == "SD1.x" else new_networks_xl)(5), new_autoencoder()
     initialise(autoencoder)
     with torch.no_grad():
         for parameter in networks.parameters():
@@ -102,6 +104,20 @@ def networks_and_checkpoint(base):
         loaded = nodes.CheckpointLoaderSimple().load_checkpoint(file.name)
     yield networks.eval().requires_grad_(False), loaded
     file.unlink()
+
+
+def test_conditioning_is_comfyuis(networks_and_checkpoint):
+    networks, (model, clip, _) = networks_and_checkpoint
+    prompt = "a drawing of a striped fish wearing a crown under the ocean"
+    with torch.inference_mode():
+        words, settings = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0]
+        own_words, own_vector = networks["text"].condition(networks["text"].tokens([prompt]))
+        vector = model.model.encode_adm(pooled_output=settings["pooled_output"], width=128, height=128, device="cpu")
+    torch.testing.assert_close(words, own_words, atol=2e-3, rtol=2e-3)
+    if own_vector is None:
+        assert vector is None
+    else:
+        torch.testing.assert_close(vector.float(), own_vector, atol=2e-3, rtol=2e-3)
 
 
 def test_schedule_is_comfyuis(networks_and_checkpoint):
@@ -136,9 +152,10 @@ def test_own_sampler_agrees_with_comfyuis_euler(networks_and_checkpoint):
 def test_tokens_joined_from_words_are_the_real_tokenizers(networks_and_checkpoint):
     networks, (_, clip, _) = networks_and_checkpoint
     text, rng = networks["text"], random.Random(8)
+    ids = getattr(text, "l", text).ids
     spoken = ["", *(caption(sample_scene(rng), rng) for _ in range(100))]
     for sentence, places in zip(spoken, text.tokens(spoken)):
-        assert text.ids[places].tolist() == [id for id, _ in clip.tokenize(sentence)["l"][0]]
+        assert ids[places].tolist() == [id for id, _ in clip.tokenize(sentence)["l"][0]]
 
 
 def test_oracle_labels_agree_with_what_captions_say():

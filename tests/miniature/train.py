@@ -34,6 +34,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--autoencoder-steps", type=int, help="length of the stage; give more to go on after its end")
     parser.add_argument("--oracle-steps", type=int, help="likewise")
     parser.add_argument("--pictures", type=int, help="likewise, rows that the diffusion stage sees")
+    parser.add_argument("--twin", action="store_true", help="diffusion stage: the SDXL twin instead of the miniature")
     parser.add_argument("--batch", type=int, default=64, help="rows a step of the diffusion stage")
     parser.add_argument("--shards", type=int, default=24, help="latent shards of 2048 scenes of the diffusion stage")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw latent shards (0: this one)")
@@ -63,9 +64,10 @@ def _oracle(wanted: argparse.Namespace, deadline: Deadline) -> bool:
 def _diffusion(wanted: argparse.Namespace, deadline: Deadline) -> bool:
     from miniature.diffusion_training import PICTURES, train_diffusion
 
+    name = "miniature_xl" if wanted.twin else "miniature"
     passed = train_diffusion(wanted.out, deadline, device(), wanted.out / "autoencoder.safetensors",
-                             wanted.out / "oracle.safetensors",
-                             start=wanted.start / "miniature.safetensors", batch=wanted.batch,
+                             wanted.out / "oracle.safetensors", name=name,
+                             start=wanted.start / f"{name}.safetensors", batch=wanted.batch,
                              shards=wanted.shards, workers=wanted.workers, pictures=wanted.pictures or PICTURES)
     deadline.log(f"diffusion gate {'passed' if passed else NOT_YET}")
     return passed
@@ -75,7 +77,7 @@ def main() -> int:
     wanted = _arguments()
     torch.set_num_threads(wanted.threads)
     use_comfyui(wanted.comfyui)
-    deadline = Deadline(wanted.minutes)
+    deadline = Deadline(wanted.minutes).listen()
     if wanted.stage in (None, "autoencoder") and not _autoencoder(wanted, deadline):
         return 0
     if wanted.stage in (None, "oracle") and not _oracle(wanted, deadline):

@@ -1,0 +1,89 @@
+"""The three stages run end to end, stop and continue: a few steps on a few pictures, nothing is learnt here."""
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from miniature import autoencoder, diffusion_training, latents, oracle_training
+from miniature.deadline import Deadline
+from miniature.models import register
+from miniature.oracle import load_oracle
+
+CPU = torch.device("cpu")
+
+
+def _metadata(file) -> dict[str, str]:
+    with safe_open(file, "pt") as opened:
+        return opened.metadata()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run folder whose autoencoder has made two steps."""
+    small = pytest.MonkeyPatch()
+    sizes = {
+        autoencoder: {"POOL": 16, "HELD_OUT": 4},
+        oracle_training: {"POOL": 288, "CHECKED": 8, "TRIPLES": 2, "KINDS": 2, "PAIRS": 2},
+        latents: {"SHARD": 16, "REFERENCES": 8},
+        diffusion_training: {"CHECKED": 2},
+    }
+    for module, values in sizes.items():
+        for name, value in values.items():
+            small.setattr(module, name, value)
+    folder = tmp_path_factory.mktemp("run")
+    autoencoder.train_autoencoder(folder, Deadline(5), CPU, steps=2)
+    yield folder
+    small.undo()
+
+
+def test_autoencoder_continues_and_says_what_it_reached(folder):
+    before = load_file(folder / "autoencoder.safetensors")
+    assert _metadata(folder / "autoencoder.safetensors")["steps"] == "2"
+    passed = autoencoder.train_autoencoder(folder, Deadline(5), CPU, steps=3)
+    figures = _metadata(folder / "autoencoder.safetensors")
+    assert figures["steps"] == "3" and passed == (float(figures["held_out_db"]) >= autoencoder.GATE_DB)
+    after = load_file(folder / "autoencoder.safetensors")
+    assert before.keys() == after.keys() and any(not torch.equal(before[k], after[k]) for k in before)
+
+
+def test_a_deadline_in_the_past_changes_nothing_and_passes_no_gate(folder, capsys):
+    state = torch.load(folder / "autoencoder.pt", weights_only=True)
+    assert autoencoder.train_autoencoder(folder, Deadline(0), CPU, steps=10) is False
+    again = torch.load(folder / "autoencoder.pt", weights_only=True)
+    assert again["step"] == state["step"]
+    assert all(torch.equal(a, b) for a, b in zip(state["mean"], again["mean"]))
+
+
+def test_oracle_is_trained_validated_and_loaded(folder):
+    passed = oracle_training.train_oracle(folder, Deadline(5), CPU, folder / "autoencoder.safetensors", steps=2)
+    figures = _metadata(folder / "oracle.safetensors")
+    assert passed is False and {"renders kind", "reconstructions mask", "identity"} <= figures.keys()
+    judged = load_oracle(folder / "oracle.safetensors").judge(torch.rand(2, 3, 128, 128))
+    assert judged[0].mask.shape == (128, 128) and judged[0].identity.norm() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["miniature", "miniature_xl"])
+def test_diffusion_writes_a_checkpoint_that_comfyui_loads(folder, base, name):
+    import nodes
+
+    register()
+
+    def train(pictures: int) -> bool:
+        return diffusion_training.train_diffusion(
+            folder, Deadline(5), CPU, folder / "autoencoder.safetensors", folder / "none.safetensors", name=name, batch=4,
+            shards=2, pictures=pictures)
+
+    assert train(4) is False
+    assert train(8) is False
+    file = folder / f"{name}.safetensors"
+    assert _metadata(file)["pictures"] == "8" and file.with_suffix(".png").is_file()
+    assert len(list((folder / "latents").iterdir())) == 2
+    link = base / "models" / "checkpoints" / f"{name}_stage.safetensors"
+    link.symlink_to(file)
+    with torch.inference_mode():
+        model, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(link.name)[:3]
+        assert vae.decode(torch.zeros(1, 16, 16, 16)).shape == (1, 128, 128, 3)
+    link.unlink()
