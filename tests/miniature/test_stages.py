@@ -56,6 +56,7 @@ def test_a_deadline_in_the_past_changes_nothing_and_passes_no_gate(folder, capsy
     assert all(torch.equal(a, b) for a, b in zip(state["mean"], again["mean"]))
 
 
+@pytest.mark.slow
 def test_oracle_is_trained_validated_and_loaded(folder):
     passed = oracle_training.train_oracle(folder, Deadline(5), CPU, folder / "autoencoder.safetensors", steps=2)
     figures = _metadata(folder / "oracle.safetensors")
