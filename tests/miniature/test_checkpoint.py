@@ -132,3 +132,20 @@ def test_twin_is_detected_as_sdxl_with_velocity_and_is_small(trained, base):
     assert model.model.model_type.name == "V_PREDICTION"
     assert set(clip.tokenize("a dog")) == {"l", "g"}
     assert size < 25 * 2**20
+
+
+def test_the_pack_registers_the_classes_in_comfyui():
+    import importlib.util
+    from pathlib import Path
+
+    from comfy import supported_models
+
+    kept = list(supported_models.models)
+    supported_models.models[:] = [c for c in kept if not c.__name__.startswith("Miniature")]
+    try:
+        file = Path(__file__).parent / "custom_node" / "__init__.py"
+        spec = importlib.util.spec_from_file_location("custom_node_under_test", file)
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        assert {"MiniatureSD", "MiniatureSDXL"} <= {c.__name__ for c in supported_models.models}
+    finally:
+        supported_models.models[:] = kept
