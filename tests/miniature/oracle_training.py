@@ -50,7 +50,8 @@ class PairPool:
         drawings = draw_all(both)
         pictures = pictures_tensor(drawings)
         if self.autoencoder is not None and self.rng.random() < 0.4:
-            pictures = reconstruct(self.autoencoder, pictures.to(self.on)).cpu()
+            with torch.autocast(self.on.type, torch.bfloat16, enabled=fast_half(self.on)):
+                pictures = reconstruct(self.autoencoder, pictures.to(self.on)).float().cpu()
         return both, (pictures * 255).round().byte(), (masks_tensor(drawings) * 255).round().byte()
 
     def _scene(self, identity: Identity) -> Scene:
@@ -155,7 +156,7 @@ def train_oracle(folder: Path, deadline: Deadline, on: torch.device, autoencoder
     pool = PairPool(POOL, run.step + 1, autoencoder, on)
     pool.refresh(POOL // 6)
     while run.step < steps and not deadline.over:
-        pool.refresh(4 if run.step % 2 else 2)
+        pool.refresh(2)
         scenes_, pictures, masks = pool.take()
         with torch.autocast(on.type, torch.bfloat16, enabled=fast_half(on)):
             loss = oracle_loss(oracle, scenes_, spoil(pictures).to(on), masks.to(on))
