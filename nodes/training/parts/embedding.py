@@ -51,6 +51,7 @@ class AttachedEmbedding:
         self.norms: dict[str, Tensor] = {}
         self.groups: Sequence[ParamGroup] = [
             ParamGroup("embedding", list(self._named().values()), settings.lr, settings.weight_decay)]
+        self.after_step(0)
 
     def vectors(self, batch: Batch) -> Vectors:
         """Placeholder → encoder key → (n, d)."""
