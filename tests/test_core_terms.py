@@ -12,7 +12,7 @@ from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.text.encoders import text_encoders
 from personalize.nodes.training.dataset import encode_pictures
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.interfaces import Picture, Subject, TrainingRun
+from personalize.nodes.training.interfaces import DenoiserSide, Picture, Results, Subject, TrainingRun
 from personalize.nodes.training.loop import Settings, Trainer
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import UNetPart
@@ -220,18 +220,33 @@ def _value(trainer, batch, term, reference_at, shift):
     """The term's value; for the estimate the reference keeps the queries of the unshifted vector, as its gradient does."""
     if not getattr(term, "estimate", False):
         return trainer.objective.backward(batch, 1.0)[term.name]
-    from personalize.nodes.training.interfaces import DenoiserSide, Results
-    from personalize.nodes.training.passes import _Asked, _Work
-
-    needs = term.needs(batch, trainer.objective.text, torch.Generator())
-    asked = [_Asked(term, needs)]
-    shifted = _Work(trainer.objective, batch).results(needs, asked)
+    shifted = _results(trainer, batch, term)
     with torch.no_grad():
         reference_at.sub_(shift)
-        plain = _Work(trainer.objective, batch).results(needs, asked)
+        plain = _results(trainer, batch, term)
         reference_at.add_(shift)
     mixed = Results(shifted.encodes, {}, {"object": shifted.maps["object"], "reference": plain.maps["reference"]})
     return term(mixed, batch, DenoiserSide(trainer.session.sampling)).item()
+
+
+class Seen:
+    """A loss term that keeps the results it gets, in place of the one it wraps."""
+
+    def __init__(self, term):
+        self.name, self.weight, self.window, self.needs, self.term = term.name, 1.0, term.window, term.needs, term
+
+    def __call__(self, got, batch, model):
+        self.results = got
+        return self.term(got, batch, model)
+
+
+def _results(trainer, batch, term) -> Results:
+    """What training gives to `term`."""
+    seen, terms = Seen(term), trainer.objective.terms
+    trainer.objective.terms = (seen,)
+    trainer.objective.backward(batch, 1.0)
+    trainer.objective.terms = terms
+    return seen.results
 
 
 # ------------------------------------------------------------------------------------------------ what is compared
@@ -252,21 +267,13 @@ def test_reference_stays_the_original_model(sd15):
     c = concept(sd15.clip)
     with core_run(sd15, [c], both(DESERT), parts=(EmbeddingPart(), UNetPart())) as (trainer, batch):
         expected = losses_by_hand(trainer.session, batch, DESERT, [c, c], released=False)
-        reference = _reference_maps(trainer, batch)
+        reference = _results(trainer, batch, trainer.terms[1]).maps["reference"]
         with torch.no_grad():
             for parameter in trainer.parts[1].groups[0].params:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-        assert all(torch.equal(a, b) for a, b in zip(reference, _reference_maps(trainer, batch)))
+        assert all(torch.equal(a, b) for a, b in zip(reference, _results(trainer, batch, trainer.terms[1]).maps["reference"]))
         assert trainer.objective.backward(batch, 1.0)["context attention"] != pytest.approx(expected[1], rel=1e-2)
         assert all(p.grad is not None and p.grad.isfinite().all() for p in trainer.parts[1].groups[0].params[:20])
-
-
-def _reference_maps(trainer, batch):
-    from personalize.nodes.training.passes import _Asked, _Work
-
-    term = trainer.terms[1]
-    needs = term.needs(batch, trainer.objective.text, torch.Generator())
-    return _Work(trainer.objective, batch).results(needs, [_Asked(term, needs)]).maps["reference"]
 
 
 def test_concept_without_class_words_is_refused(sd15):
