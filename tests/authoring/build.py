@@ -25,13 +25,9 @@ from .graphs import CHECKPOINT, EMBEDDING, GRAPHS
 
 LARGE = {"width": 3400, "height": 1700}
 THUMBNAIL_WIDTH = 1000
-GRAPH_BOX = """() => {
+ON_PAGE = """([x, y, width, height]) => {
     const canvas = window.app.canvas, view = canvas.canvas.getBoundingClientRect(), {scale, offset} = canvas.ds;
-    const boxes = window.app.graph.nodes.map(node => node.boundingRect), margin = 30;
-    const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1])) - 60;
-    const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]));
-    return {x: view.x + (left + offset[0]) * scale - margin, y: view.y + (top + offset[1]) * scale,
-            width: (right - left) * scale + 2 * margin, height: (bottom - top) * scale + margin};
+    return {x: view.x + (x + offset[0]) * scale, y: view.y + (y + offset[1]) * scale, width: width * scale, height: height * scale};
 }"""
 
 
@@ -44,15 +40,15 @@ def build(graph: Graph, page: ComfyPage) -> Path:
     document = page.workflow()
     document["extra"] = {}
     graph.path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    thumbnail(page).save(graph.path.with_suffix(".jpg"), quality=85)
+    picture(page, graph.pictured).save(graph.path.with_suffix(".jpg"), quality=85)
     return graph.path
 
 
-def thumbnail(page: ComfyPage) -> Image.Image:
-    """The graph on the canvas, without the page around it."""
+def picture(page: ComfyPage, box: tuple[int, int, int, int]) -> Image.Image:
+    """A part of the canvas: x, y, width, height."""
     page.command("Comfy.Canvas.FitView")
     page.settle(800)
-    shot = Image.open(io.BytesIO(page.page.screenshot(clip=page.js(GRAPH_BOX)))).convert("RGB")
+    shot = Image.open(io.BytesIO(page.page.screenshot(clip=page.js(ON_PAGE, list(box))))).convert("RGB")
     return shot.resize((THUMBNAIL_WIDTH, round(shot.height * THUMBNAIL_WIDTH / shot.width)), Image.Resampling.LANCZOS)
 
 

@@ -44,12 +44,13 @@ class Note:
 
 @dataclass(frozen=True)
 class Graph:
-    """A workflow: file name without suffix, and what is on its canvas."""
+    """A workflow: file name without suffix, and what is on its canvas; pictured: the part that its thumbnail shows."""
 
     name: str
     nodes: tuple[Node, ...]
     groups: tuple[Group, ...]
     notes: tuple[Note, ...]
+    pictured: tuple[int, int, int, int]
 
     @property
     def path(self) -> Path:

@@ -59,22 +59,22 @@ TRAIN_EMBEDDING = Graph("train_embedding_core", nodes=(
         "model": ("1", 0), "clip": ("1", 1), "vae": ("1", 2), "subject": ("3", 0), "trainable": ("4", 0), "loss": ("7", 0),
         **TRAIN_1}, size=(580, 1120)),
     Node("9", "PersonalizeApplyConcept", (1600, 80), {"clip": ("1", 1), "concept": ("8", 0)}, size=(400, 80)),
-    Node("10", "CLIPTextEncode", (1600, 220), {"clip": ("9", 0), "text": SCENE}, size=(400, 130), color=GREEN),
-    Node("11", "CLIPTextEncode", (1600, 410), {"clip": ("9", 0), "text": ""}, size=(400, 110), color=RED),
+    Node("10", "CLIPTextEncode", (1600, 220), {"clip": ("9", 0), "text": SCENE}, title="Prompt", size=(400, 130), color=GREEN),
+    Node("11", "CLIPTextEncode", (1600, 410), {"clip": ("9", 0), "text": ""}, title="Negative prompt", size=(400, 110), color=RED),
     Node("12", "EmptyLatentImage", (1600, 580), LATENT, size=(400, 130)),
     Node("13", "KSampler", (1600, 770), {
         "model": ("8", 1), "positive": ("10", 0), "negative": ("11", 0), "latent_image": ("12", 0), **SAMPLER},
         size=(400, 290)),
     Node("14", "VAEDecode", (1600, 1120), {"samples": ("13", 0), "vae": ("1", 2)}, size=(400, 80)),
     Node("15", "SaveImage", (2060, 80), {"images": ("14", 0), "filename_prefix": "personalize/example-toy"}, size=(460, 540)),
-    Node("16", "PersonalizeSaveConcept", (2060, 680), {"concept": ("8", 0), "name": "example-toy"}, size=(460, 150)),
-    Node("17", "LossGraphNode", (2060, 890), {"loss": ("8", 3), "filename_prefix": "loss_graph"}, size=(460, 310)),
+    Node("16", "PersonalizeSaveConcept", (2060, 680), {"concept": ("8", 0), "name": "example-toy"}, size=(460, 200)),
+    Node("17", "LossGraphNode", (2060, 940), {"loss": ("8", 3), "filename_prefix": "loss_graph"}, size=(460, 260)),
 ), groups=(
     Group("1 · Your subject", (20, 0, 440, 1220)),
     Group("2 · What to learn", (480, 0, 440, 1220)),
     Group("3 · Train", (940, 0, 620, 1220)),
     Group("4 · Draw it, keep it", (1580, 0, 960, 1220)),
-), notes=(Note(TRAIN_EMBEDDING_NOTE, at=(-410, 40), size=(400, 330)),))
+), notes=(Note(TRAIN_EMBEDDING_NOTE, at=(-410, 40), size=(400, 330)),), pictured=(0, -20, 1580, 1260))
 
 TWO_STAGE_NOTE = """\
 **The two stages of the CoRe paper.** Stage 1 finds the word: an embedding, trained with CoRe. Stage 2 fits the picture: \
@@ -106,8 +106,8 @@ TWO_STAGE = Graph("core_two_stage", nodes=(
         "model": ("1", 0), "clip": ("1", 1), "vae": ("1", 2), "subject": ("9", 0), "trainable": ("10", 0), **TRAIN_2},
         title="Train: stage 2", size=(560, 1120)),
     Node("12", "PersonalizeApplyConcept", (2700, 80), {"clip": ("1", 1), "concept": ("11", 0)}, size=(400, 80)),
-    Node("13", "CLIPTextEncode", (2700, 220), {"clip": ("12", 0), "text": SCENE}, size=(400, 130), color=GREEN),
-    Node("14", "CLIPTextEncode", (2700, 410), {"clip": ("12", 0), "text": ""}, size=(400, 110), color=RED),
+    Node("13", "CLIPTextEncode", (2700, 220), {"clip": ("12", 0), "text": SCENE}, title="Prompt", size=(400, 130), color=GREEN),
+    Node("14", "CLIPTextEncode", (2700, 410), {"clip": ("12", 0), "text": ""}, title="Negative prompt", size=(400, 110), color=RED),
     Node("15", "EmptyLatentImage", (2700, 580), LATENT, size=(400, 130)),
     Node("16", "KSampler", (2700, 770), {
         "model": ("11", 1), "positive": ("13", 0), "negative": ("14", 0), "latent_image": ("15", 0), **SAMPLER},
@@ -115,13 +115,55 @@ TWO_STAGE = Graph("core_two_stage", nodes=(
     Node("17", "VAEDecode", (2700, 1120), {"samples": ("16", 0), "vae": ("1", 2)}, size=(400, 80)),
     Node("18", "SaveImage", (3160, 80), {"images": ("17", 0), "filename_prefix": "personalize/example-toy-unet"},
          size=(460, 540)),
-    Node("19", "PersonalizeSaveConcept", (3160, 680), {"concept": ("11", 0), "name": "example-toy"}, size=(460, 150)),
-    Node("20", "SaveLoRA", (3160, 890), {"lora": ("11", 2), "prefix": "loras/example-toy"}, size=(460, 120)),
+    Node("19", "PersonalizeSaveConcept", (3160, 680), {"concept": ("11", 0), "name": "example-toy"}, size=(460, 200)),
+    Node("20", "SaveLoRA", (3160, 940), {"lora": ("11", 2), "prefix": "loras/example-toy", "steps": 1000}, size=(460, 120)),
 ), groups=(
     Group("1 · Your subject", (20, 0, 440, 1220)),
     Group("2 · Stage 1: the word", (480, 0, 1060, 1220)),
     Group("3 · Stage 2: the U-Net", (1580, 0, 1060, 1220)),
     Group("4 · Draw it, keep it", (2680, 0, 960, 1220)),
-), notes=(Note(TWO_STAGE_NOTE, at=(-410, 40), size=(400, 330)),))
+), notes=(Note(TWO_STAGE_NOTE, at=(-410, 40), size=(400, 330)),), pictured=(460, -20, 2200, 1260))
 
-GRAPHS = (TRAIN_EMBEDDING, TWO_STAGE)
+TEST_TIME_NOTE = """\
+**First run `train_embedding_core`**: it saves the embedding that *Load Concept* reads here. Any other embedding will do \
+too: choose it, and write its word into the prompt.
+
+Sometimes a learned word drowns the rest of a prompt: the toy comes, the rain does not. *CoRe Test-Time Optimization* \
+adjusts the word for this one prompt in 10 steps, without the training pictures: what it looks at is the first picture.
+
+Compare *Before* and *After*: same seed, same settings. If the prompt was followed already, they hardly differ.
+"""
+
+TEST_TIME = Graph("core_test_time", nodes=(
+    Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
+    Node("2", "PersonalizeLoadConcept", (40, 260), {"embedding": EMBEDDING, "placeholder": "", "class_words": ""},
+         size=(400, 150)),
+    Node("3", "PrimitiveStringMultiline", (40, 470), {"value": SCENE + " in the rain, oil painting"}, title="Prompt",
+         size=(400, 130), color=GREEN),
+    Node("4", "CLIPTextEncode", (40, 660), {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
+         color=RED),
+    Node("5", "EmptyLatentImage", (40, 830), LATENT, size=(400, 130)),
+    Node("6", "PersonalizeApplyConcept", (540, 80), {"clip": ("1", 1), "concept": ("2", 0)}, size=(400, 80)),
+    Node("7", "CLIPTextEncode", (540, 220), {"clip": ("6", 0), "text": ("3", 0)}, size=(400, 80), color=GREEN),
+    Node("8", "KSampler", (1000, 80), {
+        "model": ("1", 0), "positive": ("7", 0), "negative": ("4", 0), "latent_image": ("5", 0), **SAMPLER},
+        size=(400, 290)),
+    Node("9", "VAEDecode", (1000, 430), {"samples": ("8", 0), "vae": ("1", 2)}, size=(400, 70)),
+    Node("10", "SaveImage", (1460, 80), {"images": ("9", 0), "filename_prefix": "personalize/before"}, title="Before",
+         size=(400, 420)),
+    Node("11", "PersonalizeCoReTestTime", (540, 640), {
+        "model": ("1", 0), "clip": ("1", 1), "concept": ("2", 0), "prompt": ("3", 0), "latent": ("8", 0), "steps": 10,
+        "learning_rate": 0.0005, "preset": "as released", "batch_size": 6, "size": 512, "seed": 0}, size=(400, 340)),
+    Node("12", "KSampler", (1000, 640), {
+        "model": ("1", 0), "positive": ("11", 1), "negative": ("4", 0), "latent_image": ("5", 0), **SAMPLER},
+        size=(400, 290)),
+    Node("13", "VAEDecode", (1000, 990), {"samples": ("12", 0), "vae": ("1", 2)}, size=(400, 70)),
+    Node("14", "SaveImage", (1460, 640), {"images": ("13", 0), "filename_prefix": "personalize/after"}, title="After",
+         size=(400, 420)),
+), groups=(
+    Group("1 · Subject and prompt", (20, 0, 440, 1080)),
+    Group("2 · Before", (520, 0, 1360, 520)),
+    Group("3 · After: the word refined for this prompt", (520, 560, 1360, 520)),
+), notes=(Note(TEST_TIME_NOTE, at=(-410, 40), size=(400, 330)),), pictured=(0, -20, 1900, 1120))
+
+GRAPHS = (TRAIN_EMBEDDING, TWO_STAGE, TEST_TIME)

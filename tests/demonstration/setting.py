@@ -13,6 +13,8 @@ PLUMBING = ("This is a plumbing run: a small random checkpoint stands in for a r
             "that every part works. For pictures give your own --checkpoint.")
 SDXL_MARK = "conditioner.embedders.1.model.token_embedding.weight"
 
+OWN = "my-subject"
+
 Values = dict[str, dict[str, object]]
 
 
@@ -31,12 +33,17 @@ def prepare(options: argparse.Namespace, base: Path) -> Setting:
     """Puts checkpoint and pictures into ComfyUI's base directory `base`."""
     setting = _own_checkpoint(options, base) if options.checkpoint else _small_checkpoint(options, base)
     if options.images:
-        folder = base / "input" / "my-subject"
-        shutil.copytree(options.images, folder)
-        setting.values["PersonalizeSubject"]["folder"] = folder.name
-        setting.values["PersonalizeConcept"] = {"placeholder": "<my-subject>", "class_words": options.class_word}
-        setting.values["PersonalizePromptSet"] = {"subject": "universal"}
+        shutil.copytree(options.images, base / "input" / OWN)
+        _use_own_pictures(setting.values, options.class_word)
     return setting
+
+
+def _use_own_pictures(values: Values, class_word: str) -> None:
+    values["PersonalizeSubject"]["folder"] = OWN
+    values["PersonalizeTrain"]["name"] = OWN
+    values |= {"PersonalizeConcept": {"placeholder": f"<{OWN}>", "class_words": class_word},
+               "PersonalizePromptSet": {"subject": "universal"}, "PersonalizeSaveConcept": {"name": OWN},
+               "Prompt": {"text": f"a photo of <{OWN}> on a pebble beach"}}
 
 
 def _small_checkpoint(options: argparse.Namespace, base: Path) -> Setting:
@@ -44,7 +51,7 @@ def _small_checkpoint(options: argparse.Namespace, base: Path) -> Setting:
 
     inprocess.start(base)
     name = inprocess.provide_checkpoint("sd15_stock", base)
-    return Setting(name, _values(128, options.steps or 20, batch_size=2, variants=2, draw_steps=8), True, PLUMBING)
+    return Setting(name, _values(128, options.steps or 20, batch_size=2, variants=2, previews=2, draw_steps=8), True, PLUMBING)
 
 
 def _own_checkpoint(options: argparse.Namespace, base: Path) -> Setting:
@@ -52,12 +59,12 @@ def _own_checkpoint(options: argparse.Namespace, base: Path) -> Setting:
     link.parent.mkdir(parents=True)
     link.symlink_to(options.checkpoint)
     size = 1024 if SDXL_MARK in _tensor_names(options.checkpoint) else 512
-    return Setting(link.name, _values(size, options.steps or 300, batch_size=6, variants=16, draw_steps=25), False)
+    return Setting(link.name, _values(size, options.steps or 300, batch_size=6, variants=16, previews=6, draw_steps=25), False)
 
 
-def _values(size: int, steps: int, batch_size: int, variants: int, draw_steps: int) -> Values:
+def _values(size: int, steps: int, batch_size: int, variants: int, previews: int, draw_steps: int) -> Values:
     """The workflow's settings scaled to `steps`: CoRe rescales from 40 % to 60 % of the run."""
-    often = max(1, steps // 6)
+    often = max(1, steps // previews)
     return {"PersonalizeSubject": {"size": size, "variants": variants},
             "PersonalizeTrainEmbedding": {"rescale_from": steps * 2 // 5, "rescale_to": steps * 3 // 5},
             "PersonalizeTrain": {"preset": "custom", "steps": steps, "batch_size": batch_size, "save_every": often,

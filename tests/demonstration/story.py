@@ -38,3 +38,9 @@ class Story:
 
     def _tell_saved(self, data: dict) -> None:
         say(f"    saved at step {data['step']}: {', '.join(data['embeddings'])}")
+
+
+def summary(found: list[tuple[str, Path]], base: Path) -> str:
+    """What is where, one line each, below `base`."""
+    width = max(len(name) for name, _ in found)
+    return "\n".join(f"  {name:{width}}  {path.relative_to(base)}" for name, path in found)
