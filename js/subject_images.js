@@ -122,7 +122,7 @@ app.registerExtension({
   name: "personalize.subject",
 
   setup() {
-    loadStyle("./subject/tray.css", import.meta.url);
+    for (const style of ["./shared/theme.css", "./subject/tray.css"]) loadStyle(style, import.meta.url);
     api.addEventListener("execution_start", () => subjects.forEach((subject) => subject.tray.showError("")));
     api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail));
     api.addEventListener("reconnected", refreshAll);

@@ -1,6 +1,7 @@
 /** Puts the training panel on Train nodes and leads the server's messages to it. */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { chain, loadStyle, takePlaceOfFormer, widgetOf } from "./shared/nodes.js";
 import { TrainingPanel } from "./training/panel.js";
 import { keepPresetTrue } from "./training/presets.js";
 import { fetchRun, fetchRunsInProgress } from "./training/server.js";
@@ -9,21 +10,26 @@ const NODE_TYPE = "PersonalizeTrain";
 const RUN_PROPERTY = "personalize_run"; // saved with the workflow: which run to show again
 const MIN_HEIGHT = 500;
 const MIN_WIDTH = 520;
-const STYLES = ["./vendor/uplot-1.6.32/uPlot.min.css", "./training/panel.css"];
+const STYLES = ["./shared/theme.css", "./vendor/uplot-1.6.32/uPlot.min.css", "./training/panel.css"];
 
 /** node → its panel */
 const panels = new Map();
+/** node → names under which it has been queued, as the name may be changed before its turn comes */
+const queuedNames = new WeakMap();
+
+// Not in setup(): a page that is loaded during a training gets messages before that.
+api.addEventListener("personalize.training", ({ detail }) => onTrainingMessage(detail));
+api.addEventListener("promptQueued", () => forEachPanel((_, node) => rememberName(node)));
+api.addEventListener("execution_start", () => forEachPanel((panel) => panel.update((history) => history.clearMessages())));
+api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail));
+api.addEventListener("executing", ({ detail }) => onExecuting(detail));
+api.addEventListener("reconnected", () => forEachPanel((_, node) => restore(node)));
 
 app.registerExtension({
   name: "personalize.training",
 
   setup() {
-    for (const style of STYLES) loadStyle(style);
-    api.addEventListener("personalize.training", ({ detail }) => onTrainingMessage(detail));
-    api.addEventListener("execution_start", () => forEachPanel((panel) => panel.update((history) => history.clearMessages())));
-    api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail));
-    api.addEventListener("executing", ({ detail }) => onExecuting(detail));
-    api.addEventListener("reconnected", () => forEachPanel((panel, node) => restore(node)));
+    for (const style of STYLES) loadStyle(style, import.meta.url);
     const themeChanged = () => forEachPanel((panel) => panel.refreshColors());
     new MutationObserver(themeChanged).observe(document.documentElement, { attributeFilter: ["style", "class"] });
   },
@@ -51,6 +57,7 @@ function attachPanel(node) {
   letCanvasHaveWheelAndMiddleButton(panel.root);
   node.setSize([Math.max(node.size[0], MIN_WIDTH), node.computeSize()[1]]);
   chain(node, "onExecuted", (output) => showResult(node, output));
+  chain(node, "onAdded", () => takePlaceOfFormer(node, panel.root, ".pz-panel"));
   chain(node, "onRemoved", () => panels.delete(node));
   chain(widgetOf(node, "use_step"), "callback", () => panel.render());
   keepPresetTrue(node.widgets, (widget, value) => setWidget(node, widget.name, value));
@@ -69,7 +76,7 @@ function showResult(node, output) {
 function onTrainingMessage(message) {
   const node = findNode(message?.node);
   const panel = panels.get(node);
-  if (!panel) return;
+  if (!panel || !isRunOf(node, message)) return;
   node.properties[RUN_PROPERTY] = message.run;
   panel.update((history) => history.apply(message));
   const continuesUnseenSteps = message.kind === "start" && message.resumed_from > panel.history.step;
@@ -91,9 +98,10 @@ function onExecuting(executingId) {
 
 /** Shows the node's run in progress, or else its last one: after a workflow or the page was loaded, or the server came back. */
 async function restore(node) {
-  const inProgress = (await fetchRunsInProgress()).find((entry) => findNode(entry.node) === node);
+  const inProgress = (await fetchRunsInProgress()).find((entry) => findNode(entry.node) === node && isRunOf(node, entry));
   const run = inProgress?.run ?? node.properties[RUN_PROPERTY];
   const data = run ? await fetchRun(run) : null;
+  node.properties[RUN_PROPERTY] = run;
   panels.get(node)?.update((history) => {
     if (!inProgress) history.finish();
     if (data) history.load(data);
@@ -101,9 +109,21 @@ async function restore(node) {
   });
 }
 
+/** Whether a run is this node's, and not that of a node with the same id in another workflow. */
+function isRunOf(node, { run, name }) {
+  const isNameLinked = node.inputs?.some((input) => input.widget?.name === "name" && input.link != null);
+  const isKnown = run === node.properties[RUN_PROPERTY];
+  return isKnown || isNameLinked || name === widgetOf(node, "name")?.value || Boolean(queuedNames.get(node)?.has(name));
+}
+
+function rememberName(node) {
+  if (!queuedNames.has(node)) queuedNames.set(node, new Set());
+  queuedNames.get(node).add(widgetOf(node, "name")?.value);
+}
+
 /** @param executionId "12", or "5:12" for node 12 in the subgraph of node 5 */
 function findNode(executionId) {
-  if (executionId === null || executionId === undefined) return null;
+  if (executionId === null || executionId === undefined || panels.size === 0) return null;
   let graph = app.rootGraph ?? app.graph;
   let node = null;
   for (const id of String(executionId).split(":")) {
@@ -117,25 +137,12 @@ function forEachPanel(visit) {
   for (const [node, panel] of panels) visit(panel, node);
 }
 
-const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
-
 function setWidget(node, name, value) {
   const widget = widgetOf(node, name);
   if (!widget) return;
   widget.value = value;
   widget.callback?.(value);
   node.setDirtyCanvas(true, true);
-}
-
-/** Calls `after` after the function `name` of `owner`, with the same arguments. */
-function chain(owner, name, after) {
-  const before = owner?.[name];
-  if (!owner) return;
-  owner[name] = function (...values) {
-    const answer = before?.apply(this, values);
-    after(...values);
-    return answer;
-  };
 }
 
 /** As ComfyUI's own text boxes do; Nodes 2.0 does it for every widget. */
@@ -150,11 +157,4 @@ function letCanvasHaveWheelAndMiddleButton(root) {
   forward("pointerdown", isMiddle, "processMouseDown");
   forward("pointermove", isMiddle, "processMouseMove");
   forward("pointerup", isMiddle, "processMouseUp");
-}
-
-function loadStyle(path) {
-  const link = document.createElement("link");
-  link.rel = "stylesheet";
-  link.href = new URL(path, import.meta.url).href;
-  document.head.append(link);
 }

@@ -136,9 +136,17 @@ def test_state_time_left_and_end_message(panel):
     assert (panel.text("state"), panel.text("figures")) == ("Step 4 of 10", "loss 0.2 · 2 min 10 s left")
     assert all(panel.command_buttons().values())
     panel.tell({"kind": "end", "step": 4, "total": 10, "stopped": True, "message": "Step 4 of 10 is saved: here.", "losses": {}})
-    assert panel.text("state") == "dog-12345678: Step 4 of 10, stopped"
+    assert panel.text("state") == "my-subject-12345678: Step 4 of 10, stopped"
     assert panel.text("message") == "Step 4 of 10 is saved: here."
     assert not any(panel.command_buttons().values())
+
+
+def test_run_of_another_workflow_is_not_shown(classic_panel):
+    classic_panel.tell({"kind": "start", "total": 10, "run": "cat-12345678", "name": "cat"},
+                       {**step(4, 0.2, 10), "run": "cat-12345678", "name": "cat"})
+    assert classic_panel.text("state") == ""
+    classic_panel.tell({"kind": "start", "total": 10}, {"kind": "end", "step": 9, "total": 9, "run": "cat-12345678", "name": "cat"})
+    assert classic_panel.text("state") == "Step 0 of 10"
 
 
 def test_error_sentence_is_on_the_node_until_the_next_run(panel):

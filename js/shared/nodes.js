@@ -26,10 +26,12 @@ export function takePlaceOfFormer(node, root, selector) {
   requestAnimationFrame(() => requestAnimationFrame(replace)); // when the page has drawn the new graph
 }
 
-/** Adds a style sheet that lies beside the module `base` (its import.meta.url). */
+/** Adds a style sheet, once, that lies beside the module `base` (its import.meta.url). */
 export function loadStyle(path, base) {
+  const address = new URL(path, base).href;
+  if ([...document.styleSheets].some((sheet) => sheet.href === address)) return;
   const link = document.createElement("link");
   link.rel = "stylesheet";
-  link.href = new URL(path, base).href;
+  link.href = address;
   document.head.append(link);
 }

@@ -1,5 +1,5 @@
 /** What is drawn on a Subject node: thumbnails of its pictures, and a place to drop more. */
-import { element, icon, setText } from "../training/dom.js";
+import { element, icon, setText } from "../shared/dom.js";
 
 const ACCEPTED = "image/*,.heic,.heif,.tif,.tiff,.txt";
 

@@ -15,13 +15,17 @@ export class RunHistory {
   saved = [];
   /** "idle", "preparing" (the node runs, no step yet) or "training". */
   phase = "idle";
-  stopped = false;
   message = "";
   error = "";
 
   /** The last step that is known to be done, 0 when none is. */
   get step() {
     return this.records.at(-1)?.step ?? 0;
+  }
+
+  /** Whether it ended before its last step. */
+  get isUnfinished() {
+    return !this.isRunning && this.step < this.total;
   }
 
   get isRunning() {
@@ -66,7 +70,6 @@ export class RunHistory {
   clearMessages() {
     this.message = "";
     this.error = "";
-    this.stopped = false;
   }
 
   /** Show a whole run: {run, history, previews, saved, message}. Steps of a run in progress that are newer stay. */
@@ -106,7 +109,6 @@ export class RunHistory {
   #end(data) {
     this.phase = "idle";
     this.total = data.total ?? this.total;
-    this.stopped = Boolean(data.stopped);
     this.message = data.message ?? "";
   }
 }

@@ -1,6 +1,6 @@
 /** What is drawn on a Train node: state, commands, chart, messages and previews of its run. */
 import { lineColor, TrainingChart } from "./chart.js";
-import { element, icon, setText } from "./dom.js";
+import { element, icon, setText } from "../shared/dom.js";
 import { formatDuration, formatNumber } from "./format.js";
 import { RunHistory } from "./history.js";
 import { chartData } from "./lines.js";
@@ -56,7 +56,7 @@ export class TrainingPanel {
   /** Change the history and show it; many changes in a short time are drawn once. */
   update(change) {
     change(this.history);
-    if (!this.history.isRunning) this.#isStopping = false;
+    if (!this.history.isRunning) this.#forgetCommands();
     this.#redrawTimer ||= setTimeout(() => this.render(), REDRAW_EVERY_MS);
   }
 
@@ -120,7 +120,7 @@ export class TrainingPanel {
     if (!history.step) return history.isRunning ? `Step 0 of ${history.total}` : history.run;
     const place = `Step ${history.step} of ${history.total || history.step}`;
     if (history.isRunning) return this.#isStopping ? `${place}, stopping…` : place;
-    return `${history.run}: ${place}${history.stopped ? ", stopped" : ""}`;
+    return `${history.run}: ${place}${history.isUnfinished ? ", stopped" : ""}`;
   }
 
   #renderCommands() {
@@ -194,6 +194,11 @@ export class TrainingPanel {
     this.#renderLegend(chartData(this.#view, this.history.records).lines);
   }
 
+  #forgetCommands() {
+    this.#isStopping = false;
+    this.#note = "";
+  }
+
   #pick(step) {
     const isSaved = this.history.saved.some((entry) => entry.step === step);
     if (isSaved && step > 0) this.setUseStep(step);
@@ -221,7 +226,7 @@ function emptyText(steps, isRunning) {
 
 function chartSummary(view, { steps, lines }) {
   const values = lines.map(({ name, values: all }) => `${name} ${formatNumber(lastMeasured(all))}`);
-  return steps.length ? `${view} up to step ${steps.at(-1)}: ${values.join(", ")}` : `${view}: no steps yet`;
+  return steps.length ? `${view} from step ${steps[0]} to ${steps.at(-1)}: ${values.join(", ")}` : `${view}: no steps yet`;
 }
 
 const lastMeasured = (values) => values.findLast((value) => value !== undefined);

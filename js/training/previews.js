@@ -1,5 +1,5 @@
 /** The strip of preview pictures, and the large view of one of them. */
-import { element, icon, setText } from "./dom.js";
+import { element, icon, setText } from "../shared/dom.js";
 import { imageAddress } from "./server.js";
 
 /** A row of thumbnails, one per previewed step, and "last". */

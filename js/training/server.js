@@ -11,7 +11,7 @@ export async function sendCommand(run, command) {
   return (await answer.json()).message ?? "";
 }
 
-/** Runs in progress: [{run, node}]. */
+/** Runs in progress: [{run, name, node}]. */
 export async function fetchRunsInProgress() {
   const answer = await api.fetchApi("/personalize/runs");
   return answer.ok ? answer.json() : [];

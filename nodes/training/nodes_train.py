@@ -62,7 +62,8 @@ class Train(io.ComfyNode):
                              tooltip="Steps over which the learning rate rises from zero. CoRe: 0."),
                 io.Float.Input("clip_gradients", default=0.0, min=0.0, max=1000.0, step=0.1,
                                tooltip="Largest length of all gradients together; 0: no clipping, as in CoRe."),
-                io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
+                io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff,
+                             control_after_generate=io.ControlAfterGenerate.fixed,  # another seed is another run
                              tooltip="Start of every random draw: order, noise, timesteps, regularisation prompts."),
                 io.Combo.Input("precision", options=list(PRECISIONS),
                                tooltip="What the U-Net computes in. auto: as loaded, bf16 in place of fp16. Vectors and "

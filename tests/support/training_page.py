@@ -1,6 +1,8 @@
 """The training panel that the pack draws on Train nodes, as a test sees it."""
 from __future__ import annotations
 
+import re
+
 from .browser import ComfyPage
 
 ADD_NODE = """type => { const node = window.LiteGraph.createNode(type); node.pos = [80, 60];
@@ -11,7 +13,7 @@ ON_SCREEN = """() => { const box = document.querySelector('.pz-panel').getBoundi
 
 # [column, highest row, lowest row] of every column of the chart in which a line's colour is found.
 INK = """line => {
-    const canvas = document.querySelector('.pz-plot canvas'), {width, height} = canvas;
+    const canvas = document.querySelector('.pz-panel .pz-plot canvas'), {width, height} = canvas;
     const hex = getComputedStyle(canvas).getPropertyValue(`--pz-line-${line}`).trim();
     const wanted = [1, 3, 5].map(start => parseInt(hex.slice(start, start + 2), 16));
     const copy = new OffscreenCanvas(width, height).getContext('2d', {willReadFrequently: true}), found = [];
@@ -26,6 +28,28 @@ INK = """line => {
         if (rows.length) found.push([x, rows[0], rows.at(-1)]);
     }
     return found; }"""
+
+TRAIN_NODE = "6"
+
+
+def training_prompt(name: str, checkpoint: str = "sd15.safetensors", **changes) -> dict:
+    """A small training in API format; node 6 trains, 7 saves. changes: inputs of Train."""
+    train = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "subject": ["4", 0], "trainable": ["5", 0], "name": name,
+             "preset": "custom", "steps": 3, "batch_size": 2, "micro_batch": 0, "optimizer": "AdamW", "weight_decay": 0.01,
+             "schedule": "constant", "warmup_steps": 0, "clip_gradients": 0.0, "seed": 0, "precision": "auto",
+             "gradient_checkpointing": False, "save_every": 0, "preview_every": 0, "preview_prompt": "a photo of {}",
+             "resume": "start over", "use_step": 0, **changes}
+    return {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
+            "2": {"class_type": "PersonalizeConcept", "inputs": {
+                "placeholder": "<dog>", "class_words": "dog", "initial_words": "", "vectors": 1, "embedding": "none"}},
+            "3": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 2, "color": 0xA06030}},
+            "4": {"class_type": "PersonalizeSubject", "inputs": {
+                "concept": ["2", 0], "folder": "", "size": 64, "fit": "crop", "augmentation": "none", "variants": 1, "seed": 0,
+                "images": ["3", 0], "pictures": "", "captions": ""}},
+            "5": {"class_type": "PersonalizeTrainEmbedding", "inputs": {
+                "learning_rate": 0.005, "rescale_from": 0, "rescale_to": 0}},
+            TRAIN_NODE: {"class_type": "PersonalizeTrain", "inputs": train},
+            "7": {"class_type": "PersonalizeSaveConcept", "inputs": {"concept": [TRAIN_NODE, 0], "name": "learned"}}}
 
 
 class TrainingPanel:
@@ -51,7 +75,7 @@ class TrainingPanel:
         """Hand the page messages as they come from the server, and wait until they are drawn."""
         self.ui.js("""messages => { for (const detail of messages)
             window.comfyAPI.api.api.dispatchEvent(new CustomEvent('personalize.training', {detail})) }""",
-                   [{"node": self.node_id, "run": "dog-12345678", **message} for message in messages])
+                   [{"node": self.node_id, "run": "my-subject-12345678", "name": "my-subject", **message} for message in messages])
         self.ui.settle(250)
 
     def tell_steps(self, losses: list[float | None], **more) -> None:
@@ -77,6 +101,26 @@ class TrainingPanel:
         """Choose "loss", "gradients" or "rate"."""
         self.root.locator(f"[data-view={view}]").click()
         self.ui.settle(150)
+
+    def press(self, command: str) -> None:
+        """Press "stop", "save" or "sample"."""
+        self.root.locator(f"[data-command={command}]").click()
+
+    def wait_for_step(self, number: int, timeout: float = 60) -> None:
+        """Wait until the panel shows that a run is at this step or beyond it."""
+        self.ui.page.wait_for_function(
+            "n => Number(document.querySelector('.pz-panel .pz-state')?.textContent.match(/^Step (\\d+) of/)?.[1] ?? 0) >= n",
+            arg=number, timeout=timeout * 1000)
+
+    def first_and_last_step(self) -> list[int]:
+        """First and last step of the chart, read from its description."""
+        label = self.root.locator(".pz-chart").get_attribute("aria-label")
+        return [int(number) for number in re.search(r"from step (\d+) to (\d+)", label).groups()]
+
+    def previews(self) -> list[int]:
+        """Steps of the previews, once their pictures are there."""
+        self.ui.page.wait_for_function("() => [...document.querySelectorAll('.pz-thumbnail img')].every(i => i.naturalWidth > 0)")
+        return [int(button.get_attribute("data-step")) for button in self.root.locator(".pz-thumbnail").all()]
 
     def command_buttons(self) -> dict[str, bool]:
         """Command → whether its button can be pressed."""
