@@ -1,12 +1,14 @@
 """Batches of drawn scenes as tensors."""
 from __future__ import annotations
 
+import multiprocessing
 import random
 from typing import Iterable, Sequence
 
 import numpy as np
 import torch
 
+from .deadline import Deadline
 from .factors import Scene, sample_scene
 from .renderer import Drawing, draw
 
@@ -30,6 +32,24 @@ def scenes(count: int, split: str, seed: int) -> list[Scene]:
 
 def draw_all(wanted: Iterable[Scene]) -> list[Drawing]:
     return [draw(scene) for scene in wanted]
+
+
+def draw_picture(scene: Scene) -> np.ndarray:
+    """(128, 128, 3) uint8. In a module that worker processes can import without ComfyUI."""
+    return draw(scene).picture
+
+
+def draw_pictures(wanted: Sequence[Scene], workers: int, deadline: Deadline) -> list[np.ndarray] | None:
+    """All pictures, by ``workers`` processes (0: this one); None when the deadline comes first."""
+    if workers:
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            return pool.map(draw_picture, wanted, chunksize=32)
+    pictures: list[np.ndarray] = []
+    for scene in wanted:
+        if deadline.over:
+            return None
+        pictures.append(draw_picture(scene))
+    return pictures
 
 
 class Pool:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from .autoencoder import load_autoencoder
 from .comfyui import fast_half
-from .data import scenes
+from .data import draw_pictures, scenes
 from .deadline import Deadline
 from .factors import Scene, sample_scene, with_factors
 from .grammar import caption
 from .network import POSITIONS, REFERENCE_SIZE, TextEncoder, TwinTextEncoder
-from .renderer import draw
 
 SHARD = 2048                  # scenes; the first half of them also has a reference picture of its subject
 REFERENCES = SHARD // 2
@@ -43,22 +41,6 @@ def _reference(target: Scene, rng: random.Random) -> Scene:
             return scene
 
 
-def _picture(scene: Scene) -> np.ndarray:
-    return draw(scene).picture
-
-
-def _draw_many(wanted: list[Scene], workers: int, deadline: Deadline) -> list[np.ndarray] | None:
-    if workers:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            return pool.map(_picture, wanted, chunksize=32)
-    pictures = []
-    for scene in wanted:
-        if deadline.over:
-            return None
-        pictures.append(_picture(scene))
-    return pictures
-
-
 def _shard_file(folder: Path, autoencoder_file: Path, number: int) -> Path:
     digest = hashlib.sha256(autoencoder_file.read_bytes()).hexdigest()[:10]
     return folder / "latents" / f"{digest}-{number:04d}.safetensors"
@@ -74,7 +56,7 @@ def make_shards(folder: Path, autoencoder_file: Path, count: int, workers: int, 
         file = _shard_file(folder, autoencoder_file, number)
         if not file.is_file():
             targets, references = shard_scenes(number)
-            pictures = _draw_many(targets + references, workers, deadline)
+            pictures = draw_pictures(targets + references, workers, deadline)
             if pictures is None:
                 break
             _encode_shard(file, pictures, autoencoder, on)
