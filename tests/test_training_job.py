@@ -84,6 +84,17 @@ def test_more_steps_continue_and_start_over_does_not(sd15, steps_taken):
     assert torch.equal(learned(anew), learned(longer))
 
 
+def test_fewer_steps_return_to_that_step(sd15, steps_taken):
+    longer = run(make_job(sd15, "shorter", steps=6, save_every=2))
+    shorter = run(make_job(sd15, "shorter", steps=3))
+    assert steps_taken == [1, 2, 3, 4, 5, 6, 3]
+    assert [r["step"] for r in shorter.report["history"]] == [1, 2, 3]
+    again = run(make_job(sd15, "shorter", steps=6))
+    assert len(steps_taken) == 7
+    assert torch.equal(learned(again), learned(longer))
+    assert [r["loss"] for r in again.report["history"]] == [r["loss"] for r in longer.report["history"]]
+
+
 @pytest.mark.parametrize("change", [
     dict(settings=Settings(steps=2, batch_size=2, seed=9)), dict(parts=(EmbeddingPart(lr=1e-3),)),
     dict(terms=(DiffusionLoss(weight=2.0),)), dict(subjects=(subject(2),)), dict(recipe=TemplateRecipe(("{} there",)))])
@@ -128,7 +139,7 @@ def test_interruption_keeps_the_work(sd15, after_step):
     after_step(2, interrupt)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run(job)
-    assert job_module.RunFolder("interrupted", job_module._key(job)).state()[1] == 2
+    assert job_module.RunFolder("interrupted", job_module._key(job)).state(10)[1] == 2
     assert not comfy.model_management.in_training
 
 
@@ -140,7 +151,7 @@ def test_a_loss_that_is_no_number_stops_at_the_last_finite_step(sd15):
     job = make_job(sd15, "diverging", terms=(Diverging(),))
     with pytest.raises(TrainingDiverged, match=r"Step 3: the loss is not a number.*Step 2 of 4 is saved"):
         run(job)
-    state, step, history = job_module.RunFolder("diverging", job_module._key(job)).state()
+    state, step, history = job_module.RunFolder("diverging", job_module._key(job)).state(10)
     assert step == 2 and all(t.isfinite().all() for t in state.values())
 
 

@@ -94,7 +94,7 @@ class _Run:
 
     def train(self) -> Outcome:
         job, session = self.job, self.session
-        resumed = None if job.start_over else self.folder.state()
+        resumed = None if job.start_over else self.folder.state(job.settings.steps)
         done = resumed[1] if resumed else 0
         data = None
         if done < job.settings.steps:
@@ -103,13 +103,13 @@ class _Run:
         trainer = Trainer(session, job.subjects, data, self.attached, job.terms, job.recipe, job.settings, self.frozen)
         if resumed:
             trainer.load_state_dict(*resumed)
-            self.live.report.update(self.folder.report())
+            self.live.report.update(self.folder.report(), history=list(trainer.history))
         self.live.send("start", name=job.name, total=job.settings.steps, first_step=done, resumed_from=done,
                        groups=[g.name for part in self.attached for g in part.groups],
                        terms=[term.name for term in job.terms])
         if done < job.settings.steps:
             self._loop(trainer, done)
-        elif not self._is_saved(trainer):
+        else:
             self._save(trainer, last=True)
         return self._outcome(trainer)
 
@@ -164,7 +164,7 @@ class _Run:
         """Writes state, files and report; returns the sentence that says where they are."""
         state = trainer.state_dict()
         if last or sum(t.nbytes for t in state.values()) <= LARGEST_STATE_PER_SAVE:
-            self.folder.save_state(state, trainer.step)
+            self.folder.save_state(state, trainer.step, trainer.history)
         saved = self.folder.save_step(trainer.step, self._concepts(trainer.step), self._weights(), last)
         self.live.report["saved"] = [s for s in self.live.report["saved"] if s["step"] != trainer.step] + [saved]
         self.live.send("saved", **saved)
@@ -173,10 +173,6 @@ class _Run:
         self.live.report["message"] = message
         self.folder.save_report(self.live.report)
         return message
-
-    def _is_saved(self, trainer: Trainer) -> bool:
-        files = [f for s in self.live.report["saved"] if s["step"] == trainer.step for f in s["files"]]
-        return bool(files) and all(Path(f).exists() for f in files)
 
     def _outcome(self, trainer: Trainer) -> Outcome:
         return Outcome(self._concepts(trainer.step), self._weights(), dict(self.live.report))
@@ -213,34 +209,20 @@ def _check(job: Job) -> None:
 def _saved_outcome(job: Job, folder: RunFolder) -> Outcome:
     """The concepts and weights that an earlier execution saved at `use_step`."""
     report, step = folder.report(), job.use_step
-    if step not in [s["step"] for s in report["saved"]]:
-        saved = ", ".join(str(s["step"]) for s in report["saved"]) or "none"
-        raise ValueError(f"use_step is {step} but this run has saved steps {saved}; choose one of them, or 0 for the "
+    saved = {s["step"]: s for s in report["saved"]}
+    if step not in saved:
+        raise ValueError(f"use_step is {step} but this run has saved steps {', '.join(map(str, saved)) or 'none'}; choose "
+                         "one of them, or 0 for the last.")
+    files = [Path(file) for file in saved[step]["files"]]
+    deleted = next((file for file in files if not file.exists()), None)
+    if deleted:
+        raise ValueError(f"use_step is {step} but its file {deleted} has been deleted; choose another step, or 0 for the "
                          "last.")
-    encoders = text_encoders(job.clip)
-    concepts = []
-    for subject in job.subjects:
-        path = folder.embedding_path(subject.concept, step)
-        if not path.exists():
-            raise _gone(step, path)
-        vectors, _ = load_embedding(path, encoders)
-        about = {"run": folder.run, "step": str(step)}
-        concepts.append(subject.concept.with_vectors(vectors, {**subject.concept.settings, **about}))
-    return Outcome(tuple(concepts), _saved_weights(folder, step, report), report)
-
-
-def _saved_weights(folder: RunFolder, step: int, report: Mapping[str, Any]) -> dict[str, Tensor]:
-    path = folder.weights_path(step)
-    saved = next(s for s in report["saved"] if s["step"] == step)
-    if path.exists():
-        return load_file(path)
-    if any(Path(f) == path for f in saved["files"]):
-        raise _gone(step, path)
-    return {}
-
-
-def _gone(step: int, path: Path) -> ValueError:
-    return ValueError(f"use_step is {step} but its file {path} has been deleted; choose another step, or 0 for the last.")
+    encoders, about = text_encoders(job.clip), {"run": folder.run, "step": str(step)}
+    concepts = tuple(subject.concept.with_vectors(load_embedding(file, encoders)[0], {**subject.concept.settings, **about})
+                     for subject, file in zip(job.subjects, files, strict=False))
+    weights = load_file(files[-1]) if len(files) > len(concepts) else {}
+    return Outcome(concepts, weights, report)
 
 
 def _due(step: int, every: int) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import safetensors
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ..files import atomic, safe_name, write_safetensors, write_text
@@ -20,7 +21,8 @@ from ..text.concept_files import concept_metadata
 from ..text.embedding_files import MARK, embeddings_folder, file_stem, prompt_text, save_embedding
 from .progress import jsonable
 
-STATE = "state.safetensors"
+STATES = "state-*.safetensors"
+LARGEST_STATE_KEPT_PER_STEP = 2**20
 REPORT = "report.json"
 LARGEST_WEIGHTS_PER_STEP = 300 * 2**20
 LARGEST_STATE_PER_SAVE = 2**30
@@ -38,22 +40,29 @@ class RunFolder:
         self.path = _folder(self.run)
         self.key = key
 
-    def state(self) -> tuple[dict[str, Tensor], int, list[dict]] | None:
-        """Tensors, steps done and history of an earlier run with this fingerprint, or None."""
-        try:
-            with safetensors.safe_open(self.path / STATE, framework="pt") as file:
-                about = file.metadata() or {}
-                if about.get("fingerprint") != self.key:
-                    return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (OSError, safetensors.SafetensorError):
-            return None
-        step = int(about["step"])
-        return tensors, step, [r for r in self.report()["history"] if r["step"] <= step]
+    def state(self, most: int) -> tuple[dict[str, Tensor], int, list[dict]] | None:
+        """Tensors, steps done and history of the furthest saved state of at most `most` steps, or None."""
+        for path in sorted(self.path.glob(STATES), reverse=True):
+            try:
+                with safetensors.safe_open(path, framework="pt") as file:
+                    about = file.metadata() or {}
+                    if about.get("fingerprint") != self.key or int(about["step"]) > most:
+                        continue
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}
+            except (OSError, safetensors.SafetensorError):
+                continue
+            return tensors, int(about["step"]), json.loads(about["history"])
+        return None
 
-    def save_state(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Everything needed to resume, in one file that replaces the last one."""
-        write_safetensors(self.path / STATE, tensors, {"fingerprint": self.key, "step": str(step)})
+    def save_state(self, tensors: Mapping[str, Tensor], step: int, history: Sequence[dict]) -> None:
+        """Everything needed to resume after `step`, in a file of its own; large states replace the earlier ones."""
+        path = self.path / STATES.replace("*", f"{step:06d}")
+        about = {"fingerprint": self.key, "step": str(step), "history": json.dumps(jsonable(list(history)))}
+        write_safetensors(path, tensors, about)
+        if sum(t.nbytes for t in tensors.values()) > LARGEST_STATE_KEPT_PER_STEP:
+            for earlier in self.path.glob(STATES):
+                if earlier.name < path.name:
+                    earlier.unlink()
 
     def report(self) -> dict[str, Any]:
         """What was last written by `save_report`; empty lists before that."""
@@ -87,24 +96,21 @@ class RunFolder:
         Returns {step, embeddings: what to write in a prompt, files: paths}.
         """
         about = {"run": self.run, "step": str(step)}
-        paths = []
-        for concept in concepts:
-            stem = file_stem(concept.placeholder, step)
-            old = embeddings_folder() / self.run / f"{stem}.safetensors"
-            paths.append(old if old.exists() else save_embedding(
-                stem, concept.vectors, {**concept_metadata(concept), **about}, subfolder=self.run))
+        paths = [self._save_embedding(concept, step, about) for concept in concepts]
         embeddings = [prompt_text(path) for path in paths]
         if weights and (last or sum(t.nbytes for t in weights.values()) <= LARGEST_WEIGHTS_PER_STEP):
-            paths.append(write_safetensors(self.weights_path(step), _half(weights), {**about, MARK: "1"}))
+            path = Path(folder_paths.get_folder_paths("loras")[0]) / self.run / f"weights-{step:06d}.safetensors"
+            halves = _half(weights)
+            paths.append(path if _holds(path, halves) else write_safetensors(path, halves, {**about, MARK: "1"}))
         return {"step": step, "embeddings": embeddings, "files": [str(path) for path in paths]}
 
-    def embedding_path(self, concept: Concept, step: int) -> Path:
-        """Where `save_step` puts a concept's embedding."""
-        return embeddings_folder() / self.run / f"{file_stem(concept.placeholder, step)}.safetensors"
-
-    def weights_path(self, step: int) -> Path:
-        """Where `save_step` puts the weights."""
-        return Path(folder_paths.get_folder_paths("loras")[0]) / self.run / f"weights-{step:06d}.safetensors"
+    def _save_embedding(self, concept: Concept, step: int, about: Mapping[str, str]) -> Path:
+        """Nothing is written again that is there already: CLIP Text Encode remembers files by their names."""
+        stem = file_stem(concept.placeholder, step)
+        path = embeddings_folder() / self.run / f"{stem}.safetensors"
+        if _holds(path, concept.vectors):
+            return path
+        return save_embedding(stem, concept.vectors, {**concept_metadata(concept), **about}, subfolder=self.run)
 
 
 def saved_report(run: str) -> dict[str, Any]:
@@ -122,6 +128,14 @@ def saved_report(run: str) -> dict[str, Any]:
 
 def _folder(run: str) -> Path:
     return Path(folder_paths.get_output_directory()) / "personalize" / safe_name(run, "The run's name")
+
+
+def _holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
+    try:
+        stored = load_file(path)
+    except (OSError, safetensors.SafetensorError):
+        return False
+    return stored.keys() == tensors.keys() and all(torch.equal(stored[name], t) for name, t in tensors.items())
 
 
 def _half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
