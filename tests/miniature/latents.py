@@ -81,17 +81,14 @@ def _encode_shard(file: Path, pictures: list[np.ndarray], autoencoder: torch.nn.
 @dataclass(frozen=True)
 class Corpus:
     """All shards in memory. latents (N, 16, 16, 16) fp16, raw; references (N/2, 3, 64, 64) uint8 of the rows in
-    ``with_reference``; tokens (N, 5, 77) uint8, the last ``QUIET_CAPTIONS`` of them without the subject's looks."""
+    ``with_reference``; tokens (N, 5, 77) uint8, the last ``QUIET_CAPTIONS`` of them without the subject's looks;
+    spread: standard deviation of the latents."""
 
     latents: torch.Tensor
     references: torch.Tensor
     with_reference: torch.Tensor
     tokens: torch.Tensor
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of the raw latents."""
-        return float(self.latents[:SHARD].float().std())
+    spread: float
 
 
 def load_corpus(files: list[Path], text: TextEncoder | TwinTextEncoder, on: torch.device, log: Callable[[str], None]) -> Corpus:
@@ -100,8 +97,8 @@ def load_corpus(files: list[Path], text: TextEncoder | TwinTextEncoder, on: torc
     tokens = torch.cat([_captions(number, text) for number in range(len(files))])
     log(f"latents: {len(tokens)} scenes, {tokens.shape[1]} captions each")
     rows = torch.cat([torch.arange(REFERENCES) + number * SHARD for number in range(len(files))])
-    return Corpus(torch.cat([s["latents"] for s in shards]).to(on), torch.cat([s["references"] for s in shards]).to(on),
-                  rows.to(on), tokens.to(on))
+    latents, references = (torch.cat([shard[key] for shard in shards]).to(on) for key in ("latents", "references"))
+    return Corpus(latents, references, rows.to(on), tokens.to(on), float(latents[:SHARD].float().std()))
 
 
 def _captions(number: int, text: TextEncoder | TwinTextEncoder) -> torch.Tensor:

@@ -76,7 +76,11 @@ def _diffusion(wanted: argparse.Namespace, deadline: Deadline) -> bool:
 def main() -> int:
     wanted = _arguments()
     torch.set_num_threads(wanted.threads)
-    use_comfyui(wanted.comfyui)
+    try:
+        use_comfyui(wanted.comfyui)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     deadline = Deadline(wanted.minutes).listen()
     if wanted.stage in (None, "autoencoder") and not _autoencoder(wanted, deadline):
         return 0
