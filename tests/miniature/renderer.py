@@ -221,6 +221,13 @@ def _lowest(kind: str, degrees: int) -> float:
     return (cover.getbbox()[3] * 4 - _LOCAL / 2) / _UNIT
 
 
+def _hat_top(scene: Scene) -> float:
+    """How far a hat or crown reaches above the centre of its wearer's square, in units."""
+    _, fit, anchor_y = ACCESSORY_SHAPES[scene.accessory]
+    _, brim, width = SUBJECTS[scene.identity.kind].hat
+    return 50 - brim + (anchor_y - 10) * width * fit / 100
+
+
 def _layout(scene: Scene, rng: random.Random) -> _Layout:
     degrees = {"standing": 0.0, "lying": 90.0, "jumping": -22.0, "upside down": 180.0}[scene.pose]
     degrees += rng.uniform(-4, 4)
@@ -228,19 +235,22 @@ def _layout(scene: Scene, rng: random.Random) -> _Layout:
     jumping, second = scene.pose == "jumping", scene.second
     ground = rng.uniform(0.87, 0.93)
     lift = rng.uniform(0.15, 0.20) if jumping else 0.0
-    tall = 0.10 if scene.accessory in ("hat", "crown") else 0.0
+    wears = scene.accessory in ("hat", "crown")
+    tall, aside = 0.10 if wears else 0.0, 0.05 if wears and scene.pose == "lying" else 0.0
+    if wears and scene.pose == "upside down":
+        below = _hat_top(scene) / 100
     if second is None:
         size = rng.uniform(0.60, 0.70) - tall - (0.09 if jumping else 0.0)
-        x = rng.uniform(0.5 - 0.12, 0.5 + 0.12)
+        x = rng.uniform(0.5 - 0.12, 0.5 + 0.12) - aside
         return _Layout(size, x, ground - lift - below * size, degrees, ground)
     if second.relation == "on top of":
         other, size = rng.uniform(0.34, 0.38), rng.uniform(0.44, 0.50) - tall * 0.6
-        x, lift = rng.uniform(0.38, 0.62), lift * 0.6
+        x, lift = rng.uniform(0.38, 0.62) - aside, lift * 0.6
         top = ground - other * (0.98 - PROP_TOPS[second.kind] / 100)
         return _Layout(size, x, top - lift - below * size + 0.01, degrees, top, other, x, ground - 0.48 * other)
     side = rng.choice((-1, 1))
     size, other = rng.uniform(0.50, 0.55) - tall * 0.5, rng.uniform(0.36, 0.42)
-    x = 0.5 - side * rng.uniform(0.21, 0.23)
+    x = 0.5 - side * rng.uniform(0.21, 0.23) - aside
     y, second_x = ground - lift - below * size, 0.5 + side * rng.uniform(0.25, 0.28)
     return _Layout(size, x, y, degrees, ground, other, second_x, ground - 0.48 * other)
 
