@@ -9,7 +9,7 @@ import { fetchRun, fetchRunsInProgress } from "./training/server.js";
 const NODE_TYPE = "PersonalizeTrain";
 const RUN_PROPERTY = "personalize_run"; // saved with the workflow: which run to show again
 const MIN_HEIGHT = 500;
-const MIN_WIDTH = 520;
+const MIN_WIDTH = 540;
 const STYLES = ["./shared/theme.css", "./vendor/uplot-1.6.32/uPlot.min.css", "./training/panel.css"];
 
 /** node → its panel */

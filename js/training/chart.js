@@ -3,6 +3,8 @@ import uPlot from "../vendor/uplot-1.6.32/uPlot.mjs";
 import { formatTick } from "./format.js";
 
 const FONT = "11px system-ui, sans-serif";
+const WHOLE_STEPS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000];
+const MIN_PIXELS_BETWEEN_LABELS = 22;
 const LOOKS = {
   faint: { width: 1, alpha: 0.35 },
   plain: { width: 1.5, alpha: 1 },
@@ -61,22 +63,23 @@ export class TrainingChart {
         x: { time: false, range: (_, min, max) => (min === max ? [min - 1, max + 1] : [min, max]) },
         y: logarithmic ? { distr: 3, range: logarithmicRange, clamp: slightlyAboveTheEdge } : {},
       },
-      axes: [this.#axis({ values: wholeSteps, size: 28 }), this.#axis({ values: valueLabels, size: 54 })],
+      axes: [this.#axis({ incrs: WHOLE_STEPS, size: 28 }), this.#axis({ values: valueLabels, size: 54 })],
       series: [{}, ...lines.map((line) => this.#series(line))],
       hooks: { setCursor: [(plot) => this.#onCursor(plot.cursor.idx ?? null)] },
     };
   }
 
   #axis(options) {
-    const line = { stroke: () => this.#color("--pz-grid"), width: 1, filter: powersOfTen };
-    return { stroke: () => this.#color("--pz-axis"), font: FONT, grid: line, ticks: { ...line, size: 4 }, ...options };
+    const line = { stroke: () => this.#color("--pz-grid"), width: 1, filter: roundValues };
+    const labels = { stroke: () => this.#color("--pz-axis"), font: FONT, filter: roundValues };
+    return { ...labels, grid: line, ticks: { ...line, size: 4 }, ...options };
   }
 
   #series({ name, look, color }) {
     const stroke = () => this.#color(lineColor(color));
     return {
       label: name, show: this.isLineShown(name), stroke, ...LOOKS[look],
-      points: { filter: lonelyPoints, size: 5, fill: stroke },
+      points: { show: false, filter: lonelyPoints, size: 5, fill: stroke },
     };
   }
 
@@ -100,13 +103,18 @@ export const lineColor = (index) => `--pz-line-${index % 8}`;
 
 const valueLabels = (_, splits) => splits.map(formatTick);
 
-/** On a logarithmic axis, nine grid lines a decade would hide the lines that count. */
-function powersOfTen(plot, splits, axis) {
-  if (plot.scales[plot.axes[axis].scale].distr !== 3) return splits;
-  return splits.map((split) => (Math.abs(Math.log10(split) % 1) < 1e-6 ? split : null));
+/** On a logarithmic axis: powers of ten that are far enough from each other; 1, 2, 5, 10, … where they are very far. */
+function roundValues(plot, splits, axis) {
+  const { scale } = plot.axes[axis];
+  if (plot.scales[scale].distr !== 3) return splits;
+  const decade = Math.abs(plot.valToPos(1, scale) - plot.valToPos(10, scale));
+  const every = Math.ceil(MIN_PIXELS_BETWEEN_LABELS / decade);
+  const firstDigits = decade > 5 * MIN_PIXELS_BETWEEN_LABELS ? ["1", "2", "5"] : ["1"];
+  return splits.map((split) => {
+    const [digits, exponent] = split.toExponential(3).split("e");
+    return Number(exponent) % every === 0 && firstDigits.includes(digits.replace(/\.?0+$/, "")) ? split : null;
+  });
 }
-
-const wholeSteps = (_, splits) => splits.map((step) => (Number.isInteger(step) ? String(step) : ""));
 
 /** uPlot asks for the range of the positive values; there may be none. */
 function logarithmicRange(plot, min, max) {
@@ -118,8 +126,7 @@ function logarithmicRange(plot, min, max) {
 const slightlyAboveTheEdge = (_plot, _value, min, max) => min * (max / min) ** 0.02;
 
 /** Where to draw a dot although lines are drawn: at a value between two gaps, which no line would reach. */
-function lonelyPoints(plot, line, areAllShown) {
-  if (areAllShown) return null;
+function lonelyPoints(plot, line) {
   const values = plot.data[line];
   const neighbour = (index, way) => {
     do index += way; while (values[index] === undefined && index > 0 && index < values.length);
