@@ -54,10 +54,12 @@ def draw_batch(corpus: Corpus, rows: int, empty: torch.Tensor, visual: int) -> l
 
 
 def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoencoder_file: Path, oracle_file: Path, *,
-                    start: Path | None = None,
-                    name: str = "miniature", batch: int = 64, shards: int = 24,
+                    start: Path | None = None, name: str = "miniature", batch: int = 64, shards: int = 24,
                     workers: int = 0, pictures: int = PICTURES) -> bool:
-    """Train until the deadline (False) or until ``pictures`` were seen (True when the oracle's gates are passed)."""
+    """Train until the deadline (False) or until ``pictures`` were seen (True when the oracle's gates are passed).
+
+    ``name``: "miniature" (SD1.x) or "miniature_xl" (its SDXL twin); the folder gets its .pt, .safetensors and .png.
+    """
     files = make_shards(folder, autoencoder_file, shards, workers, on, deadline)
     if not files:
         return False

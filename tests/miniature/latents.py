@@ -42,8 +42,10 @@ def _reference(target: Scene, rng: random.Random) -> Scene:
 
 
 def _shard_file(folder: Path, autoencoder_file: Path, number: int) -> Path:
-    digest = hashlib.sha256(autoencoder_file.read_bytes()).hexdigest()[:10]
-    return folder / "latents" / f"{digest}-{number:04d}.safetensors"
+    weights = hashlib.sha256()
+    for _, tensor in sorted(load_file(autoencoder_file).items()):
+        weights.update(tensor.numpy().tobytes())
+    return folder / "latents" / f"{weights.hexdigest()[:10]}-{number:04d}.safetensors"
 
 
 @torch.no_grad()
