@@ -113,6 +113,33 @@ def test_run_of_the_main_workflow_leaves_what_the_readme_says(template_server):
     assert re.fullmatch(r"embedding:example-toy-[0-9a-f]{8}/example-toy-000003", report["saved"][-1]["embeddings"][0])
 
 
+def default_of(kind: str | list, options: dict | None = None) -> object:
+    """The value a new node has in a widget."""
+    choices = kind if isinstance(kind, list) else (options or {}).get("options", [None])
+    return (options or {}).get("default", choices[0])
+
+
+PATCHES = ("FreeU_V2", "PerturbedAttentionGuidance", "SelfAttentionGuidance", "HyperTile", "TomePatchModel", "RescaleCFG",
+           "PatchModelAddDownscale", "DifferentialDiffusion", "ModelSamplingDiscrete")
+
+
+@pytest.mark.parametrize("node", PATCHES)
+def test_main_workflow_works_with_a_model_that_another_node_has_patched(node, template_server):
+    """Trains on the patched model and draws with it: README, "With other nodes"."""
+    definitions = template_server.get("/object_info")
+    document = quick(json.loads((PACK / "workflows" / "train_embedding_core.json").read_text(encoding="utf-8")), definitions)
+    larger = {"PersonalizeSubject": {"size": 128}, "EmptyLatentImage": {"width": 128, "height": 128}}  # some halve it again
+    prompt = to_prompt(with_values(document, definitions, larger), definitions)
+    widgets = {name: default_of(*declared) for name, declared in definitions[node]["input"]["required"].items() if name != "model"}
+    for entry in prompt.values():
+        if entry["inputs"].get("model") == ["1", 0]:
+            entry["inputs"]["model"] = ["patch", 0]
+    prompt["patch"] = {"class_type": node, "inputs": {"model": ["1", 0], **widgets}}
+    run = template_server.run(prompt)
+    report = next(output["personalize_training"][0] for output in run.outputs.values() if "personalize_training" in output)
+    assert [record["step"] for record in report["history"]] == [1, 2, 3] and report["previews"]
+
+
 # ---------------------------------------------------------------------------------------------- the frozen schema
 def described(schema) -> dict:
     """What saved workflows depend on: order, types and defaults of inputs, order and types of outputs."""

@@ -19,6 +19,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 
 from ..attention.layers import AttentionLayer, attention_layers, unet_of
 from ..text.encode import differentiable_text_model
+from .block_patches import differentiable_patches
 
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -57,6 +58,7 @@ class Session:
         for kind in ("wrappers", "callbacks"):
             comfy.patcher_extension.merge_nested_dicts(options.setdefault(kind, {}), getattr(self.model, kind),
                                                        copy_dict1=False)
+        options["patches"] = differentiable_patches(options.get("patches", {}))
         options.update(cond_or_uncond=[0], uuids=[None], sigmas=sigma, sample_sigmas=sigma)
         # sage, flash and the chunked CPU attention have no backward pass
         options["optimized_attention_override"] = lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)
