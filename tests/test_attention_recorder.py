@@ -74,8 +74,8 @@ def test_layers_are_in_execution_order(run):
 def test_maps_equal_naive_loops(run):
     layers = run.layers[::3]
     positions = ((1, 5, 76), (2, 2, 0))
-    with torch.no_grad(), projections(run.unet) as seen, \
-            AttentionRecorder(run.unet, [Wanted(layers), Wanted(layers, "pixels", positions), Wanted(layers, "pixels")]) as rec:
+    wanted = [Wanted(layers), Wanted(layers, "pixels", positions), Wanted(layers, "pixels")]
+    with torch.no_grad(), projections(run.unet) as seen, AttentionRecorder(run.unet, wanted) as rec:
         run()
     means, chosen, everything = rec.maps
     for i, layer in enumerate(layers):
@@ -113,7 +113,8 @@ def test_keys_of_another_prompt(run, keys_rows, tokens):
 
 def test_long_prompt(run15):
     context = torch.randn(2, 154, run15.context.shape[2])
-    with torch.no_grad(), projections(run15.unet) as seen, AttentionRecorder(run15.unet, [Wanted(run15.layers[:2])]) as rec:
+    wanted = [Wanted(run15.layers[:2])]
+    with torch.no_grad(), projections(run15.unet) as seen, AttentionRecorder(run15.unet, wanted) as rec:
         run15(context)
     for layer, found in zip(run15.layers, rec.maps[0]):
         assert torch.allclose(found, naive_attention(*seen[layer.order][1], layer.heads).mean((1, 2)), atol=1e-6)
@@ -139,7 +140,8 @@ def test_unet_in_bfloat16(run15):
     with projections(run15.unet) as seen, AttentionRecorder(run15.unet, [Wanted(run15.layers)]) as rec:
         run15()
     for layer, found in zip(run15.layers[:3], rec.maps[0]):
-        assert torch.allclose(found, naive_attention(*(p.float() for p in seen[layer.order][1]), layer.heads).mean((1, 2)), atol=1e-6)
+        query, key = (p.float() for p in seen[layer.order][1])
+        assert torch.allclose(found, naive_attention(query, key, layer.heads).mean((1, 2)), atol=1e-6)
     sum(found[:, 3].sum() for found in rec.maps[0]).backward()
     assert run15.context.grad.dtype == torch.bfloat16 and run15.context.grad[:, 3].abs().sum() > 0
 
@@ -181,7 +183,7 @@ def test_gradient_on_the_real_unet_equals_autograd_through_plain_softmax(run):
 
     for layer in layers:
         attention = transformer_block(run.unet, layer).attn2
-        hooks.append(attention.to_q.register_forward_hook(lambda m, a, out, layer=layer: queries.__setitem__(layer, out)))
+        hooks.append(attention.to_q.register_forward_hook(lambda m, a, out, i=layer: queries.__setitem__(i, out)))
         hooks.append(attention.to_k.register_forward_hook(on_key(layer)))
     run(context)
     for hook in hooks:

@@ -14,8 +14,8 @@ def loss_prompt(**changed) -> dict:
     inputs = {"prompt_set": ["1", 0], "preset": "as released", "formulas": "as released", "lambda_emb": 0.5,
               "lambda_attn": 2.0, "attention": "exact", "first_step": 1, "last_step": 0}
     return {"1": {"class_type": "PersonalizePromptSet", "inputs": {
-                "subject": "inanimate", "background": True, "action": True, "outfit": True, "style": True, "colour": True,
-                "file": "none", "own_prompts": ""}},
+                "subject": "inanimate", "background": True, "action": True, "outfit": True, "style": True,
+                "colour": True, "file": "none", "own_prompts": ""}},
             "2": {"class_type": "PersonalizeDiffusionLoss", "inputs": {
                 "weight": 1.0, "background": 1.0, "first_step": 1, "last_step": 0}},
             "3": {"class_type": "PersonalizeCoReLoss", "inputs": {**inputs, **changed}}}
@@ -50,8 +50,9 @@ def test_custom(execute, formulas, formula):
 
 
 def test_a_weight_of_zero_leaves_its_loss_out(execute):
-    assert [t.name for t in loss(execute, preset="custom", lambda_emb=0.0, previous=["2", 0])] == ["diffusion", BOTH[1]]
-    assert [t.name for t in loss(execute, preset="custom", lambda_attn=0.0, previous=["2", 0])] == ["diffusion", BOTH[0]]
+    for zero, other in (("lambda_emb", BOTH[1]), ("lambda_attn", BOTH[0])):
+        terms = loss(execute, preset="custom", previous=["2", 0], **{zero: 0.0})
+        assert [term.name for term in terms] == ["diffusion", other]
 
 
 def test_it_joins_the_chain(execute):

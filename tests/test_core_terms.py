@@ -45,7 +45,8 @@ def core_run(checkpoint, concepts, terms, parts=(EmbeddingPart(),), rows=2, **se
                      for c in concepts)
     with torch.inference_mode(), training_session(model, clip) as session:
         data = encode_pictures(vae, session.model, subjects, 0)
-        attached = [part.attach(TrainingRun(session.model, session.clip, subjects, session.device, 0)) for part in parts]
+        run = TrainingRun(session.model, session.clip, subjects, session.device, 0)
+        attached = [part.attach(run) for part in parts]
         session.load()
         trained = {name for part in attached for name in part.learned_vectors()}
         frozen = {c.placeholder: initial_vectors(c, clip) for c in concepts if c.placeholder not in trained}
@@ -155,7 +156,8 @@ def test_text_before_the_subject_contributes_nothing(any_checkpoint):
             text = trainer.objective.text
             encodes = term.needs(batch, text, torch.Generator()).encodes
             with torch.no_grad():
-                found = [trainer.session.clip.encode_from_tokens(_tokens(trainer, e.tokens[0], c)) for e in encodes.values()]
+                found = [trainer.session.clip.encode_from_tokens(_tokens(trainer, e.tokens[0], c))
+                         for e in encodes.values()]
             position = encodes["object"].tokens[0].span("subject")[0]
             assert torch.equal(found[0][:, :position], found[1][:, :position])
             values[before] = trainer.objective.backward(batch, 1.0)["context embedding"] * (position + 1)
@@ -217,7 +219,7 @@ def test_gradients_equal_finite_differences(kind, request, formula, which):
 
 
 def _value(trainer, batch, term, reference_at, shift):
-    """The term's value; for the estimate the reference keeps the queries of the unshifted vector, as its gradient does."""
+    """The term's value; for the estimate the reference keeps the unshifted vector's queries, as its gradient does."""
     if not getattr(term, "estimate", False):
         return trainer.objective.backward(batch, 1.0)[term.name]
     shifted = _results(trainer, batch, term)
@@ -271,7 +273,8 @@ def test_reference_stays_the_original_model(sd15):
         with torch.no_grad():
             for parameter in trainer.parts[1].groups[0].params:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-        assert all(torch.equal(a, b) for a, b in zip(reference, _results(trainer, batch, trainer.terms[1]).maps["reference"]))
+        again = _results(trainer, batch, trainer.terms[1]).maps["reference"]
+        assert all(torch.equal(a, b) for a, b in zip(reference, again))
         assert trainer.objective.backward(batch, 1.0)["context attention"] != pytest.approx(expected[1], rel=1e-2)
         assert all(p.grad is not None and p.grad.isfinite().all() for p in trainer.parts[1].groups[0].params[:20])
 
@@ -286,7 +289,7 @@ def test_concept_without_class_words_is_refused(sd15):
 # ------------------------------------------------------------------------------------------------ cost and learning
 @pytest.mark.parametrize("estimate, runs", [(False, 3), (True, 1)], ids=["exact", "estimate"])
 def test_runs_of_the_denoiser(sd15, estimate, runs):
-    """Exact: diffusion, object, reference, the last two without what follows the last cross-attention. Estimate: one."""
+    """Exact: diffusion, object, reference, the last two only up to the last cross-attention. Estimate: one."""
     with core_run(sd15, [concept(sd15.clip)], (DiffusionLoss(), *both(DESERT, estimate=estimate))) as (trainer, batch):
         unet = trainer.session.model.model.diffusion_model
         started, ended = [], []

@@ -21,7 +21,8 @@ PROMPT = "a photo of <my-dog> in the red desert"
 
 def concept(clip, placeholder="<my-dog>", class_words="dog", seed=1, count=1) -> Concept:
     draw = torch.Generator().manual_seed(seed)
-    vectors = {e.key: 4 * e.table.float().std() * torch.randn(count, e.width, generator=draw) for e in text_encoders(clip)}
+    vectors = {e.key: 4 * e.table.float().std() * torch.randn(count, e.width, generator=draw)
+               for e in text_encoders(clip)}
     return Concept(placeholder, class_words, class_words, count).with_vectors(vectors, {"run": "earlier"})
 
 

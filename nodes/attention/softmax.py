@@ -1,4 +1,4 @@
-"""Softmax attention averaged over heads, without keeping the maps of single heads: they are computed again for gradients."""
+"""Softmax attention averaged over heads; the maps of single heads are not kept but computed again for gradients."""
 from __future__ import annotations
 
 import torch

@@ -21,14 +21,15 @@ RELEASED_BATCH = 6
 def aligned_context(object_tokens: PromptTokens, reference_tokens: PromptTokens) -> Pairs:
     """Positions (object, reference) of the same context token in both prompts.
 
-    Starts and ends are paired chunk by chunk, words in their order, so that S* and the class words may differ in length.
+    Starts and ends are paired chunk by chunk, words in their order: S* and the class words may differ in length.
     Raises ValueError if the prompts differ in more than the subject.
     """
     ours, theirs = object_tokens.context(), reference_tokens.context()
     words = [[position for chunk in side for position in chunk[1:-1]] for side in (ours, theirs)]
     if len(words[0]) != len(words[1]):
-        raise ValueError(f"Prompts '{object_tokens.text}' and '{reference_tokens.text}' differ in more than the subject: "
-                         f"{len(words[0])} and {len(words[1])} other tokens; take another placeholder or class word.")
+        raise ValueError(f"Prompts '{object_tokens.text}' and '{reference_tokens.text}' differ in more than the "
+                         f"subject: {len(words[0])} and {len(words[1])} other tokens; take another placeholder or "
+                         "class word.")
     edges = [(mine[i], other[i]) for mine, other in zip(ours, theirs) for i in (0, -1)]
     return tuple(sorted(edges + list(zip(*words))))
 
@@ -38,8 +39,8 @@ def context_embedding_loss(object_: Tensor, reference: Tensor, pairs: Sequence[P
     """Mean cosine distance of the context tokens' output embeddings (CoRe Eq. 3), mean over rows, 0…2.
 
     object_: (R, T, C); reference: (R or 1, T', C). pairs: per row, or one for all rows.
-    axis: "feature" is Eq. 3, Σ_i (1 − cos(E(v_i), E(v'_i))) / m; "token" is what the authors' code computes: for each of
-        the C features one cosine over the m tokens.
+    axis: "feature" is Eq. 3, Σ_i (1 − cos(E(v_i), E(v'_i))) / m; "token" is what the authors' code computes: for each
+        of the C features one cosine over the m tokens.
     """
     dim = {"feature": -1, "token": -2}[axis]
 

@@ -25,32 +25,36 @@ class CoReLoss(io.ComfyNode):
         """The node's inputs and outputs."""
         return io.Schema(
             node_id="PersonalizeCoReLoss", display_name="CoRe Loss", category=CATEGORY,
-            description="Keeps the subject's word from disturbing the rest of a prompt: in prompts of every kind, the other "
-                        "words must be encoded, and attended to, as they are with the class word. Chain it after "
-                        "Diffusion Loss.",
+            description="Keeps the subject's word from disturbing the rest of a prompt: in prompts of every kind, the "
+                        "other words must be encoded, and attended to, as they are with the class word. Chain it "
+                        "after Diffusion Loss.",
             search_aliases=["context regularization", "editability", "prompt following", "regularization"],
             inputs=[
-                PromptSetType.Input("prompt_set", tooltip="Prompts in which the subject's word is compared with its class "
-                                                          "words; a new one is drawn in each step. CoRe: the set of the "
-                                                          "subject's kind, about 100 prompts."),
+                PromptSetType.Input("prompt_set",
+                                    tooltip="Prompts in which the subject's word is compared with its class words; a "
+                                            "new one is drawn in each step. CoRe: the set of the subject's kind, "
+                                            "about 100 prompts."),
                 io.Combo.Input("preset", options=[*PRESETS, CUSTOM],
-                               tooltip="as released: formulas and weights of the authors' code. Eqs. 3–4: the paper's "
-                                       "equations, weighted to pull equally hard at the start. custom: the three inputs "
-                                       "below."),
+                               tooltip="as released: formulas and weights of the authors' code. Eqs. 3–4: the "
+                                       "paper's equations, weighted to pull equally hard at the start. custom: the "
+                                       "three inputs below."),
                 io.Combo.Input("formulas", options=list(PRESETS),
-                               tooltip="Formulas of the preset custom. as released: cosine over the tokens, squares of "
-                                       "every layer, sum over 6 rows. Eqs. 3–4: cosine over the features, square of the "
-                                       "mean over all layers."),
+                               tooltip="Formulas of the preset custom. as released: cosine over the tokens, squares "
+                                       "of every layer, sum over 6 rows. Eqs. 3–4: cosine over the features, square "
+                                       "of the mean over all layers."),
                 _weight("lambda_emb", RELEASED.embedding, "λ_emb, weight of the context embedding loss", "0.00015"),
                 _weight("lambda_attn", RELEASED.attention, "λ_attn, weight of the context attention loss", "0.05"),
                 io.Combo.Input("attention", options=list(ATTENTION),
-                               tooltip="exact: two more runs of the U-Net in each step, as in the paper. estimate: the "
-                                       "queries of the diffusion loss's own run for both prompts; costs next to nothing."),
-                io.Int.Input("first_step", default=1, min=1, max=1000000, tooltip="First step at which it acts. CoRe: 1."),
+                               tooltip="exact: two more runs of the U-Net in each step, as in the paper. estimate: "
+                                       "the queries of the diffusion loss's own run for both prompts; costs next to "
+                                       "nothing."),
+                io.Int.Input("first_step", default=1, min=1, max=1000000,
+                             tooltip="First step at which it acts. CoRe: 1."),
                 io.Int.Input("last_step", default=0, min=0, max=1000000,
                              tooltip="Last step at which it acts; 0 for the end, as in CoRe."),
                 LossType.Input("previous", optional=True,
-                               tooltip="Other losses that act at the same time: Diffusion Loss for the paper's objective."),
+                               tooltip="Other losses that act at the same time: Diffusion Loss for the paper's "
+                                       "objective."),
             ],
             outputs=[LossType.Output(display_name="loss", tooltip="The objective: for Train, or for another loss.")])
 
@@ -83,20 +87,21 @@ class CoReTestTime(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model that will draw, with its LoRAs, for example of the second "
                                                 "stage."),
                 io.Clip.Input("clip", tooltip="Text encoder of the same checkpoint."),
-                ConceptType.Input("concept", tooltip="What was learned: from Train or Load Concept. With several, those "
-                                                     "in the prompt are refined."),
+                ConceptType.Input("concept", tooltip="What was learned: from Train or Load Concept. With several, "
+                                                     "those in the prompt are refined."),
                 io.String.Input("prompt", default="a photo of {} on the beach", multiline=True,
                                 tooltip="The prompt to draw, with the placeholder in one place, or with {} for it."),
                 io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Steps of the optimiser. CoRe: 10."),
                 io.Float.Input("learning_rate", default=5e-4, min=0.0, max=1.0, step=1e-7, round=False,
                                tooltip="Step size of AdamW, 0 to 1. CoRe: 0.0005."),
                 io.Combo.Input("preset", options=list(PRESETS),
-                               tooltip="Formulas and weights as for CoRe Loss; only the ratio of the weights matters here."),
+                               tooltip="Formulas and weights as for CoRe Loss; only the ratio of the weights matters "
+                                       "here."),
                 io.Int.Input("batch_size", default=6, min=1, max=64,
                              tooltip="Noised latents a step looks at. CoRe: 6. Fewer are faster."),
                 io.Int.Input("size", default=512, min=64, max=4096, step=8,
-                             tooltip="Width and height in pixels of the noise that is looked at when neither latent nor "
-                                     "subject is connected: 512 for SD1.x, 768 for SD2.x, 1024 for SDXL."),
+                             tooltip="Width and height in pixels of the noise that is looked at when neither latent "
+                                     "nor subject is connected: 512 for SD1.x, 768 for SD2.x, 1024 for SDXL."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
                              tooltip="Start of the draws of noise and timesteps."),
                 io.Latent.Input("latent", optional=True,
@@ -108,7 +113,8 @@ class CoReTestTime(io.ComfyNode):
             ],
             outputs=[
                 ConceptType.Output(display_name="concept", tooltip="The concept, refined for this prompt only."),
-                io.Conditioning.Output(display_name="conditioning", tooltip="The prompt with it: positive of a sampler."),
+                io.Conditioning.Output(display_name="conditioning",
+                                       tooltip="The prompt with it: positive of a sampler."),
                 io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step, for Plot Loss Graph."),
             ])
 
@@ -119,7 +125,8 @@ class CoReTestTime(io.ComfyNode):
         if subject and latent is not None:
             raise ValueError("latent and subject are both connected; connect one of them, or none.")
         if subject and vae is None:
-            raise ValueError("subject is connected but vae is not; connect the checkpoint's VAE to encode its pictures.")
+            raise ValueError("subject is connected but vae is not; connect the checkpoint's VAE, which encodes the "
+                             "pictures.")
         prompt = prompt.replace("{}", concept[0].placeholder)
         how = Refinement(prompt, PRESETS[preset], steps, learning_rate, batch_size, seed)
         bar, losses = comfy.utils.ProgressBar(steps), []

@@ -8,9 +8,9 @@ from .terms import ContextAttentionLoss, ContextEmbeddingLoss, Formula
 
 # What a loss by the paper's equation is multiplied by to pull on the vectors as hard as the authors' formula does: the
 # median ratio of both gradients' norms. Measured by tests/bench/core_weights.py --checkpoint sd15-size --size 256
-# --batch 2 at the second step (at the first all are zero), on random weights of SD1.5's topology with the text encoder's
-# real size: 2.66 (quartiles 2.4 to 2.8) and 15.2 (13 to 22); at 64 px 2.78 and 24.6. Smaller random models give 1.3 to
-# 1.7 and 11 to 56.
+# --batch 2 at the second step (at the first all are zero), on random weights of SD1.5's topology with a text encoder of
+# the real size: 2.66 (quartiles 2.4 to 2.8) and 15.2 (13 to 22); at 64 px 2.78 and 24.6. Smaller random models give 1.3
+# to 1.7 and 11 to 56.
 EMBEDDING_FACTOR = 2.7
 ATTENTION_FACTOR = 15.0
 
@@ -38,8 +38,8 @@ def core_terms(templates: tuple[str, ...], weighting: Weighting, estimate: bool 
     Raises ValueError if there is no template.
     """
     if not templates:
-        raise ValueError("prompt_set is empty, but CoRe compares prompts; choose a subject on the Prompt Set node or write "
-                         "prompts of your own there.")
+        raise ValueError("prompt_set is empty, but CoRe compares prompts; choose a subject on the Prompt Set node or "
+                         "write prompts of your own there.")
     terms = (ContextEmbeddingLoss(templates, weighting.embedding, weighting.formula, window),
              ContextAttentionLoss(templates, weighting.attention, weighting.formula, estimate, window))
     return tuple(term for term in terms if term.weight)

@@ -63,7 +63,8 @@ class ContextAttentionLoss:
         prompts = _both_prompts(self.templates, batch, text, rng)
         if self.estimate:
             shared = subject_pass(batch, text)
-            return Needs(prompts, maps={side: Maps(shared, text.layers, keys=prompt) for side, prompt in prompts.items()})
+            return Needs(prompts, maps={side: Maps(shared, text.layers, keys=prompt)
+                                        for side, prompt in prompts.items()})
         last = text.layers[-1]
         passes = {side: Pass(prompt, grad=prompt.grad, until=last, original=prompt.original)
                   for side, prompt in prompts.items()}
@@ -103,8 +104,8 @@ def _pairs(objects: Sequence[PromptTokens], references: Sequence[PromptTokens]) 
 def _whole(means: Tensor, tokens: Sequence[PromptTokens]) -> Tensor:
     """(rows, T) with each token's attention in its first place.
 
-    ComfyUI repeats the shorter prompts of a batch up to the longest one's length, which spreads a token's attention over
-    the copies.
+    ComfyUI repeats the shorter prompts of a batch up to the longest one's length, which spreads a token's attention
+    over the copies.
     """
     if all(prompt.length == means.shape[1] for prompt in tokens):
         return means

@@ -41,8 +41,8 @@ class Scene:
     """What the denoiser looks at meanwhile: the subjects' pictures, or other latents.
 
     subjects: links of the SUBJECT chain, or none; then vae encodes their pictures, as released.
-    latents: (N, C, h, w) in the model's space, used if there are no subjects. Empty ones (zeros) only give the size: the
-        denoiser then sees them at the later half of its timesteps alone, where a picture would hardly show either.
+    latents: (N, C, h, w) in the model's space, used if there are no subjects. Empty ones (zeros) only give the size:
+        the denoiser then sees them at the later half of its timesteps alone, where a picture would hardly show either.
     """
 
     latents: Tensor
@@ -73,8 +73,8 @@ def template_of(prompt: str, placeholder: str) -> str:
     """`prompt` with {} in the one place of `placeholder`. Raises ValueError if there are more."""
     parts = re.split(placeholder_pattern(placeholder), prompt)
     if len(parts) != 2:
-        raise ValueError(f"The prompt '{prompt}' holds {placeholder} {len(parts) - 1} times, but CoRe compares prompts with "
-                         "the subject in one place; write it once.")
+        raise ValueError(f"The prompt '{prompt}' holds {placeholder} {len(parts) - 1} times, but CoRe compares prompts "
+                         "with the subject in one place; write it once.")
     return "{}".join(parts)
 
 
@@ -108,8 +108,9 @@ def _pictures_of(concept: Concept, subjects: Sequence[Subject]) -> tuple[Picture
     for subject in subjects:
         if subject.concept.placeholder == concept.placeholder:
             return subject.pictures
-    raise ValueError(f"subject holds pictures of {', '.join(s.concept.placeholder for s in subjects)} but the prompt is "
-                     f"about {concept.placeholder}; connect its Subject, or none.")
+    shown = ", ".join(subject.concept.placeholder for subject in subjects)
+    raise ValueError(f"subject holds pictures of {shown} but the prompt is about {concept.placeholder}; connect its "
+                     "Subject, or none.")
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""How much harder CoRe's losses pull as the authors released them than by Eqs. 3–4: the factors in nodes/core/presets.py.
+"""How much harder CoRe's losses pull as released than by Eqs. 3–4: the factors in nodes/core/presets.py.
 
 At the very first step every one of them is zero and flat, because training starts from the class word. So one step of
-the diffusion loss is taken (AdamW, 0.005), and the gradients of the four losses in the vector are measured in the second,
-for the same prompt, pictures, noise and timesteps.
+the diffusion loss is taken (AdamW, 0.005), and the gradients of the four losses in the vector are measured in the
+second, for the same prompt, pictures, noise and timesteps.
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LOSSES = ("embedding", "attention")
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", nargs="+", default=["sd15", "sd21", "sdxl", SIZED],
-                        help=f"kinds of random checkpoints, {SIZED} for one with the real text encoder's size, or files")
+                        help=f"kinds of random checkpoints, {SIZED} for one with a text encoder of real size, or files")
     parser.add_argument("--pictures", type=Path, default=PACK / "workflows" / "assets" / "example-toy")
     parser.add_argument("--class-words", default="toy")
     parser.add_argument("--size", type=int, default=64, help="pixels of a picture's side (default 64)")

@@ -74,7 +74,8 @@ def attention_loss(ours, theirs, our_kept, their_kept, released: bool) -> float:
     for our_maps, their_maps, mine, others in zip(ours, theirs, our_kept, their_kept, strict=True):
         squares = []
         for i, j in zip(mine, others, strict=True):
-            layers = [float(m[..., i].double().mean() - n[..., j].double().mean()) for m, n in zip(our_maps, their_maps)]
+            layers = [float(m[..., i].double().mean() - n[..., j].double().mean())
+                      for m, n in zip(our_maps, their_maps)]
             if released:
                 squares.append(sum(x * x for x in layers) / len(layers))
             else:
