@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -56,9 +57,10 @@ def test_a_step_moves_only_the_vectors(any_checkpoint):
 
 
 def test_micro_batches_give_the_same_step(sd15):
-    whole = train(sd15, Settings(steps=3, batch_size=4))
-    parts = train(sd15, Settings(steps=3, batch_size=4, micro_batch=1))
-    torch.testing.assert_close(parts[1]["<my-dog>"]["clip_l"], whole[1]["<my-dog>"]["clip_l"], atol=2e-5, rtol=1e-4)
+    """SGD moves by the gradient itself; Adam would blow up a rounding error where a gradient is almost zero."""
+    settings = Settings(steps=3, batch_size=4, optimizer="SGD")
+    whole, parts = (train(sd15, replace(settings, micro_batch=rows)) for rows in (0, 1))
+    torch.testing.assert_close(parts[1]["<my-dog>"]["clip_l"], whole[1]["<my-dog>"]["clip_l"], atol=1e-6, rtol=1e-4)
     assert [r["loss"] for r in parts[0].history] == pytest.approx([r["loss"] for r in whole[0].history], rel=1e-4)
 
 
