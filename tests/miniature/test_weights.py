@@ -1,0 +1,31 @@
+"""The committed weights are what their metadata claims."""
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from miniature.autoencoder import HELD_OUT, WEIGHTS, decibels, load_autoencoder, reconstruct
+from miniature.data import draw_all, masks_tensor, pictures_tensor, scenes
+
+
+@pytest.mark.slow
+def test_autoencoder_reconstructs_held_out_scenes_as_well_as_it_says():
+    with safe_open(WEIGHTS, "pt") as opened:
+        claimed = opened.metadata()
+    assert WEIGHTS.stat().st_size <= 5_000_000
+    drawings = draw_all(scenes(HELD_OUT, "held_out", 1))
+    pictures = pictures_tensor(drawings)
+    rebuilt = reconstruct(load_autoencoder(), pictures)
+    assert decibels(pictures, rebuilt) == pytest.approx(float(claimed["held_out_db"]), abs=0.3)
+    subject = decibels(pictures, rebuilt, masks_tensor(drawings))
+    assert subject == pytest.approx(float(claimed["held_out_subject_db"]), abs=0.3)
+
+
+def test_latents_are_neither_clamped_nor_idle():
+    """The decoder squashes latents at ±3, so almost all must stay within; and every channel must carry something."""
+    pictures = pictures_tensor(draw_all(scenes(8, "held_out", 78)))
+    with torch.no_grad():
+        latents = load_autoencoder()["encoder"](pictures)
+    assert (latents.abs() < 3).float().mean() > 0.98
+    assert latents.std((0, 2, 3)).min() > 0.05
