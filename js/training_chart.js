@@ -20,7 +20,7 @@ const queuedNames = new WeakMap();
 // Not in setup(): a page that is loaded during a training gets messages before that.
 api.addEventListener("personalize.training", ({ detail }) => onTrainingMessage(detail));
 api.addEventListener("promptQueued", () => forEachPanel((_, node) => rememberName(node)));
-api.addEventListener("execution_start", () => forEachPanel((panel) => panel.update((history) => history.clearMessages())));
+api.addEventListener("execution_start", () => forEachPanel(forgetMessages));
 api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail));
 api.addEventListener("executing", ({ detail }) => onExecuting(detail));
 api.addEventListener("reconnected", () => forEachPanel((_, node) => restore(node)));
@@ -83,6 +83,8 @@ function onTrainingMessage(message) {
   if (continuesUnseenSteps) restore(node);
 }
 
+const forgetMessages = (panel) => panel.update((history) => history.clearMessages());
+
 function onExecutionError({ node_id, exception_message }) {
   const panel = panels.get(findNode(node_id));
   panel?.update((history) => history.error || history.fail(exception_message?.trim()));
@@ -96,9 +98,10 @@ function onExecuting(executingId) {
   });
 }
 
-/** Shows the node's run in progress, or else its last one: after a workflow or the page was loaded, or the server came back. */
+/** Shows the node's run in progress, or else its last one: after loading, or when the server came back. */
 async function restore(node) {
-  const inProgress = (await fetchRunsInProgress()).find((entry) => findNode(entry.node) === node && isRunOf(node, entry));
+  const isOurs = (entry) => findNode(entry.node) === node && isRunOf(node, entry);
+  const inProgress = (await fetchRunsInProgress()).find(isOurs);
   const run = inProgress?.run ?? node.properties[RUN_PROPERTY];
   const data = run ? await fetchRun(run) : null;
   node.properties[RUN_PROPERTY] = run;

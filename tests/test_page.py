@@ -104,7 +104,8 @@ def test_norms_that_are_all_zero_are_drawn(classic_panel):
 
 def test_norms_of_some_steps_are_joined(classic_panel):
     classic_panel.tell({"kind": "start", "total": 41, "first_step": 0, "resumed_from": 0},
-                       *(step(n, 0.1, 41, norms={"diffusion|embedding": 1.0} if n % 10 == 1 else {}) for n in range(1, 42)))
+                       *(step(n, 0.1, 41, norms={"diffusion|embedding": 1.0} if n % 10 == 1 else {})
+                         for n in range(1, 42)))
     classic_panel.show("gradients")
     columns = [column for column, *_ in classic_panel.ink(1)]
     assert max(after - before for before, after in zip(columns, columns[1:])) < 4
@@ -120,12 +121,8 @@ def test_rate_and_unmeasured_views(panel):
 
 def test_pointer_reads_values_on_a_zoomed_canvas(panel):
     panel.tell_steps([n / 100 for n in range(1, 101)])
-    over = panel.root.locator(".u-over")
-    box = over.bounding_box()
     assert panel.ui.js("() => window.app.canvas.ds.scale") != 1
-    panel.ui.page.mouse.move(box["x"] + box["width"] * 49 / 99, box["y"] + box["height"] / 2)
-    panel.ui.settle(100)
-    assert "total, each step 0.5 " in panel.text("legend")
+    assert panel.legend_at(49 / 99).startswith("total, each step 0.5 ")
 
 
 def test_state_time_left_and_end_message(panel):
@@ -135,7 +132,8 @@ def test_state_time_left_and_end_message(panel):
     panel.tell({"kind": "start", "total": 10, "first_step": 0, "resumed_from": 0}, step(4, 0.2, 10, seconds_left=130))
     assert (panel.text("state"), panel.text("figures")) == ("Step 4 of 10", "loss 0.2 · 2 min 10 s left")
     assert all(panel.command_buttons().values())
-    panel.tell({"kind": "end", "step": 4, "total": 10, "stopped": True, "message": "Step 4 of 10 is saved: here.", "losses": {}})
+    panel.tell({"kind": "end", "step": 4, "total": 10, "stopped": True, "losses": {},
+                "message": "Step 4 of 10 is saved: here."})
     assert panel.text("state") == "my-subject-12345678: Step 4 of 10, stopped"
     assert panel.text("message") == "Step 4 of 10 is saved: here."
     assert not any(panel.command_buttons().values())
@@ -145,7 +143,8 @@ def test_run_of_another_workflow_is_not_shown(classic_panel):
     classic_panel.tell({"kind": "start", "total": 10, "run": "cat-12345678", "name": "cat"},
                        {**step(4, 0.2, 10), "run": "cat-12345678", "name": "cat"})
     assert classic_panel.text("state") == ""
-    classic_panel.tell({"kind": "start", "total": 10}, {"kind": "end", "step": 9, "total": 9, "run": "cat-12345678", "name": "cat"})
+    classic_panel.tell({"kind": "start", "total": 10},
+                       {"kind": "end", "step": 9, "total": 9, "run": "cat-12345678", "name": "cat"})
     assert classic_panel.text("state") == "Step 0 of 10"
 
 
@@ -171,21 +170,16 @@ def test_continued_run_keeps_its_first_steps(classic_panel):
     classic_panel.tell({"kind": "start", "total": 20, "first_step": 5, "resumed_from": 5},
                        *(step(n, 0.1, 20) for n in range(6, 9)))
     assert classic_panel.text("state") == "Step 8 of 20"
-    over = classic_panel.root.locator(".u-over").bounding_box()
-    seen = []
-    for part in (0.02, 0.98):
-        classic_panel.ui.page.mouse.move(over["x"] + over["width"] * part, over["y"] + over["height"] / 2)
-        classic_panel.ui.settle(100)
-        seen.append(classic_panel.text("legend").partition(" total, smoothed")[0])
-    assert seen == ["total, each step 0.5", "total, each step 0.1"]
+    assert classic_panel.legend_at(0.02).startswith("total, each step 0.5 ")
+    assert classic_panel.legend_at(0.98).startswith("total, each step 0.1 ")
 
 
 def test_result_of_a_cached_run_is_shown(panel):
     history = [{**step(n, 0.1 * n, 3), "kind": "step"} for n in (1, 2, 3)]
     panel.ui.js("""([id, output]) => window.comfyAPI.api.api.dispatchEvent(
         new CustomEvent('executed', {detail: {node: id, display_node: id, output, prompt_id: 'x'}}))""",
-                [panel.node_id, {"personalize_training": [{"run": "dog-1", "history": history, "previews": [], "saved": [],
-                                                           "message": "All is saved."}]}])
+                [panel.node_id, {"personalize_training": [
+                    {"run": "dog-1", "history": history, "previews": [], "saved": [], "message": "All is saved."}]}])
     panel.ui.settle(300)
     assert panel.text("state") == "dog-1: Step 3 of 3"
     assert panel.text("message") == "All is saved."
@@ -195,7 +189,8 @@ def test_result_of_a_cached_run_is_shown(panel):
 @pytest.mark.parametrize("output", [{}, {"personalize_training": []}, {"personalize_training": [{}]},
                                     {"personalize_training": [{"run": "x", "history": [{"step": 1}]}]}])
 def test_results_without_content_do_no_harm(classic_panel, output):
-    classic_panel.ui.js("([id, output]) => window.app.graph.getNodeById(id).onExecuted(output)", [classic_panel.node_id, output])
+    classic_panel.ui.js("([id, output]) => window.app.graph.getNodeById(id).onExecuted(output)",
+                        [classic_panel.node_id, output])
     classic_panel.ui.settle(300)
     assert classic_panel.root.is_visible()
 
@@ -215,8 +210,8 @@ def test_panel_stays_inside_the_node_and_when_zoomed_out(panel):
     assert panel.root.is_visible()
     left, top, width, height = panel.ui.js("""id => { const canvas = window.app.canvas, {scale, offset} = canvas.ds;
         const area = canvas.canvas.getBoundingClientRect(), box = window.app.graph.getNodeById(id).boundingRect;
-        return [area.x + (box[0] + offset[0]) * scale, area.y + (box[1] + offset[1]) * scale, box[2] * scale, box[3] * scale] }""",
-                                            panel.node_id)
+        const at = (i, start) => start + (box[i] + offset[i]) * scale;
+        return [at(0, area.x), at(1, area.y), box[2] * scale, box[3] * scale] }""", panel.node_id)
     box = panel.root.bounding_box()
     assert left <= box["x"] and box["x"] + box["width"] <= left + width + 1
     assert top <= box["y"] and box["y"] + box["height"] <= top + height + 2

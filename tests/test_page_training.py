@@ -74,6 +74,21 @@ def test_one_step(any_ui, start, request):
     assert re.search(r"→ \S+ \S+", panel.text("legend"))
 
 
+def test_cached_result_is_shown_by_a_page_that_never_saw_the_run(ui, start):
+    panel = start(ui, "cached", steps=2)
+    workflow = ui.workflow()
+    finished(ui)
+    ui.open()
+    ui.load_workflow(workflow)
+    assert panel.text("state") == ""
+    prompt_id, _ = ui.press_run()
+    assert ui.wait_for_end(prompt_id).status == "success"
+    cached = ui.js("() => window.testWatch.events.find(([name]) => name === 'execution_cached')[1].nodes")
+    assert panel.node_id in cached
+    assert panel.text("state").endswith("Step 2 of 2")
+    assert panel.ink(0)
+
+
 def test_commands_during_a_run(any_ui, start, server, request):
     panel = start(any_ui, f"stopped-{request.node.callspec.id}", steps=100_000, save_every=0, preview_every=0)
     assert not any(panel.command_buttons().values())

@@ -1,4 +1,4 @@
-/** Builds an element: `element("button", { type: "button", onclick, class: "…", "aria-label": "…" }, "text", child)`. */
+/** Builds an element: `element("div", { class: "…", "aria-label": "…", onclick }, "text", child)`. */
 export function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -8,6 +8,11 @@ export function element(tag, attributes = {}, ...children) {
   node.append(...children);
   return node;
 }
+
+export const button = (attributes, ...children) => element("button", { type: "button", ...attributes }, ...children);
+
+/** Whether a button that stays down is down. */
+export const setPressed = (pressed, isDown) => pressed.setAttribute("aria-pressed", String(isDown));
 
 /** One of the icons that ComfyUI's page brings (PrimeIcons); for the eye only. */
 export const icon = (name) => element("i", { class: `pi pi-${name}`, "aria-hidden": "true" });

@@ -103,7 +103,7 @@ export const lineColor = (index) => `--pz-line-${index % 8}`;
 
 const valueLabels = (_, splits) => splits.map(formatTick);
 
-/** On a logarithmic axis: powers of ten that are far enough from each other; 1, 2, 5, 10, … where they are very far. */
+/** On a logarithmic axis: powers of ten with room between them, or 1, 2, 5, 10, … where there is much room. */
 function roundValues(plot, splits, axis) {
   const { scale } = plot.axes[axis];
   if (plot.scales[scale].distr !== 3) return splits;
@@ -132,8 +132,8 @@ function lonelyPoints(plot, line) {
     do index += way; while (values[index] === undefined && index > 0 && index < values.length);
     return values[index] ?? null;
   };
-  const isLonely = (value, index) => typeof value === "number" && neighbour(index, -1) === null && neighbour(index, 1) === null;
-  const found = values.flatMap((value, index) => (isLonely(value, index) ? [index] : []));
+  const isAlone = (index) => neighbour(index, -1) === null && neighbour(index, 1) === null;
+  const found = values.flatMap((value, index) => (typeof value === "number" && isAlone(index) ? [index] : []));
   return found.length ? found : null;
 }
 

@@ -1,6 +1,6 @@
 /** What is drawn on a Train node: state, commands, chart, messages and previews of its run. */
 import { lineColor, TrainingChart } from "./chart.js";
-import { element, icon, setText } from "../shared/dom.js";
+import { button, element, icon, setPressed, setText } from "../shared/dom.js";
 import { formatDuration, formatNumber } from "./format.js";
 import { RunHistory } from "./history.js";
 import { chartData } from "./lines.js";
@@ -10,11 +10,13 @@ import { sendCommand } from "./server.js";
 const REDRAW_EVERY_MS = 100;
 const VIEWS = {
   loss: { label: "Loss", title: "Total loss and its terms, as weighted in the total" },
-  gradients: { label: "Gradients", title: "Length of each term's gradient on each trained part: a term near zero does nothing, a far larger one rules" },
+  gradients: {
+    label: "Gradients",
+    title: "Length of each term's gradient on each trained part: one near zero does nothing, a far larger one rules" },
   rate: { label: "Rate", title: "Learning rate of each trained part" },
 };
 const COMMANDS = [
-  { command: "stop", icon: "stop-circle", label: "Stop", title: "Stop after this step and keep the work: it can be used, and continued later" },
+  { command: "stop", icon: "stop-circle", label: "Stop", title: "Stop after this step and keep the work" },
   { command: "save", icon: "save", label: "Save now", title: "Save the embedding of this step" },
   { command: "sample", icon: "image", label: "Sample now", title: "Draw a preview picture at this step" },
 ];
@@ -81,13 +83,12 @@ export class TrainingPanel {
     parts.state = element("span", { class: "pz-state" });
     parts.figures = element("span", { class: "pz-figures" });
     parts.progress = element("progress", { max: "1", value: "0", "aria-label": "Training progress" });
-    parts.commands = COMMANDS.map((entry) => element("button", {
-      type: "button", class: "pz-button", title: entry.title, "data-command": entry.command,
-      onclick: () => this.#send(entry.command) }, icon(entry.icon), " ", entry.label));
-    parts.views = Object.entries(VIEWS).map(([view, { label, title }]) => element("button", {
-      type: "button", class: "pz-button", title, "data-view": view, onclick: () => this.#show(view) }, label));
-    parts.logarithmic = element("button", {
-      type: "button", class: "pz-button", title: "Logarithmic axis for the losses", onclick: () => this.#toggleLogarithmic() }, "log");
+    parts.commands = COMMANDS.map(({ command, title, label, icon: name }) => button({
+      class: "pz-button", title, "data-command": command, onclick: () => this.#send(command) }, icon(name), " ", label));
+    parts.views = Object.entries(VIEWS).map(([view, { label, title }]) => button(
+      { class: "pz-button", title, "data-view": view, onclick: () => this.#show(view) }, label));
+    parts.logarithmic = button({
+      class: "pz-button", title: "Logarithmic axis for the losses", onclick: () => this.#toggleLogarithmic() }, "log");
     parts.error = element("div", { class: "pz-error", role: "alert" });
     parts.message = element("div", { class: "pz-message", role: "status" });
     parts.chart = element("div", { class: "pz-plot" });
@@ -125,7 +126,7 @@ export class TrainingPanel {
 
   #renderCommands() {
     const isOff = this.history.phase !== "training" || this.#isStopping;
-    for (const button of this.#parts.commands) button.disabled = isOff;
+    for (const command of this.#parts.commands) command.disabled = isOff;
   }
 
   #renderMessages() {
@@ -147,8 +148,8 @@ export class TrainingPanel {
     this.#parts.empty.hidden = !isEmpty;
     setText(this.#parts.empty, emptyText(records.length, isRunning));
     this.#parts.figure.setAttribute("aria-label", chartSummary(VIEWS[this.#view].label, data));
-    for (const button of this.#parts.views) button.setAttribute("aria-pressed", String(button.dataset.view === this.#view));
-    this.#parts.logarithmic.setAttribute("aria-pressed", String(isLogarithmic));
+    for (const view of this.#parts.views) setPressed(view, view.dataset.view === this.#view);
+    setPressed(this.#parts.logarithmic, isLogarithmic);
     this.#parts.logarithmic.disabled = this.#view !== "loss";
     this.#renderLegend(isEmpty ? [] : data.lines);
   }
@@ -160,16 +161,17 @@ export class TrainingPanel {
     if (names.join("\n") !== shown.join("\n")) legend.replaceChildren(...lines.map((line) => this.#legendEntry(line)));
     lines.forEach(({ name, values }, index) => {
       const entry = legend.children[index];
-      setText(entry.lastElementChild, formatNumber(this.#cursor === null ? lastMeasured(values) : values[this.#cursor]));
-      entry.setAttribute("aria-pressed", String(this.#chart.isLineShown(name)));
+      const value = this.#cursor === null ? lastMeasured(values) : values[this.#cursor];
+      setText(entry.lastElementChild, formatNumber(value));
+      setPressed(entry, this.#chart.isLineShown(name));
     });
   }
 
   #legendEntry({ name, look, color }) {
     const swatch = element("span", { class: `pz-swatch pz-${look}`, style: `background: var(${lineColor(color)})` });
-    return element("button", {
-      type: "button", "data-line": name, title: "Show or hide this line", onclick: () => this.#toggleLine(name) },
-    swatch, element("span", {}, name), element("span", { class: "pz-value" }));
+    return button(
+      { "data-line": name, title: "Show or hide this line", onclick: () => this.#toggleLine(name) },
+      swatch, element("span", {}, name), element("span", { class: "pz-value" }));
   }
 
   #toggleLine(name) {
@@ -221,12 +223,14 @@ export class TrainingPanel {
 
 function emptyText(steps, isRunning) {
   if (steps) return "Not measured in this run.";
-  return isRunning ? "The chart begins with the first step." : "Press Run: loss, gradients and previews appear here while it trains.";
+  if (isRunning) return "The chart begins with the first step.";
+  return "Press Run: loss, gradients and previews appear here while it trains.";
 }
 
 function chartSummary(view, { steps, lines }) {
   const values = lines.map(({ name, values: all }) => `${name} ${formatNumber(lastMeasured(all))}`);
-  return steps.length ? `${view} from step ${steps[0]} to ${steps.at(-1)}: ${values.join(", ")}` : `${view}: no steps yet`;
+  if (!steps.length) return `${view}: no steps yet`;
+  return `${view} from step ${steps[0]} to ${steps.at(-1)}: ${values.join(", ")}`;
 }
 
 const lastMeasured = (values) => values.findLast((value) => value !== undefined);

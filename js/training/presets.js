@@ -24,7 +24,7 @@ export function keepPresetTrue(widgets, write) {
     });
     for (const name of new Set(Object.values(presets).flatMap(Object.keys))) {
       const widget = named.get(name);
-      const isAsPreset = () => presets[choice.value]?.[name] === undefined || presets[choice.value][name] === widget.value;
+      const isAsPreset = () => [undefined, widget.value].includes(presets[choice.value]?.[name]);
       if (widget) afterChange(widget, () => isAsPreset() || write(choice, custom));
     }
   });

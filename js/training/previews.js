@@ -1,5 +1,5 @@
 /** The strip of preview pictures, and the large view of one of them. */
-import { element, icon, setText } from "../shared/dom.js";
+import { button, element, icon, setPressed, setText } from "../shared/dom.js";
 import { imageAddress } from "./server.js";
 
 /** A row of thumbnails, one per previewed step, and "last". */
@@ -8,14 +8,14 @@ export class PreviewStrip {
   #row = element("div", { class: "pz-thumbnails", role: "group", "aria-label": "Preview pictures by step" });
   #lastButton;
   #returned = element("span", { class: "pz-returned" });
-  #buttons = new Map();
+  #thumbnails = new Map();
   #onPick;
 
   /** @param onPick called with a preview's step @param onLast called when the last step is wanted again */
   constructor(onPick, onLast) {
     this.#onPick = onPick;
-    this.#lastButton = element("button", {
-      type: "button", class: "pz-last", onclick: onLast, title: "Let the node return the last step (use_step = 0)" }, "last");
+    this.#lastButton = button(
+      { class: "pz-last", onclick: onLast, title: "Let the node return the last step (use_step = 0)" }, "last");
     const heading = element("div", { class: "pz-strip-heading" }, element("span", {}, "Previews"), this.#returned);
     this.root = element("div", { class: "pz-strip" },
       heading, element("div", { class: "pz-strip-row" }, this.#row, this.#lastButton));
@@ -25,16 +25,16 @@ export class PreviewStrip {
   render(history, useStep) {
     const isAtEnd = this.#row.scrollLeft + this.#row.clientWidth >= this.#row.scrollWidth - 4;
     const known = new Set(history.previews.map(keyOf));
-    for (const [key, button] of this.#buttons) {
+    for (const [key, thumbnail] of this.#thumbnails) {
       if (known.has(key)) continue;
-      button.remove();
-      this.#buttons.delete(key);
+      thumbnail.remove();
+      this.#thumbnails.delete(key);
     }
     history.previews.forEach((preview, index) => this.#place(preview, index));
     for (const preview of history.previews) {
-      this.#buttons.get(keyOf(preview)).setAttribute("aria-pressed", String(preview.step === useStep && useStep > 0));
+      setPressed(this.#thumbnails.get(keyOf(preview)), preview.step === useStep && useStep > 0);
     }
-    this.#lastButton.setAttribute("aria-pressed", String(useStep === 0));
+    setPressed(this.#lastButton, useStep === 0);
     setText(this.#returned, useStep > 0 ? `the node returns step ${useStep}` : "the node returns the last step");
     this.root.hidden = history.previews.length === 0;
     if (isAtEnd) this.#row.scrollLeft = this.#row.scrollWidth;
@@ -42,17 +42,17 @@ export class PreviewStrip {
 
   #place(preview, index) {
     const key = keyOf(preview);
-    if (!this.#buttons.has(key)) this.#buttons.set(key, this.#thumbnail(preview));
-    const button = this.#buttons.get(key);
-    if (this.#row.children[index] !== button) this.#row.insertBefore(button, this.#row.children[index] ?? null);
+    if (!this.#thumbnails.has(key)) this.#thumbnails.set(key, this.#thumbnail(preview));
+    const thumbnail = this.#thumbnails.get(key);
+    if (this.#row.children[index] !== thumbnail) this.#row.insertBefore(thumbnail, this.#row.children[index] ?? null);
   }
 
   #thumbnail(preview) {
     const picture = element("img", {
       src: imageAddress(preview, true), alt: `Preview of step ${preview.step}`, loading: "lazy", draggable: "false" });
-    return element("button", {
-      type: "button", class: "pz-thumbnail", "data-step": preview.step, onclick: () => this.#onPick(preview.step),
-      title: `Step ${preview.step}: look closer and use it` }, picture, element("span", {}, String(preview.step)));
+    return button({
+      class: "pz-thumbnail", "data-step": preview.step, title: `Step ${preview.step}: look closer and use it`,
+      onclick: () => this.#onPick(preview.step) }, picture, element("span", {}, String(preview.step)));
   }
 }
 
@@ -65,21 +65,21 @@ export class PreviewViewer {
   #title = element("h2", { id: "pz-viewer-title" });
   #files = element("div", { class: "pz-files" });
   #use = element("span", { role: "status" });
-  #useButton = element("button", { type: "button", class: "pz-button" });
+  #useButton = button({ class: "pz-button" });
   #useRow = element("div", { class: "pz-use" }, this.#use, this.#useButton);
   #run = null;
   #step = 0;
 
   constructor() {
-    const turn = (name, label, way) => element("button", {
-      type: "button", class: "pz-button pz-turn", "aria-label": label, title: label, onclick: () => this.#turn(way) }, icon(name));
-    const close = element("button", {
-      type: "button", class: "pz-button", "aria-label": "Close", title: "Close", onclick: () => this.#dialog.close() }, icon("times"));
+    const iconButton = (name, label, onclick) => button(
+      { class: "pz-button", "aria-label": label, title: label, onclick }, icon(name));
+    const close = iconButton("times", "Close", () => this.#dialog.close());
+    const earlier = iconButton("chevron-left", "Earlier preview", () => this.#turn(-1));
+    const later = iconButton("chevron-right", "Later preview", () => this.#turn(1));
     this.#useButton.onclick = () => this.#toggleUse();
     this.#dialog = element("dialog", { class: "pz-theme pz-viewer", "aria-labelledby": "pz-viewer-title" },
       element("header", {}, this.#title, close),
-      element("div", { class: "pz-viewer-picture" },
-        turn("chevron-left", "Earlier preview", -1), this.#picture, turn("chevron-right", "Later preview", 1)),
+      element("div", { class: "pz-viewer-picture" }, earlier, this.#picture, later),
       this.#files, this.#useRow);
     this.#dialog.addEventListener("keydown", (event) => this.#onKey(event));
     this.#dialog.addEventListener("click", (event) => event.target === this.#dialog && this.#dialog.close());
@@ -102,7 +102,8 @@ export class PreviewViewer {
     setText(this.#title, `${history.run}, step ${this.#step}`);
     this.#picture.src = imageAddress(preview);
     this.#picture.alt = `Preview of step ${this.#step}`;
-    this.#files.replaceChildren(...(saved ? savedRows(saved) : [element("p", {}, noFileSentence(this.#step, history.saved))]));
+    const noFile = () => element("p", {}, noFileSentence(this.#step, history.saved));
+    this.#files.replaceChildren(...(saved ? savedRows(saved) : [noFile()]));
     const isUsed = this.#run.useStep() === this.#step;
     this.#useRow.hidden = !saved || this.#step === 0;
     setText(this.#use, isUsed ? `From the next Run on, the node returns step ${this.#step}.` : "");
@@ -132,8 +133,9 @@ export class PreviewViewer {
 
 function savedRows({ embeddings, files }) {
   const prompts = embeddings.map((text) => {
-    const field = element("input", { type: "text", readonly: "", value: text, "aria-label": "Text for the prompt", size: text.length });
-    const copy = element("button", { type: "button", class: "pz-button" }, icon("copy"), " Copy");
+    const field = element("input", {
+      type: "text", readonly: "", value: text, "aria-label": "Text for the prompt", size: text.length });
+    const copy = button({ class: "pz-button" }, icon("copy"), " Copy");
     copy.onclick = () => copyText(field, copy);
     return element("div", { class: "pz-embedding" }, element("span", {}, "In a prompt, write"), field, copy);
   });
@@ -143,16 +145,17 @@ function savedRows({ embeddings, files }) {
 function noFileSentence(step, saved) {
   if (step === 0) return "Step 0 is the picture before training, so there is nothing to use.";
   const steps = saved.map((entry) => entry.step).join(", ");
-  return `No file was saved at step ${step}. ${steps ? `Files were saved at steps ${steps}.` : "Set save_every to save files on the way."}`;
+  const others = steps ? `Files were saved at steps ${steps}.` : "Set save_every to save files on the way.";
+  return `No file was saved at step ${step}. ${others}`;
 }
 
-async function copyText(field, button) {
+async function copyText(field, pressed) {
   field.select();
   try {
     await navigator.clipboard.writeText(field.value);
-    button.replaceChildren(icon("check"), " Copied");
+    pressed.replaceChildren(icon("check"), " Copied");
   } catch {
-    button.replaceChildren("Press Ctrl+C"); // browsers give the clipboard only to https and localhost
+    pressed.replaceChildren("Press Ctrl+C"); // browsers give the clipboard only to https and localhost
     field.focus();
   }
 }

@@ -23,7 +23,8 @@ INK = """line => {
         const rows = [];
         for (let y = 0; y < height; y++) {
             const pixel = 4 * (y * width + x);
-            if (data[pixel + 3] > 200 && wanted.every((value, i) => Math.abs(value - data[pixel + i]) < 30)) rows.push(y);
+            const isLine = wanted.every((value, i) => Math.abs(value - data[pixel + i]) < 30);
+            if (data[pixel + 3] > 200 && isLine) rows.push(y);
         }
         if (rows.length) found.push([x, rows[0], rows.at(-1)]);
     }
@@ -34,18 +35,19 @@ TRAIN_NODE = "6"
 
 def training_prompt(name: str, checkpoint: str = "sd15.safetensors", **changes) -> dict:
     """A small training in API format; node 6 trains, 7 saves. changes: inputs of Train."""
-    train = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "subject": ["4", 0], "trainable": ["5", 0], "name": name,
-             "preset": "custom", "steps": 3, "batch_size": 2, "micro_batch": 0, "optimizer": "AdamW", "weight_decay": 0.01,
-             "schedule": "constant", "warmup_steps": 0, "clip_gradients": 0.0, "seed": 0, "precision": "auto",
-             "gradient_checkpointing": False, "save_every": 0, "preview_every": 0, "preview_prompt": "a photo of {}",
-             "resume": "start over", "use_step": 0, **changes}
+    train = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "subject": ["4", 0], "trainable": ["5", 0],
+             "name": name, "preset": "custom", "steps": 3, "batch_size": 2, "micro_batch": 0, "optimizer": "AdamW",
+             "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 0, "clip_gradients": 0.0, "seed": 0,
+             "precision": "auto", "gradient_checkpointing": False, "save_every": 0, "preview_every": 0,
+             "preview_prompt": "a photo of {}", "resume": "start over", "use_step": 0, **changes}
     return {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
             "2": {"class_type": "PersonalizeConcept", "inputs": {
                 "placeholder": "<dog>", "class_words": "dog", "initial_words": "", "vectors": 1, "embedding": "none"}},
-            "3": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 2, "color": 0xA06030}},
+            "3": {"class_type": "EmptyImage", "inputs": {
+                "width": 64, "height": 64, "batch_size": 2, "color": 0xA06030}},
             "4": {"class_type": "PersonalizeSubject", "inputs": {
-                "concept": ["2", 0], "folder": "", "size": 64, "fit": "crop", "augmentation": "none", "variants": 1, "seed": 0,
-                "images": ["3", 0], "pictures": "", "captions": ""}},
+                "concept": ["2", 0], "folder": "", "size": 64, "fit": "crop", "augmentation": "none", "variants": 1,
+                "seed": 0, "images": ["3", 0], "pictures": "", "captions": ""}},
             "5": {"class_type": "PersonalizeTrainEmbedding", "inputs": {
                 "learning_rate": 0.005, "rescale_from": 0, "rescale_to": 0}},
             TRAIN_NODE: {"class_type": "PersonalizeTrain", "inputs": train},
@@ -75,7 +77,8 @@ class TrainingPanel:
         """Hand the page messages as they come from the server, and wait until they are drawn."""
         self.ui.js("""messages => { for (const detail of messages)
             window.comfyAPI.api.api.dispatchEvent(new CustomEvent('personalize.training', {detail})) }""",
-                   [{"node": self.node_id, "run": "my-subject-12345678", "name": "my-subject", **message} for message in messages])
+                   [{"node": self.node_id, "run": "my-subject-12345678", "name": "my-subject", **message}
+                    for message in messages])
         self.ui.settle(250)
 
     def tell_steps(self, losses: list[float | None], **more) -> None:
@@ -85,7 +88,8 @@ class TrainingPanel:
 
     def event(self, name: str, detail) -> None:
         """Hand the page one of ComfyUI's own messages."""
-        self.ui.js("([name, detail]) => window.comfyAPI.api.api.dispatchEvent(new CustomEvent(name, {detail}))", [name, detail])
+        self.ui.js("([name, detail]) => window.comfyAPI.api.api.dispatchEvent(new CustomEvent(name, {detail}))",
+                   [name, detail])
         self.ui.settle(250)
 
     def text(self, part: str) -> str:
@@ -102,15 +106,22 @@ class TrainingPanel:
         self.root.locator(f"[data-view={view}]").click()
         self.ui.settle(150)
 
+    def legend_at(self, part: float) -> str:
+        """Text of the legend with the pointer at this part (0…1) of the chart's width."""
+        box = self.root.locator(".u-over").bounding_box()
+        self.ui.page.mouse.move(box["x"] + box["width"] * part, box["y"] + box["height"] / 2, steps=3)
+        self.ui.settle(150)
+        return self.text("legend")
+
     def press(self, command: str) -> None:
         """Press "stop", "save" or "sample"."""
         self.root.locator(f"[data-command={command}]").click()
 
     def wait_for_step(self, number: int, timeout: float = 60) -> None:
         """Wait until the panel shows that a run is at this step or beyond it."""
-        self.ui.page.wait_for_function(
-            "n => Number(document.querySelector('.pz-panel .pz-state')?.textContent.match(/^Step (\\d+) of/)?.[1] ?? 0) >= n",
-            arg=number, timeout=timeout * 1000)
+        self.ui.page.wait_for_function("""n => {
+            const state = document.querySelector('.pz-panel .pz-state')?.textContent ?? '';
+            return Number(state.match(/^Step (\\d+) of/)?.[1] ?? 0) >= n }""", arg=number, timeout=timeout * 1000)
 
     def first_and_last_step(self) -> list[int]:
         """First and last step of the chart, read from its description."""
@@ -119,12 +130,14 @@ class TrainingPanel:
 
     def previews(self) -> list[int]:
         """Steps of the previews, once their pictures are there."""
-        self.ui.page.wait_for_function("() => [...document.querySelectorAll('.pz-thumbnail img')].every(i => i.naturalWidth > 0)")
+        self.ui.page.wait_for_function(
+            "() => [...document.querySelectorAll('.pz-thumbnail img')].every(image => image.naturalWidth > 0)")
         return [int(button.get_attribute("data-step")) for button in self.root.locator(".pz-thumbnail").all()]
 
     def command_buttons(self) -> dict[str, bool]:
         """Command → whether its button can be pressed."""
-        return {button.get_attribute("data-command"): button.is_enabled() for button in self.root.locator("[data-command]").all()}
+        return {button.get_attribute("data-command"): button.is_enabled()
+                for button in self.root.locator("[data-command]").all()}
 
     def widget(self, name: str):
         """A widget's value."""
