@@ -9,8 +9,11 @@ if sys.version_info < (3, 10):
 
 import argparse
 import os
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
+from typing import TextIO
 
 from environment import chromium, comfyui
 from environment.report import SetupError, say
@@ -47,12 +50,24 @@ def provide_browser() -> None:
     say(f"browser: {browser}" if browser else f"no browser, its tests will not run: {chromium.install_command()}")
 
 
-def run_pytest(environment: Environment, options: list[str]) -> int:
-    """Run pytest there; its exit status."""
+def start_pytest(environment: Environment, options: list[str], output: TextIO | None = None) -> subprocess.Popen:
+    """Start pytest there, on the screen or into a file."""
     say(f"testing with ComfyUI {environment.version} in {environment.comfyui}")
     paths = [] if any(Path(option.partition("::")[0]).exists() for option in options) else [str(TESTS)]
     command = [str(environment.python), "-m", "pytest", "-c", str(TESTS / "pytest.ini"), *options, *paths]
-    return subprocess.run(command, env=environment.variables()).returncode
+    return subprocess.Popen(command, env=environment.variables(), stdout=output, stderr=output)
+
+
+def run_in_ci(newest: Environment, oldest: Environment) -> int:
+    """Every test on the newest ComfyUI and, beside it on another core, the in-process ones on the oldest."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as report:
+        beside = start_pytest(oldest, ["-p", "no:cacheprovider", *IN_PROCESS], report)
+        result = start_pytest(newest, []).wait()
+        beside_result = beside.wait()
+        say(f"what was said meanwhile on ComfyUI {oldest.version}:")
+        report.seek(0)
+        shutil.copyfileobj(report, sys.stdout)
+    return result or beside_result
 
 
 def main() -> int:
@@ -63,13 +78,12 @@ def main() -> int:
         older = own.comfyui_version not in (None, comfyui.NEWEST)
         if not older:
             provide_browser()
-        result = run_pytest(environment, for_pytest + (IN_PROCESS if older else []))
         if IN_CI and len(sys.argv) == 1:
-            result = run_pytest(prepare(comfyui.OLDEST), IN_PROCESS) or result
+            return run_in_ci(environment, prepare(comfyui.OLDEST))
+        return start_pytest(environment, for_pytest + (IN_PROCESS if older else [])).wait()
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2
-    return result
 
 
 if __name__ == "__main__":
