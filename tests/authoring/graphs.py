@@ -44,13 +44,13 @@ Without the checkpoint ComfyUI offers to download it (2 GB).
 **Memory.** 8 GB: set *micro_batch* to 2. 6 GB: 1, and *gradient_checkpointing* on.
 
 **After that**: click the preview you like best, and *Train* returns that step. The saved embedding works in any prompt, \
-also without this pack: `embedding:example-toy`.
+also without this pack: **embedding:example-toy**.
 """
 
 TRAIN_EMBEDDING = Graph("train_embedding_core", nodes=(
     Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
     Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
-    Node("3", "PersonalizeSubject", (40, 500), {"concept": ("2", 0), **PICTURES}, size=(400, 640)),
+    Node("3", "PersonalizeSubject", (40, 540), {"concept": ("2", 0), **PICTURES}, size=(400, 640)),
     Node("4", "PersonalizeTrainEmbedding", (500, 80), EMBEDDING_PART, size=(400, 150)),
     Node("5", "PersonalizeDiffusionLoss", (500, 290), DIFFUSION, size=(400, 170)),
     Node("6", "PersonalizePromptSet", (500, 520), PROMPTS, size=(400, 330)),
@@ -70,11 +70,11 @@ TRAIN_EMBEDDING = Graph("train_embedding_core", nodes=(
     Node("16", "PersonalizeSaveConcept", (2060, 680), {"concept": ("8", 0), "name": "example-toy"}, size=(460, 200)),
     Node("17", "LossGraphNode", (2060, 940), {"loss": ("8", 3), "filename_prefix": "loss_graph"}, size=(460, 260)),
 ), groups=(
-    Group("1 · Your subject", (20, 0, 440, 1220)),
-    Group("2 · What to learn", (480, 0, 440, 1220)),
-    Group("3 · Train", (940, 0, 620, 1220)),
-    Group("4 · Draw it, keep it", (1580, 0, 960, 1220)),
-), notes=(Note(TRAIN_EMBEDDING_NOTE, at=(-410, 40), size=(400, 330)),), pictured=(0, -20, 1580, 1260))
+    Group("1 · Your subject", (20, 0, 440, 1280)),
+    Group("2 · What to learn", (480, 0, 440, 1280)),
+    Group("3 · Train", (940, 0, 620, 1280)),
+    Group("4 · Draw it, keep it", (1580, 0, 960, 1280)),
+), notes=(Note(TRAIN_EMBEDDING_NOTE, at=(-410, 40), size=(400, 330)),), pictured=(0, -20, 1580, 1320))
 
 TWO_STAGE_NOTE = """\
 **The two stages of the CoRe paper.** Stage 1 finds the word: an embedding, trained with CoRe. Stage 2 fits the picture: \
@@ -86,13 +86,13 @@ them together, with *Load LoRA* at strength 1.
 **Memory.** Stage 2 needs about 16 GB for SD1.5. With less, put *Train Adapter* in the place of *Train U-Net*, \
 preset *custom*, 500 steps: a small LoRA.
 
-Try `train_embedding_core` first: it is stage 1 alone, and often enough.
+Try *train_embedding_core* first: it is stage 1 alone, and often enough.
 """
 
 TWO_STAGE = Graph("core_two_stage", nodes=(
     Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
     Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
-    Node("3", "PersonalizeSubject", (40, 500), {"concept": ("2", 0), **PICTURES}, size=(400, 640)),
+    Node("3", "PersonalizeSubject", (40, 540), {"concept": ("2", 0), **PICTURES}, size=(400, 640)),
     Node("4", "PersonalizeTrainEmbedding", (500, 80), EMBEDDING_PART, size=(400, 150)),
     Node("5", "PersonalizeDiffusionLoss", (500, 290), DIFFUSION, size=(400, 170)),
     Node("6", "PersonalizePromptSet", (500, 520), PROMPTS, size=(400, 330)),
@@ -118,14 +118,14 @@ TWO_STAGE = Graph("core_two_stage", nodes=(
     Node("19", "PersonalizeSaveConcept", (3160, 680), {"concept": ("11", 0), "name": "example-toy"}, size=(460, 200)),
     Node("20", "SaveLoRA", (3160, 940), {"lora": ("11", 2), "prefix": "loras/example-toy", "steps": 1000}, size=(460, 120)),
 ), groups=(
-    Group("1 · Your subject", (20, 0, 440, 1220)),
-    Group("2 · Stage 1: the word", (480, 0, 1060, 1220)),
-    Group("3 · Stage 2: the U-Net", (1580, 0, 1060, 1220)),
-    Group("4 · Draw it, keep it", (2680, 0, 960, 1220)),
-), notes=(Note(TWO_STAGE_NOTE, at=(-410, 40), size=(400, 330)),), pictured=(460, -20, 2200, 1260))
+    Group("1 · Your subject", (20, 0, 440, 1280)),
+    Group("2 · Stage 1: the word", (480, 0, 1060, 1280)),
+    Group("3 · Stage 2: the U-Net", (1580, 0, 1060, 1280)),
+    Group("4 · Draw it, keep it", (2680, 0, 960, 1280)),
+), notes=(Note(TWO_STAGE_NOTE, at=(-410, 40), size=(400, 330)),), pictured=(460, -20, 2200, 1320))
 
 TEST_TIME_NOTE = """\
-**First run `train_embedding_core`**: it saves the embedding that *Load Concept* reads here. Any other embedding will do \
+**First run train_embedding_core**: it saves the embedding that *Load Concept* reads here. Any other embedding will do \
 too: choose it, and write its word into the prompt.
 
 Sometimes a learned word drowns the rest of a prompt: the toy comes, the rain does not. *CoRe Test-Time Optimization* \
@@ -138,11 +138,11 @@ TEST_TIME = Graph("core_test_time", nodes=(
     Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
     Node("2", "PersonalizeLoadConcept", (40, 260), {"embedding": EMBEDDING, "placeholder": "", "class_words": ""},
          size=(400, 150)),
-    Node("3", "PrimitiveStringMultiline", (40, 470), {"value": SCENE + " in the rain, oil painting"}, title="Prompt",
+    Node("3", "PrimitiveStringMultiline", (40, 510), {"value": SCENE + " in the rain, oil painting"}, title="Prompt",
          size=(400, 130), color=GREEN),
-    Node("4", "CLIPTextEncode", (40, 660), {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
+    Node("4", "CLIPTextEncode", (40, 710), {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
          color=RED),
-    Node("5", "EmptyLatentImage", (40, 830), LATENT, size=(400, 130)),
+    Node("5", "EmptyLatentImage", (40, 890), LATENT, size=(400, 130)),
     Node("6", "PersonalizeApplyConcept", (540, 80), {"clip": ("1", 1), "concept": ("2", 0)}, size=(400, 80)),
     Node("7", "CLIPTextEncode", (540, 220), {"clip": ("6", 0), "text": ("3", 0)}, size=(400, 80), color=GREEN),
     Node("8", "KSampler", (1000, 80), {
