@@ -6,7 +6,7 @@ A session works on clones, replaces inference tensors by equal ordinary ones, an
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Iterator
 
 import torch
@@ -29,11 +29,13 @@ class Session:
     """Clones of MODEL and CLIP for one training.
 
     layers: cross-attention layers of the U-Net in execution order.
+    text_dtypes: how the text encoders' weights are stored outside of the session, by name.
     """
 
     model: Any
     clip: Any
     layers: tuple[AttentionLayer, ...]
+    text_dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -45,12 +47,34 @@ class Session:
         """ComfyUI's model_sampling object of the model."""
         return self.model.get_model_object("model_sampling")
 
+    @property
+    def takes_pooled(self) -> bool:
+        """Whether the denoiser looks at the text encoders' pooled output, as SDXL does."""
+        return unet_of(self.model).num_classes is not None
+
     def load(self) -> None:
         """Loads both models whole and makes their weights ordinary tensors; call again after anything else loaded."""
         mm.load_models_gpu([self.model, self.clip.patcher], force_full_load=True)
         for module in (self.model.model, self.clip.cond_stage_model):
             _make_ordinary(module)
             module.requires_grad_(False)
+        self._widen_text()
+
+    def restore_text(self) -> None:
+        """Puts the text encoders' weights back into the types that they are stored in; no value changes."""
+        for name, weight in self.clip.cond_stage_model.named_parameters():
+            if name in self.text_dtypes:
+                weight.data = weight.data.to(self.text_dtypes[name])
+        self.text_dtypes.clear()
+
+    def _widen_text(self) -> None:
+        """ComfyUI computes text in float32 and casts stored half-precision weights in every call; autograd would keep all
+        these copies, for each prompt anew. Tables are looked up as they are."""
+        for module_name, module in self.clip.cond_stage_model.named_modules():
+            for name, weight in module.named_parameters(module_name, recurse=False):
+                if weight.dtype in (torch.float16, torch.bfloat16) and not isinstance(module, nn.Embedding):
+                    self.text_dtypes[name] = weight.dtype
+                    weight.data = weight.data.float()
 
     def transformer_options(self, sigma: torch.Tensor) -> dict:
         """Options for one call of the denoiser with positive rows only, other packs' patches included."""
@@ -85,6 +109,7 @@ def training_session(model, clip, precision: str = "auto") -> Iterator[Session]:
                 yield session
         finally:
             mm.in_training = was_training
+            session.restore_text()
             unload(session.model)
 
 
@@ -124,6 +149,8 @@ def _clip_clone(clip):
     clone = clip.clone()
     clone.patcher = _static_clone(clip.patcher)
     clone.cond_stage_model = clone.patcher.model
+    # A CLIP loads itself before it encodes, which would push out the U-Net where memory is short: both stay for the session.
+    clone.load_model = lambda tokens=None: clone.patcher
     return clone
 
 
