@@ -11,6 +11,8 @@ from torch import Tensor
 from .encoders import text_encoders
 from .tokens import PromptTokens, comfy_tokens
 
+RowVectors = Mapping[str, Mapping[str, Tensor]]
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -18,7 +20,7 @@ class Encoded:
 
     tokens: one prompt per row.
     cond: (rows, T, C) context; SDXL: both encoders side by side.
-    pooled: (rows, P) pooled output, or None where the encoder gives none.
+    pooled: (rows, P) pooled output, or None where the encoder gives none or none was wanted.
     """
 
     tokens: tuple[PromptTokens, ...]
@@ -33,25 +35,56 @@ class Encoded:
         return Encoded(self.tokens * rows, self.cond.expand(rows, -1, -1), pooled)
 
 
-def encode(clip, prompts: Sequence[PromptTokens], vectors: Sequence[Mapping[str, Mapping[str, Tensor]]]) -> Encoded:
+def encode(clip, prompts: Sequence[PromptTokens], vectors: Sequence[RowVectors], pooled: bool = True) -> Encoded:
     """Encodes one prompt per row; rows with the same prompt and the same vectors are encoded once.
 
-    vectors: per row: placeholder → encoder key → (n, d). Prompts of fewer chunks are repeated up to the longest one's
-    length only if all rows hold a common multiple, as ComfyUI does when it batches conditionings.
+    vectors: per row: placeholder → encoder key → (n, d). pooled: whether the pooled outputs are wanted. Prompts of fewer
+    chunks are repeated up to the longest one's length only if all rows hold a common multiple, as ComfyUI does when it
+    batches conditionings.
     """
+    return encode_together(clip, [(prompts, vectors)], pooled)[0]
+
+
+def encode_together(clip, requests: Sequence[tuple[Sequence[PromptTokens], Sequence[RowVectors]]], pooled: bool = True
+                    ) -> list[Encoded]:
+    """Encodes what several calls of `encode` would, given (prompts, vectors) of each."""
     encoders = text_encoders(clip)
-    done: dict[tuple, tuple[Tensor, Tensor | None]] = {}
-    rows = []
-    for tokens, row_vectors in zip(prompts, vectors, strict=True):
-        used = {name: row_vectors[name] for name in tokens.placeholders}
-        key = (tokens, tuple(sorted((name, id(value)) for name, value in used.items())))
-        if key not in done:
-            done[key] = clip.encode_from_tokens(comfy_tokens(tokens, encoders, used), return_pooled=True)
-        rows.append(done[key])
+    distinct: dict[tuple, dict[str, list]] = {}
+    keys: list[list[tuple]] = []
+    for prompts, vectors in requests:
+        keys.append([])
+        for tokens, row_vectors in zip(prompts, vectors, strict=True):
+            used = {name: row_vectors[name] for name in tokens.placeholders}
+            key = (tokens, tuple(sorted((name, id(value)) for name, value in used.items())))
+            if key not in distinct:
+                distinct[key] = comfy_tokens(tokens, encoders, used)
+            keys[-1].append(key)
+    outputs = dict(zip(distinct, _run_encoders(clip, list(distinct.values()), pooled), strict=True))
+    return [_stacked(tuple(prompts), [outputs[key] for key in rows])
+            for (prompts, _), rows in zip(requests, keys, strict=True)]
+
+
+def _run_encoders(clip, prompts: Sequence[dict[str, list]], pooled: bool) -> list[tuple[Tensor, Tensor | None]]:
+    """(1, T, C) and (1, P) or None of each prompt.
+
+    ComfyUI encodes the chunks of one prompt as a batch and returns the pooled output of the first. Where that is not
+    wanted, all prompts go through the encoder as one, which is faster than one after the other.
+    """
+    if pooled:
+        return [clip.encode_from_tokens(tokens, return_pooled=True) for tokens in prompts]
+    if not prompts:
+        return []
+    joined = {key: [chunk for tokens in prompts for chunk in tokens[key]] for key in prompts[0]}
+    cond = clip.encode_from_tokens(joined)
+    chunks = [len(next(iter(tokens.values()))) for tokens in prompts]
+    return [(part, None) for part in cond.split([n * (cond.shape[1] // sum(chunks)) for n in chunks], dim=1)]
+
+
+def _stacked(prompts: tuple[PromptTokens, ...], rows: Sequence[tuple[Tensor, Tensor | None]]) -> Encoded:
     length = max(cond.shape[1] for cond, _ in rows)
     cond = torch.cat([_repeated(cond, length) for cond, _ in rows])
     pooled = None if rows[0][1] is None else torch.cat([p for _, p in rows])
-    return Encoded(tuple(prompts), cond, pooled)
+    return Encoded(prompts, cond, pooled)
 
 
 def _repeated(cond: Tensor, length: int) -> Tensor:

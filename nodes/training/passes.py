@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..attention.layers import spatial_transformer, transformer_block, unet_of
 from ..attention.recorder import AttentionRecorder, PassStopped, Wanted
-from ..text.encode import Encoded, encode
+from ..text.encode import Encoded, encode_together
+from ..text.tokens import PromptTokens
 from .checkpointing import gradient_checkpointing
 from .interfaces import AttachedPart, Batch, DenoiserSide, Encode, LossTerm, Maps, Needs, Pass, Results, TextSide, Vectors
 from .seeds import generator
@@ -66,6 +67,7 @@ class Objective:
         asked = [_Asked(term, term.needs(batch, self.text, generator(self.seed, "loss", batch.step)))
                  for term in self.active(batch.step)]
         work, values = _Work(self, batch), {}
+        work.encode_trained([a.needs for a in asked])
         for together in _sharing_a_pass(asked):
             losses = [(a.term.name, a.term.weight * share * a.term(work.results(a.needs, together), batch,
                                                                    DenoiserSide(self.session.sampling)))
@@ -153,16 +155,17 @@ class _Work:
         maps = {name: self.run(request.of, recorded)[1][request] for name, request in needs.maps.items()}
         return Results(encodes, passes, maps)
 
+    def encode_trained(self, needs: Sequence[Needs]) -> None:
+        """Encodes everything that needs gradients, all prompts together."""
+        self._add_leaves(list(dict.fromkeys(replace(request, grad=True) for one in needs for request in _encodes(one)
+                                            if self._needs_gradient(request))))
+
     def encoded(self, request: Encode) -> Encoded:
         if not self._needs_gradient(request):
             return self._without_gradient(request)
         key = replace(request, grad=True)
         if key not in self.leaves:
-            encoded = self._encode(request)
-            pooled = encoded.pooled
-            if pooled is not None:
-                pooled = pooled.detach().requires_grad_(pooled.requires_grad)
-            self.leaves[key] = Leaf(encoded, Encoded(encoded.tokens, encoded.cond.detach().requires_grad_(), pooled))
+            self._add_leaves([key])
         return self.leaves[key].stand_in
 
     def run(self, request: Pass, recorded: Sequence[Maps]) -> tuple[Tensor | None, dict[Maps, tuple[Tensor, ...]]]:
@@ -196,24 +199,34 @@ class _Work:
             return True
         return any(tokens.placeholders & self.trained_placeholders for tokens in request.tokens)
 
+    def _add_leaves(self, requests: Sequence[Encode]) -> None:
+        for request, encoded in zip(requests, self._encode(requests), strict=True):
+            pooled = encoded.pooled
+            if pooled is not None:
+                pooled = pooled.detach().requires_grad_(pooled.requires_grad)
+            self.leaves[request] = Leaf(encoded, Encoded(encoded.tokens, encoded.cond.detach().requires_grad_(), pooled))
+
     def _without_gradient(self, request: Encode) -> Encoded:
         constant = request.original or not self._is_trained(request)
         cache = self.objective._constant if constant else self.fixed
         key = replace(request, grad=False)
         if key not in cache:
-            with torch.no_grad():
-                cache[key] = self._encode(request)
+            with torch.no_grad(), self._bypassing(request.original):
+                cache[key], = self._encode([request])
             if len(cache) > CACHED_ENCODINGS:
                 cache.popitem(last=False)
         return cache[key]
 
-    def _encode(self, request: Encode) -> Encoded:
+    def _encode(self, requests: Sequence[Encode]) -> list[Encoded]:
+        session, prompts = self.objective.session, [self._prompts(request) for request in requests]
+        rows = [self._row_vectors(i) for i in range(max(map(len, prompts), default=0))]
+        return encode_together(session.clip, [(tokens, rows[:len(tokens)]) for tokens in prompts], session.takes_pooled)
+
+    def _prompts(self, request: Encode) -> tuple[PromptTokens, ...]:
+        """The request's prompts, one per row where rows have vectors of their own."""
         per_row = any(value.ndim == 3 for tokens in request.tokens for name in tokens.placeholders
                       for value in self.vectors[name].values())
-        tokens = request.tokens * self.batch.size if per_row and len(request.tokens) == 1 else request.tokens
-        rows = [self._row_vectors(i) for i in range(len(tokens))]
-        with self._bypassing(request.original):
-            return encode(self.objective.session.clip, tokens, rows)
+        return request.tokens * self.batch.size if per_row and len(request.tokens) == 1 else request.tokens
 
     def _row_vectors(self, row: int) -> Vectors:
         return {name: {key: v[row] for key, v in by_encoder.items()}
@@ -263,6 +276,14 @@ def check_same_family(session: Session, encoded: Encoded) -> None:
     if encoded.cond.shape[-1] != takes:
         raise ValueError(f"The CLIP makes encodings of width {encoded.cond.shape[-1]} but the model "
                          f"{type(session.model.model).__name__} takes {takes}; use the CLIP of the same checkpoint.")
+
+
+def _encodes(needs: Needs) -> Iterator[Encode]:
+    """Every encoding that a term's requests lead to."""
+    yield from needs.encodes.values()
+    passes = [*needs.passes.values(), *(maps.of for maps in needs.maps.values())]
+    yield from (one.context for one in passes)
+    yield from (maps.keys for maps in needs.maps.values() if maps.keys is not None)
 
 
 def _sharing_a_pass(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:
