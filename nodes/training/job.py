@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Mapping
 
+import folder_paths
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -168,8 +169,10 @@ class _Run:
         saved = self.folder.save_step(trainer.step, self._concepts(trainer.step), self._weights(), last)
         self.live.report["saved"] = [s for s in self.live.report["saved"] if s["step"] != trainer.step] + [saved]
         self.live.send("saved", **saved)
-        message = (f"Step {trainer.step} of {self.job.settings.steps} is saved: {', '.join(saved['files'])}. Losses, "
-                   f"previews and the state to continue from are in {self.folder.path}.")
+        files = ", ".join(_shown(Path(file)) for file in saved["files"])
+        message = (f"Step {trainer.step} of {self.job.settings.steps} is saved: {files}. In a prompt write "
+                   f"{' and '.join(saved['embeddings'])}. Losses, previews and the state to continue from are in "
+                   f"{_shown(self.folder.path)}.")
         self.live.report["message"] = message
         self.folder.save_report(self.live.report)
         return message
@@ -223,6 +226,12 @@ def _saved_outcome(job: Job, folder: RunFolder) -> Outcome:
                      for subject, file in zip(job.subjects, files, strict=False))
     weights = load_file(files[-1]) if len(files) > len(concepts) else {}
     return Outcome(concepts, weights, report)
+
+
+def _shown(path: Path) -> str:
+    """The path as a person knows it: within ComfyUI's folder, where it is there."""
+    home = Path(folder_paths.base_path)
+    return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
 
 
 def _due(step: int, every: int) -> bool:

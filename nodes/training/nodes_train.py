@@ -1,8 +1,6 @@
 """The Train node."""
 from __future__ import annotations
 
-import dataclasses
-
 import comfy.sd
 from comfy_api.latest import io
 
@@ -14,10 +12,6 @@ from .optimizer import OPTIMIZERS, SCHEDULES
 from .presets import CUSTOM, PRESETS
 from .recipe import TemplateRecipe
 from .session import PRECISIONS
-
-# ComfyUI before 0.17 does not know that a node in the middle of a graph can have something to show.
-_SHOWS_RESULT = {"has_intermediate_output": True} if "has_intermediate_output" in {
-    f.name for f in dataclasses.fields(io.Schema)} else {}
 
 
 class Train(io.ComfyNode):
@@ -90,7 +84,7 @@ class Train(io.ComfyNode):
                 io.LoraModel.Output(display_name="lora", tooltip="The trained weights alone, for Save LoRA Weights."),
                 io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step, for Plot Loss Graph."),
             ],
-            hidden=[io.Hidden.unique_id], **_SHOWS_RESULT)
+            hidden=[io.Hidden.unique_id], is_output_node=True)
 
     @classmethod
     def execute(cls, model, clip, vae, subject, trainable, name, preset, precision, gradient_checkpointing, save_every,
