@@ -35,7 +35,7 @@ def weights_fingerprint(patcher) -> str:
         original = patcher.backup[key].weight if key in patcher.backup else weight
         _add(digest, (key, tuple(original.shape), _sample(original)))
     for key in sorted(patcher.patches):
-        for strength, patch, *rest in patcher.patches[key]:
+        for strength, patch, *_ in patcher.patches[key]:
             _add(digest, (key, float(strength), [_sample(t) for t in _tensors(patch)]))
     return digest.hexdigest()
 

@@ -116,7 +116,7 @@ class AttachedWeights:
         for key, switch in self.switches.items():
             run.model.add_weight_wrapper(key, switch)
         # alpha is a parameter of ComfyUI's adapters that is never trained
-        for prefix, p in self._named():
+        for _, p in self._named():
             p.requires_grad_(p.ndim > 0)
         self.groups: Sequence[ParamGroup] = [
             ParamGroup(name, [p for _, p in self._named() if p.requires_grad], lr, weight_decay)]
