@@ -62,7 +62,7 @@ def run_in_ci(newest: Environment, oldest: Environment) -> int:
     """Every test on the newest ComfyUI and, beside it on another core, the in-process ones on the oldest."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as report:
         beside = start_pytest(oldest, ["-p", "no:cacheprovider", *IN_PROCESS], report)
-        result = start_pytest(newest, []).wait()
+        result = start_pytest(newest, ["--durations=15"]).wait()
         beside_result = beside.wait()
         say(f"what was said meanwhile on ComfyUI {oldest.version}:")
         report.seek(0)
