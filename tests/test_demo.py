@@ -9,7 +9,9 @@ import sys
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from demonstration import options
 from environment.setup import Environment
@@ -68,5 +70,7 @@ def test_demo_trains_draws_serves_and_ends(tmp_path):
     files = {line.split("  ")[-1].strip() for line in said if line.startswith("  ")}
     assert "models/embeddings/my-subject.safetensors" in files
     assert all((base / file).is_file() for file in files)
-    assert sum(file.endswith(".png") for file in files) == 4
+    trained, by_file, by_class = (np.asarray(Image.open(base / "output" / "personalize" / name)) for name in (
+        "example-toy_00001_.png", "stock-nodes_00001_.png", "stock-nodes_00002_.png"))
+    assert np.array_equal(trained, by_file) and not np.array_equal(trained, by_class)
     shutil.rmtree(base)
