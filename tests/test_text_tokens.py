@@ -120,13 +120,15 @@ def test_encoding_equals_the_stock_node(any_checkpoint):
     vectors = {"<my-dog>": vectors_for(clip, 2)}
     tokenizer, taught = PromptTokenizer(clip, {"<my-dog>": 2}), clip_with_vectors(clip, vectors)
     prompts = ["a <my-dog> runs", "a red cat", "(a <my-dog>:1.3) sleeps", "a <my-dog> runs"]
-    encoded = encode(clip, [tokenizer(p) for p in prompts], [vectors] * 4)
-    assert encoded.cond.shape[:2] == (4, 77)
+    together = encode(clip, [tokenizer(p) for p in prompts], [vectors] * 4)
+    assert together.cond.shape[:2] == (4, 77)
     for i, prompt in enumerate(prompts):
         (cond, options), = nodes.CLIPTextEncode().encode(taught, prompt)[0]
-        assert torch.equal(encoded.cond[i:i + 1], cond)
-        assert encoded.pooled is options["pooled_output"] is None or torch.equal(
-            encoded.pooled[i:i + 1], options["pooled_output"])
+        pooled, alone = options["pooled_output"], encode(clip, [tokenizer(prompt)], [vectors])
+        assert torch.equal(alone.cond, cond)
+        assert alone.pooled is pooled is None or torch.equal(alone.pooled, pooled)
+        torch.testing.assert_close(together.cond[i:i + 1], cond, atol=1e-5, rtol=1e-5)
+        assert together.pooled is pooled is None or torch.allclose(together.pooled[i:i + 1], pooled, atol=1e-5, rtol=1e-5)
 
 
 def test_rows_with_vectors_of_their_own(sdxl):

@@ -44,8 +44,7 @@ def test_encoding_in_a_session_equals_encoding_outside_and_loads_nothing(sd15, m
     assert torch.equal(inside.cond, outside.cond) and torch.equal(inside.pooled, outside.pooled) and not loads
 
 
-@pytest.mark.parametrize("pooled", [True, False])
-def test_requests_encoded_together_equal_each_alone(any_checkpoint, pooled):
+def test_requests_encoded_together_equal_each_prompt_alone(any_checkpoint):
     clip = any_checkpoint.clip
     tokenizer = PromptTokenizer(clip, {"<x>": 1})
     widths = {encoder.key: encoder.width for encoder in tokenizer.encoders}
@@ -53,12 +52,13 @@ def test_requests_encoded_together_equal_each_alone(any_checkpoint, pooled):
     one, other = ({"<x>": {key: 0.02 * torch.randn(1, d, generator=draw) for key, d in widths.items()}} for _ in range(2))
     short, night, without, long = (tokenizer(prompt) for prompt in PROMPTS)
     requests = [((short, night, short), (one, one, other)), ((long, short), (one, one)), ((without,), ({},))]
-    for (prompts, vectors), together in zip(requests, encode_together(clip, requests, pooled), strict=True):
-        alone = encode(clip, prompts, vectors)
+    for (prompts, vectors), together in zip(requests, encode_together(clip, requests), strict=True):
         assert together.tokens == prompts
-        torch.testing.assert_close(together.cond, alone.cond, atol=1e-5, rtol=1e-5)
-        if pooled:
-            assert torch.equal(together.pooled, alone.pooled)
-        else:
-            assert together.pooled is None
-    assert encode_together(clip, [], pooled) == []
+        for i, (prompt, row_vectors) in enumerate(zip(prompts, vectors, strict=True)):
+            alone = encode(clip, [prompt], [row_vectors])
+            expected = alone.cond.repeat(1, together.cond.shape[1] // alone.cond.shape[1], 1)
+            torch.testing.assert_close(together.cond[i:i + 1], expected, atol=1e-5, rtol=1e-5)
+            if alone.pooled is not None:
+                torch.testing.assert_close(together.pooled[i:i + 1], alone.pooled, atol=1e-5, rtol=1e-5)
+            assert (together.pooled is None) == (alone.pooled is None)
+    assert encode_together(clip, []) == []

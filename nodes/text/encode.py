@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from dataclasses import dataclass
 from typing import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from .encoders import text_encoders
+from .encoders import TextEncoder, text_encoders
 from .tokens import PromptTokens, comfy_tokens
 
 RowVectors = Mapping[str, Mapping[str, Tensor]]
@@ -20,7 +21,7 @@ class Encoded:
 
     tokens: one prompt per row.
     cond: (rows, T, C) context; SDXL: both encoders side by side.
-    pooled: (rows, P) pooled output, or None where the encoder gives none or none was wanted.
+    pooled: (rows, P) pooled output, or None where the encoder gives none.
     """
 
     tokens: tuple[PromptTokens, ...]
@@ -35,19 +36,17 @@ class Encoded:
         return Encoded(self.tokens * rows, self.cond.expand(rows, -1, -1), pooled)
 
 
-def encode(clip, prompts: Sequence[PromptTokens], vectors: Sequence[RowVectors], pooled: bool = True) -> Encoded:
+def encode(clip, prompts: Sequence[PromptTokens], vectors: Sequence[RowVectors]) -> Encoded:
     """Encodes one prompt per row; rows with the same prompt and the same vectors are encoded once.
 
-    vectors: per row: placeholder → encoder key → (n, d). pooled: whether the pooled outputs are wanted. Prompts of fewer
-    chunks are repeated up to the longest one's length only if all rows hold a common multiple, as ComfyUI does when it
-    batches conditionings.
+    vectors: per row: placeholder → encoder key → (n, d). Prompts of fewer chunks are repeated up to the longest one's
+    length only if all rows hold a common multiple, as ComfyUI does when it batches conditionings.
     """
-    return encode_together(clip, [(prompts, vectors)], pooled)[0]
+    return encode_together(clip, [(prompts, vectors)])[0]
 
 
-def encode_together(clip, requests: Sequence[tuple[Sequence[PromptTokens], Sequence[RowVectors]]], pooled: bool = True
-                    ) -> list[Encoded]:
-    """Encodes what several calls of `encode` would, given (prompts, vectors) of each."""
+def encode_together(clip, requests: Sequence[tuple[Sequence[PromptTokens], Sequence[RowVectors]]]) -> list[Encoded]:
+    """Encodes what several calls of `encode` would, given (prompts, vectors) of each, in one run of the encoders."""
     encoders = text_encoders(clip)
     distinct: dict[tuple, dict[str, list]] = {}
     keys: list[list[tuple]] = []
@@ -59,25 +58,47 @@ def encode_together(clip, requests: Sequence[tuple[Sequence[PromptTokens], Seque
             if key not in distinct:
                 distinct[key] = comfy_tokens(tokens, encoders, used)
             keys[-1].append(key)
-    outputs = dict(zip(distinct, _run_encoders(clip, list(distinct.values()), pooled), strict=True))
+    outputs = dict(zip(distinct, _run_encoders(clip, encoders, list(distinct.values())), strict=True))
     return [_stacked(tuple(prompts), [outputs[key] for key in rows])
             for (prompts, _), rows in zip(requests, keys, strict=True)]
 
 
-def _run_encoders(clip, prompts: Sequence[dict[str, list]], pooled: bool) -> list[tuple[Tensor, Tensor | None]]:
+def _run_encoders(clip, encoders: Sequence[TextEncoder], prompts: Sequence[dict[str, list]]
+                  ) -> list[tuple[Tensor, Tensor | None]]:
     """(1, T, C) and (1, P) or None of each prompt.
 
-    ComfyUI encodes the chunks of one prompt as a batch and returns the pooled output of the first. Where that is not
-    wanted, all prompts go through the encoder as one, which is faster than one after the other.
+    ComfyUI encodes the chunks of one long prompt as a batch and returns the pooled output of the first chunk; here the
+    chunks are those of all prompts, and each prompt's pooled output is taken from the encoder that gave the first.
     """
-    if pooled:
-        return [clip.encode_from_tokens(tokens, return_pooled=True) for tokens in prompts]
     if not prompts:
         return []
     joined = {key: [chunk for tokens in prompts for chunk in tokens[key]] for key in prompts[0]}
-    cond = clip.encode_from_tokens(joined)
-    chunks = [len(next(iter(tokens.values()))) for tokens in prompts]
-    return [(part, None) for part in cond.split([n * (cond.shape[1] // sum(chunks)) for n in chunks], dim=1)]
+    with _pooled_outputs(clip, encoders) as given:
+        cond, first = clip.encode_from_tokens(joined, return_pooled=True)
+    chunks = [len(tokens[encoders[0].token_key]) for tokens in prompts]
+    conds = cond.split([n * (cond.shape[1] // sum(chunks)) for n in chunks], dim=1)
+    if first is None:
+        return [(part, None) for part in conds]
+    pooled = next(p for p in (p.to(first) for p in given) if p.shape[1:] == first.shape[1:]
+                  and torch.allclose(p[:1], first, rtol=0, atol=0, equal_nan=True))
+    return [(part, pooled[i:i + 1]) for part, i in zip(conds, itertools.accumulate(chunks, initial=0))]
+
+
+@contextlib.contextmanager
+def _pooled_outputs(clip, encoders: Sequence[TextEncoder]) -> Iterator[list[Tensor]]:
+    """Collects the pooled outputs (chunks, P) of every encoder that runs while the context is open."""
+    given: list[Tensor] = []
+
+    def keep(module, inputs, outputs) -> None:
+        if outputs[1] is not None:
+            given.append(outputs[1])
+
+    hooks = [getattr(clip.cond_stage_model, encoder.attribute).register_forward_hook(keep) for encoder in encoders]
+    try:
+        yield given
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _stacked(prompts: tuple[PromptTokens, ...], rows: Sequence[tuple[Tensor, Tensor | None]]) -> Encoded:

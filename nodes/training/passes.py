@@ -218,9 +218,9 @@ class _Work:
         return cache[key]
 
     def _encode(self, requests: Sequence[Encode]) -> list[Encoded]:
-        session, prompts = self.objective.session, [self._prompts(request) for request in requests]
+        prompts = [self._prompts(request) for request in requests]
         rows = [self._row_vectors(i) for i in range(max(map(len, prompts), default=0))]
-        return encode_together(session.clip, [(tokens, rows[:len(tokens)]) for tokens in prompts], session.takes_pooled)
+        return encode_together(self.objective.session.clip, [(tokens, rows[:len(tokens)]) for tokens in prompts])
 
     def _prompts(self, request: Encode) -> tuple[PromptTokens, ...]:
         """The request's prompts, one per row where rows have vectors of their own."""

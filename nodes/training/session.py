@@ -47,11 +47,6 @@ class Session:
         """ComfyUI's model_sampling object of the model."""
         return self.model.get_model_object("model_sampling")
 
-    @property
-    def takes_pooled(self) -> bool:
-        """Whether the denoiser looks at the text encoders' pooled output, as SDXL does."""
-        return unet_of(self.model).num_classes is not None
-
     def load(self) -> None:
         """Loads both models whole and makes their weights ordinary tensors; call again after anything else loaded."""
         mm.load_models_gpu([self.model, self.clip.patcher], force_full_load=True)
