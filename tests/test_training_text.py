@@ -62,3 +62,10 @@ def test_requests_encoded_together_equal_each_prompt_alone(any_checkpoint):
                 torch.testing.assert_close(together.pooled[i:i + 1], alone.pooled, atol=1e-5, rtol=1e-5)
             assert (together.pooled is None) == (alone.pooled is None)
     assert encode_together(clip, []) == []
+
+
+def test_a_prompt_is_split_once(sd15):
+    tokenizer = PromptTokenizer(sd15.clip, {"<x>": 2})
+    assert tokenizer("a <x> runs") is tokenizer("a <x> runs")
+    assert tokenizer.fill("a {} runs", "<x>") == tokenizer.fill("a {} runs", "<x>")
+    assert tokenizer.fill("a {} runs", "<x>") != tokenizer.fill("a {} runs", "dog")

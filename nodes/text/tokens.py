@@ -1,6 +1,7 @@
 """Prompts as tokens: where each placeholder, the subject and the context sit."""
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Mapping
 
@@ -11,6 +12,7 @@ from .apply import clip_with_vectors
 from .encoders import TextEncoder, text_encoders
 
 FILLED = "subject"
+REMEMBERED_PROMPTS = 1024
 _FILLER = "<personalize-filler>"
 
 
@@ -102,10 +104,11 @@ class PromptTokenizer:
         self.clip = clip
         self.encoders = text_encoders(clip)
         self.counts = dict(counts)
+        self._tokenize = functools.lru_cache(REMEMBERED_PROMPTS)(self._tokenize)
 
     def __call__(self, prompt: str) -> PromptTokens:
         """Tokens of `prompt`, placeholders as Slots. Prompt weights such as (word:1.2) are kept."""
-        return self._tokenize(prompt, self.counts)
+        return self._tokenize(prompt, tuple(self.counts.items()))
 
     def fill(self, template: str, words: str) -> PromptTokens:
         """Tokens of `template` with its one {} filled by `words`, a placeholder or ordinary words.
@@ -120,14 +123,14 @@ class PromptTokenizer:
             tokens = self(text)
             return replace(tokens, spans=tokens.spans + ((FILLED, tokens.span(words)),))
         ids = self.encoders[0].word_ids(words)
-        filled = self._tokenize(template.replace("{}", _FILLER), {**self.counts, _FILLER: len(ids)})
+        filled = self._tokenize(template.replace("{}", _FILLER), (*self.counts.items(), (_FILLER, len(ids))))
         spans = tuple((FILLED if name == _FILLER else name, positions) for name, positions in filled.spans)
         return replace(filled, text=text, chunks=_with_ids(filled.chunks, ids), spans=spans)
 
-    def _tokenize(self, prompt: str, counts: Mapping[str, int]) -> PromptTokens:
-        names = list(counts)
-        markers = {name: {e.key: _marker(index, counts[name], e) for e in self.encoders}
-                   for index, name in enumerate(names)}
+    def _tokenize(self, prompt: str, counts: tuple[tuple[str, int], ...]) -> PromptTokens:
+        names = [name for name, _ in counts]
+        markers = {name: {e.key: _marker(index, count, e) for e in self.encoders}
+                   for index, (name, count) in enumerate(counts)}
         split = clip_with_vectors(self.clip, markers).tokenize(prompt)
         chunks = tuple((e.token_key, tuple(tuple((_read(token, names), float(weight)) for token, weight in chunk)
                                            for chunk in split[e.token_key])) for e in self.encoders)
