@@ -28,10 +28,12 @@ def main() -> int:
     variables = environment.variables()
     paths = [str(Path(__file__).resolve().parent), variables.get("PYTHONPATH", "")]
     variables["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    try:
-        return subprocess.run([str(environment.python), "-m", "demonstration", *sys.argv[1:]], env=variables).returncode
-    except KeyboardInterrupt:
-        return 130
+    demonstration = subprocess.Popen([str(environment.python), "-m", "demonstration", *sys.argv[1:]], env=variables)
+    while True:
+        try:
+            return demonstration.wait()
+        except KeyboardInterrupt:  # it got Ctrl+C too, and ends ComfyUI
+            continue
 
 
 if __name__ == "__main__":
