@@ -1,4 +1,4 @@
-"""Patches of other nodes that change tensors in place: the same values, and gradients that finite differences confirm."""
+"""Patches of other nodes that change tensors in place: same values, and gradients that finite differences confirm."""
 from __future__ import annotations
 
 import pytest

@@ -48,7 +48,8 @@ def test_demo_trains_draws_serves_and_ends(tmp_path):
     pictures.mkdir()
     for name in ("toy-1.jpg", "toy-2.jpg"):
         shutil.copy(TOY / name, pictures / name)
-    command = [sys.executable, "-m", "demonstration", "--steps", "2", "--serve", "--images", str(pictures), "--class-word", "toy"]
+    command = [sys.executable, "-m", "demonstration", "--steps", "2", "--serve",
+               "--images", str(pictures), "--class-word", "toy"]
     variables = Environment(comfyui(), "", Path(sys.executable), packages=TESTS).variables()
     demo = subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     said, place = [], ""

@@ -9,9 +9,9 @@ from personalize.nodes.training.parts.embedding import AttachedEmbedding, Embedd
 
 
 def grow(settings: EmbeddingPart, steps: int) -> list[list[float]]:
-    """Lengths of two vectors of different encoders and sizes after each step; every step makes them 1.5 times as long."""
+    """Lengths of two vectors of different encoders after each step; every step makes them 1.5 times as long."""
     draw = torch.Generator().manual_seed(0)
-    rows = {"clip_l": nn.Parameter(torch.randn(1, 8, generator=draw)), "clip_g": nn.Parameter(torch.randn(1, 12, generator=draw))}
+    rows = {key: nn.Parameter(torch.randn(1, width, generator=draw)) for key, width in (("clip_l", 8), ("clip_g", 12))}
     with torch.no_grad():
         rows["clip_g"] *= 3
         attached, lengths = AttachedEmbedding(settings, {"<my-dog>": rows}), []

@@ -14,6 +14,7 @@ from authoring.graphs import CHECKPOINT, EMBEDDING, GRAPHS
 from support.paths import PACK, TESTS
 from support.workflows import to_prompt, with_values
 
+MAIN = PACK / "workflows" / "train_embedding_core.json"
 SAVED = TESTS / "saved_workflows"
 SHIPPED = sorted((PACK / "workflows").glob("*.json"))
 OF_TODAY = [path.read_bytes() for path in SHIPPED]
@@ -43,8 +44,9 @@ def template_server(server):
     return server
 
 
-def quick(document: dict, definitions: dict) -> dict:
+def quick(path: Path, definitions: dict) -> dict:
     """The workflow with few steps and small pictures."""
+    document = json.loads(path.read_text(encoding="utf-8"))
     types = {node["type"] for node in document["nodes"]}
     return with_values(document, definitions, {kind: values for kind, values in QUICK.items() if kind in types})
 
@@ -73,7 +75,7 @@ def test_workflow_opens_in_the_page_as_it_was_saved(path, template_server, ui):
 @pytest.mark.parametrize("path", EVER_SHIPPED, ids=name_of)
 def test_workflow_runs_through_the_api(path, template_server):
     definitions = template_server.get("/object_info")
-    document = quick(json.loads(path.read_text(encoding="utf-8")), definitions)
+    document = quick(path, definitions)
     run = template_server.run(to_prompt(document, definitions))
     pictures = [file for output in run.outputs.values() for file in output.get("images", [])]
     assert pictures and all(template_server.view(file).startswith(b"\x89PNG") for file in pictures)
@@ -88,24 +90,29 @@ def test_main_workflow_runs_in_nodes_2(template_server, browser):
     from support.browser import open_page
 
     with open_page(browser, template_server, nodes2=True) as ui:
-        run_in_page(PACK / "workflows" / "train_embedding_core.json", template_server, ui)
+        run_in_page(MAIN, template_server, ui)
         assert ui.unexpected_messages() == []
 
 
 def run_in_page(path: Path, server, ui) -> None:
     """Open, press Run, and see pictures."""
-    document = quick(json.loads(path.read_text(encoding="utf-8")), server.get("/object_info"))
+    document = quick(path, server.get("/object_info"))
     assert ui.load_workflow(document).problems == {}
     run = ui.run()
     assert (run.status, run.overlay) == ("success", ""), run
     assert any(output.get("images") for output in run.outputs.values())
 
 
+def report_of(run) -> dict:
+    """What the Train node shows at its end."""
+    return next(shown["personalize_training"][0] for shown in run.outputs.values() if "personalize_training" in shown)
+
+
 def test_run_of_the_main_workflow_leaves_what_the_readme_says(template_server):
     definitions = template_server.get("/object_info")
-    document = quick(json.loads((PACK / "workflows" / "train_embedding_core.json").read_text(encoding="utf-8")), definitions)
-    run = template_server.run(to_prompt(with_values(document, definitions, {"PersonalizeTrain": {"seed": 7}}), definitions))
-    report = next(output["personalize_training"][0] for output in run.outputs.values() if "personalize_training" in output)
+    document = quick(MAIN, definitions)
+    other_seed = with_values(document, definitions, {"PersonalizeTrain": {"seed": 7}})
+    report = report_of(template_server.run(to_prompt(other_seed, definitions)))
     assert [record["step"] for record in report["history"]] == [1, 2, 3]
     assert {"diffusion", "context embedding", "context attention"} <= set(report["history"][0]["parts"])
     assert [saved["step"] for saved in report["saved"]] == [2, 3]
@@ -120,26 +127,25 @@ def default_of(kind: str | list, options: dict | None = None) -> object:
     return (options or {}).get("default", choices[0])
 
 
-PATCHES = ("FreeU_V2", "PerturbedAttentionGuidance", "SelfAttentionGuidance", "HyperTile", "TomePatchModel", "RescaleCFG",
-           "PatchModelAddDownscale", "DifferentialDiffusion", "ModelSamplingDiscrete")
+PATCHES = ("FreeU_V2", "PerturbedAttentionGuidance", "SelfAttentionGuidance", "HyperTile", "TomePatchModel",
+           "RescaleCFG", "PatchModelAddDownscale", "DifferentialDiffusion", "ModelSamplingDiscrete")
 
 
 @pytest.mark.parametrize("node", PATCHES)
 def test_main_workflow_works_with_a_model_that_another_node_has_patched(node, template_server):
     """Trains on the patched model and draws with it: README, "With other nodes"."""
     definitions = template_server.get("/object_info")
-    document = quick(json.loads((PACK / "workflows" / "train_embedding_core.json").read_text(encoding="utf-8")), definitions)
-    larger = {"PersonalizeSubject": {"size": 128}, "EmptyLatentImage": {"width": 128, "height": 128},  # some halve it again
+    document = quick(MAIN, definitions)
+    larger = {"PersonalizeSubject": {"size": 128}, "EmptyLatentImage": {"width": 128, "height": 128},  # some halve it
               "PersonalizeTrain": {"preview_every": 0}}
     prompt = to_prompt(with_values(document, definitions, larger), definitions)
-    widgets = {name: default_of(*declared) for name, declared in definitions[node]["input"]["required"].items() if name != "model"}
+    inputs = definitions[node]["input"]["required"]
+    widgets = {name: default_of(*declared) for name, declared in inputs.items() if name != "model"}
     for entry in prompt.values():
         if entry["inputs"].get("model") == ["1", 0]:
             entry["inputs"]["model"] = ["patch", 0]
     prompt["patch"] = {"class_type": node, "inputs": {"model": ["1", 0], **widgets}}
-    run = template_server.run(prompt)
-    report = next(output["personalize_training"][0] for output in run.outputs.values() if "personalize_training" in output)
-    assert [record["step"] for record in report["history"]] == [1, 2, 3]
+    assert [record["step"] for record in report_of(template_server.run(prompt))["history"]] == [1, 2, 3]
 
 
 # ---------------------------------------------------------------------------------------------- the frozen schema

@@ -1,7 +1,7 @@
 """Other nodes' patches of U-Net blocks made safe for autograd.
 
-Written for sampling, they may change their inputs in place, as FreeU does, which breaks the backward pass. Here they run
-without autograd, and once more in the backward pass, where changed tensors are remembered as they were.
+Written for sampling, they may change their inputs in place, as FreeU does, which breaks the backward pass. Here they
+run without autograd, and once more in the backward pass, where changed tensors are remembered as they were.
 """
 from __future__ import annotations
 

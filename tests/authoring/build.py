@@ -1,4 +1,4 @@
-"""Writes workflows/*.json from their descriptions, through the real page, so that they are what the page itself would save.
+"""Writes workflows/*.json from their descriptions, through the real page, so that they are what it would save itself.
 
     COMFYUI_PATH=… PYTHONPATH=tests .testenv/venv/bin/python -m authoring.build [names]
 
@@ -10,6 +10,7 @@ import io
 import json
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
 from PIL import Image
@@ -27,7 +28,8 @@ LARGE = {"width": 3400, "height": 1700}
 THUMBNAIL_WIDTH = 1000
 ON_PAGE = """([x, y, width, height]) => {
     const canvas = window.app.canvas, view = canvas.canvas.getBoundingClientRect(), {scale, offset} = canvas.ds;
-    return {x: view.x + (x + offset[0]) * scale, y: view.y + (y + offset[1]) * scale, width: width * scale, height: height * scale};
+    return {x: view.x + (x + offset[0]) * scale, y: view.y + (y + offset[1]) * scale,
+            width: width * scale, height: height * scale};
 }"""
 
 
@@ -38,7 +40,7 @@ def build(graph: Graph, page: ComfyPage) -> Path:
     if loaded.problems:
         raise ValueError(f"{graph.name}: {loaded.problems}")
     document = page.workflow()
-    document["extra"] = {}
+    document |= {"id": str(uuid.uuid5(uuid.NAMESPACE_URL, graph.name)), "extra": {}}  # the page draws an id at random
     graph.path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     picture(page, graph.pictured).save(graph.path.with_suffix(".jpg"), quality=85)
     return graph.path
@@ -55,7 +57,8 @@ def picture(page: ComfyPage, box: tuple[int, int, int, int]) -> Image.Image:
 def with_fixed_seeds(document: dict) -> dict:
     """A pressed Run must give what the workflow's author saw."""
     for node in document["nodes"]:
-        node["widgets_values"] = ["fixed" if value == "randomize" else value for value in node.get("widgets_values", [])]
+        values = node.get("widgets_values", [])
+        node["widgets_values"] = ["fixed" if value == "randomize" else value for value in values]
     return document
 
 

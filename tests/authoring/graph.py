@@ -86,9 +86,9 @@ class Graph:
 
 def note_node(note: Note, node_id: int) -> dict:
     """A note as the page saves it."""
-    return {"id": node_id, "type": "MarkdownNote", "pos": list(note.at), "size": list(note.size), "flags": {}, "order": 0,
-            "mode": 0, "inputs": [], "outputs": [], "title": note.title, "properties": {}, "widgets_values": [note.text],
-            **NOTE_COLORS}
+    return {"id": node_id, "type": "MarkdownNote", "pos": list(note.at), "size": list(note.size), "flags": {},
+            "order": 0, "mode": 0, "inputs": [], "outputs": [], "title": note.title, "properties": {},
+            "widgets_values": [note.text], **NOTE_COLORS}
 
 
 def model_of(name: str) -> dict:

@@ -12,14 +12,14 @@ STAGE_1, STAGE_2 = "CoRe stage 1: embedding", "CoRe stage 2: U-Net"
 
 LOADER = {"ckpt_name": CHECKPOINT}
 CONCEPT = {"placeholder": SUBJECT, "class_words": "toy", "initial_words": "", "vectors": 1, "embedding": "none"}
-PICTURES = {"folder": "example-toy", "size": 512, "fit": "crop", "augmentation": "as released", "variants": 16, "seed": 0,
-            "pictures": "", "captions": ""}
+PICTURES = {"folder": "example-toy", "size": 512, "fit": "crop", "augmentation": "as released", "variants": 16,
+            "seed": 0, "pictures": "", "captions": ""}
 EMBEDDING_PART = {"learning_rate": 0.005, "rescale_from": 120, "rescale_to": 180}
 DIFFUSION = {"weight": 1.0, "background": 1.0, "first_step": 1, "last_step": 0}
 PROMPTS = {"subject": "inanimate", "background": True, "action": True, "outfit": True, "style": True, "colour": True,
            "file": "none", "own_prompts": ""}
-CORE = {"preset": "as released", "formulas": "as released", "lambda_emb": 0.00015, "lambda_attn": 0.05, "attention": "exact",
-        "first_step": 1, "last_step": 0}
+CORE = {"preset": "as released", "formulas": "as released", "lambda_emb": 0.00015, "lambda_attn": 0.05,
+        "attention": "exact", "first_step": 1, "last_step": 0}
 TRAIN = {"micro_batch": 0, "optimizer": "AdamW", "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 0,
          "clip_gradients": 0.0, "seed": 0, "precision": "auto", "gradient_checkpointing": False,
          "preview_prompt": "a photo of {}", "resume": "continue", "use_step": 0}
@@ -29,6 +29,38 @@ TRAIN_2 = {**TRAIN, "name": "example-toy-unet", "preset": STAGE_2, "steps": 1000
            "preview_every": 200}
 SAMPLER = {"seed": 1, "steps": 25, "cfg": 7.5, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0}
 LATENT = {"width": 512, "height": 512, "batch_size": 1}
+
+CHECKPOINT_WIRES = {"model": ("1", 0), "clip": ("1", 1), "vae": ("1", 2)}
+
+LEARN_WORD = (
+    Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
+    Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
+    Node("3", "PersonalizeSubject", (40, 540), {"concept": ("2", 0), **PICTURES}, size=(400, 640)),
+    Node("4", "PersonalizeTrainEmbedding", (500, 80), EMBEDDING_PART, size=(400, 150)),
+    Node("5", "PersonalizeDiffusionLoss", (500, 290), DIFFUSION, size=(400, 170)),
+    Node("6", "PersonalizePromptSet", (500, 520), PROMPTS, size=(400, 330)),
+    Node("7", "PersonalizeCoReLoss", (500, 910), {"prompt_set": ("6", 0), "previous": ("5", 0), **CORE},
+         size=(400, 290)),
+)
+
+
+def draw_and_keep(first: int, x: int, train: str, prefix: str) -> tuple[Node, ...]:
+    """Eight nodes with ids from `first` on, at column `x`: what the Train node `train` gives, drawn and saved."""
+    apply, prompt, negative, latent, sampler, decode, save, keep = (str(first + number) for number in range(8))
+    return (
+        Node(apply, "PersonalizeApplyConcept", (x, 80), {"clip": ("1", 1), "concept": (train, 0)}, size=(400, 80)),
+        Node(prompt, "CLIPTextEncode", (x, 220), {"clip": (apply, 0), "text": SCENE}, "Prompt", (400, 130), GREEN),
+        Node(negative, "CLIPTextEncode", (x, 410), {"clip": (apply, 0), "text": ""}, "Negative prompt", (400, 110),
+             RED),
+        Node(latent, "EmptyLatentImage", (x, 580), LATENT, size=(400, 130)),
+        Node(sampler, "KSampler", (x, 770), {
+            "model": (train, 1), "positive": (prompt, 0), "negative": (negative, 0), "latent_image": (latent, 0),
+            **SAMPLER}, size=(400, 290)),
+        Node(decode, "VAEDecode", (x, 1120), {"samples": (sampler, 0), "vae": ("1", 2)}, size=(400, 80)),
+        Node(save, "SaveImage", (x + 460, 80), {"images": (decode, 0), "filename_prefix": prefix}, size=(460, 540)),
+        Node(keep, "PersonalizeSaveConcept", (x + 460, 680), {"concept": (train, 0), "name": "example-toy"},
+             size=(460, 200)))
+
 
 TRAIN_EMBEDDING_NOTE = """\
 **Press Run** and watch *Train* learn the toy; then look at *Save Image*.
@@ -43,31 +75,15 @@ Without the checkpoint ComfyUI offers to download it (2 GB).
 
 **Memory.** 8 GB: set *micro_batch* to 2. 6 GB: 1, and *gradient_checkpointing* on.
 
-**After that**: click the preview you like best, and *Train* returns that step. The saved embedding works in any prompt, \
-also without this pack: **embedding:example-toy**.
+**After that**: click the preview you like best, and *Train* returns that step. The saved embedding works in any \
+prompt, also without this pack: **embedding:example-toy**.
 """
 
 TRAIN_EMBEDDING = Graph("train_embedding_core", nodes=(
-    Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
-    Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
-    Node("3", "PersonalizeSubject", (40, 540), {"concept": ("2", 0), **PICTURES}, size=(400, 640)),
-    Node("4", "PersonalizeTrainEmbedding", (500, 80), EMBEDDING_PART, size=(400, 150)),
-    Node("5", "PersonalizeDiffusionLoss", (500, 290), DIFFUSION, size=(400, 170)),
-    Node("6", "PersonalizePromptSet", (500, 520), PROMPTS, size=(400, 330)),
-    Node("7", "PersonalizeCoReLoss", (500, 910), {"prompt_set": ("6", 0), "previous": ("5", 0), **CORE}, size=(400, 290)),
+    *LEARN_WORD,
     Node("8", "PersonalizeTrain", (960, 80), {
-        "model": ("1", 0), "clip": ("1", 1), "vae": ("1", 2), "subject": ("3", 0), "trainable": ("4", 0), "loss": ("7", 0),
-        **TRAIN_1}, size=(580, 1120)),
-    Node("9", "PersonalizeApplyConcept", (1600, 80), {"clip": ("1", 1), "concept": ("8", 0)}, size=(400, 80)),
-    Node("10", "CLIPTextEncode", (1600, 220), {"clip": ("9", 0), "text": SCENE}, title="Prompt", size=(400, 130), color=GREEN),
-    Node("11", "CLIPTextEncode", (1600, 410), {"clip": ("9", 0), "text": ""}, title="Negative prompt", size=(400, 110), color=RED),
-    Node("12", "EmptyLatentImage", (1600, 580), LATENT, size=(400, 130)),
-    Node("13", "KSampler", (1600, 770), {
-        "model": ("8", 1), "positive": ("10", 0), "negative": ("11", 0), "latent_image": ("12", 0), **SAMPLER},
-        size=(400, 290)),
-    Node("14", "VAEDecode", (1600, 1120), {"samples": ("13", 0), "vae": ("1", 2)}, size=(400, 80)),
-    Node("15", "SaveImage", (2060, 80), {"images": ("14", 0), "filename_prefix": "personalize/example-toy"}, size=(460, 540)),
-    Node("16", "PersonalizeSaveConcept", (2060, 680), {"concept": ("8", 0), "name": "example-toy"}, size=(460, 200)),
+        **CHECKPOINT_WIRES, "subject": ("3", 0), "trainable": ("4", 0), "loss": ("7", 0), **TRAIN_1}, size=(580, 1120)),
+    *draw_and_keep(9, 1600, train="8", prefix="personalize/example-toy"),
     Node("17", "LossGraphNode", (2060, 940), {"loss": ("8", 3), "filename_prefix": "loss_graph"}, size=(460, 260)),
 ), groups=(
     Group("1 · Your subject", (20, 0, 440, 1280)),
@@ -77,8 +93,8 @@ TRAIN_EMBEDDING = Graph("train_embedding_core", nodes=(
 ), notes=(Note(TRAIN_EMBEDDING_NOTE, at=(-410, 40), size=(400, 330)),), pictured=(0, -20, 1580, 1320))
 
 TWO_STAGE_NOTE = """\
-**The two stages of the CoRe paper.** Stage 1 finds the word: an embedding, trained with CoRe. Stage 2 fits the picture: \
-the whole U-Net, with that word held fixed.
+**The two stages of the CoRe paper.** Stage 1 finds the word: an embedding, trained with CoRe. Stage 2 fits the \
+picture: the whole U-Net, with that word held fixed.
 
 The result is two files: the embedding, and a LoRA-format file with the changes of the U-Net (1.7 GB for SD1.5). Use \
 them together, with *Load LoRA* at strength 1.
@@ -90,33 +106,18 @@ Try *train_embedding_core* first: it is stage 1 alone, and often enough.
 """
 
 TWO_STAGE = Graph("core_two_stage", nodes=(
-    Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
-    Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
-    Node("3", "PersonalizeSubject", (40, 540), {"concept": ("2", 0), **PICTURES}, size=(400, 640)),
-    Node("4", "PersonalizeTrainEmbedding", (500, 80), EMBEDDING_PART, size=(400, 150)),
-    Node("5", "PersonalizeDiffusionLoss", (500, 290), DIFFUSION, size=(400, 170)),
-    Node("6", "PersonalizePromptSet", (500, 520), PROMPTS, size=(400, 330)),
-    Node("7", "PersonalizeCoReLoss", (500, 910), {"prompt_set": ("6", 0), "previous": ("5", 0), **CORE}, size=(400, 290)),
+    *LEARN_WORD,
     Node("8", "PersonalizeTrain", (960, 80), {
-        "model": ("1", 0), "clip": ("1", 1), "vae": ("1", 2), "subject": ("3", 0), "trainable": ("4", 0), "loss": ("7", 0),
-        **TRAIN_1}, title="Train: stage 1", size=(560, 1120)),
+        **CHECKPOINT_WIRES, "subject": ("3", 0), "trainable": ("4", 0), "loss": ("7", 0), **TRAIN_1},
+        title="Train: stage 1", size=(560, 1120)),
     Node("9", "PersonalizeSubject", (1600, 80), {"concept": ("8", 0), **PICTURES}, size=(400, 700)),
     Node("10", "PersonalizeTrainUNet", (1600, 840), {"learning_rate": 2e-6}, size=(400, 110)),
     Node("11", "PersonalizeTrain", (2060, 80), {
-        "model": ("1", 0), "clip": ("1", 1), "vae": ("1", 2), "subject": ("9", 0), "trainable": ("10", 0), **TRAIN_2},
+        **CHECKPOINT_WIRES, "subject": ("9", 0), "trainable": ("10", 0), **TRAIN_2},
         title="Train: stage 2", size=(560, 1120)),
-    Node("12", "PersonalizeApplyConcept", (2700, 80), {"clip": ("1", 1), "concept": ("11", 0)}, size=(400, 80)),
-    Node("13", "CLIPTextEncode", (2700, 220), {"clip": ("12", 0), "text": SCENE}, title="Prompt", size=(400, 130), color=GREEN),
-    Node("14", "CLIPTextEncode", (2700, 410), {"clip": ("12", 0), "text": ""}, title="Negative prompt", size=(400, 110), color=RED),
-    Node("15", "EmptyLatentImage", (2700, 580), LATENT, size=(400, 130)),
-    Node("16", "KSampler", (2700, 770), {
-        "model": ("11", 1), "positive": ("13", 0), "negative": ("14", 0), "latent_image": ("15", 0), **SAMPLER},
-        size=(400, 290)),
-    Node("17", "VAEDecode", (2700, 1120), {"samples": ("16", 0), "vae": ("1", 2)}, size=(400, 80)),
-    Node("18", "SaveImage", (3160, 80), {"images": ("17", 0), "filename_prefix": "personalize/example-toy-unet"},
-         size=(460, 540)),
-    Node("19", "PersonalizeSaveConcept", (3160, 680), {"concept": ("11", 0), "name": "example-toy"}, size=(460, 200)),
-    Node("20", "SaveLoRA", (3160, 940), {"lora": ("11", 2), "prefix": "loras/example-toy", "steps": 1000}, size=(460, 120)),
+    *draw_and_keep(12, 2700, train="11", prefix="personalize/example-toy-unet"),
+    Node("20", "SaveLoRA", (3160, 940), {"lora": ("11", 2), "prefix": "loras/example-toy", "steps": 1000},
+         size=(460, 120)),
 ), groups=(
     Group("1 · Your subject", (20, 0, 440, 1280)),
     Group("2 · Stage 1: the word", (480, 0, 1060, 1280)),

@@ -93,7 +93,8 @@ def draw(server: ComfyServer, trained: dict, text: str) -> Path:
         "4": {"class_type": "EmptyLatentImage", "inputs": inputs_of(trained, "EmptyLatentImage")},
         "5": {"class_type": "KSampler", "inputs": sampler},
         "6": {"class_type": "VAEDecode", "inputs": {"samples": ["5", 0], "vae": ["1", 2]}},
-        "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "personalize/stock-nodes"}}}, LONGEST)
+        "7": {"class_type": "SaveImage", "inputs": {"images": ["6", 0], "filename_prefix": "personalize/stock-nodes"}},
+    }, LONGEST)
     return output_file(server, run.outputs["7"]["images"][0])
 
 

@@ -15,15 +15,19 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="demo.py", description="Trains an embedding with CoRe in a real ComfyUI and draws with it by stock nodes.")
     options.add_argument("--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH") or installed_in(),
-                         help="use this ComfyUI (also: COMFYUI_PATH); nothing is installed into it. Default: the one that "
-                              "this pack lies in, else one is downloaded")
+                         help="use this ComfyUI (also: COMFYUI_PATH); nothing is installed into it. Default: the one "
+                              "that this pack lies in, else one is downloaded")
     options.add_argument("--python", metavar="PATH", help="the Python that runs it, where it is not found beside it")
-    options.add_argument("--images", metavar="FOLDER", type=_pictures, help="your own pictures of one subject, best 3 to 6")
-    options.add_argument("--class-word", metavar="WORD", help="what your pictures show, in one or two words, such as dog")
+    options.add_argument("--images", metavar="FOLDER", type=_pictures,
+                         help="your own pictures of one subject, best 3 to 6")
+    options.add_argument("--class-word", metavar="WORD",
+                         help="what your pictures show, in one or two words, such as dog")
     options.add_argument("--checkpoint", metavar="FILE", type=_checkpoint,
                          help="your own SD1.x, SD2.x or SDXL checkpoint, in place of the small random one")
-    options.add_argument("--steps", metavar="N", type=int, help="training steps (default 20; 300 with your own checkpoint)")
-    options.add_argument("--serve", action="store_true", help="leave ComfyUI's page open at the end, with the workflow in it")
+    options.add_argument("--steps", metavar="N", type=int,
+                         help="training steps (default 20; 300 with your own checkpoint)")
+    options.add_argument("--serve", action="store_true",
+                         help="leave ComfyUI's page open at the end, with the workflow in it")
     return options
 
 

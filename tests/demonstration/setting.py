@@ -9,8 +9,8 @@ from pathlib import Path
 
 from support.paths import PACK, TESTS
 
-PLUMBING = ("This is a plumbing run: a small random checkpoint stands in for a real model, so the pictures are noise. It shows "
-            "that every part works. For pictures give your own --checkpoint.")
+PLUMBING = ("This is a plumbing run: a small random checkpoint stands in for a real model, so the pictures are noise. "
+            "It shows that every part works. For pictures give your own --checkpoint.")
 SDXL_MARK = "conditioner.embedders.1.model.token_embedding.weight"
 
 OWN = "my-subject"
@@ -51,7 +51,8 @@ def _small_checkpoint(options: argparse.Namespace, base: Path) -> Setting:
 
     inprocess.start(base)
     name = inprocess.provide_checkpoint("sd15_stock", base)
-    return Setting(name, _values(128, options.steps or 20, batch_size=2, variants=2, previews=2, draw_steps=8), True, PLUMBING)
+    values = _values(128, options.steps or 20, batch_size=2, variants=2, previews=2, draw_steps=8)
+    return Setting(name, values, True, PLUMBING)
 
 
 def _own_checkpoint(options: argparse.Namespace, base: Path) -> Setting:
@@ -59,7 +60,8 @@ def _own_checkpoint(options: argparse.Namespace, base: Path) -> Setting:
     link.parent.mkdir(parents=True)
     link.symlink_to(options.checkpoint)
     size = 1024 if SDXL_MARK in _tensor_names(options.checkpoint) else 512
-    return Setting(link.name, _values(size, options.steps or 300, batch_size=6, variants=16, previews=6, draw_steps=25), False)
+    values = _values(size, options.steps or 300, batch_size=6, variants=16, previews=6, draw_steps=25)
+    return Setting(link.name, values, False)
 
 
 def _values(size: int, steps: int, batch_size: int, variants: int, previews: int, draw_steps: int) -> Values:
