@@ -67,7 +67,8 @@ class Objective:
         asked = [_Asked(term, term.needs(batch, self.text, generator(self.seed, "loss", batch.step)))
                  for term in self.active(batch.step)]
         work, values = _Work(self, batch), {}
-        work.encode_trained([a.needs for a in asked])
+        if measured is None:
+            work.encode_trained([a.needs for a in asked])
         for together in _sharing_a_pass(asked):
             losses = [(a.term.name, a.term.weight * share * a.term(work.results(a.needs, together), batch,
                                                                    DenoiserSide(self.session.sampling)))
@@ -76,7 +77,8 @@ class Objective:
                 values[name] = values.get(name, 0.0) + loss.item()
             self._backward_terms([(name, loss) for name, loss in losses if loss.requires_grad], work, measured)
             work.free_graphs()
-        work.backward_text()
+        if measured is None:
+            work.backward_text()
         return values
 
     def _backward_terms(self, losses: Sequence[tuple[str, Tensor]], work: _Work, measured: GradientNorms | None
@@ -86,12 +88,9 @@ class Objective:
                 torch.stack([loss for _, loss in losses]).sum().backward()
             return
         outputs, leaves = work.leaf_pairs()
-        inputs = leaves + measured.unet_parameters
         for i, (name, loss) in enumerate(losses):
-            found = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=i + 1 < len(losses))
-            for value, gradient in zip(inputs, found, strict=True):
-                if gradient is not None:
-                    value.grad = gradient.clone() if value.grad is None else value.grad.add_(gradient)
+            found = torch.autograd.grad(loss, leaves + measured.unet_parameters, allow_unused=True,
+                                        retain_graph=i + 1 < len(losses))
             measured.add(name, outputs, found[:len(leaves)], found[len(leaves):])
 
 
@@ -114,7 +113,7 @@ class GradientNorms:
 
     def add(self, term: str, outputs: Sequence[Tensor], at_outputs: Sequence[Tensor | None],
             at_unet: Sequence[Tensor | None]) -> None:
-        """Adds a term's gradients, those of the text side given at the text encoder's outputs."""
+        """Adds a term's gradients, those of the text side given at the text encoder's outputs, here and to .grad."""
         used = [(output, gradient) for output, gradient in zip(outputs, at_outputs, strict=True) if gradient is not None]
         text = [p for _, params, unet in self.groups if not unet for p in params]
         found = [None] * len(text)
@@ -128,6 +127,7 @@ class GradientNorms:
                 gradient = by_parameter[id(p)]
                 if gradient is not None:
                     sums[i] = gradient.clone() if sums[i] is None else sums[i] + gradient
+                    p.grad = gradient.clone() if p.grad is None else p.grad.add_(gradient)
 
     def norms(self) -> dict[str, float]:
         """"term|group" → Euclidean norm of the term's weighted gradient."""
@@ -156,7 +156,8 @@ class _Work:
         return Results(encodes, passes, maps)
 
     def encode_trained(self, needs: Sequence[Needs]) -> None:
-        """Encodes everything that needs gradients, all prompts together."""
+        """Encodes everything that needs gradients, all prompts together: the fastest way there and back, but not where
+        each term goes back alone and most prompts are not its own."""
         self._add_leaves(list(dict.fromkeys(replace(request, grad=True) for one in needs for request in _encodes(one)
                                             if self._needs_gradient(request))))
 
