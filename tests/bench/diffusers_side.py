@@ -5,8 +5,6 @@ Weights are copies of ComfyUI's, so that both sides compute the same loss.
 """
 from __future__ import annotations
 
-from typing import Sequence
-
 import comfy.utils
 import torch
 import torch.nn.functional as F
@@ -15,6 +13,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from .checkpoint import CHANNELS, CONTEXT, LEVELS
+from .measure import tensor_bytes
 
 VOCABULARY = 49408
 PLACEHOLDER = VOCABULARY  # the script appends its new token to the table
@@ -60,6 +59,12 @@ class Step:
         noisy = self.schedule.add_noise(latents, noise, timesteps)
         prediction = self.unet(noisy, timesteps, self.text(self.ids)[0]).sample
         return F.mse_loss(prediction.float(), noise.float(), reduction="mean")
+
+    def lasting_bytes(self) -> int:
+        """Bytes of both models, of the optimiser, and of what else is kept from step to step."""
+        state = [t for values in self.optimizer.state.values() for t in values.values()]
+        kept = [value for value in vars(self).values() if isinstance(value, Tensor)]
+        return tensor_bytes([*self.unet.parameters(), *self.text.parameters(), *state, *kept])
 
     def random_loss(self) -> Tensor:
         """Loss at new noise and timesteps."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from typing import Callable, Mapping
+from typing import Callable, Iterable, Mapping
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -53,6 +53,11 @@ def peak_bytes(step: Step) -> int:
         held += event.nbytes()
         peak = max(peak, held)
     return peak
+
+
+def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of all tensors together."""
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def _attention(query, key, value, *_, out_shape=None, **__) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
+from personalize.nodes.text.tokens import Slot
 from personalize.nodes.training.dataset import Dataset, PictureLatents
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import Batch, LossTerm, Picture, Subject, TrainingRun
@@ -15,7 +16,8 @@ from personalize.nodes.training.loop import MEASURE_GRADIENTS_EVERY, Settings, T
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.training.session import Session
-from personalize.nodes.text.tokens import Slot
+
+from .measure import tensor_bytes
 
 PLACEHOLDER = "<my-dog>"
 CAPTIONS = ("a photo of a {}", "a close-up photo of the {}", "a rendering of a {}", "a dark photo of one {} at night")
@@ -55,6 +57,12 @@ class TrainingStep:
     def measured(self) -> float:
         """A step that also measures every term's gradient norm, as every tenth does."""
         return self.trainer._optimise(next(self.measured_numbers))["loss"]
+
+    def lasting_bytes(self) -> int:
+        """Bytes of both models and of the optimiser."""
+        session = self.trainer.session
+        models = [*session.model.model.parameters(), *session.clip.cond_stage_model.parameters()]
+        return tensor_bytes([*models, *self.trainer.state_dict().values()])
 
     @property
     def vector(self) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch
+os.environ |= {"OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "5", "HF_HUB_OFFLINE": "1"}  # before torch
 
 import argparse
 import statistics
@@ -22,10 +22,12 @@ from support import inprocess, pack
 
 # name of the ratio, ours, against
 RATIOS = (("embedding_vs_diffusers", "embedding", "diffusers_script"),
+          ("embedding_one_prompt_vs_diffusers", "embedding_one_prompt", "diffusers_script"),
           ("embedding_vs_diffusers_one_vector", "embedding", "diffusers_one_vector"),
-          ("core_exact_vs_embedding", "core_exact", "one_prompt"),
+          ("core_exact_vs_embedding", "core_exact", "embedding_one_prompt"),
           ("core_estimator_vs_embedding_loss_only", "core_estimator", "embedding_loss_only"))
 AGREEMENT = 1e-3
+MIB = 2**20
 
 
 def arguments() -> argparse.Namespace:
@@ -43,6 +45,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as base, ExitStack() as stack:
         inprocess.start(Path(base))
         pack.make_importable()
+        try:
+            import diffusers  # noqa: F401
+        except ImportError:
+            sys.exit("diffusers is not installed for this Python; tests/bench/README.md has the command.")
         from bench import checkpoint
         from personalize.nodes.training.session import training_session
 
@@ -68,7 +74,7 @@ def contenders(session, side: int, batch: int) -> dict:
              "diffusers_one_vector": theirs.OneVectorStep(unet, theirs.text_encoder_like(session.clip), ids, latents,
                                                           embedding.vector),
              "embedding": embedding,
-             "one_prompt": TrainingStep(session, latents, TERMS["embedding"], one_prompt=True)}
+             "embedding_one_prompt": TrainingStep(session, latents, TERMS["embedding"], one_prompt=True)}
     return steps | {name: TrainingStep(session, latents, terms, one_prompt=True)
                     for name, terms in TERMS.items() if name != "embedding"}
 
@@ -96,16 +102,25 @@ def report(steps: Mapping, circumstances: str, rounds: int) -> None:
     """Times, counts and prints."""
     from bench.measure import flops, median_ratio, peak_bytes, seconds_in_turn
 
+    def line(text: str) -> None:
+        print(f"{circumstances}: {text}", flush=True)
+
     seconds = seconds_in_turn(steps, rounds)
     counted = {name: flops(step) for name, step in steps.items()}
     peaks = {name: peak_bytes(step) for name, step in steps.items()}
-    for name in steps:
-        print(f"{circumstances}: {name}: {statistics.median(seconds[name]):.3f} s a step, {counted[name] / 1e9:.1f} GFLOP, "
-              f"{peaks[name] / 2**20:.0f} MiB of tensors at the peak of a step")
+    typical = {name: statistics.median(seconds[name]) for name in steps}
+    for name, step in steps.items():
+        line(f"{name}: {typical[name]:.3f} CPU s a step, {counted[name] / 1e9:.1f} GFLOP, at its peak "
+             f"{peaks[name] / MIB:.0f} MiB of tensors beside {step.lasting_bytes() / MIB:.0f} MiB that last")
     for name, ours, against in RATIOS:
-        print(f"{circumstances}: {ours} {statistics.median(seconds[ours]):.3f} s, {against} "
-              f"{statistics.median(seconds[against]):.3f} s, by FLOPs {counted[ours] / counted[against]:.2f}: "
-              f"ratio {name} {median_ratio(seconds, ours, against):.2f}", flush=True)
+        line(f"{ours} {typical[ours]:.3f} s, {against} {typical[against]:.3f} s, bound by FLOPs "
+             f"{counted[ours] / counted[against]:.2f}: ratio {name} {median_ratio(seconds, ours, against):.2f}")
+    for name in ("core_exact", "core_estimator"):
+        ours, plain = (peaks[n] + steps[n].lasting_bytes() for n in (name, "embedding_one_prompt"))
+        line(f"{ours / MIB:.0f} and {plain / MIB:.0f} MiB: figure peak_memory_{name}_vs_embedding {ours / plain:.2f}")
+        measured = seconds_in_turn({name: steps[name], "measured": steps[name].measured}, 3, warm_up=1)
+        line("a step that also measures gradient norms, one in ten: "
+             f"figure measured_step_{name} {median_ratio(measured, 'measured', name):.2f}")
 
 
 if __name__ == "__main__":
