@@ -89,6 +89,7 @@ def test_a_room_that_cannot_be_imported_leaves_the_others(room, node_classes, mo
     from personalize import nodes
 
     own = [cls for cls in node_classes if f".nodes.{room}." in cls.__module__]
+    assert own
     monkeypatch.setitem(sys.modules, f"personalize.nodes.{room}.nodes", None)  # the import raises
     assert nodes.node_classes() == [cls for cls in node_classes if cls not in own]
     assert f"'{room}' could not be loaded" in caplog.text
