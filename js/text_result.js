@@ -2,7 +2,9 @@
 import { app } from "../../scripts/app.js";
 import { chain, loadStyle, takePlaceOfFormer } from "./shared/nodes.js";
 
-const NODE_TYPES = ["PersonalizeSaveConcept", "PersonalizePromptTokens", "PersonalizeManageSteps"];
+const NODE_TYPES = [
+  "PersonalizeSaveConcept", "PersonalizePromptTokens", "PersonalizeManageSteps", "PersonalizeOrthogonalize",
+];
 const MIN_HEIGHT = 80;
 
 app.registerExtension({

@@ -7,11 +7,8 @@ import sys
 if sys.version_info < (3, 10):
     sys.exit("Python 3.10 or newer is needed; this is Python %d.%d." % sys.version_info[:2])
 
-import os
-import subprocess
-from pathlib import Path
-
 from demonstration.options import parse
+from environment.handover import hand_over
 from environment.report import SetupError, say
 from environment.setup import prepare
 
@@ -25,15 +22,7 @@ def main() -> int:
         print(f"\n{error}", file=sys.stderr)
         return 2
     say(f"using ComfyUI {environment.version} in {environment.comfyui}")
-    variables = environment.variables()
-    paths = [str(Path(__file__).resolve().parent), variables.get("PYTHONPATH", "")]
-    variables["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    demonstration = subprocess.Popen([str(environment.python), "-m", "demonstration", *sys.argv[1:]], env=variables)
-    while True:
-        try:
-            return demonstration.wait()
-        except KeyboardInterrupt:  # it got Ctrl+C too, and ends ComfyUI
-            continue
+    return hand_over(environment, "demonstration")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 
 from personalize.nodes.text.embedding_files import file_stem, save_embedding
 from personalize.nodes.text.prompts import bundled
-from personalize.nodes.text.spans import LENGTH, SPANS
+from personalize.nodes.text.spans import END, LEARNED, LENGTH, PADDING, SPANS, START, TOKENS
 from support.failures import PromptFailed
 from support.paths import PACK
 
@@ -291,7 +291,8 @@ def test_encode_with_spans(execute, tiny_checkpoints):
     (cond, options), (stock, stock_options) = got["ours"][0], got["stock"][0]
     assert torch.equal(cond, stock) and torch.equal(options["pooled_output"], stock_options["pooled_output"])
     spans = {"<my-dog>": (4, 5), "dog": (6,), "red hat": (8, 9), "photo of": (2, 3)}
-    assert options == {"pooled_output": options["pooled_output"], SPANS: spans, LENGTH: 77}
+    tokens = (START, "a", "photo", "of", LEARNED, LEARNED, "dog", ",", "red", "hat", END) + (PADDING,) * 66
+    assert options == {"pooled_output": options["pooled_output"], SPANS: spans, LENGTH: 77, TOKENS: tokens}
     assert got["shown"].split("\n") == ["<my-dog>: 4, 5", "dog: 6", "red hat: 8, 9", "photo of: 2, 3"]
     assert got["taught"][0][1][SPANS] == {"<my-dog>": (4, 5)}
     prompt["3"]["inputs"]["words"] = "blue hat"

@@ -49,6 +49,13 @@ def test_words_are_found_as_whole_tokens(any_checkpoint, prompt, words, expected
         assert naive_positions(any_checkpoint.clip, prompt, words) == expected
 
 
+def test_last_piece_of_another_word_is_not_found(sd15):
+    """The tokenizer splits hotdogs into hot and dogs."""
+    tokenizer = PromptTokenizer(sd15.clip, {})
+    assert naive_positions(sd15.clip, "hotdogs and dogs", "dogs") == (2, 4)
+    assert find_words(tokenizer, "hotdogs and dogs", "dogs") == (4,)
+
+
 def test_words_of_long_prompts(sd15):
     prompt = "good " * 73 + "old teddy bear " + "very " * 80 + "teddy bear"
     tokenizer = PromptTokenizer(sd15.clip, {})

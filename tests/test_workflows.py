@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from authoring.catalog import ALL_GRAPHS
 from authoring.graph import model_of
-from authoring.graphs import CHECKPOINT, EMBEDDING, GRAPHS
+from authoring.graphs import CHECKPOINT, EMBEDDING
+from support import encoder_files, vico_files
 from support.paths import PACK, TESTS
 from support.workflows import to_prompt, with_values
 
@@ -33,7 +35,7 @@ def name_of(path: Path) -> str:
 
 @pytest.fixture
 def template_server(server):
-    """The server with a small checkpoint and an embedding under the names that the workflows use."""
+    """The server with small checkpoints, encoders and an embedding under the names that the workflows use."""
     models = server.base / "models"
     link = models / "checkpoints" / CHECKPOINT
     if not link.exists():
@@ -41,6 +43,8 @@ def template_server(server):
         (models / "embeddings").mkdir(exist_ok=True)
         save_file({"clip_l": torch.randn(1, 32, generator=torch.Generator().manual_seed(0)) * 0.02},
                   models / "embeddings" / EMBEDDING, {"placeholder": "<example-toy>", "class_words": "toy"})
+        encoder_files.provide(server.base)
+        vico_files.provide(server.base)
     return server
 
 
@@ -52,7 +56,7 @@ def quick(path: Path, definitions: dict) -> dict:
 
 
 def test_every_description_has_its_workflow_and_a_thumbnail():
-    assert {path.stem for path in SHIPPED} == {graph.name for graph in GRAPHS}
+    assert {path.stem for path in SHIPPED} == {graph.name for graph in ALL_GRAPHS}
     assert [path.stem for path in SHIPPED if not path.with_suffix(".jpg").is_file()] == []
 
 
@@ -60,8 +64,9 @@ def test_every_description_has_its_workflow_and_a_thumbnail():
 def test_the_page_offers_the_checkpoint_where_comfyui_itself_does(path):
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
     offered = [node["properties"]["models"] for node in nodes if node["type"] == "CheckpointLoaderSimple"]
-    assert offered == [[model_of(CHECKPOINT)]] * len(offered) and offered
-    assert offered[0][0]["url"].startswith("https://") and offered[0][0]["directory"] == "checkpoints"
+    of_folder = [node for node in nodes if node["type"] == "DiffusersLoader"]  # which no template offers
+    assert offered == [[model_of(CHECKPOINT)]] * len(offered) and len(offered + of_folder) == 1
+    assert all(each["url"].startswith("https://") and each["directory"] == "checkpoints" for each, in offered)
 
 
 @pytest.mark.parametrize("path", EVER_SHIPPED, ids=name_of)

@@ -115,7 +115,8 @@ export class RunHistory {
 
 const bySteps = (left, right) => left.step - right.step;
 
-const savedEntry = ({ step, embeddings, files }) => ({ step, embeddings: embeddings ?? [], files: files ?? [] });
+const savedEntry = ({ step, embeddings, files, part_files }) => ({
+  step, embeddings: embeddings ?? [], files: [...(files ?? []), ...(part_files ?? [])] });
 
 /** Keeps the list in order, with one entry per step: the newer one. */
 function insertByStep(entries, entry) {

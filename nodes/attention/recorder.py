@@ -1,14 +1,31 @@
 """Recording cross-attention while the U-Net runs, with autograd and without touching what it computes."""
 from __future__ import annotations
 
+import contextlib
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, Sequence
+from typing import Iterator, Literal, Sequence
 
 import torch
 from torch import Tensor
 
 from .layers import AttentionLayer, transformer_block
 from .softmax import chosen_keys, mean_over_pixels
+
+_depth: ContextVar[int] = ContextVar("personalize_recorder_depth", default=0)
+
+
+@contextlib.contextmanager
+def beside() -> Iterator[None]:
+    """Marks runs of the U-Net that are no part of the recorded pass but made for it, such as a reference picture's.
+
+    Recorders that were opened before see them only where a Wanted asks for them.
+    """
+    token = _depth.set(_depth.get() + 1)
+    try:
+        yield
+    finally:
+        _depth.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +36,14 @@ class Wanted:
     keep: "mean" gives (rows, T) per layer, the mean over pixels; "pixels" gives (rows, pixels, n) per layer.
     positions: for "pixels": the n token positions kept, per row or one tuple for all rows; None keeps all T.
     keys: context (rows or 1, T, C) whose keys replace the pass's own; its queries stay.
+    beside: not of the pass itself but of the run that is made `beside` it.
     """
 
     layers: tuple[AttentionLayer, ...]
     keep: Literal["mean", "pixels"] = "mean"
     positions: tuple[tuple[int, ...], ...] | None = None
     keys: Tensor | None = None
+    beside: bool = False
 
 
 class PassStopped(Exception):
@@ -42,19 +61,21 @@ class AttentionRecorder:
     """
 
     def __init__(self, model, wanted: Sequence[Wanted], until: AttentionLayer | None = None):
-        late = [layer for want in wanted for layer in want.layers if until and layer.order > until.order]
+        late = [layer for want in wanted if until and not want.beside
+                for layer in want.layers if layer.order > until.order]
         if late:
             raise ValueError(f"Attention layer {late[0].order} is wanted but the pass stops at layer {until.order}; "
                              "stop at the last wanted layer.")
         self._wanted, self._until = tuple(wanted), until
         self._blocks = {layer: transformer_block(model, layer)
                         for layer in {*(layer for want in wanted for layer in want.layers), *filter(None, [until])}}
-        self._unrecorded = set(self._blocks)
+        self._unrecorded = {(layer, beside) for layer in self._blocks for beside in (False, True)}
         self._queries: dict[AttentionLayer, Tensor] = {}
         self._found: dict[tuple[int, AttentionLayer], Tensor] = {}
         self._hooks: list = []
 
     def __enter__(self) -> AttentionRecorder:
+        self._depth = _depth.get()
         for layer, block in self._blocks.items():
             self._hooks += [block.attn2.to_q.register_forward_hook(self._keep_query(layer)),
                             block.attn2.to_k.register_forward_hook(self._record(layer))]
@@ -68,34 +89,44 @@ class AttentionRecorder:
 
     @property
     def maps(self) -> list[tuple[Tensor, ...]]:
-        """Per Wanted one tensor per layer, in its order. Raises RuntimeError if a layer has not run."""
-        missing = [layer.order for i, want in enumerate(self._wanted) for layer in want.layers
+        """Per Wanted one tensor per layer, in its order. Raises RuntimeError if a layer has not run, ValueError if that
+        is one of a run beside the pass: none was made, or it ended before."""
+        missing = [(layer.order, want.beside) for i, want in enumerate(self._wanted) for layer in want.layers
                    if (i, layer) not in self._found]
+        if any(beside for _, beside in missing):
+            raise ValueError(f"A loss looks at how the reference picture attends to its prompt in layers "
+                             f"{', '.join(str(order) for order, _ in missing)}, but no part that is trained reads a "
+                             "reference there; connect Train ViCo, with the same placement as the loss.")
         if missing:
-            raise RuntimeError(f"The U-Net did not run its attention layers {missing}; nothing was recorded there.")
+            raise RuntimeError(f"The U-Net did not run its attention layers {[order for order, _ in missing]}; nothing "
+                               "was recorded there.")
         return [tuple(self._found[i, layer] for layer in want.layers) for i, want in enumerate(self._wanted)]
 
     def _keep_query(self, layer: AttentionLayer):
         def hook(module, inputs, output: Tensor) -> None:
-            if layer in self._unrecorded:
+            if (layer, self._is_beside()) in self._unrecorded:
                 self._queries[layer] = output
         return hook
+
+    def _is_beside(self) -> bool | None:
+        """Whether what runs now is beside the pass (True) or the pass itself (False); None beside what is beside."""
+        return {0: False, 1: True}.get(_depth.get() - self._depth)
 
     def _record(self, layer: AttentionLayer):
         def hook(module, inputs, output: Tensor) -> None:
             # Absent: the projection is called for the keys of a Wanted below, or by gradient checkpointing once more.
-            query = self._queries.pop(layer, None)
+            query, is_beside = self._queries.pop(layer, None), self._is_beside()
             if query is None:
                 return
-            self._unrecorded.remove(layer)
+            self._unrecorded.remove((layer, is_beside))
             # Checkpointing counts the tensors that are saved; these are kept past it, so that a second run, with or
             # without this recorder, need not save them again.
             with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
                 for i, want in enumerate(self._wanted):
-                    if layer in want.layers:
+                    if layer in want.layers and want.beside == is_beside:
                         key = output if want.keys is None else module(want.keys.to(query))
                         self._found[i, layer] = _attention(query, key, layer.heads, want)
-            if layer == self._until:
+            if layer == self._until and not is_beside:
                 raise PassStopped
         return hook
 

@@ -1,17 +1,16 @@
 """Reading embedding files of ComfyUI, A1111, diffusers, kohya, CoRe, ViCo and Textual Inversion."""
 from __future__ import annotations
 
-import pickle
 import re
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Mapping
 
-import safetensors
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from ..weight_files import damaged, read_weights
+
+KIND = "embedding file"
 STANDARD_WIDTHS = {"clip_l": 768, "clip_h": 1024, "clip_g": 1280}
 _BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\.\*|[^.]+)")
 _SAID_BY_A1111 = ("name", "step", "sd_checkpoint_name")
@@ -25,7 +24,7 @@ def read_embedding(path: Path, widths: Mapping[str, int] = STANDARD_WIDTHS) -> t
     metadata: a safetensors file's own; "token" is the word the file was trained with, where it names one.
     Raises ValueError with one sentence if the file cannot be read safely or does not hold exactly one word.
     """
-    content, metadata = _content(path)
+    content, metadata = read_weights(path, KIND)
     entries, said = _entries(content, path)
     vectors = _by_encoder(entries, widths, path)
     if len({len(rows) for rows in vectors.values()}) > 1:
@@ -36,39 +35,12 @@ def read_embedding(path: Path, widths: Mapping[str, int] = STANDARD_WIDTHS) -> t
     return vectors, {**said, **metadata}
 
 
-def _content(path: Path) -> tuple[Any, dict[str, str]]:
-    try:
-        if path.suffix.lower() in (".safetensors", ".sft"):
-            with safetensors.safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
-        with _parameter_dicts_allowed():
-            return torch.load(path, map_location="cpu", weights_only=True), {}
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):
-            raise ValueError(f"{path.name} is a pickle that holds more than plain tensors and could run code when "
-                             "opened, so it was not opened; get it as .safetensors, or convert it where you trust "
-                             "it.") from error
-        raise _damaged(path) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, LookupError, TypeError, AttributeError) as error:
-        raise _damaged(path) from error
-
-
-def _parameter_dicts_allowed():
-    """Textual Inversion and ViCo save a ParameterDict: a module class without code of its own in what it restores."""
-    allow = getattr(torch.serialization, "safe_globals", None)
-    return allow([torch.nn.ParameterDict]) if allow else nullcontext()
-
-
-def _damaged(path: Path) -> ValueError:
-    return ValueError(f"{path.name} is damaged or no embedding file; download or save it again.")
-
-
 def _entries(content: Any, path: Path) -> tuple[list[tuple[str, Tensor]], dict[str, str]]:
     """(name, tensor) pairs of every known layout, and what a pickled file says of itself."""
     if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
         return [pair for part in content for pair in _tensors(part)], {}
     if not isinstance(content, Mapping):
-        raise _damaged(path)
+        raise damaged(path, KIND)
     if "string_to_param" in content:
         said = {key: str(content[key]) for key in _SAID_BY_A1111 if content.get(key) is not None}
         return _tensors(_parameters(content["string_to_param"])), said

@@ -13,7 +13,7 @@ from .apply import apply_concepts
 from .encoders import text_encoders
 from .prompts import BUNDLED, PromptSet, bundled, joined, parse, read_prompts
 from .spans import find_words, known_placeholders, span_options, spans_of
-from .token_view import nearest_words, report, table, token_rows, vectors_in
+from .token_view import nearest_words, report, table, token_rows, token_texts, vectors_in
 from .tokens import PromptTokenizer
 
 NONE = "none"
@@ -148,7 +148,7 @@ class PersonalizeEncodeWithSpans(io.ComfyNode):
             if not find_words(tokenizer, text, name):
                 raise ValueError(f"The words '{name}' are not in the prompt '{text}'; write them as they stand there.")
         spans = spans_of(tokenizer, text, [*(each.class_words for each in concept if each.class_words), *wanted])
-        options = span_options(spans, tokenizer(text).length)
+        options = span_options(spans, tokenizer(text).length, token_texts(token_rows(clip, text)))
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict=options)
         lines = [f"{name}: {', '.join(map(str, positions))}" for name, positions in spans.items()]
         return io.NodeOutput(conditioning, "\n".join(lines))

@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping, Sequence
+from typing import Container, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .encoders import TextEncoder, text_encoders
-from .spans import find_words, known_placeholders
-from .tokens import FixedVector, PromptTokenizer, Slot
+from .spans import END, LEARNED, PADDING, START, find_words, known_placeholders
+from .tokens import FixedVector, PromptTokenizer, PromptTokens, Slot
 
 _ROWS_AT_ONCE = 8192
 _NOT_WORDS = ("<|startoftext|>", "<|endoftext|>")
@@ -51,7 +51,12 @@ def token_rows(clip, prompt: str, class_words: Sequence[str] = ()) -> list[Token
     tokenizer = PromptTokenizer(clip, known_placeholders(clip))
     tokens = tokenizer(prompt)
     class_positions = {position for words in class_words for position in find_words(tokenizer, prompt, words)}
-    encoder = tokenizer.encoders[0]
+    return rows_of(tokens, tokenizer.encoders[0], tokenizer.counts, class_positions)
+
+
+def rows_of(tokens: PromptTokens, encoder: TextEncoder, counts: Mapping[str, int],
+            class_positions: Container[int] = ()) -> list[TokenRow]:
+    """Every position of a prompt that has been split. counts: placeholder → number of vectors it stands for."""
     rows = []
     for i, (chunk, end) in enumerate(zip(tokens.chunks[0][1], tokens.ends)):
         for j, (token, weight) in enumerate(chunk):
@@ -62,9 +67,15 @@ def token_rows(clip, prompt: str, class_words: Sequence[str] = ()) -> list[Token
                 role = token.placeholder
             else:
                 role = "class" if position in class_positions else "context"
-            rows.append(TokenRow(i, position, _readable(token, encoder, tokenizer.counts),
+            rows.append(TokenRow(i, position, _readable(token, encoder, counts),
                                  token if isinstance(token, int) else None, weight, role))
     return rows
+
+
+def token_texts(rows: Sequence[TokenRow]) -> tuple[str, ...]:
+    """What stands at each position, for `span_options`."""
+    special = {"start": START, "end": END, "padding": PADDING}
+    return tuple(special.get(row.role, row.token if row.id is not None else LEARNED) for row in rows)
 
 
 def vectors_in(clip, prompt: str) -> dict[str, dict[str, Tensor]]:

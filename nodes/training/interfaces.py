@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Mapping, Protocol, Sequence
+from typing import Any, Literal, Mapping, Protocol, Sequence, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -138,6 +138,7 @@ class Maps:
     keep: "mean" gives (rows, T) per layer, the mean over pixels; "pixels" gives (rows, pixels, n) per layer.
     positions: for "pixels": the n token positions kept, per row or one tuple for all rows.
     keys: take the keys of this encoding with the pass's queries, in place of the pass's own.
+    beside: not of the pass itself but of the run that a part makes beside it for the reference pictures (ViCo).
     """
 
     of: Pass
@@ -145,6 +146,7 @@ class Maps:
     keep: Literal["mean", "pixels"] = "mean"
     positions: tuple[tuple[int, ...], ...] | None = None
     keys: Encode | None = None
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class ParamGroup:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file to save: folder kind of ComfyUI ("embeddings", "loras"), stem, tensors, metadata of strings."""
+    """A file to save: folder kind of ComfyUI, such as "loras", stem without the step, tensors, metadata of strings."""
 
     kind: str
     name: str
@@ -292,6 +294,29 @@ class AttachedPart(Protocol):
 
     def weights(self) -> dict[str, Tensor]:
         """What a stock LoRA loader applies (LORA_MODEL); empty if the part changes no weights."""
+
+
+@runtime_checkable
+class KeepsFiles(Protocol):
+    """An attached part whose result is neither a vector nor a change of weights and goes into files of its own."""
+
+    def files(self) -> Sequence[Artifact]:
+        """What to save of the present state, beside the embeddings and the LoRA file."""
+
+
+RUNNING = "personalize_pass"
+
+
+@dataclass(frozen=True, eq=False)
+class RunningPass:
+    """What a part's wrapper of the U-Net finds in transformer_options[RUNNING] during a pass.
+
+    batch: the rows of the micro-batch. stream: whose latents are run. tokens: the prompt of each row.
+    """
+
+    batch: Batch
+    stream: Stream
+    tokens: tuple[PromptTokens, ...]
 
 
 class Recipe(Protocol):

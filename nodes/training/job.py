@@ -16,7 +16,7 @@ from ..text.encode import encode
 from ..text.encoders import text_encoders
 from .dataset import encode_pictures
 from .fingerprint import fingerprint, weights_fingerprint
-from .interfaces import AttachedPart, LossTerm, Recipe, Subject, TrainablePart, TrainingRun, Vectors
+from .interfaces import AttachedPart, KeepsFiles, LossTerm, Recipe, Subject, TrainablePart, TrainingRun, Vectors
 from .loop import OutOfMemory, Settings, Trainer, TrainingDiverged, is_out_of_memory
 from .passes import check_same_family
 from .preview import draw_preview
@@ -166,10 +166,11 @@ class _Run:
         state = trainer.state_dict()
         if last or sum(t.nbytes for t in state.values()) <= LARGEST_STATE_PER_SAVE:
             self.folder.save_state(state, trainer.step, trainer.history)
-        saved = self.folder.save_step(trainer.step, self._concepts(trainer.step), self._weights(), last)
+        artifacts = [artifact for part in self.attached if isinstance(part, KeepsFiles) for artifact in part.files()]
+        saved = self.folder.save_step(trainer.step, self._concepts(trainer.step), self._weights(), last, artifacts)
         self.live.report["saved"] = [s for s in self.live.report["saved"] if s["step"] != trainer.step] + [saved]
         self.live.send("saved", **saved)
-        files = ", ".join(_shown(Path(file)) for file in saved["files"])
+        files = ", ".join(_shown(Path(file)) for file in (*saved["files"], *saved["part_files"]))
         message = (f"Step {trainer.step} of {self.job.settings.steps} is saved: {files}. In a prompt write "
                    f"{' and '.join(saved['embeddings'])}. Losses, previews and the state to continue from are in "
                    f"{_shown(self.folder.path)}.")
@@ -217,7 +218,8 @@ def _saved_outcome(job: Job, folder: RunFolder) -> Outcome:
         raise ValueError(f"use_step is {step} but this run has saved steps {', '.join(map(str, saved)) or 'none'}; choose "
                          "one of them, or 0 for the last.")
     files = [Path(file) for file in saved[step]["files"]]
-    deleted = next((file for file in files if not file.exists()), None)
+    more = [Path(file) for file in saved[step].get("part_files", ())]
+    deleted = next((file for file in (*files, *more) if not file.exists()), None)
     if deleted:
         raise ValueError(f"use_step is {step} but its file {deleted} has been deleted; choose another step, or 0 for the "
                          "last.")

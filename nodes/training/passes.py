@@ -20,7 +20,8 @@ from ..attention.recorder import AttentionRecorder, PassStopped, Wanted
 from ..text.encode import Encoded, encode_together
 from ..text.tokens import PromptTokens
 from .checkpointing import gradient_checkpointing
-from .interfaces import AttachedPart, Batch, DenoiserSide, Encode, LossTerm, Maps, Needs, Pass, Results, TextSide, Vectors
+from .interfaces import (RUNNING, AttachedPart, Batch, DenoiserSide, Encode, LossTerm, Maps, Needs, Pass, Results,
+                         RunningPass, TextSide, Vectors)
 from .seeds import generator
 from .session import Session
 
@@ -239,7 +240,8 @@ class _Work:
         rows = len(latents.sigma)
         context = self.encoded(request.context).expand(rows)
         wanted = [Wanted(m.layers, m.keep, m.positions,
-                         None if m.keys is None else self.encoded(m.keys).cond.to(session.device)) for m in maps]
+                         None if m.keys is None else self.encoded(m.keys).cond.to(session.device), m.beside)
+                  for m in maps]
         unet, predicted = unet_of(session.model), None
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._bypassing(request.original))
@@ -248,7 +250,8 @@ class _Work:
                 stack.enter_context(gradient_checkpointing(unet, except_for=last))
             recorder = stack.enter_context(AttentionRecorder(session.model, wanted, request.until))
             with contextlib.suppress(PassStopped):
-                predicted = denoise(session, latents.noisy, latents.sigma, context)
+                predicted = denoise(session, latents.noisy, latents.sigma, context,
+                                    RunningPass(self.batch, request.latents, context.tokens))
         return predicted, dict(zip(maps, recorder.maps, strict=True))
 
     def _bypassing(self, original: bool) -> contextlib.AbstractContextManager:
@@ -258,17 +261,19 @@ class _Work:
         return stack
 
 
-def denoise(session: Session, noisy: Tensor, sigma: Tensor, context: Encoded) -> Tensor:
+def denoise(session: Session, noisy: Tensor, sigma: Tensor, context: Encoded, running: RunningPass) -> Tensor:
     """One differentiable call of the denoiser: predicted clean latents (B, C, h, w) float32.
 
     noisy: (B, C, h, w). sigma: (B,). context: B rows. SDXL's size conditioning is that of the latents, uncropped.
+    running: what parts that wrap the U-Net may know of the call.
     """
     model, (_, _, height, width) = session.model.model, noisy.shape
     conditions = model.extra_conds(cross_attn=context.cond, pooled_output=context.pooled, noise=noisy,
                                    device=session.device, width=width * 8, height=height * 8, prompt_type="positive")
     tensors = {name: c.process_cond(batch_size=len(noisy), area=None).cond for name, c in conditions.items()}
     tensors = {name: t.to(session.device) for name, t in tensors.items()}
-    return model.apply_model(noisy, sigma, transformer_options=session.transformer_options(sigma), **tensors)
+    options = {**session.transformer_options(sigma), RUNNING: running}
+    return model.apply_model(noisy, sigma, transformer_options=options, **tensors)
 
 
 def check_same_family(session: Session, encoded: Encoded) -> None:

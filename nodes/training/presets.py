@@ -5,7 +5,8 @@ from typing import Any
 
 CUSTOM = "custom"
 
-# CoRe: the authors' training scripts (github.com/pangy9/CoRe, train.sh); Textual Inversion: Gal et al. 2022, section 4.
+# CoRe: the authors' training scripts (github.com/pangy9/CoRe, train.sh); Textual Inversion: Gal et al. 2022, section 4;
+# ViCo: its section 3.4, with the weight decay that PyTorch's AdamW has where none is set, as in the authors' code.
 PRESETS: dict[str, dict[str, Any]] = {
     "CoRe stage 1: embedding": dict(steps=300, batch_size=6, optimizer="AdamW", weight_decay=0.01, schedule="constant",
                                     warmup_steps=0, clip_gradients=0.0),
@@ -13,4 +14,6 @@ PRESETS: dict[str, dict[str, Any]] = {
                                 warmup_steps=0, clip_gradients=0.0),
     "Textual Inversion": dict(steps=5000, batch_size=4, optimizer="AdamW", weight_decay=0.01, schedule="constant",
                               warmup_steps=0, clip_gradients=0.0),
+    "ViCo": dict(steps=400, batch_size=4, optimizer="AdamW", weight_decay=0.01, schedule="constant", warmup_steps=0,
+                 clip_gradients=0.0),
 }

@@ -19,6 +19,7 @@ from ..files import atomic, safe_name, write_safetensors, write_text
 from ..text.concept import Concept
 from ..text.concept_files import concept_metadata
 from ..text.embedding_files import MARK, embeddings_folder, file_stem, prompt_text, save_embedding
+from .interfaces import Artifact
 from .progress import jsonable
 
 STATES = "state-*.safetensors"
@@ -88,21 +89,31 @@ class RunFolder:
             Image.fromarray(pixels).save(unfinished, format="PNG")
         return {"filename": name, "subfolder": f"personalize/{self.run}", "type": "output"}
 
-    def save_step(self, step: int, concepts: Sequence[Concept], weights: Mapping[str, Tensor], last: bool
-                  ) -> dict[str, Any]:
-        """Writes the concepts' embeddings and the weights of a step as files that stock nodes load.
+    def save_step(self, step: int, concepts: Sequence[Concept], weights: Mapping[str, Tensor], last: bool,
+                  artifacts: Sequence[Artifact] = ()) -> dict[str, Any]:
+        """Writes the concepts' embeddings and the weights of a step as files that stock nodes load, and what else the
+        parts keep.
 
-        Weights of more than 300 MB are only written for the last step.
-        Returns {step, embeddings: what to write in a prompt, files: paths}.
+        Files of more than 300 MB are only written for the last step.
+        Returns {step, embeddings: what to write in a prompt, files: paths, part_files: paths of the artifacts}.
         """
         about = {"run": self.run, "step": str(step)}
         paths = [self._save_embedding(concept, step, about) for concept in concepts]
         embeddings = [prompt_text(path) for path in paths]
-        if weights and (last or sum(t.nbytes for t in weights.values()) <= LARGEST_WEIGHTS_PER_STEP):
-            path = Path(folder_paths.get_folder_paths("loras")[0]) / self.run / f"weights-{step:06d}.safetensors"
-            halves = _half(weights)
-            paths.append(path if _holds(path, halves) else write_safetensors(path, halves, {**about, MARK: "1"}))
-        return {"step": step, "embeddings": embeddings, "files": [str(path) for path in paths]}
+        paths += self._save_tensors(Artifact("loras", "weights", weights), step, last)
+        more = [path for artifact in artifacts for path in self._save_tensors(artifact, step, last)]
+        return {"step": step, "embeddings": embeddings, "files": list(map(str, paths)),
+                "part_files": list(map(str, more))}
+
+    def _save_tensors(self, artifact: Artifact, step: int, last: bool) -> list[Path]:
+        """The path of the file in half precision; none if there is nothing to save or it is too large."""
+        tensors = artifact.tensors
+        if not tensors or not (last or sum(t.nbytes for t in tensors.values()) <= LARGEST_WEIGHTS_PER_STEP):
+            return []
+        folder = Path(folder_paths.get_folder_paths(artifact.kind)[0]) / self.run
+        path = folder / f"{artifact.name}-{step:06d}.safetensors"
+        halves, about = _half(tensors), {**artifact.metadata, "run": self.run, "step": str(step), MARK: "1"}
+        return [path if _holds(path, halves) else write_safetensors(path, halves, about)]
 
     def _save_embedding(self, concept: Concept, step: int, about: Mapping[str, str]) -> Path:
         """Nothing is written again that is there already: CLIP Text Encode remembers files by their names."""

@@ -16,13 +16,14 @@ from pathlib import Path
 from PIL import Image
 
 from environment import chromium
-from support import inprocess
+from support import encoder_files, inprocess, vico_files
 from support.browser import ComfyPage, launch, open_page
 from support.paths import PACK, TESTS
 from support.server import ComfyServer
 
+from .catalog import ALL_GRAPHS
 from .graph import Graph
-from .graphs import CHECKPOINT, EMBEDDING, GRAPHS
+from .graphs import CHECKPOINT, EMBEDDING
 
 LARGE = {"width": 3400, "height": 1700}
 THUMBNAIL_WIDTH = 1000
@@ -71,10 +72,12 @@ def main(names: list[str]) -> None:
         link = base / "models" / "checkpoints" / CHECKPOINT
         link.symlink_to(base / "models" / "checkpoints" / inprocess.provide_checkpoint("sd15", base))
         (base / "models" / "embeddings" / EMBEDDING).write_bytes(b"")
+        encoder_files.provide(base)
+        vico_files.provide(base)
         try:
             with launch(chromium.find()) as browser, open_page(browser, server) as page:
                 page.page.set_viewport_size(LARGE)  # zoomed out further, the canvas leaves out all text
-                for graph in GRAPHS:
+                for graph in ALL_GRAPHS:
                     if not names or graph.name in names:
                         print(build(graph, page))
         finally:

@@ -29,6 +29,8 @@ TRAIN_2 = {**TRAIN, "name": "example-toy-unet", "preset": STAGE_2, "steps": 1000
            "preview_every": 200}
 SAMPLER = {"seed": 1, "steps": 25, "cfg": 7.5, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0}
 LATENT = {"width": 512, "height": 512, "batch_size": 1}
+HEAT = {"scale": "each map", "colours": "viridis", "strength": 0.6, "longest_side": 512}
+SUBJECT_MASK = {"word": "dog", "method": "Otsu", "threshold": 0.3}
 
 CHECKPOINT_WIRES = {"model": ("1", 0), "clip": ("1", 1), "vae": ("1", 2)}
 
@@ -167,4 +169,52 @@ TEST_TIME = Graph("core_test_time", nodes=(
     Group("3 · After: the word refined for this prompt", (520, 560, 1360, 520)),
 ), notes=(Note(TEST_TIME_NOTE, at=(-410, 40), size=(400, 330)),), pictured=(0, -20, 1900, 1120))
 
-GRAPHS = (TRAIN_EMBEDDING, TWO_STAGE, TEST_TIME)
+LOOK_INSIDE_NOTE = """\
+**Press Run** and look at *Show Attention*: where the model looked for each word while it drew.
+
+**Other words**: change the prompt, and write the words into *Record Attention*. Left empty, it takes the words that \
+*Encode with Spans* was told to remember, and every placeholder.
+
+*Show Attention* also shows each step or each layer; *Subject Mask* turns the map of one word into a mask.
+
+**A picture of your own**: *Load Image* and *VAE Encode* in the place of the sampler's latent at *Attention of Latent*. \
+It needs no sampler.
+
+Any sampler will do, and the picture is the same as without: compare it.
+"""
+
+SEEN = "a photo of a dog with a red hat on a beach"
+
+LOOK_INSIDE = Graph("look_inside", nodes=(
+    Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
+    Node("2", "PersonalizeEncodeWithSpans", (40, 260), {
+        "clip": ("1", 1), "text": SEEN, "words": "dog\nred hat\nbeach"}, title="Prompt", size=(400, 300), color=GREEN),
+    Node("3", "CLIPTextEncode", (40, 620), {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
+         color=RED),
+    Node("4", "EmptyLatentImage", (40, 790), LATENT, size=(400, 130)),
+    Node("5", "PersonalizeRecordAttention", (500, 80), {
+        "model": ("1", 0), "words": "", "layers": "all", "layer_numbers": "", "keep": "every step",
+        "start_percent": 0.0, "end_percent": 1.0, "prompt": ""}, size=(400, 420)),
+    Node("6", "KSampler", (500, 560), {
+        "model": ("5", 0), "positive": ("2", 0), "negative": ("3", 0), "latent_image": ("4", 0), **SAMPLER},
+        size=(400, 290)),
+    Node("7", "VAEDecode", (500, 910), {"samples": ("6", 0), "vae": ("1", 2)}, size=(400, 70)),
+    Node("8", "PersonalizeShowAttention", (960, 80), {
+        "record": ("5", 1), "image": ("7", 0), "latent": ("6", 0), **HEAT, "show": "mean"}, size=(660, 520)),
+    Node("9", "PersonalizeSubjectMask", (960, 680), {
+        "record": ("5", 1), "image": ("7", 0), "latent": ("6", 0), **SUBJECT_MASK}, size=(660, 520)),
+    Node("10", "PersonalizeAttentionOfLatent", (1680, 80), {
+        "model": ("1", 0), "conditioning": ("2", 0), "latent": ("6", 0), "words": "", "timesteps": "200, 400", "seed": 0,
+        "layers": "all", "layer_numbers": "", "keep": "every step", "prompt": ""}, size=(400, 440)),
+    Node("11", "PersonalizeShowAttention", (2140, 80), {
+        "record": ("10", 0), "image": ("7", 0), **HEAT, "show": "each step"}, size=(660, 520)),
+    Node("12", "PersonalizeSubjectMask", (2140, 680), {"record": ("10", 0), "image": ("7", 0), **SUBJECT_MASK},
+         size=(660, 520)),
+), groups=(
+    Group("1 · Prompt", (20, 0, 440, 1220)),
+    Group("2 · Record while it draws", (480, 0, 440, 1220)),
+    Group("3 · Look", (940, 0, 700, 1220)),
+    Group("4 · Or look at a picture you have", (1660, 0, 1160, 1220)),
+), notes=(Note(LOOK_INSIDE_NOTE, at=(-410, 40), size=(400, 380)),), pictured=(0, -20, 1660, 1260))
+
+GRAPHS = (TRAIN_EMBEDDING, TWO_STAGE, TEST_TIME, LOOK_INSIDE)

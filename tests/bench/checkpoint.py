@@ -13,30 +13,31 @@ RESIDUAL_OUTPUTS = ("out_layers.3.weight", "proj_out.weight", "to_out.0.weight",
 
 
 @torch.inference_mode()
-def load(seed: int = 0):
-    """(MODEL, CLIP), loaded and detected by ComfyUI as it loads an SD1.5 checkpoint with fp16 weights.
+def load(seed: int = 0, widths: tuple[int, ...] = (1,) * LEVELS, dtype: torch.dtype = torch.half):
+    """(MODEL, CLIP), loaded and detected by ComfyUI as it loads an SD1.5 checkpoint with weights of `dtype`.
 
     16 cross-attention layers of 320 channels in place of 320, 640 and 1280; CLIP-L with 12 layers of 768.
+    widths: multiples of 320 channels for each level; (1, 2, 4, 4) is SD1.5 itself.
     """
     import comfy.sd
 
-    model, clip, *_ = comfy.sd.load_state_dict_guess_config(_state_dict(seed), output_vae=False)
+    model, clip, *_ = comfy.sd.load_state_dict_guess_config(_state_dict(seed, widths, dtype), output_vae=False)
     return model, clip
 
 
-def _state_dict(seed: int) -> dict[str, torch.Tensor]:
+def _state_dict(seed: int, widths: tuple[int, ...], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {prefix + name: _fill(name, tensor, generator).half()
-            for prefix, module in (("model.diffusion_model.", _unet()), ("cond_stage_model.transformer.", _text_model()))
-            for name, tensor in module.state_dict().items()}
+    modules = (("model.diffusion_model.", _unet(widths)), ("cond_stage_model.transformer.", _text_model()))
+    return {prefix + name: _fill(name, tensor, generator).to(dtype)
+            for prefix, module in modules for name, tensor in module.state_dict().items()}
 
 
-def _unet() -> nn.Module:
+def _unet(widths: tuple[int, ...]) -> nn.Module:
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     return UNetModel(image_size=32, in_channels=4, out_channels=4, model_channels=CHANNELS, num_res_blocks=[2] * LEVELS,
-                     channel_mult=(1,) * LEVELS, num_heads=8, use_spatial_transformer=True, context_dim=CONTEXT,
+                     channel_mult=widths, num_heads=8, use_spatial_transformer=True, context_dim=CONTEXT,
                      transformer_depth=[1] * 6 + [0] * 2, transformer_depth_middle=1,
                      transformer_depth_output=[1] * 9 + [0] * 3, operations=comfy.ops.manual_cast)
 

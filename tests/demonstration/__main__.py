@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ LONGEST = 24 * 3600
 
 def main() -> int:
     """Train, draw, say where everything is."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background process would ignore Ctrl+C
     options = parse()
     base = CACHE / "demo" / time.strftime("%Y-%m-%d-%H%M%S")
     (base / PAGE_PACK / "workflows").mkdir(parents=True)

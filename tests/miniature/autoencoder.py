@@ -104,8 +104,11 @@ def decibels(pictures: torch.Tensor, rebuilt: torch.Tensor, mask: torch.Tensor |
 
 
 def train_autoencoder(folder: Path, deadline: Deadline, on: torch.device, start: Path | None = None,
-                      steps: int = STEPS) -> bool:
-    """Train until the deadline (False) or until ``steps`` are done (True when the gate is passed)."""
+                      steps: int = STEPS, decoder_only: bool = False) -> bool:
+    """Train until the deadline (False) or until ``steps`` are done (True when the gate is passed).
+
+    decoder_only: leave the encoder as it is, so that latents made with it, and a U-Net trained on them, stay good.
+    """
     model = new_autoencoder()
     initialise(model)
     model = model.to(on, memory_format=torch.channels_last)
@@ -113,6 +116,9 @@ def train_autoencoder(folder: Path, deadline: Deadline, on: torch.device, start:
     if not run.restore() and start is not None and start.is_file():
         _fill(model, start)
         run.adopt(start)
+    if decoder_only:
+        run.take_mean()
+        model["encoder"].requires_grad_(False)
     deadline.log(f"autoencoder: at step {run.step} of {steps}")
     held_out = draw_all(scenes(HELD_OUT, "held_out", 1))
     pictures, masks = pictures_tensor(held_out).to(on), masks_tensor(held_out).to(on)

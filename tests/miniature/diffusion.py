@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from .network import predicts_velocity
 
 TIMESTEPS = 1000
+SNR_CAP = 5.0  # Hang et al. 2023, Min-SNR: steps that are nearly clean weigh less, so that layout and shape come sooner
 
 
 def alphas_bar(on: torch.device | str = "cpu") -> torch.Tensor:
@@ -40,13 +41,22 @@ def condition_of(networks: torch.nn.ModuleDict, tokens: torch.Tensor,
 
 def diffusion_loss(networks: torch.nn.ModuleDict, latents: torch.Tensor, tokens: torch.Tensor,
                    references: torch.Tensor | None) -> torch.Tensor:
-    """Sum over rows of the mean squared error of the predicted noise (SD1.x) or velocity (SDXL twin)."""
+    """Sum over rows of the mean squared error of the predicted noise (SD1.x) or velocity (SDXL twin), each row weighted
+    by Min-SNR: min(SNR, 5) / SNR for noise, min(SNR, 5) / (SNR + 1) for velocity."""
     t = torch.randint(TIMESTEPS, (len(latents),), device=latents.device)
     noise = torch.randn_like(latents)
     words, vector = condition_of(networks, tokens, references)
     predicted = networks["unet"](add_noise(latents, noise, t), t.float(), context=words, y=vector)
     target = velocity(latents, noise, t) if predicts_velocity(networks) else noise
-    return F.mse_loss(predicted.float(), target) * len(latents)
+    error = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))
+    return (loss_weight(t, predicts_velocity(networks)) * error).sum()
+
+
+def loss_weight(t: torch.Tensor, of_velocity: bool) -> torch.Tensor:
+    """(B,) Min-SNR weights at timesteps t (B,)."""
+    share = alphas_bar(t.device)[t]
+    ratio = share / (1 - share)
+    return ratio.clamp(max=SNR_CAP) / (ratio + 1 if of_velocity else ratio)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from .oracle import Oracle, load_oracle
 from .run_state import Run, cosine
 
 PICTURES = 1_500_000
-PEAK_RATE = 4e-4              # at 64 rows; grows with the root of the batch
+PEAK_RATE = 7e-4              # at 64 rows; grows with the root of the batch
 NO_CAPTION = 0.1
 VISUAL_SHARE = 0.25           # half of the rows have a reference, half of those keep it
 CHECKED = 240                 # prompts that the gate reads

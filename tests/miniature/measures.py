@@ -63,12 +63,21 @@ def identity_kept(picture: torch.Tensor, judged: Judgement, identity: Identity) 
     return judged.factors["pattern"] == identity.pattern and colors_kept(picture, judged, identity)
 
 
+def kept_against_prompt(judged: Judgement, prompt: str, factor: str, reference: str | None) -> bool | None:
+    """Whether a picture shows the references' value of a factor ("pose", "background") although its prompt asks for
+    another one; None if it does not, or if the references share no value."""
+    if reference is None or getattr(said(prompt), factor) in (None, reference):
+        return None
+    return judged.factors[factor] == reference
+
+
 def pose_bias(judged: Sequence[Judgement], prompts: Sequence[str], reference_pose: str) -> float:
     """Share of pictures in the reference pose among those whose prompt asks for another one; raises ValueError if none."""
-    asked = [j for j, prompt in zip(judged, prompts, strict=True) if said(prompt).pose not in (None, reference_pose)]
+    kept = [kept_against_prompt(j, prompt, "pose", reference_pose) for j, prompt in zip(judged, prompts, strict=True)]
+    asked = [one for one in kept if one is not None]
     if reference_pose not in POSES or not asked:
         raise ValueError(f"no prompt asks for a pose other than {reference_pose!r}.")
-    return sum(j.factors["pose"] == reference_pose for j in asked) / len(asked)
+    return sum(asked) / len(asked)
 
 
 def bootstrap(values: Mapping[str, Sequence[float]], draws: int = 4000, seed: int = 0) -> Interval:

@@ -1,8 +1,9 @@
 """The judge: small classifiers that say what a picture shows, measured before they are trusted.
 
-``FactorNet`` reads a 128 × 128 picture: class, pattern, colours, pose, accessory, background, style, second object,
-and the subject's mask. ``IdentityNet`` maps a masked subject to a unit vector, close for one subject in any pose,
-place and style, and far for any other of the same class.
+``SceneNet`` looks at the whole picture and finds the subject's mask; ``SubjectNet`` looks at the subject alone, cut out
+by that mask and enlarged, so that a second object or the place is not mistaken for it. Both together tell class,
+pattern, colours, pose, accessory, background, style and second object; the subject alone becomes a unit vector, close
+for one subject in any pose, place and style, and far for any other of the same class.
 """
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "style": STYLES, "second": SECONDS, "relation": ("none", *RELATIONS),
 }
 IDENTITY_WIDTH = 64
+CLOSEUP, MARGIN = 64, 1.1     # pixels of the enlarged subject; its frame beside the subject's own longer side
 WEIGHTS = Path(__file__).parent / "weights" / "oracle.safetensors"
 
 
@@ -36,35 +38,30 @@ def _stage(before: int, after: int) -> torch.nn.Sequential:
     )
 
 
-class FactorNet(torch.nn.Module):
-    """(B, 3, 128, 128) in 0..1 -> logits per factor, ``colors`` (one a named colour), ``mask`` (B, 1, 128, 128)."""
+def _pooled(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+
+
+class SceneNet(torch.nn.Module):
+    """(B, 3, 128, 128) in 0..1 -> features (B, 384) and the subject's mask as logits (B, 1, 128, 128)."""
 
     widths = (32, 64, 128, 192)
     mask_width = 32
 
     def __init__(self) -> None:
         super().__init__()
-        first, wide = self.widths[0], 2 * self.widths[-1]
+        first, thin = self.widths[0], self.mask_width
         self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, first, 5, 2, 2), torch.nn.GroupNorm(8, first), torch.nn.SiLU())
         self.down = torch.nn.ModuleList(_stage(before, after) for before, after in zip(self.widths, self.widths[1:]))
-        thin = self.mask_width
         self.lateral = torch.nn.ModuleList(torch.nn.Conv2d(width, thin, 1) for width in self.widths)
         self.smooth = torch.nn.ModuleList(torch.nn.Conv2d(thin, thin, 3, 1, 1) for _ in self.widths)
         self.mask = torch.nn.Conv2d(thin, 1, 1)
-        self.trunk = torch.nn.Sequential(torch.nn.Linear(wide, wide), torch.nn.SiLU())
-        heads = {name: torch.nn.Linear(wide, len(options)) for name, options in CHOICES.items()}
-        self.heads = torch.nn.ModuleDict(heads)
-        self.colors = torch.nn.Linear(wide, len(COLOR_NAMES))
 
-    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        x = self.stem(2 * pictures - 1)
-        levels = [x]
+    def forward(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        levels = [self.stem(2 * pictures - 1)]
         for stage in self.down:
-            x = stage(x)
-            levels.append(x)
-        pooled = self.trunk(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))
-        logits = {name: head(pooled) for name, head in self.heads.items()}
-        return logits | {"colors": self.colors(pooled), "mask": self._mask(levels)}
+            levels.append(stage(levels[-1]))
+        return _pooled(levels[-1]), self._mask(levels)
 
     def _mask(self, levels: list[torch.Tensor]) -> torch.Tensor:
         """From the coarsest level up, each finer one added: a feature pyramid."""
@@ -75,20 +72,44 @@ class FactorNet(torch.nn.Module):
         return F.interpolate(self.mask(x), scale_factor=2.0, mode="bilinear")
 
 
-class IdentityNet(torch.nn.Module):
-    """Subject on grey (B, 3, 128, 128), read at half the resolution -> unit vectors (B, 64)."""
+class SubjectNet(torch.nn.Module):
+    """Close-ups (B, 4, 64, 64): subject on grey, and its mask -> features (B, 256)."""
 
     widths = (32, 64, 96, 128)
 
     def __init__(self) -> None:
         super().__init__()
-        self.down = torch.nn.Sequential(*(_stage(b, a) for b, a in zip((3, *self.widths), self.widths)))
-        self.out = torch.nn.Sequential(torch.nn.Linear(2 * self.widths[-1], 128), torch.nn.SiLU(),
-                                       torch.nn.Linear(128, IDENTITY_WIDTH))
+        first = self.widths[0]
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(4, first, 3, 1, 1), torch.nn.GroupNorm(8, first), torch.nn.SiLU())
+        self.down = torch.nn.Sequential(*(_stage(b, a) for b, a in zip(self.widths, self.widths[1:])))
 
-    def forward(self, pictures: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        x = self.down(F.avg_pool2d((2 * pictures - 1) * mask, 2))
-        return F.normalize(self.out(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)).float(), dim=1)
+    def forward(self, closeups: torch.Tensor) -> torch.Tensor:
+        return _pooled(self.down(self.stem(closeups)))
+
+
+def closeup(pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """The subject alone, filling the frame: (B, 4, 64, 64), pictures scaled to -1..1 times the mask, and the mask.
+
+    pictures (B, 3, H, W) in 0..1; masks (B, 1, H, W) of 0 and 1. Where a mask is empty the frame is the whole picture.
+    """
+    cut = torch.cat([(2 * pictures.float() - 1) * masks, masks], 1)
+    (top, bottom), (left, right) = (_extent(masks.amax(axis)[:, 0]) for axis in (3, 2))
+    half = MARGIN * torch.maximum(bottom - top, right - left) / 2
+    theta = pictures.new_zeros(len(pictures), 2, 3, dtype=torch.float32)
+    theta[:, 0, 0] = theta[:, 1, 1] = half
+    theta[:, 0, 2], theta[:, 1, 2] = (left + right) / 2, (top + bottom) / 2
+    grid = F.affine_grid(theta, [len(cut), 4, CLOSEUP, CLOSEUP], align_corners=False)
+    return F.grid_sample(cut, grid, align_corners=False)
+
+
+def _extent(covered: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """First and last covered place of each row (B, N), as edges in -1..1; -1 and 1 where nothing is covered."""
+    count = covered.shape[1]
+    places = torch.arange(count, device=covered.device)
+    first = torch.where(covered > 0, places, count).amin(1)
+    last = torch.where(covered > 0, places + 1, 0).amax(1)
+    empty = last == 0
+    return (torch.where(empty, 0, first) * 2 / count - 1, torch.where(empty, count, last) * 2 / count - 1)
 
 
 def truth(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
@@ -137,25 +158,48 @@ class Judgement:
 
 
 class Oracle(torch.nn.Module):
-    """Both networks; ``judge`` is what measures call."""
+    """Both networks and what is read from them; ``judge`` is what measures call."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.factors, self.identity = FactorNet(), IdentityNet()
+        self.scene, self.subject = SceneNet(), SubjectNet()
+        close = 2 * SubjectNet.widths[-1]
+        wide = 2 * SceneNet.widths[-1]
+        self.trunk = torch.nn.Sequential(torch.nn.Linear(wide + close, wide), torch.nn.SiLU())
+        self.heads = torch.nn.ModuleDict({name: torch.nn.Linear(wide, len(options)) for name, options in CHOICES.items()})
+        self.colors = torch.nn.Linear(wide, len(COLOR_NAMES))
+        self.likeness = torch.nn.Sequential(torch.nn.Linear(close, 128), torch.nn.SiLU(),
+                                            torch.nn.Linear(128, IDENTITY_WIDTH))
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Pictures (B, 3, 128, 128) in 0..1 -> logits a factor, ``colors`` (one a named colour), ``mask``, and
+        ``identity`` (B, 64), unit vectors."""
+        whole, mask = self.scene(pictures)
+        return self.read(pictures, whole, mask, (mask > 0).float())
+
+    def read(self, pictures: torch.Tensor, whole: torch.Tensor, mask: torch.Tensor,
+             under: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As ``forward``, from what ``scene`` gave, with the subject cut out by masks ``under`` (B, 1, 128, 128)."""
+        close = self.subject(closeup(pictures, under))
+        features = self.trunk(torch.cat([whole, close], 1))
+        logits = {name: head(features) for name, head in self.heads.items()}
+        identity = F.normalize(self.likeness(close).float(), dim=1)
+        return logits | {"colors": self.colors(features), "mask": mask, "identity": identity}
+
+    def identity(self, pictures: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (B, 64) of the subjects under masks (B, 1, 128, 128) of 0 and 1."""
+        return F.normalize(self.likeness(self.subject(closeup(pictures, masks))).float(), dim=1)
+
     @torch.no_grad()
     def judge(self, pictures: torch.Tensor) -> list[Judgement]:
-        """Pictures (B, 3, 128, 128) in 0..1. The identity is read from the subject under the oracle's own mask."""
-        pictures = pictures.to(self.device)
-        seen = {name: logits.float() for name, logits in self.factors(pictures).items()}
-        masks = (seen["mask"] > 0).float()
-        identities = self.identity(pictures, masks).cpu()
-        seen, masks = {name: logits.cpu() for name, logits in seen.items()}, masks.cpu()
-        return [self._one({name: logits[i] for name, logits in seen.items()}, masks[i, 0], identities[i])
+        """Pictures (B, 3, 128, 128) in 0..1. The subject is read under the oracle's own mask."""
+        seen = {name: values.float().cpu() for name, values in self(pictures.to(self.device)).items()}
+        masks, identities = (seen["mask"] > 0).float(), seen["identity"]
+        return [self._one({name: values[i] for name, values in seen.items()}, masks[i, 0], identities[i])
                 for i in range(len(pictures))]
 
     @staticmethod

@@ -38,7 +38,8 @@ class Run:
                  betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
         self.file, self.modules = file, dict(modules)
         self.parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, betas=betas, weight_decay=weight_decay)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-4, betas=betas, weight_decay=weight_decay,
+                                           fused=True)
         self.mean = [p.detach().clone() for p in self.parameters]
         self.mean_decay = mean_decay
         self.step = self.seen = 0
@@ -57,8 +58,7 @@ class Run:
         self.step += 1
         self.seen += rows
         keep = min(self.mean_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_mul_(self.mean, keep)
-        torch._foreach_add_(self.mean, [p.detach() for p in self.parameters], alpha=1 - keep)
+        torch._foreach_lerp_(self.mean, [p.detach() for p in self.parameters], 1 - keep)
         if time.monotonic() - self._saved > SAVE_EVERY:
             self.save()
 
@@ -89,9 +89,13 @@ class Run:
             figures = opened.metadata() or {}
         self.step, self.seen = int(figures.get("steps", 0)), int(figures.get("pictures", 0))
         with torch.no_grad():
-            for mean, parameter in zip(self.mean, self.parameters):
-                mean.copy_(parameter)
+            torch._foreach_copy_(self.mean, self.parameters)
         return True
+
+    def take_mean(self) -> None:
+        """Go on from the running mean of the weights."""
+        with torch.no_grad():
+            torch._foreach_copy_(self.parameters, self.mean)
 
     def swap_mean(self) -> None:
         """Exchange weights and their running mean (call twice around an evaluation)."""

@@ -9,7 +9,7 @@ import torch
 from miniature.data import masks_tensor, pictures_tensor
 from miniature.factors import sample_identity, sample_scene, with_factors
 from miniature.measures import (
-    bootstrap, colors_kept, paired_difference, pose_bias, text_alignment,
+    bootstrap, colors_kept, kept_against_prompt, paired_difference, pose_bias, text_alignment,
 )
 from miniature.oracle import CHOICES, Judgement, truth
 from miniature.renderer import draw
@@ -41,6 +41,15 @@ def test_pose_bias_counts_only_prompts_that_ask_for_another_pose():
     assert pose_bias(seen, prompts, "lying") == 0.5
     with pytest.raises(ValueError, match="other than"):
         pose_bias(seen[2:], prompts[2:], "lying")
+
+
+def test_only_prompts_that_ask_for_something_else_tell_of_a_bias():
+    judged = perfect(with_factors(sample_scene(random.Random(2)), pose="lying", background="moon"))
+    assert kept_against_prompt(judged, "a <it> jumping in the snow", "background", "moon") is True
+    assert kept_against_prompt(judged, "a <it> jumping in the snow", "pose", "standing") is False
+    assert kept_against_prompt(judged, "a <it> on the moon", "background", "moon") is None
+    assert kept_against_prompt(judged, "a <it> on the moon", "pose", "lying") is None
+    assert kept_against_prompt(judged, "a <it> jumping in the snow", "pose", None) is None
 
 
 def test_colours_are_found_in_every_reference_and_not_in_other_subjects():

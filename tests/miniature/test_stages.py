@@ -48,6 +48,15 @@ def test_autoencoder_continues_and_says_what_it_reached(folder):
     assert before.keys() == after.keys() and any(not torch.equal(before[k], after[k]) for k in before)
 
 
+def test_the_decoder_can_be_trained_alone_so_that_latents_stay_good(folder, tmp_path):
+    (tmp_path / "autoencoder.pt").write_bytes((folder / "autoencoder.pt").read_bytes())
+    before = load_file(folder / "autoencoder.safetensors")
+    autoencoder.train_autoencoder(tmp_path, Deadline(5), CPU, steps=5, decoder_only=True)
+    after = load_file(tmp_path / "autoencoder.safetensors")
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed and all(key.startswith("taesd_decoder.") for key in changed)
+
+
 def test_a_deadline_in_the_past_changes_nothing_and_passes_no_gate(folder, capsys):
     state = torch.load(folder / "autoencoder.pt", weights_only=True)
     assert autoencoder.train_autoencoder(folder, Deadline(0), CPU, steps=10) is False

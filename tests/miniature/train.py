@@ -32,6 +32,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--start", type=Path, default=WEIGHTS, help="folder of weights from which a new run starts")
     parser.add_argument("--autoencoder-steps", type=int, help="length of the stage; give more to go on after its end")
+    parser.add_argument("--decoder-only", action="store_true", help="autoencoder stage: leave the encoder as it is")
     parser.add_argument("--oracle-steps", type=int, help="likewise")
     parser.add_argument("--pictures", type=int, help="likewise, rows that the diffusion stage sees")
     parser.add_argument("--twin", action="store_true", help="diffusion stage: the SDXL twin instead of the miniature")
@@ -45,7 +46,7 @@ def _autoencoder(wanted: argparse.Namespace, deadline: Deadline) -> bool:
     from miniature.autoencoder import STEPS, train_autoencoder
 
     passed = train_autoencoder(wanted.out, deadline, device(), wanted.start / "autoencoder.safetensors",
-                               wanted.autoencoder_steps or STEPS)
+                               wanted.autoencoder_steps or STEPS, wanted.decoder_only)
     deadline.log(f"autoencoder gate {'passed' if passed else NOT_YET}")
     return passed
 

@@ -157,7 +157,7 @@ class ComfyPage:
         outputs = history[prompt_id]["outputs"]
         if event == "execution_success":
             with_images = [node_id for node_id, output in outputs.items() if output.get("images")]
-            self.page.wait_for_function(IMAGES_SHOWN, arg=with_images, timeout=15_000)
+            self.page.wait_for_function(IMAGES_SHOWN, arg=with_images, timeout=60_000)
         else:
             self.page.wait_for_selector("[data-testid=error-overlay]", timeout=5_000)
         self.settle()
@@ -174,7 +174,7 @@ class ComfyPage:
     def templates(self, pack: str) -> list[str]:
         """Open the template browser at a pack; the names it offers."""
         self.command("Comfy.BrowseTemplates")
-        self.page.wait_for_selector("[data-testid=template-workflows-content]", timeout=15_000)
+        self.page.wait_for_selector("[data-testid=template-workflows-content]", timeout=60_000)
         self.page.locator("[role=dialog]").get_by_text(pack, exact=True).first.click()
         cards = self.page.locator("[data-testid^='template-workflow-']")
         cards.first.wait_for(timeout=10_000)

@@ -1,9 +1,10 @@
-"""Small random checkpoints in ComfyUI's own format, and the model classes that make ComfyUI detect them.
+"""Small random checkpoints and picture encoders, and what makes ComfyUI detect them.
 
 The folder is also a custom node pack: linked into a server's `custom_nodes` it registers the classes there.
 """
-from .models import register
+from . import models, vision
 
-register()
+models.register()
+vision.register()
 
 NODE_CLASS_MAPPINGS: dict[str, type] = {}

@@ -1,0 +1,89 @@
+"""Attention of chosen tokens seen while a sampler runs, without changing what the U-Net computes."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from .layers import AttentionLayer, transformer_block
+from .softmax import chosen_keys
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TokenGroups:
+    """Tokens of one conditioning whose attention is wanted, in n groups such as words.
+
+    positions: per group the positions of its tokens in the conditioning, counted over all chunks, start token at 0.
+    length: tokens T of the conditioning.
+    """
+
+    positions: tuple[tuple[int, ...], ...]
+    length: int
+
+
+class MapCapture:
+    """Attention patch (ModelPatcher.set_model_attn2_patch) that reads attention maps and returns its inputs unchanged.
+
+    Queries and keys are projected once more, so it works beside replaced attention; the keys are those of the context
+    as the patches before this one left it. Softmax in float32.
+
+    layers: layers to look at.
+    wanted: given the block's options, the TokenGroups of each conditioning wanted, by its index in
+        options["cond_or_uncond"]; empty to look at nothing.
+    found: gets the layer, the index of the conditioning, its maps (rows, n, h, w), float32 on the model's device, and
+        the options. A map is the mean over heads of the attention of each pixel to the tokens of a group together.
+
+    Holds no state of a run: `found` decides where maps go.
+    """
+
+    def __init__(self, model, layers: Sequence[AttentionLayer], wanted: Callable[[Options], Mapping[int, TokenGroups]],
+                 found: Callable[[AttentionLayer, int, Tensor, Options], None]):
+        self._modules = {(layer.block, layer.depth): (layer, transformer_block(model, layer).attn2) for layer in layers}
+        self._device = model.load_device
+        self._wanted, self._found = wanted, found
+
+    def __call__(self, n: Tensor, context: Tensor, value: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
+        """n: (rows, pixels, channels); context, value: (rows, T, C)."""
+        layer, attention = self._modules.get((tuple(options["block"]), options["block_index"]), (None, None))
+        if layer is not None and options.get("multigpu_thread_device", self._device) == self._device:
+            rows = _rows_of_each(n, options)
+            for index, groups in (self._wanted(options) if rows else {}).items():
+                if context.shape[1] < groups.length:
+                    continue
+                part = slice(index * rows, (index + 1) * rows)
+                query, key = attention.to_q(n[part]), attention.to_k(context[part])
+                maps = _group_maps(query, key, layer.heads, groups)
+                self._found(layer, index, maps.unflatten(-1, tuple(options["activations_shape"][-2:])), options)
+        return n, context, value
+
+
+def step_of(options: Options) -> int:
+    """Step (0 …) of the sampler's schedule that the running call belongs to, also between two steps as second-order
+    samplers make them."""
+    schedule, sigma = options["sample_sigmas"], options["sigmas"][0]
+    step = int((schedule >= sigma * (1 - 1e-5)).sum()) - 1
+    return min(max(step, 0), max(len(schedule) - 2, 0))
+
+
+def _rows_of_each(n: Tensor, options: Options) -> int:
+    """Rows of each conditioning; 0 if another patch has changed rows or pixels so that they cannot be told apart."""
+    height, width = options["activations_shape"][-2:]
+    rows, rest = divmod(n.shape[0], len(options["cond_or_uncond"]))
+    expected = len(options["sigmas"]) if "sigmas" in options else rows
+    return rows if not rest and rows == expected and n.shape[1] == height * width else 0
+
+
+def _group_maps(query: Tensor, key: Tensor, heads: int, groups: TokenGroups) -> Tensor:
+    """(rows, n, pixels). ComfyUI repeats a context so that it fits the batch of longer ones; copies are added up."""
+    copies = max(key.shape[1] // groups.length, 1) if key.shape[1] % groups.length == 0 else 1
+    tokens = [(group, copy * groups.length + position) for group, positions in enumerate(groups.positions)
+              for position in positions for copy in range(copies)]
+    index = torch.tensor([token for _, token in tokens], device=query.device).expand(query.shape[0], -1)
+    of_group = torch.tensor([group for group, _ in tokens], device=query.device)
+    found = chosen_keys(query, key, heads, index)
+    summed = found.new_zeros(*found.shape[:2], len(groups.positions)).index_add_(-1, of_group, found)
+    return summed.transpose(1, 2)

@@ -1,0 +1,127 @@
+"""Nodes that record attention: while a sampler runs, or on a latent that is given."""
+from __future__ import annotations
+
+import re
+
+import comfy.sample
+from comfy_api.latest import io
+
+from ..types import RecordType
+from .layer_choice import chosen_layers, layer_inputs
+from .probing import record_latent
+from .record import Record
+from .recording import recording_model
+from .words import parse_words, words_of
+
+CATEGORY = "personalize/attention"
+MEAN, EVERY_STEP = "mean over steps", "every step"
+
+
+class RecordAttention(io.ComfyNode):
+    """Makes a MODEL record the attention to words while any sampler runs it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeRecordAttention", display_name="Record Attention", category=CATEGORY,
+            description="Records where the model looks for each word while a sampler draws, for Show Attention and "
+                        "Subject Mask. The picture stays the same, bit for bit. Put it last before the sampler.",
+            search_aliases=["attention map", "heat map", "DAAM", "cross attention", "interpretability"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that the sampler is to use: SD1.x, SD2.x or SDXL."),
+                _words_input(),
+                *layer_inputs(),
+                io.Combo.Input("keep", options=[MEAN, EVERY_STEP],
+                               tooltip="mean over steps needs a few MB; every step lets Show Attention draw each of "
+                                       "them and needs that much per step."),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Where recording starts, as fraction of the whole schedule: 0 at pure noise."),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Where recording ends, as fraction of the whole schedule: 1 at the finished "
+                                       "picture."),
+                *_prompt_inputs()],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For the sampler."),
+                RecordType.Output(display_name="record", tooltip="For Show Attention and Subject Mask; it fills while "
+                                                                 "the sampler runs.")])
+
+    @classmethod
+    def execute(cls, model, words, layers, layer_numbers, keep, start_percent, end_percent, clip=None,
+                prompt="") -> io.NodeOutput:
+        """MODEL, PERSONALIZE_RECORD."""
+        if start_percent >= end_percent:
+            raise ValueError(f"start_percent ({start_percent:g}) is not before end_percent ({end_percent:g}); nothing "
+                             "would be recorded.")
+        record = Record("Record Attention", every_step=keep == EVERY_STEP)
+        chosen = chosen_layers(model, layers, layer_numbers)
+        wanted = words_of(parse_words(words), clip, prompt)
+        return io.NodeOutput(recording_model(model, record, chosen, wanted, (start_percent, end_percent)), record)
+
+
+class AttentionOfLatent(io.ComfyNode):
+    """Records the attention of a model to a latent that is given, without sampling."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeAttentionOfLatent", display_name="Attention of Latent", category=CATEGORY,
+            description="Where the model looks for each word in a picture you already have: its latent is noised at "
+                        "the timesteps you choose, and the model looks at each once. For Show Attention and Subject "
+                        "Mask.",
+            search_aliases=["attention map", "heat map", "DAAM", "real image", "segmentation"],
+            inputs=[
+                io.Model.Input("model", tooltip="SD1.x, SD2.x or SDXL."),
+                io.Conditioning.Input("conditioning",
+                                      tooltip="A prompt that describes the picture, from Encode with Spans, or from "
+                                              "any encoder together with clip and prompt."),
+                io.Latent.Input("latent", tooltip="The picture, from VAE Encode."),
+                _words_input(),
+                io.String.Input("timesteps", default="200, 400",
+                                tooltip="How much noise the latent gets: timesteps of the noise schedule, 0 (next to "
+                                        "none) to 999 (only noise), separated by commas. The model runs once for "
+                                        "each."),
+                io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
+                             tooltip="Start of the noise."),
+                *layer_inputs(),
+                io.Combo.Input("keep", options=[MEAN, EVERY_STEP],
+                               tooltip="Whether the maps of each timestep are kept, or only their mean."),
+                *_prompt_inputs()],
+            outputs=[RecordType.Output(display_name="record", tooltip="For Show Attention and Subject Mask.")])
+
+    @classmethod
+    def execute(cls, model, conditioning, latent, words, timesteps, seed, layers, layer_numbers, keep, clip=None,
+                prompt="") -> io.NodeOutput:
+        """PERSONALIZE_RECORD."""
+        record = Record("Attention of Latent", every_step=keep == EVERY_STEP, complete=True)
+        wanted = words_of(parse_words(words), clip, prompt)
+        samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+        record_latent(model, conditioning, samples, _timesteps(timesteps), seed, record,
+                      chosen_layers(model, layers, layer_numbers), wanted)
+        record.current.require_maps(record.made_by)
+        return io.NodeOutput(record)
+
+
+def _words_input():
+    return io.String.Input("words", default="", multiline=True,
+                           tooltip="Words of the positive prompt, as they stand there, separated by commas or line "
+                                   "ends: dog, red hat. Empty: the placeholders and all words that Encode with Spans "
+                                   "remembered.")
+
+
+def _prompt_inputs() -> list:
+    return [
+        io.Clip.Input("clip", optional=True,
+                      tooltip="Only if the prompt is not from Encode with Spans: the CLIP that encodes it."),
+        io.String.Input("prompt", default="", multiline=True, optional=True,
+                        tooltip="Only if the prompt is not from Encode with Spans: its text again, in which the words "
+                                "are looked up.")]
+
+
+def _timesteps(text: str) -> list[int]:
+    parts = [part.strip() for part in re.split(r"[,\s]+", text) if part.strip()]
+    if not parts or not all(part.isdigit() and int(part) < 1000 for part in parts):
+        raise ValueError(f"timesteps is '{text}'; write whole numbers from 0 to 999, separated by commas: 200, 400.")
+    return [int(part) for part in parts]
+
+
+NODES: list[type] = [RecordAttention, AttentionOfLatent]

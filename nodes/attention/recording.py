@@ -1,0 +1,115 @@
+"""A MODEL that records the attention to words while any sampler runs it; the picture stays the same, bit for bit."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Mapping, Sequence
+from uuid import UUID, uuid4
+
+import torch
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+from torch.nn import functional
+
+from .capture import MapCapture, Options, step_of
+from .layers import AttentionLayer
+from .maps import resized
+from .record import Record
+from .words import Watched, Words, watched_chunks, watched_conditionings
+
+
+Choice = Callable[["tuple[int, int]"], Sequence[AttentionLayer]]
+
+
+def recording_model(model, record: Record, layers: Sequence[AttentionLayer], words: Words,
+                    window: tuple[float, float] = (0.0, 1.0), chosen: Choice | None = None):
+    """A clone of `model` that fills `record` in every sampling run.
+
+    window: start and end of what is recorded as fractions of the schedule, 0 the noisiest. chosen: given height and
+    width of the run's latent, those of the layers that are recorded; None for all.
+    """
+    sampling = model.get_model_object("model_sampling")
+    sigmas = tuple(float(sampling.percent_to_sigma(part)) for part in window)
+    chosen = chosen or (lambda size: layers)
+    recording = _Recording(record, words, sigmas, chosen, f"personalize.recording.{uuid4().hex}")
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "personalize.recording", recording.sample)
+    patched.set_model_attn2_patch(MapCapture(model, layers, recording.wanted, recording.found))
+    return patched
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One sampling run: what it works on, reached through the run's own options."""
+
+    conditionings: Mapping[UUID, Watched]
+    images: int
+    size: tuple[int, int]
+    blocks: frozenset[tuple[tuple[str, int], int]]
+
+
+@dataclass(frozen=True)
+class _Recording:
+    record: Record
+    words: Words
+    sigmas: tuple[float, float]
+    chosen: Choice
+    key: str
+
+    def sample(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+        """SAMPLER_SAMPLE wrapper."""
+        size = tuple(noise.shape[-2:])
+        blocks = frozenset((layer.block, layer.depth) for layer in self.chosen(size))
+        run = _Run(watched_conditionings(guider, self.words), noise.shape[0], size, blocks)
+        begun = self.record.begin(run.images, run.size, len(sigmas) - 1)
+        begun.present = tuple(dict.fromkeys(name for each in run.conditionings.values() for name in each.names))
+        begun.absent = tuple(name for name in self.words.names if name not in begun.present)
+        options = extra_args["model_options"]
+        options = {**options, "transformer_options": {**options["transformer_options"], self.key: run}}
+        samples = executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
+        self.record.finish(guider.inner_model.process_latent_out(samples.to(torch.float32)))
+        return samples
+
+    def wanted(self, options: Options) -> dict[int, object]:
+        """Token groups of the conditionings to look at in this call."""
+        run, (start, end) = options.get(self.key), self.sigmas
+        if run is None or not end <= float(options["sigmas"][0]) <= start or len(options["sigmas"]) != run.images:
+            return {}
+        if (tuple(options["block"]), options["block_index"]) not in run.blocks:
+            return {}
+        chunks = watched_chunks(options, run.conditionings)
+        shape = tuple(options["original_shape"][-2:])
+        return {index: each.groups for index, each in chunks.items() if shape == _extent(each.area, run.size)[:2]}
+
+    def found(self, layer: AttentionLayer, index: int, maps: Tensor, options: Options) -> None:
+        """Hands the maps of one conditioning to the record."""
+        run: _Run = options[self.key]
+        watched = run.conditionings[options["uuids"][index]]
+        weight = watched.strength
+        if watched.area is not None or watched.mask is not None:
+            extent = _extent(watched.area, run.size)
+            weight = _weight(watched, extent, run).to(maps)
+            maps = _placed(resized(maps, extent[:2]), extent, run.size)
+        self.record.add_maps(step_of(options), layer, maps, watched.names, weight)
+
+
+def _extent(area: tuple[int, int, int, int] | None, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Height, width, top and left of a conditioning's area, clipped as ComfyUI does."""
+    if area is None:
+        return *size, 0, 0
+    height, width, top, left = area
+    return min(height, size[0] - top), min(width, size[1] - left), top, left
+
+
+def _weight(watched: Watched, extent: tuple[int, int, int, int], run: _Run) -> Tensor:
+    """(1 or images, H, W): how much the conditioning counts at each latent pixel."""
+    weight = _placed(torch.full((1, *extent[:2]), watched.strength), extent, run.size)
+    if watched.mask is None:
+        return weight
+    mask = watched.mask[:run.images]
+    return mask.repeat(run.images // len(mask), 1, 1) * weight.to(mask)
+
+
+def _placed(maps: Tensor, extent: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:
+    """Maps (..., h, w) of an area in a picture of the whole latent (..., H, W), 0 elsewhere."""
+    height, width, top, left = extent
+    return functional.pad(maps, (left, size[1] - left - width, top, size[0] - top - height))

@@ -1,0 +1,111 @@
+"""Where words sit in the conditionings of a sampling run."""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Sequence
+from uuid import UUID
+
+from torch import Tensor
+
+from ..text.spans import LENGTH, SPANS, TOKENS, known_placeholders, spans_of
+from ..text.token_words import find_among
+from ..text.tokens import PromptTokenizer
+from .capture import Options, TokenGroups
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words that are looked for in the conditionings of a run.
+
+    names: words, placeholders or names of spans; empty for every name that a conditioning knows.
+    positions: where the prompt has them, for conditionings that do not know by themselves.
+    length: tokens of that prompt; positions hold for conditionings of this length only.
+    """
+
+    names: tuple[str, ...] = ()
+    positions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    length: int = 0
+
+    def of(self, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Name → positions in a conditioning with these options; what it does not hold is left out."""
+        tokens = options["cross_attn"].shape[1]
+        known = dict(options.get(SPANS, {})) if tokens >= options.get(LENGTH, 0) else {}
+        if self.length == tokens:
+            known = {**self.positions, **known}
+        texts = options.get(TOKENS, ()) if tokens >= len(options.get(TOKENS, ())) else ()
+        found = {name: tuple(known.get(name, ())) or find_among(name, texts) for name in self.names or known}
+        return {name: positions for name, positions in found.items() if positions}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One conditioning of a run that holds wanted words.
+
+    names: the words, in the order of groups.positions.
+    area: (h, w, y, x) in latent pixels, or None for the whole latent.
+    mask: (1 or images, H, W) share of each latent pixel that it conditions, or None for all.
+    strength: its weight beside other conditionings.
+    ambiguous: a conditioning that ComfyUI adds to the negative side goes by the same id.
+    """
+
+    names: tuple[str, ...]
+    groups: TokenGroups
+    area: tuple[int, int, int, int] | None
+    mask: Tensor | None
+    strength: float
+    ambiguous: bool
+
+
+def parse_words(text: str) -> tuple[str, ...]:
+    """Words separated by commas or line ends, each once."""
+    return tuple(dict.fromkeys(word.strip() for word in re.split(r"[,\n]", text) if word.strip()))
+
+
+def words_of(names: Sequence[str], clip=None, prompt: str | None = None) -> Words:
+    """Words to look for; with `clip` and `prompt` also their places in the prompt.
+
+    Without names, the placeholders that the CLIP knows. Raises ValueError naming a word that the prompt does not hold,
+    or if only one of the two is given.
+    """
+    if clip is None and not prompt:
+        return Words(tuple(names))
+    if clip is None or not prompt:
+        raise ValueError(f"{'prompt' if prompt else 'clip'} is given without {'clip' if prompt else 'prompt'}; words "
+                         "are found by both together: connect the CLIP that encodes the prompt and repeat its text.")
+    tokenizer = PromptTokenizer(clip, known_placeholders(clip))
+    spans = spans_of(tokenizer, prompt, names)
+    missing = [name for name in names if name not in spans]
+    if missing:
+        raise ValueError(f"The word '{missing[0]}' is not in the prompt '{prompt}'; write it as it stands there.")
+    if not spans:
+        raise ValueError(f"words is empty and the prompt '{prompt}' holds no placeholder; write the words to look at.")
+    return Words(tuple(names), spans, tokenizer(prompt).length)
+
+
+def watched_conditionings(guider, words: Words) -> dict[UUID, Watched]:
+    """Positive conditionings of a guider that is about to sample and hold any of the words, by id.
+
+    Raises nothing if there are none. Call it from inside sampling (SAMPLER_SAMPLE), when areas are resolved.
+    """
+    found = {}
+    for side, originals in guider.original_conds.items():
+        if "negative" in side:
+            continue
+        resolved = {options["uuid"]: options for options in reversed(guider.conds[side])}
+        others = {options["uuid"] for key, conds in guider.conds.items() if key != side for options in conds}
+        for uuid in (options["uuid"] for options in originals):
+            options = resolved.get(uuid, {})
+            positions = words.of(options) if "cross_attn" in options else {}
+            if positions:
+                groups = TokenGroups(tuple(positions.values()), options["cross_attn"].shape[1])
+                found[uuid] = Watched(tuple(positions), groups, options.get("area"), options.get("mask"),
+                                      options.get("strength", 1.0), uuid in others)
+    return found
+
+
+def watched_chunks(options: Options, conditionings: Mapping[UUID, Watched]) -> dict[int, Watched]:
+    """Those of the conditionings that run in this call of the U-Net, by their index in options["cond_or_uncond"]."""
+    sides = options["cond_or_uncond"]
+    return {index: conditionings[uuid] for index, uuid in enumerate(options.get("uuids", ()))
+            if uuid in conditionings and not (conditionings[uuid].ambiguous and sides[index] != 0)}

@@ -1,0 +1,64 @@
+"""Which tokens of a prompt span the text's subspace in Eq. 3."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+from ..text.spans import END, LEARNED, PADDING, START
+from ..text.token_words import places_of, words_among
+
+ARTICLES = frozenset({"a", "an", "the"})
+WORDS, WORDS_AND_END, ALL = "words", "words and end", "all"
+TOKENS_OF = {WORDS: frozenset(), WORDS_AND_END: frozenset({END}), ALL: frozenset({START, END, PADDING})}
+
+
+@dataclass(frozen=True)
+class BasisTokens:
+    """Tokens of one prompt that span the text's subspace.
+
+    positions: where they are in the conditioning. used, excluded: the words of the basis and those left out, each once.
+    absent: words of the subject that the prompt does not hold. repetitions: how often the prompt is said.
+    """
+
+    positions: tuple[int, ...]
+    used: tuple[str, ...]
+    excluded: tuple[str, ...]
+    absent: tuple[str, ...]
+    repetitions: int
+
+
+def basis_tokens(tokens: Sequence[str], subject: Sequence[str], which: str) -> BasisTokens:
+    """Tokens of the basis out of those of a conditioning, given as `span_options` writes them.
+
+    subject: words of the subject such as its class; they, learned vectors, visual tokens and articles never belong to
+    the basis. which: WORDS, WORDS_AND_END or ALL, what belongs to it beside. Of a prompt that is repeated as a whole,
+    as BLIP-Diffusion does, only the first time counts.
+    """
+    words = words_among(tokens)
+    texts = [text for text, _ in words]
+    places = {name: places_of(name, words) for name in subject}
+    period = _period(texts)
+    left_out = {i for found in places.values() for i in found}
+    left_out |= {i for i, text in enumerate(texts) if text == LEARNED or text in ARTICLES}
+    used = [i for i in range(period) if i not in left_out]
+    special = [position for position, text in enumerate(tokens) if text in TOKENS_OF[which]]
+    return BasisTokens(
+        positions=tuple(sorted([position for i in used for position in words[i][1]] + special)),
+        used=tuple(dict.fromkeys(texts[i] for i in used)),
+        excluded=tuple(dict.fromkeys(texts[i] for i in range(period) if i in left_out)),
+        absent=tuple(name for name, found in places.items() if not found),
+        repetitions=-(-len(texts) // period) if period else 0)
+
+
+def _period(texts: Sequence[str]) -> int:
+    """Words until the prompt begins anew; all of them if it does not. "a dog, a dog" and "a dog, a dog, a" have 3.
+
+    The last word may be cut off.
+    """
+    for candidate in (list(texts), [*texts, ","]):
+        last = len(candidate) - 1
+        for period in range(1, len(candidate) // 2 + 1):
+            if all(candidate[i - period].startswith(candidate[i]) if i == last else candidate[i - period] == candidate[i]
+                   for i in range(period, len(candidate))):
+                return period
+    return len(texts)

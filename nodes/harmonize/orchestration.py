@@ -1,0 +1,146 @@
+"""Contextual embedding orchestration: v⊥ in the place of v, in conditionings and in visual tokens."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+import torch
+from torch import Tensor
+
+from ..text.spans import LENGTH, SPANS, TOKENS, VISUAL
+from ..text.token_view import token_rows, token_texts
+from ..visual_prompts.tokens import VisualTokens
+from .basis import ALL, BasisTokens, basis_tokens
+from .orthogonal import orthogonalised, parallel_share, text_basis
+
+Entry = Sequence[Any]  # a CONDITIONING's [tensor (R, T, d), options]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Orthonormal bases (r, d) of one conditioning's R rows, and the tokens that they span.
+
+    tokens: None if it is not known what stands where, so that all of them were taken.
+    """
+
+    rows: tuple[Tensor, ...]
+    tokens: BasisTokens | None = None
+
+    @property
+    def rank(self) -> int:
+        """Largest rank of the rows."""
+        return max(len(row) for row in self.rows)
+
+    def orthogonalised(self, visual: Tensor, strength: float) -> Tensor:
+        """v⊥ (B or R, M, d) of visual tokens (B, M, d); one picture is paired with all rows, one row with all."""
+        if strength == 0 or not self.rank:
+            return visual
+        return torch.stack([orthogonalised(v, row, strength) for v, row in self._paired(visual)])
+
+    def share(self, visual: Tensor) -> float:
+        """Share of the squared length of visual tokens (B, M, d) that the text spans, 0 to 1."""
+        pairs = self._paired(visual)
+        return sum(parallel_share(v, row) for v, row in pairs) / len(pairs)
+
+    def _paired(self, visual: Tensor) -> list[tuple[Tensor, Tensor]]:
+        count = max(len(visual), len(self.rows))
+        rows = self.rows * (count if len(self.rows) == 1 else 1)
+        return list(zip(visual.expand(count, -1, -1), rows, strict=True))
+
+
+@dataclass(frozen=True)
+class BasisChoice:
+    """How bases are taken from conditionings.
+
+    subject: words that never belong to the basis. which: one of basis.TOKENS_OF. clip, prompt: tell what stands where
+    in a conditioning that does not know by itself.
+    """
+
+    subject: tuple[str, ...]
+    which: str
+    clip: Any = None
+    prompt: str = ""
+
+    def of(self, entry: Entry, visual: Sequence[int]) -> Basis:
+        """Basis of a conditioning that holds visual tokens at the positions `visual`. Raises ValueError."""
+        tensor, options = entry
+        text = [i for i in range(tensor.shape[1]) if i not in set(visual)]
+        tokens = self._tokens(options, tensor.shape[1], text)
+        chosen = None if tokens is None else basis_tokens(tokens, self.subject, self.which)
+        positions = text if chosen is None else list(chosen.positions)
+        return Basis(tuple(text_basis(row[positions]) for row in tensor), chosen)
+
+    def _tokens(self, options: dict, length: int, text: Sequence[int]) -> list[str] | None:
+        """What stands at each position; None if that is unknown and all of them are wanted."""
+        known = options.get(TOKENS, ())
+        if len(known) == options.get(LENGTH, length) == length:
+            texts = [known[i] for i in text]
+        elif self.clip is not None and self.prompt:
+            texts = token_texts(token_rows(self.clip, self.prompt))
+            if len(texts) != len(text):
+                raise ValueError(f"prompt has {len(texts)} tokens but the conditioning holds {len(text)} of text; write "
+                                 "the prompt that it was encoded from.")
+        elif self.which == ALL:
+            return None
+        else:
+            raise ValueError("This conditioning does not say which of its tokens are words; encode the prompt with "
+                             f"Encode with Spans, connect clip and write the prompt, or set basis to '{ALL}'.")
+        places = dict(zip(text, texts, strict=True))
+        return [places.get(i, VISUAL) for i in range(length)]
+
+
+def joined(bases: Sequence[Basis]) -> Basis:
+    """Basis of all that several conditionings span together. Raises ValueError if their numbers of rows differ."""
+    counts = {len(basis.rows) for basis in bases} - {1}
+    if len(counts) > 1:
+        raise ValueError(f"The conditionings have {' and '.join(map(str, sorted(counts)))} rows; orthogonalize to each of "
+                         "them by itself.")
+    count = max(counts, default=1)
+    rows = zip(*(basis.rows * (count if len(basis.rows) == 1 else 1) for basis in bases), strict=True)
+    return Basis(tuple(text_basis(torch.cat(parts)) for parts in rows))
+
+
+def visual_positions(entry: Entry, last_tokens: int) -> tuple[int, ...]:
+    """Where a conditioning holds visual tokens: its last ones if a number is given, else those it knows of itself."""
+    tensor, options = entry
+    length = tensor.shape[1]
+    if last_tokens >= length:
+        raise ValueError(f"last_tokens is {last_tokens} but the conditioning has only {length} tokens, text included; "
+                         "give the number of its visual tokens.")
+    if last_tokens:
+        return tuple(range(length - last_tokens, length))
+    return options.get(SPANS, {}).get(VISUAL, ()) if options.get(LENGTH, length) == length else ()
+
+
+def with_replaced(entry: Entry, positions: Sequence[int], vectors: Tensor) -> list:
+    """The conditioning with `vectors` (R, M, d) in the place of what stands at `positions`."""
+    tensor = entry[0].clone()
+    tensor[:, list(positions)] = vectors
+    return [tensor, dict(entry[1])]
+
+
+def with_appended(entry: Entry, vectors: Tensor) -> list:
+    """[t; v]: the conditioning with visual tokens (B, M, d) after its text, recorded in its options.
+
+    The text keeps its positions; cross-attention knows no order.
+    """
+    tensor, options = entry
+    (pictures, added, _), (rows, length, _) = vectors.shape, tensor.shape
+    count = max(pictures, rows)
+    context = torch.cat([tensor.expand(count, -1, -1), vectors.to(tensor).expand(count, -1, -1)], dim=1)
+    spans = dict(options.get(SPANS, {})) if options.get(LENGTH, length) == length else {}
+    spans[VISUAL] = (*spans.get(VISUAL, ()), *range(length, length + added))
+    tokens = options.get(TOKENS, ())
+    known = {TOKENS: (*tokens, *[VISUAL] * added)} if len(tokens) == length else {TOKENS: ()}
+    return [context, {**options, **known, SPANS: spans, LENGTH: length + added}]
+
+
+def check_fits(tokens: VisualTokens, entry: Entry) -> None:
+    """Raises ValueError if visual tokens and a conditioning cannot be put together."""
+    (pictures, _, width), (rows, _, channels) = tokens.vectors.shape, entry[0].shape
+    if width != channels:
+        raise ValueError(f"The visual tokens of {tokens.source} have a width of {width} but the conditioning's is "
+                         f"{channels}; encode the picture for the checkpoint that encodes the prompt.")
+    if 1 not in (pictures, rows) and pictures != rows:
+        raise ValueError(f"There are visual tokens of {pictures} pictures but the conditioning has {rows} rows; give one "
+                         "picture, or as many as rows.")

@@ -1,0 +1,308 @@
+"""ViCo in a sampler: each call of the U-Net is preceded by one on the references, whose features it then reads."""
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any, Literal, Mapping, Sequence
+from uuid import UUID
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..attention.branch import in_branch
+from ..attention.capture import Options, step_of
+from ..attention.layers import AttentionLayer, unet_of
+from ..attention.maps import mean_over_layers
+from ..attention.masks import on_grid
+from ..attention.record import Record, layer_grid
+from .blocks import ImageBlocks
+from .maths import Variant, given_mask, object_mask
+from .prompts import Layout, layout_of_conditioning, place_of
+from .streams import CALL, Features, Reading, Seen, image_attention, look_at_references
+
+KEY = "personalize.vico"
+Halves = Literal["both", "shared", "conditional"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Pictures of one object.
+
+    latents: (k, C, h, w) in the model's latent space; of equal size for all objects.
+    word: what prompts call the object; "" for the word that the image blocks were trained with.
+    masks: (k, H, W) in 0…1, 1 on the object, or None to find it in the attention to the word.
+    """
+
+    latents: Tensor
+    word: str = ""
+    masks: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Use:
+    """How the references are used.
+
+    variant: how the object masks are made and act. strength: 0…1. window: start and end as fractions of the schedule.
+    halves: which rows read which reference run. "both": all, each half with its own prompt, as released; "shared": all
+        read the one with the positive prompt; "conditional": only the positive rows.
+    reuse: steps that share one run on the references; 1 for a new one in each.
+    """
+
+    variant: Variant
+    strength: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+    halves: Halves = "both"
+    reuse: int = 1
+
+
+def with_references(model, blocks: ImageBlocks, trained: Sequence[str], references: Sequence[Reference], use: Use,
+                    record: Record, prompt: Layout | None = None):
+    """A clone of `model` that reads the references in every sampling run.
+
+    trained: words that the blocks were trained with. prompt: the layout of the positive prompt, for conditionings that
+    do not tell theirs. record: gets the maps and masks of the references.
+    Raises ValueError if the model reads references already, or is made for inpainting.
+    """
+    _check(model)
+    sampling = model.get_model_object("model_sampling")
+    sigmas = tuple(float(sampling.percent_to_sigma(part)) for part in use.window)
+    applied = Applied(blocks, tuple(trained), tuple(references), use, sigmas, record, prompt)
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, applied.sample)
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, applied.diffusion_model)
+    patched.set_additional_models(KEY, [ModelPatcher(blocks, model.load_device, model.offload_device)])
+    return patched
+
+
+def _check(model) -> None:
+    if model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
+        raise ValueError("This MODEL already reads a reference; use one Apply ViCo, which takes several pictures at "
+                         "image, and a second object at image_2.")
+    takes, latents = unet_of(model).in_channels, model.get_model_object("latent_format").latent_channels
+    if takes != latents:
+        raise ValueError(f"This model takes {takes} input channels, {latents} of them latents: it is made for "
+                         "inpainting or editing, and a reference has no mask to paint in; use the base checkpoint.")
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """A conditioning as the U-Net gets it: context (n, T, C), y (n, A) or None; and each object's word with its
+    positions."""
+
+    context: Tensor
+    y: Tensor | None
+    words: tuple[str, ...]
+    positions: tuple[tuple[int, ...], ...]
+
+
+@dataclass(eq=False)
+class _Run:
+    """One sampling run. prompts: by the id of their conditioning; the first one is positive. positive: ids of the
+    positive ones. features: what was last seen with each prompt, and when."""
+
+    latents: Tensor
+    prompts: Mapping[UUID, _Prompt]
+    positive: frozenset[UUID]
+    ambiguous: frozenset[UUID]
+    features: dict[UUID, tuple[Any, Mapping[AttentionLayer, Features]]] = field(default_factory=dict)
+
+    @property
+    def main(self) -> UUID:
+        return next(iter(self.prompts))
+
+
+@dataclass(frozen=True, eq=False)
+class Applied:
+    """The wrappers that make a MODEL read references; arguments as for `with_references`.
+
+    sigmas: noise levels at which it begins and ends to act. hooked: the U-Net's layers go through transformer_options
+    [CALL] already, as they do while the blocks are trained.
+    """
+
+    blocks: ImageBlocks
+    trained: tuple[str, ...]
+    references: tuple[Reference, ...]
+    use: Use
+    sigmas: tuple[float, float]
+    record: Record
+    prompt: Layout | None = None
+    hooked: bool = False
+
+    # ------------------------------------------------------------------------------------------ a sampling run
+    def sample(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
+        """SAMPLER_SAMPLE wrapper: finds the prompts' words and gives the run a place for its state."""
+        run = self._run(guider, noise)
+        self.record.begin(len(run.latents), tuple(run.latents.shape[-2:]), len(sigmas) - 1, of_references=True)
+        options = extra_args["model_options"]
+        options = {**options, "transformer_options": {**options["transformer_options"], KEY: run}}
+        samples = executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
+        self.record.finish(guider.inner_model.process_latent_out(samples.to(torch.float32)))
+        return samples
+
+    def _run(self, guider, noise: Tensor) -> _Run:
+        sides: dict[UUID, set[bool]] = {}
+        prepared: dict[UUID, Mapping[str, Any]] = {}
+        for side, listed in guider.conds.items():
+            for options in listed:
+                sides.setdefault(options["uuid"], set()).add("negative" not in side)
+                prepared.setdefault(options["uuid"], options)
+        asked = {options["uuid"] for side, listed in guider.original_conds.items() if "negative" not in side
+                 for options in listed}
+        prompts = {uuid: self._positive_prompt(options) for uuid, options in prepared.items()
+                   if uuid in asked and "cross_attn" in options}
+        if not prompts:
+            raise ValueError("Apply ViCo found no positive prompt in the sampler; connect a conditioning to positive.")
+        first = next(iter(prompts.values()))
+        for uuid, options in prepared.items():
+            if uuid not in prompts and "cross_attn" in options:
+                prompts[uuid] = _prompt(options, first.words, first.positions)
+        latents = torch.cat([reference.latents for reference in self.references]).to(noise.device)
+        return _Run(latents, prompts, frozenset(u for u, found in sides.items() if True in found),
+                    frozenset(u for u, found in sides.items() if len(found) > 1))
+
+    def _positive_prompt(self, options: Mapping[str, Any]) -> _Prompt:
+        layout = layout_of_conditioning(options, self.prompt)
+        several = len(self.references) > 1
+        places = [place_of(layout, reference.word, self.trained[i:i + 1] if several else self.trained)
+                  for i, reference in enumerate(self.references)]
+        return _prompt(options, *zip(*places))
+
+    # ------------------------------------------------------------------------------------------ a call of the U-Net
+    def diffusion_model(self, executor, x, timesteps, context, y=None, control=None, options={}, **kwargs):
+        """DIFFUSION_MODEL wrapper."""
+        run = options.get(KEY)
+        sources = self._sources(run, x, options) if run is not None else ()
+        if not any(sources):
+            return executor(x, timesteps, context, y, control, options, **kwargs)
+        unet = executor.class_obj
+        with contextlib.nullcontext() if self.hooked else image_attention(unet, self.blocks.layers):
+            features = self._features(run, list(dict.fromkeys(filter(None, sources))), executor.original, unet, x,
+                                      timesteps, options)
+            reading = self._reading(features, sources, x)
+            return executor(x, timesteps, context, y, control, {**options, CALL: reading}, **kwargs)
+
+    def _sources(self, run: _Run, x: Tensor, options: Options) -> tuple[UUID | None, ...]:
+        """For each conditioning of the call the prompt with which its rows see the references, or None."""
+        start, end = self.sigmas
+        sides = options["cond_or_uncond"]
+        if in_branch(options) or not end <= float(options["sigmas"][0]) <= start or len(x) % len(sides):
+            return ()
+        found = []
+        for side, uuid in zip(sides, options["uuids"], strict=True):
+            positive = side == 0 if uuid in run.ambiguous or uuid not in run.prompts else uuid in run.positive
+            own = uuid if uuid in run.prompts else run.main
+            found.append(own if positive or self.use.halves == "both" else
+                         run.main if self.use.halves == "shared" else None)
+        return tuple(found)
+
+    def _features(self, run: _Run, sources: Sequence[UUID], forward, unet, x: Tensor, timesteps: Tensor,
+                  options: Options) -> list[Mapping[AttentionLayer, Features]]:
+        """What the image blocks read with each prompt; only what the run has not seen yet is computed."""
+        step, sigma = step_of(options), float(options["sigmas"][0])
+        now = x.device, step // self.use.reuse if self.use.reuse > 1 else sigma
+        new = [uuid for uuid in sources if uuid not in run.features or run.features[uuid][0] != now]
+        for length in dict.fromkeys(run.prompts[uuid].context.shape[1] for uuid in new):
+            together = [uuid for uuid in new if run.prompts[uuid].context.shape[1] == length]
+            for uuid, seen in zip(together, self._look(run, together, forward, unet, x, timesteps, options)):
+                run.features[uuid] = now, self._masked(run, uuid, seen, step)
+        return [run.features[uuid][1] for uuid in sources]
+
+    def _look(self, run: _Run, together: Sequence[UUID], forward, unet, x: Tensor, timesteps: Tensor, options: Options
+              ) -> list[dict[AttentionLayer, Seen]]:
+        """All references with all of these prompts; Seen has their rows prompt by prompt.
+
+        The U-Net gets no more pixels at once than it has for the picture, so that it needs no more memory.
+        """
+        prompts, pictures = [run.prompts[uuid] for uuid in together], len(run.latents)
+        context = torch.cat([prompt.context for prompt in prompts]).to(x).repeat_interleave(pictures, 0)
+        y = None
+        if prompts[0].y is not None:
+            y = torch.cat([prompt.y for prompt in prompts]).to(x).repeat_interleave(pictures, 0)
+        latents = run.latents.to(x).repeat(len(context) // pictures, 1, 1, 1)
+        groups = [prompt.positions for prompt in prompts for _ in range(len(prompt.context) * pictures)]
+        at_once = max(1, x.numel() // latents[0].numel())
+
+        def look(rows: slice) -> dict[AttentionLayer, Seen]:
+            return look_at_references(forward, unet, self.blocks.layers, latents[rows],
+                                      timesteps[:1].expand(len(latents[rows])), context[rows],
+                                      None if y is None else y[rows], groups[rows], options)
+
+        runs = [look(slice(first, first + at_once)) for first in range(0, len(latents), at_once)]
+        sizes = [len(prompt.context) * pictures for prompt in prompts]
+        parts = {layer: _parted([seen[layer] for seen in runs], sizes) for layer in self.blocks.layers}
+        return [{layer: found[i] for layer, found in parts.items()} for i in range(len(prompts))]
+
+    def _masked(self, run: _Run, uuid: UUID, seen: Mapping[AttentionLayer, Seen], step: int
+                ) -> dict[AttentionLayer, Features]:
+        pictures, size = len(run.latents), tuple(run.latents.shape[-2:])
+        masks = {layer: self._masks(each.maps.unflatten(0, (-1, pictures)), layer_grid(size, layer))
+                 for layer, each in seen.items()}
+        if uuid == run.main:
+            self._keep(run, seen, masks, step)
+        return {layer: Features(each.tokens.unflatten(0, (-1, pictures)).flatten(1, 2),
+                                None if masks[layer] is None else masks[layer].flatten(1))
+                for layer, each in seen.items()}
+
+    def _masks(self, maps: Tensor, grid: tuple[int, int]) -> Tensor | None:
+        """(n, k, P) from maps (n, k, P, objects): each picture's mask comes from the word of its own object."""
+        variant, first, found = self.use.variant, 0, []
+        for i, reference in enumerate(self.references):
+            rows = slice(first, first + len(reference.latents))
+            first = rows.stop
+            if reference.masks is not None:
+                covered = on_grid(reference.masks.to(maps), grid).flatten(1)
+                found.append(given_mask(covered, variant).to(maps).expand(len(maps), -1, -1))
+            else:
+                mask = object_mask(maps[:, rows, :, i], variant)
+                found.append(torch.ones_like(maps[:, rows, :, i]) if mask is None else mask.to(maps))
+        if variant == "none" and all(reference.masks is None for reference in self.references):
+            return None
+        return torch.cat(found, 1)
+
+    def _keep(self, run: _Run, seen: Mapping[AttentionLayer, Seen], masks: Mapping[AttentionLayer, Tensor | None],
+              step: int) -> None:
+        """Gives the record what the first positive prompt sees: maps of every word, and the masks' mean over layers."""
+        words, pictures, size = run.prompts[run.main].words, len(run.latents), tuple(run.latents.shape[-2:])
+        drawn = []
+        for layer, each in seen.items():
+            grid = layer_grid(size, layer)
+            self.record.add_maps(step, layer, each.maps[:pictures].movedim(-1, 1).unflatten(-1, grid), words)
+            if masks[layer] is not None:
+                drawn.append(masks[layer][0].unflatten(-1, grid))
+        if drawn:
+            self.record.add_mask(step, mean_over_layers(drawn, max(tuple(each.shape[-2:]) for each in drawn)))
+
+    def _reading(self, features: Sequence[Mapping[AttentionLayer, Features]], sources: Sequence[UUID | None], x: Tensor
+                 ) -> Reading:
+        """What the call's rows read: those of one conditioning follow each other, image by image."""
+        distinct, images = list(dict.fromkeys(filter(None, sources))), len(x) // len(sources)
+        counts = [len(next(iter(each.values())).tokens) for each in features]
+        starts = dict(zip(distinct, (sum(counts[:i]) for i in range(len(counts)))))
+        rows = [-1 if uuid is None else starts[uuid] + image % counts[distinct.index(uuid)]
+                for uuid in sources for image in range(images)]
+        joined = {layer: _joined([each[layer] for each in features]) for layer in self.blocks.layers}
+        whole = len(set(rows)) == 1 and sum(counts) == 1
+        return Reading(self.blocks, joined, self.use.variant, None if whole else torch.tensor(rows), self.use.strength)
+
+
+def _parted(runs: Sequence[Seen], sizes: list[int]) -> list[Seen]:
+    """The rows of several runs one after the other, in parts of these sizes."""
+    tokens, maps = torch.cat([seen.tokens for seen in runs]), torch.cat([seen.maps for seen in runs])
+    return [Seen(*part) for part in zip(tokens.split(sizes), maps.split(sizes), strict=True)]
+
+
+def _joined(parts: Sequence[Features]) -> Features:
+    mask = None if parts[0].mask is None else torch.cat([part.mask for part in parts])
+    return Features(torch.cat([part.tokens for part in parts]), mask)
+
+
+def _prompt(options: Mapping[str, Any], words: tuple[str, ...], positions: tuple[tuple[int, ...], ...]) -> _Prompt:
+    """The conditioning with positions that it has; where it is shorter they move to its last token."""
+    conds = options["model_conds"]
+    context, y = conds["c_crossattn"].cond, conds.get("y")
+    last = context.shape[1] - 1
+    inside = tuple(tuple(min(position, last) for position in group) for group in positions)
+    y = None if y is None else y.cond.expand(len(context), *y.cond.shape[1:])
+    return _Prompt(context, y, words, inside)

@@ -1,0 +1,113 @@
+"""The image blocks: one transformer block for each chosen layer, reading a reference where the layer's own reads text.
+
+Their tensors go by the names of the authors' files: `diffusion_model.output_blocks.4.1.image_cross_attention.…`.
+"""
+from __future__ import annotations
+
+import math
+from typing import Iterator, Literal, Mapping, Sequence
+
+import comfy.ops
+import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock, CrossAttention
+from torch import Tensor, nn
+
+from ..attention.layers import AttentionLayer, spatial_transformer, unet_of
+from .maths import Variant, attention
+
+Placement = Literal["decoder", "encoder", "both"]
+
+MODULE = "image_cross_attention"
+_EVERY_OTHER = 2
+
+
+def chosen_layers(layers: Sequence[AttentionLayer], placement: Placement) -> tuple[AttentionLayer, ...]:
+    """The layers after which image blocks stand: every other block with cross-attention, counted from the first of
+    the encoder (Table 5), in the decoder, the encoder or both (Fig. 8).
+
+    SD1.x: execution order 8, 10, 12 and 14 of 0 … 15 in the decoder. Where a block has several layers, as in SDXL, it
+    is the last of them.
+    """
+    last_of_block = {layer.block: layer for layer in layers}
+    sides = {"decoder": ("output",), "encoder": ("input",), "both": ("input", "output")}[placement]
+    return tuple(layer for i, layer in enumerate(last_of_block.values())
+                 if layer.block[0] in sides and i % _EVERY_OTHER == 0)
+
+
+class ImageBlock(BasicTransformerBlock):
+    """Self-attention, attention to the reference, feed-forward, each after a norm and added to what came in."""
+
+    def __init__(self, width: int, heads: int, dtype: torch.dtype | None = None, device=None):
+        super().__init__(width, heads, width // heads, context_dim=width, dtype=dtype, device=device,
+                         operations=comfy.ops.manual_cast)
+
+    def forward(self, x: Tensor, reference: Tensor, mask: Tensor | None, variant: Variant,
+                rows: Tensor | None = None) -> Tensor:
+        """(R, Q, width) from x (R, Q, width) and the reference's tokens (m, K, width) with mask (m, K) or None.
+
+        rows: (R,) int64, on the CPU or with x, which of the m each row of x looks at; None if m is R or 1.
+        """
+        normed = self.norm1(x)
+        x = x + _attended(self.attn1, normed, self.attn1.to_k(normed), self.attn1.to_v(normed))
+        key, value = self.attn2.to_k(reference), self.attn2.to_v(reference)
+        if rows is not None:
+            key, value, mask = key[rows], value[rows], None if mask is None else mask[rows]
+        x = x + _attended(self.attn2, self.norm2(x), key, value, mask, variant)
+        return x + self.ff(self.norm3(x))
+
+
+def _attended(module: CrossAttention, normed: Tensor, key: Tensor, value: Tensor, *masking) -> Tensor:
+    return module.to_out(attention(module.to_q(normed), key, value, module.heads, *masking))
+
+
+class ImageBlocks(nn.Module):
+    """Image blocks of one model by layer."""
+
+    def __init__(self, model, layers: Sequence[AttentionLayer], dtype: torch.dtype | None = None, device=None):
+        super().__init__()
+        unet = unet_of(model)
+        self.layers = tuple(layers)
+        self.list = nn.ModuleList(ImageBlock(layer.channels, layer.heads, dtype, device) for layer in layers)
+        self._prefixes = tuple(_prefix(unet, layer) for layer in layers)
+
+    def __getitem__(self, layer: AttentionLayer) -> ImageBlock:
+        return self.list[self.layers.index(layer)]
+
+    def named_tensors(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(name in a file, parameter), in the order of the layers."""
+        for prefix, block in zip(self._prefixes, self.list, strict=True):
+            for name, parameter in block.named_parameters():
+                yield f"{prefix}{name}", parameter
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator) -> None:
+        """Fills all blocks as PyTorch fills new layers, which is how the authors' training starts."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                bound = 1 / math.sqrt(module.in_features)
+                for parameter in module.parameters():
+                    drawn = torch.rand(parameter.shape, generator=generator)
+                    parameter.copy_((2 * drawn - 1) * bound)
+            elif isinstance(module, nn.LayerNorm):
+                module.weight.fill_(1)
+                module.bias.fill_(0)
+
+    @torch.no_grad()
+    def fill(self, tensors: Mapping[tuple[str, int], Mapping[str, Tensor]]) -> None:
+        """Copies tensors, given as U-Net block → name within its image block → tensor, into the blocks."""
+        for layer, block in zip(self.layers, self.list, strict=True):
+            for name, parameter in block.named_parameters():
+                parameter.copy_(tensors[layer.block][name])
+
+
+def parameter_shapes(width: int) -> dict[str, torch.Size]:
+    """Name within an image block of this width → shape."""
+    return {name: p.shape for name, p in ImageBlock(width, 1, device="meta").named_parameters()}
+
+
+def _prefix(unet, layer: AttentionLayer) -> str:
+    side, number = layer.block
+    place = getattr(unet, f"{side}_blocks")[number]
+    transformer = spatial_transformer(unet, layer)
+    child = next(name for name, module in place.named_children() if module is transformer)
+    return f"diffusion_model.{side}_blocks.{number}.{child}.{MODULE}."

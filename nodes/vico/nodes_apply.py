@@ -1,0 +1,190 @@
+"""Nodes that read ViCo files and let a model look at references."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..attention.record import Record
+from ..files import version_of
+from ..text.concept import Concept
+from ..training.augment import Preparation
+from ..training.images import prepare, sources_from_tensors
+from ..types import ConceptType, RecordType, ViCoType
+from ..visual_prompts.folders import file_names, find_file
+from .apply import Reference, Use, with_references
+from .files import FOLDER, ViCo, file_of_run, read_vico
+from .prompts import layout_of_prompt
+
+CATEGORY = "personalize/vico"
+AS_TRAINED = "as trained"
+MASKS = {"Eq. 5": "paper", "as released": "released", "none": "none"}
+HALVES = ("both", "shared", "conditional")
+FITS = ("squash", "crop", "pad")
+NONE = "none"
+
+
+class LoadViCo(io.ComfyNode):
+    """Reads trained image blocks."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="PersonalizeLoadViCo", display_name="Load ViCo", category=CATEGORY,
+            description="Reads the image blocks that Train ViCo has trained, or a cross_attention file of ViCo's "
+                        "authors, from models/vico. The word itself is an embedding: Load Concept.",
+            search_aliases=["image attention", "reference picture", "visual condition"],
+            inputs=[
+                io.Combo.Input("file", options=[NONE, *file_names(FOLDER)], default=NONE,
+                               tooltip="File of models/vico: cross_attention-399.pt of the authors, or what Train has "
+                                       "saved there. none: the one that belongs to concept."),
+                ConceptType.Input("concept", optional=True,
+                                  tooltip="From Train or Load Concept: takes the image blocks that were trained "
+                                          "together with it, of the same step, if file is none.")],
+            outputs=[ViCoType.Output(display_name="vico", tooltip="For Apply ViCo.")])
+
+    @classmethod
+    def validate_inputs(cls, file) -> bool | str:
+        """Takes the check of `file` from ComfyUI, so that a new file can be used at once."""
+        try:
+            return file in (None, NONE) or bool(find_file(FOLDER, file))
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    def fingerprint_inputs(cls, file=NONE, **_) -> str:
+        """Changes when the file does."""
+        return file if file == NONE else version_of(find_file(FOLDER, file))
+
+    @classmethod
+    def execute(cls, file: str, concept: Sequence[Concept] = ()) -> io.NodeOutput:
+        """VICO."""
+        return io.NodeOutput(read_vico(_path(file, concept)))
+
+
+class ApplyViCo(io.ComfyNode):
+    """Lets a model look at reference pictures while it draws."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="PersonalizeApplyViCo", display_name="Apply ViCo", category=CATEGORY,
+            description="Lets a model look at a reference picture of your subject while it draws, so that fine detail "
+                        "is kept. The subject's own pixels are found by the attention to its word. The model that "
+                        "comes in stays as it is.",
+            search_aliases=["image attention", "reference picture", "visual condition", "personalization"],
+            inputs=[
+                io.Model.Input("model", tooltip="The kind of model that ViCo was trained on, also with LoRAs, "
+                                                "ControlNets and other patches."),
+                ViCoType.Input("vico", tooltip="From Load ViCo."),
+                io.Vae.Input("vae", tooltip="VAE of the same checkpoint: encodes the reference."),
+                io.Image.Input("image", tooltip="Reference picture of the subject, of the training or another one. "
+                                                "Several in a batch are all looked at. Transparent parts are no "
+                                                "subject."),
+                io.String.Input("word", default="",
+                                tooltip="What the prompt calls the subject, such as <my-dog>. Empty: the word that "
+                                        "ViCo was trained with, else the learned word in the prompt."),
+                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="How much the reference counts, 0 to 1. ViCo: 1. 0 changes nothing."),
+                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Where it begins to act, as fraction of the whole schedule: 0 at pure noise. "
+                                       "ViCo: 0."),
+                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
+                               tooltip="Where it ends, as fraction of the whole schedule: 1 at the finished picture. "
+                                       "ViCo: 1."),
+                io.Combo.Input("object_mask", options=[AS_TRAINED, *MASKS],
+                               tooltip="How the subject is cut out of the reference. Eq. 5: Otsu's threshold, the rest "
+                                       "adds nothing. as released: the authors' ten thresholds, the rest is left out "
+                                       "of the softmax. none: no mask. as trained: as the file says; for the authors' "
+                                       "files as released."),
+                io.Combo.Input("halves", options=list(HALVES),
+                               tooltip="Which side of the guidance looks at the reference. both: each with its own "
+                                       "prompt, as released. shared: both, seen once with the positive prompt; "
+                                       "faster. conditional: only the positive one."),
+                io.Int.Input("reuse_steps", default=1, min=1, max=100,
+                             tooltip="Steps that share one look at the reference, 1 to 100: more are faster, with a "
+                                     "slightly different picture. ViCo: 1."),
+                io.Int.Input("size", default=0, min=0, max=2048, step=8,
+                             tooltip="Side of the square that the reference is made into, in pixels. 0: as in the "
+                                     "training; 512 for the authors' files."),
+                io.Combo.Input("fit", options=list(FITS),
+                               tooltip="A reference that is no square is squashed, as released, cropped to its middle, "
+                                       "or padded with grey."),
+                io.Mask.Input("mask", optional=True,
+                              tooltip="Mask of the subject for each picture of image, 1 on the subject, in place of "
+                                      "the automatic one."),
+                io.Image.Input("image_2", optional=True,
+                               tooltip="Reference of a second object, for ViCo trained on two subjects (Appendix J)."),
+                io.String.Input("word_2", default="", optional=True,
+                                tooltip="What the prompt calls the second object. Empty: the second word that ViCo was "
+                                        "trained with."),
+                io.Mask.Input("mask_2", optional=True, tooltip="Mask of the second object in image_2."),
+                io.Clip.Input("clip", optional=True,
+                              tooltip="With prompt, for a positive prompt that was not encoded by Encode with Spans: "
+                                      "the CLIP that encodes it, with the concept applied."),
+                io.String.Input("prompt", default="", optional=True, multiline=True,
+                                tooltip="The text of the positive prompt; only together with clip.")],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For a sampler, or for further patches."),
+                RecordType.Output(display_name="record",
+                                  tooltip="Masks and attention on the reference in each step, for Show Masks and Show "
+                                          "Attention with the reference at image and the sampler's latent.")])
+
+    @classmethod
+    def execute(cls, model, vico: ViCo, vae, image: Tensor, word: str, strength: float, start_percent: float,
+                end_percent: float, object_mask: str, halves: str, reuse_steps: int, size: int, fit: str, mask=None,
+                image_2=None, word_2: str = "", mask_2=None, clip=None, prompt: str = "") -> io.NodeOutput:
+        """MODEL, PERSONALIZE_RECORD."""
+        if start_percent >= end_percent:
+            raise ValueError(f"start_percent ({start_percent:g}) is not before end_percent ({end_percent:g}), so no "
+                             "step would look at the reference.")
+        if (clip is None) != (not prompt):
+            raise ValueError(f"{'prompt' if prompt else 'clip'} is given without {'clip' if prompt else 'prompt'}; "
+                             "words are found by both together.")
+        record = Record("Apply ViCo", every_step=True)
+        if not strength:
+            return io.NodeOutput(model, record)
+        objects = [(image, word, mask)] + ([(image_2, word_2, mask_2)] if image_2 is not None else [])
+        references = [_reference(model, vae, pictures, name.strip(), shape, size or vico.size, fit)
+                      for pictures, name, shape in objects]
+        use = Use(vico.variant if object_mask == AS_TRAINED else MASKS[object_mask], strength,
+                  (start_percent, end_percent), halves, reuse_steps)
+        layout = layout_of_prompt(clip, prompt, [word, word_2]) if prompt else None
+        blocks = vico.blocks_for(model, model.model.get_dtype_inference())
+        return io.NodeOutput(with_references(model, blocks, vico.words, references, use, record, layout), record)
+
+
+def _path(file: str, concept: Sequence[Concept]) -> Path:
+    if file != NONE:
+        return find_file(FOLDER, file)
+    if not concept:
+        raise ValueError("file is none and no concept is connected; choose a file of models/vico, or connect the "
+                         "concept of a training with Train ViCo.")
+    return file_of_run(concept[0])
+
+
+def _reference(model, vae, image: Tensor, word: str, mask: Tensor | None, size: int, fit: str) -> Reference:
+    sources = sources_from_tensors([image], [] if mask is None else [mask])
+    pictures = prepare(sources, Preparation(size, fit, "none", 1, 0)).pictures
+    latent_format = model.get_model_object("latent_format")
+    with torch.random.fork_rng(devices=[vae.device] if vae.device.type == "cuda" else []):
+        torch.manual_seed(0)  # a VAE may draw its latent
+        latents = vae.encode(torch.cat([picture.variants for picture in pictures]))
+    if latents.shape[1] != latent_format.latent_channels:
+        raise ValueError(f"The VAE makes latents of {latents.shape[1]} channels but the model takes "
+                         f"{latent_format.latent_channels}; connect the VAE of the same checkpoint.")
+    masks = [picture.masks for picture in pictures]
+    if any(each is not None for each in masks):
+        masks = torch.cat([torch.ones_like(picture.variants[..., 0]) if each is None else each
+                           for picture, each in zip(pictures, masks)])
+    else:
+        masks = None
+    return Reference(latent_format.process_in(latents.float()), word, masks)
+
+
+NODES = [LoadViCo, ApplyViCo]

@@ -1,0 +1,129 @@
+"""Nodes that train image blocks."""
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..training.diffusion import ALWAYS
+from ..training.parts.embedding import EmbeddingPart
+from ..training.recipe import TemplateRecipe
+from ..types import LossType, RecipeType, TrainableType
+from .nodes_apply import CATEGORY, MASKS
+from .parts import ImageAttentionPart, WithReferences
+from .terms import ReferenceAttentionLoss
+
+PLACEMENTS = ("decoder", "encoder", "both")
+TARGETS = ("end of text", "object mask", "given mask")
+GIVEN = "given mask"
+
+
+class TrainViCo(io.ComfyNode):
+    """Adds image blocks and the subjects' embedding vectors to what is trained."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="PersonalizeTrainViCo", display_name="Train ViCo", category=CATEGORY,
+            description="Trains image blocks that look at a reference picture, together with the subject's word; the "
+                        "model itself stays as it is. Needs Training References at recipe. On Train choose the preset "
+                        "ViCo.",
+            search_aliases=["image attention", "visual condition", "personalization"],
+            inputs=[
+                _learning_rate("learning_rate", 1e-5, "Step size for the image blocks, 0 to 10. ViCo: 0.00001."),
+                _learning_rate("embedding_learning_rate", 5e-3,
+                               "Step size for the word's vectors, 0 to 10. ViCo: 0.005. 0: they stay as they are."),
+                _placement("Where image blocks stand, one after every other block with text attention. decoder: the "
+                           "paper's four of SD1.x. encoder, both: for comparison (Fig. 8)."),
+                io.Combo.Input("object_mask", options=[*MASKS, GIVEN],
+                               tooltip="How the subject is cut out of the reference. Eq. 5: Otsu's threshold of the "
+                                       "attention to the word; the rest adds nothing. as released: the authors' ten "
+                                       "thresholds, the rest is left out of the softmax. none: no mask. given mask: "
+                                       "the masks of Subject."),
+                TrainableType.Input("previous", optional=True,
+                                    tooltip="Other parts that are trained at the same time, such as Train Adapter with "
+                                            "OFT (Appendix I).")],
+            outputs=[TrainableType.Output(display_name="trainable",
+                                          tooltip="What Train may change; chain several of them.")])
+
+    @classmethod
+    def execute(cls, learning_rate: float, embedding_learning_rate: float, placement: str, object_mask: str,
+                previous=()) -> io.NodeOutput:
+        """The chain with the image blocks and, unless their rate is 0, the vectors."""
+        if embedding_learning_rate and any(isinstance(part, EmbeddingPart) for part in previous):
+            raise ValueError("previous holds Train Embedding, but Train ViCo trains the word's vectors itself; remove "
+                             "Train Embedding, or set embedding_learning_rate to 0.")
+        given = object_mask == GIVEN
+        blocks = ImageAttentionPart(learning_rate, placement, "paper" if given else MASKS[object_mask], given)
+        vectors = (EmbeddingPart(embedding_learning_rate),) if embedding_learning_rate else ()
+        return io.NodeOutput((*previous, *vectors, blocks))
+
+
+class TrainingReferences(io.ComfyNode):
+    """Gives every training picture a reference."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="PersonalizeTrainingReferences", display_name="Training References", category=CATEGORY,
+            description="Shows another picture of the same subject, drawn at random, beside every picture of the "
+                        "training, for Train ViCo: what both share is the subject. A single picture is its own "
+                        "reference.",
+            search_aliases=["recipe", "reference picture"],
+            inputs=[RecipeType.Input("recipe", optional=True,
+                                     tooltip="The prompts that go with the pictures, from Training Prompts. Not "
+                                             "connected: a photo of a {}")],
+            outputs=[RecipeType.Output(display_name="recipe", tooltip="For recipe of Train.")])
+
+    @classmethod
+    def execute(cls, recipe=None) -> io.NodeOutput:
+        """RECIPE."""
+        return io.NodeOutput(WithReferences(recipe or TemplateRecipe()))
+
+
+class EndOfTextRegularisation(io.ComfyNode):
+    """Adds ViCo's regularisation to the objective."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="PersonalizeEndOfTextRegularisation", display_name="End-of-Text Regularisation", category=CATEGORY,
+            description="Holds the reference's attention to the subject's word to that of the end of the prompt, which "
+                        "stays on the subject (ViCo, Eq. 6), so that the object mask stays good. Chain it after "
+                        "Diffusion Loss.",
+            search_aliases=["ViCo regularization", "EOT", "mask"],
+            inputs=[
+                io.Float.Input("weight", default=5e-4, min=0.0, max=1e6, step=1e-6, round=False,
+                               tooltip="λ, multiplies this loss. ViCo: 0.0005."),
+                io.Combo.Input("target", options=list(TARGETS),
+                               tooltip="What the attention to the word is drawn to. end of text: Eq. 6. object mask "
+                                       "and given mask: the alignment of Fig. 9 to the word's own mask or to the masks "
+                                       "of Subject, for training with object_mask none."),
+                _placement("As on Train ViCo."),
+                io.Int.Input("first_step", default=1, min=1, max=1000000,
+                             tooltip="First step at which it acts. ViCo: 1."),
+                io.Int.Input("last_step", default=0, min=0, max=1000000,
+                             tooltip="Last step at which it acts; 0 for the end, as in ViCo."),
+                LossType.Input("previous", optional=True,
+                               tooltip="Other losses that act at the same time: Diffusion Loss for the paper's "
+                                       "objective.")],
+            outputs=[LossType.Output(display_name="loss", tooltip="The objective: for Train, or for another loss.")])
+
+    @classmethod
+    def execute(cls, weight: float, target: str, placement: str, first_step: int, last_step: int, previous=()
+                ) -> io.NodeOutput:
+        """The chain with one more loss."""
+        window = (first_step, last_step or ALWAYS[1])
+        return io.NodeOutput((*previous, ReferenceAttentionLoss(weight, target, placement, window)))
+
+
+def _learning_rate(name: str, default: float, tooltip: str):
+    return io.Float.Input(name, default=default, min=0.0, max=10.0, step=1e-7, round=False, tooltip=tooltip)
+
+
+def _placement(tooltip: str):
+    return io.Combo.Input("placement", options=list(PLACEMENTS), tooltip=tooltip)
+
+
+NODES = [TrainViCo, TrainingReferences, EndOfTextRegularisation]

@@ -1,0 +1,103 @@
+"""Further attention added to the text attention of a U-Net's layers, beside whatever other patches do there."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Protocol
+from uuid import uuid4
+from weakref import WeakKeyDictionary
+
+import torch
+from comfy.ldm.modules.attention import CrossAttention
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor, nn
+
+from ..attention.layers import AttentionLayer, attention_layers, transformer_block
+
+Options = Mapping[str, Any]
+
+
+class Addition(Protocol):
+    """What is added. Holds no state of a run."""
+
+    def __call__(self, layer: AttentionLayer, attention: CrossAttention, n: Tensor, context: Tensor,
+                 options: Options) -> Tensor | None:
+        """(rows, pixels, heads · d) to be added to the heads' output, before the layer's output projection; or None.
+
+        n: (rows, pixels, channels), input of the queries. context: (rows, T, C), input of the keys.
+        """
+
+
+def with_added_attention(model, addition: Addition, window: tuple[float, float] = (0.0, 1.0)):
+    """A clone of `model` whose cross-attention gives to_out(heads' output + addition).
+
+    window: start and end of what is changed as fractions of the schedule, 0 the noisiest. Outside it the layers compute
+    what they did before, bit for bit. Clones can be patched again: additions add up.
+    """
+    sampling = model.get_model_object("model_sampling")
+    start, end = (float(sampling.percent_to_sigma(part)) for part in window)
+    patches = _Patches(addition, start, end, f"personalize.added.{uuid4().hex}")
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, patches.key, patches.run)
+    patched.set_model_attn2_patch(patches.before)
+    _move_first(patched, "attn2_patch")
+    patched.set_model_attn2_output_patch(patches.after)
+    return patched
+
+
+def _move_first(model, kind: str) -> None:
+    """Lets the newest patch see rows and pixels as the U-Net gives them, before patches that change their number."""
+    lists = model.model_options["transformer_options"]["patches"]
+    *others, newest = lists[kind]
+    lists[kind] = [newest, *others]
+
+
+@dataclass(frozen=True, eq=False)
+class _Patches:
+    """The three places that make one addition; what passes between them travels in the call's own options."""
+
+    addition: Addition
+    start: float
+    end: float
+    key: str
+    _known: WeakKeyDictionary = field(default_factory=WeakKeyDictionary)
+
+    def run(self, executor, x, timesteps, context, y, control, transformer_options, *args, **kwargs):
+        """DIFFUSION_MODEL wrapper: inside the window gives the patches the U-Net that runs."""
+        if self.end <= float(transformer_options["sigmas"][0]) <= self.start:
+            transformer_options = {**transformer_options, self.key: self._layers_of(executor.class_obj)}
+        return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
+
+    def before(self, n: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:
+        """attn2_patch: computes the addition and leaves it in the block's options."""
+        layers = options.get(self.key)
+        if layers is not None:
+            layer, attention = layers[tuple(options["block"]), options["block_index"]]
+            options[self._result] = attention.to_out, self.addition(layer, attention, n, context, options)
+        return n, context, value
+
+    def after(self, n: Tensor, options: dict) -> Tensor:
+        """attn2_output_patch: adds it, projected."""
+        to_out, added = options.get(self._result, (None, None))
+        if added is None:
+            return n
+        if added.shape[:2] != n.shape[:2]:
+            raise ValueError("A node after this pack's has changed the number of rows or pixels inside the model's "
+                             "attention, as regional prompting does; put that node before Apply IP-Adapter or Apply "
+                             "ELITE.")
+        return n + _projected(to_out, added.to(n.dtype))
+
+    @property
+    def _result(self) -> str:
+        return f"{self.key}.result"
+
+    def _layers_of(self, unet) -> Mapping[tuple, tuple[AttentionLayer, CrossAttention]]:
+        if unet not in self._known:
+            self._known[unet] = {(layer.block, layer.depth): (layer, transformer_block(unet, layer).attn2)
+                                 for layer in attention_layers(unet)}
+        return self._known[unet]
+
+
+def _projected(to_out: nn.Module, added: Tensor) -> Tensor:
+    """The output projection without its bias, which the layer itself has added; through the module, because ComfyUI
+    applies LoRAs there."""
+    return to_out(added) - to_out(torch.zeros_like(added[:1, :1]))

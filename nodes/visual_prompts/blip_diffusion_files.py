@@ -1,0 +1,147 @@
+"""BLIP-Diffusion folders, in the Hugging Face layout and in that of LAVIS."""
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any, Iterator, Mapping
+
+import folder_paths
+import torch
+from torch import Tensor
+
+from ..weight_files import read_state_dict
+from .blip_diffusion import ACTIVATIONS, picture_states, projected, query_states
+from .blip_diffusion_layout import check_weights, from_lavis
+from .folders import BLIP_DIFFUSION_FOLDER, folder_of
+from .pictures import Fit, pixel_values
+from .word_list import WordList, read_word_list
+
+KIND = "BLIP-Diffusion file"
+HUGGING_FACE, LAVIS = "qformer", "blip_model"  # the folder inside that tells the layout
+FILES = {HUGGING_FACE: ("qformer/model.safetensors", "qformer/pytorch_model.bin"),
+         LAVIS: ("blip_model/blip_weight.pt",)}
+LAVIS_PROJECTION = "proj_layer/proj_weight.pt"
+WORDS_IN = {HUGGING_FACE: ("qformer", "bert-base-uncased", "."), LAVIS: ("blip_model", "bert-base-uncased", ".")}
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+HEAD_WIDTH = 64  # where no config.json says how many heads there are
+
+@dataclass(frozen=True, eq=False)
+class BlipDiffusion:
+    """The picture encoder of one folder.
+
+    weights: under Hugging Face's names, on the CPU. words: splits the subject's name.
+    picture_heads, query_heads: attention heads of the vision transformer and of the Q-Former.
+    eps, activation: of the vision transformer. mean, std: pixel values are normalised with.
+    """
+
+    name: str
+    weights: Mapping[str, Tensor]
+    words: WordList
+    picture_heads: int
+    query_heads: int
+    eps: float
+    activation: str
+    mean: list[float]
+    std: list[float]
+
+    @property
+    def side(self) -> int:
+        """Pixels on each side of what it sees."""
+        patches = self.weights["visual_encoder.embeddings.position_embedding"].shape[1] - 1
+        return round(patches ** 0.5) * self.weights["visual_encoder.embeddings.patch_embedding.weight"].shape[-1]
+
+    def tokens(self, image: Tensor, subject: str, fit: Fit, device: torch.device) -> Tensor:
+        """Visual tokens (B, M, h), float32 on the CPU, of pictures (B, H, W, 3) of a subject, picture by picture."""
+        pixels = pixel_values(image, self.side, self.mean, self.std, fit)
+        return torch.cat([self.see(picture[None].to(device), subject).cpu() for picture in pixels])
+
+    def see(self, pixels: Tensor, subject: str) -> Tensor:
+        """Visual tokens (B, M, h) of pixel values (B, 3, side, side)."""
+        states = picture_states(self.weights, pixels, self.picture_heads, self.eps, self.activation)
+        return projected(self.weights, query_states(self.weights, states, self.words.ids(subject), self.query_heads))
+
+
+def folder_names() -> list[str]:
+    """Names of BLIP-Diffusion folders in models/blip_diffusion and models/diffusers, relative to these."""
+    return sorted({path.relative_to(root).as_posix() for root in _roots() for path in _folders_below(root)})
+
+
+def find_folder(name: str) -> Path:
+    """The folder that a list entry or a typed name stands for. Raises ValueError if there is none."""
+    wanted = PureWindowsPath(name.strip())  # splits at both kinds of slashes, and knows drives
+    if name.strip() and not wanted.anchor and ".." not in wanted.parts:
+        for root in _roots():
+            if _layout(root / wanted.as_posix()) is not None:
+                return root / wanted.as_posix()
+    raise ValueError(f"There is no BLIP-Diffusion '{name}' in {folder_of(BLIP_DIFFUSION_FOLDER)} or in "
+                     "models/diffusers; put the whole downloaded folder there, with its folder qformer (or "
+                     "blip_model), and refresh the page (key R).")
+
+
+def weight_file(folder: Path) -> Path:
+    """The file with the Q-Former's weights. Raises ValueError if it is not there."""
+    layout = _layout(folder)
+    for name in FILES[layout]:
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"{folder} is incomplete: it lacks {' or '.join(FILES[layout])}; download the folder again.")
+
+
+def read_blip_diffusion(folder: Path) -> BlipDiffusion:
+    """The encoder in a folder. Raises ValueError with one sentence if weights or word list are missing or foreign."""
+    layout, path = _layout(folder), weight_file(folder)
+    weights = read_state_dict(path, KIND)
+    if layout == LAVIS:
+        weights = from_lavis(weights) | {f"proj_layer.{name}": tensor for name, tensor in
+                                       read_state_dict(_projection_file(folder), KIND).items()}
+    check_weights(weights, path.name)
+    config = _json(folder / "qformer" / "config.json")
+    vision, qformer = config.get("vision_config", {}), config.get("qformer_config", {})
+    width, hidden = (weights[name].shape[-1] for name in ("visual_encoder.embeddings.class_embedding", "query_tokens"))
+    index = _json(folder / "model_index.json")
+    # The library transformers takes gelu where a config.json names none.
+    activation = vision.get("hidden_act", "gelu" if vision else "quick_gelu")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"{folder / 'qformer' / 'config.json'} names the activation {activation}, expected one of "
+                         f"{', '.join(ACTIVATIONS)}; take the file of Salesforce/blipdiffusion.")
+    words = read_word_list([folder / place for place in WORDS_IN[layout]],
+                           *(len(weights[f"embeddings.{table}_embeddings.weight"]) for table in ("word", "position")))
+    return BlipDiffusion(
+        folder.name, weights, words, vision.get("num_attention_heads", width // HEAD_WIDTH),
+        qformer.get("num_attention_heads", hidden // HEAD_WIDTH),
+        vision.get("layer_norm_eps", 1e-6 if layout == HUGGING_FACE else 1e-5), activation,
+        index.get("mean") or MEAN, index.get("std") or STD)
+
+
+def _roots() -> list[Path]:
+    kinds = (BLIP_DIFFUSION_FOLDER, "diffusers")
+    return [Path(folder) for kind in kinds for folder in folder_paths.get_folder_paths(kind)]
+
+
+def _folders_below(root: Path) -> Iterator[Path]:
+    for folder, below, _ in os.walk(root, followlinks=True):
+        if _layout(Path(folder)) is not None:
+            below.clear()
+            yield Path(folder)
+
+
+def _layout(folder: Path) -> str | None:
+    return next((layout for layout in FILES if (folder / layout).is_dir()), None)
+
+
+def _projection_file(folder: Path) -> Path:
+    if not (folder / LAVIS_PROJECTION).is_file():
+        raise ValueError(f"{folder} is incomplete: it lacks {LAVIS_PROJECTION}; download the folder again.")
+    return folder / LAVIS_PROJECTION
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a settings file says; nothing if it is not there. Raises ValueError if it is damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); download it again.") from error

@@ -1,0 +1,125 @@
+"""ELITE in a MODEL: its keys and values for the text, and its attention to the picture's patches."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Mapping, Sequence
+
+import torch
+from comfy.ldm.modules.attention import CrossAttention, optimized_attention
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ..attention.branch import branch_conditionings, in_branch
+from ..attention.layers import AttentionLayer
+from ..attention.words import Words, watched_chunks, watched_conditionings
+from ..text.spans import VISUAL
+from .added_attention import Options, with_added_attention
+from .elite import word_attention
+from .elite_files import Elite, Layer
+from .keys_values import KeysValues, keys_values
+from .tokens import ELITE, VisualTokens
+
+KEY = "personalize.elite"
+PICTURE = Words((VISUAL,))
+
+
+@dataclass(frozen=True)
+class EliteTokens(VisualTokens):
+    """What ELITE sees: vectors (B, 1, d) are words; local: (B or 1, P, d) patches of the subject."""
+
+    local: Tensor | None = None
+
+
+def with_elite(model, elite: Elite, tokens: VisualTokens, text_weight: float, local_weight: float,
+               window: tuple[float, float] = (0.0, 1.0)):
+    """A clone of `model` with ELITE's cross-attention; `model` itself if both weights are 0.
+
+    text_weight: share of ELITE's keys and values for the text, 0…1; local_weight: λ; window: where λ acts, fractions of
+    the schedule. Raises ValueError if files, tokens and model do not belong together or it carries ELITE already.
+    """
+    layers = elite.layers_of(model)
+    if tokens.source != ELITE or getattr(tokens, "local", None) is None:
+        raise ValueError(f"These visual tokens come from {tokens.source}; connect Encode Picture (ELITE).")
+    if model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
+        raise ValueError("This MODEL already carries ELITE; apply it only once.")
+    if not text_weight and not local_weight:
+        return model
+    patched = _with_text_weights(model, layers, text_weight) if text_weight else model.clone()
+    patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _find_words)
+    if not local_weight:
+        return patched
+    local = keys_values({each.layer: each.local for each in layers}, tokens.local)
+    return with_added_attention(patched, LocalAttention(local, local_weight), window)
+
+
+def _with_text_weights(model, layers: Sequence[Layer], weight: float):
+    """A clone whose to_k and to_v are (1 - weight) · its own + weight · ELITE's, before any LoRA is added.
+
+    ComfyUI applies weight patches in their order, a LoRA's being added; so this one is put first.
+    """
+    patched = model.clone()
+    weights = {f"{each.prefix}.{part}.weight": ("diff", (value,))
+               for each in layers for part, value in zip(("to_k", "to_v"), each.text, strict=True)}
+    patched.add_patches(weights, weight, 1 - weight)
+    for key in weights:
+        *others, newest = patched.patches[key]
+        patched.patches[key] = [newest, *others]
+    return patched
+
+
+def _find_words(executor, guider, sigmas, extra_args, *args, **kwargs):
+    """SAMPLER_SAMPLE wrapper: tells the patches of this run which conditionings hold the picture's word, and where."""
+    held = watched_conditionings(guider, PICTURE)
+    if not held:
+        raise ValueError("The sampler's positive conditioning does not hold the picture; encode the prompt with Encode "
+                         "Prompt with Picture, with {} where the picture's word shall stand.")
+    options = extra_args["model_options"]
+    options = {**options, "transformer_options": {**options["transformer_options"], KEY: held}}
+    return executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
+
+
+@dataclass(frozen=True, eq=False)
+class LocalAttention:
+    """λ · m ⊙ attention to the local patches, in rows whose conditioning holds the word: an Addition."""
+
+    patches: KeysValues
+    weight: float
+
+    def __call__(self, layer: AttentionLayer, attention: CrossAttention, n: Tensor, context: Tensor,
+                 options: Options) -> Tensor | None:
+        """(rows, pixels, heads · d)."""
+        places = self._words(options)
+        if not places:
+            return None
+        count = len(options["cond_or_uncond"])
+        query = attention.to_q(n)
+        parts = []
+        for index, (rows, text) in enumerate(zip(query.chunk(count), context.chunk(count), strict=True)):
+            if index not in places:
+                parts.append(torch.zeros_like(rows))
+                continue
+            positions = _in_copies(*places[index], text.shape[1])
+            column = word_attention(rows, attention.to_k(text), layer.heads, positions)
+            seen = optimized_attention(rows, *self.patches.rows(layer, rows), layer.heads,
+                                       attn_precision=options.get("attn_precision"))
+            parts.append((seen.unflatten(-1, (layer.heads, -1)) * column).flatten(2))
+        return torch.cat(parts) * self.weight
+
+    @staticmethod
+    def _words(options: Options) -> dict[int, tuple[Sequence[int], int]]:
+        """Index in options["cond_or_uncond"] → positions of the word, and tokens T of its conditioning."""
+        if in_branch(options):
+            held = {each["uuid"]: _place(each) for each in branch_conditionings(options)}
+            return {index: held[uuid] for index, uuid in enumerate(options["uuids"]) if held.get(uuid)}
+        chunks = watched_chunks(options, options.get(KEY, {}))
+        return {index: (each.groups.positions[0], each.groups.length) for index, each in chunks.items()}
+
+
+def _place(conditioning: Mapping[str, Any]) -> tuple[Sequence[int], int] | None:
+    positions = PICTURE.of(conditioning).get(VISUAL)
+    return (positions, conditioning["cross_attn"].shape[1]) if positions else None
+
+
+def _in_copies(positions: Sequence[int], length: int, tokens: int) -> list[int]:
+    """ComfyUI repeats a context that shares a batch with a longer one: the word's places in all copies."""
+    return [copy + position for copy in range(0, tokens - tokens % length, length) for position in positions]

@@ -1,0 +1,130 @@
+"""ELITE's two files, global_mapper.pt and local_mapper.pt, as its authors publish them."""
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Mapping, Sequence
+
+import torch
+from comfy.utils import unet_to_diffusers
+from torch import Tensor
+
+from ..attention.layers import AttentionLayer, attention_layers, transformer_block
+from ..weight_files import damaged, read_state_dict
+from .elite import LAYERS, mapped_patches, mapped_word
+
+KIND = "ELITE mapper"
+PARTS = ("to_k", "to_v")
+_ATTENTION = re.compile(r"(.+)_(to_k|to_v)\.weight")
+
+
+@dataclass(frozen=True, eq=False)
+class Mapper:
+    """One file: a network from CLIP Vision's states to tokens, and keys and values for these.
+
+    name: of the file. network: its weights. keys_values: layer's name in diffusers with "_" for "." → (to_k, to_v).
+    """
+
+    name: str
+    network: Mapping[str, Tensor]
+    keys_values: Mapping[str, tuple[Tensor, Tensor]]
+
+    @property
+    def vision_width(self) -> int:
+        """Width w of the states that it reads."""
+        return self.network["mapping_0.0.weight"].shape[1]
+
+    @property
+    def token_width(self) -> int:
+        """Width d of the tokens that it gives."""
+        return self.network["mapping_0.6.weight"].shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class Elite:
+    """Both files."""
+
+    of_word: Mapper
+    of_patches: Mapper
+
+    def word(self, states: Sequence[Tensor]) -> Tensor:
+        """(B, 1, d) from the states (B, 1 + P, w) of the layers LAYERS, seeing the whole picture."""
+        return mapped_word(self.of_word.network, states[0])
+
+    def patches(self, states: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """(B, P, d) from the states of the layers LAYERS, seeing the subject alone; mask: (B, P)."""
+        return mapped_patches(self.of_patches.network, states, mask)
+
+    def layers_of(self, model) -> list[Layer]:
+        """Where the files' keys and values go in a MODEL. Raises ValueError if they are for another."""
+        places = _places(model)
+        width = transformer_block(model, next(iter(places))).attn2.to_k.weight.shape[1]
+        for mapper in (self.of_word, self.of_patches):
+            if {name for _, name in places.values()} != set(mapper.keys_values) or any(
+                    part.shape != (layer.channels, width) for layer, (_, name) in places.items()
+                    for part in mapper.keys_values[name]):
+                raise ValueError(f"{mapper.name} is made for a model with {len(mapper.keys_values)} attention layers "
+                                 f"and text of width {mapper.token_width}, as SD1.x, but this model has {len(places)} "
+                                 f"and {width}; use an SD1.x checkpoint.")
+        return [Layer(layer, prefix, self.of_word.keys_values[name], self.of_patches.keys_values[name])
+                for layer, (prefix, name) in places.items()]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One cross-attention. prefix: of its weights' keys in the MODEL. text, local: (to_k, to_v), each (channels, d)."""
+
+    layer: AttentionLayer
+    prefix: str
+    text: tuple[Tensor, Tensor]
+    local: tuple[Tensor, Tensor]
+
+
+def read_elite(global_file: Path, local_file: Path) -> Elite:
+    """Raises ValueError with one sentence if a file is damaged, foreign, or in the other's place."""
+    for path, role, other in ((global_file, "global", "local"), (local_file, "local", "global")):
+        if other in path.stem.lower() and role not in path.stem.lower():
+            raise ValueError(f"{path.name} is chosen as the {role} mapper but its name says {other}; choose "
+                             "global_mapper.pt for the one and local_mapper.pt for the other.")
+    mappers = [_read_mapper(path) for path in (global_file, local_file)]
+    if len({(mapper.vision_width, mapper.token_width) for mapper in mappers}) > 1:
+        raise ValueError(f"{global_file.name} and {local_file.name} do not belong together: their tokens have width "
+                         f"{mappers[0].token_width} and {mappers[1].token_width}; use two files of one training.")
+    return Elite(*mappers)
+
+
+def _read_mapper(path: Path) -> Mapper:
+    tensors = read_state_dict(path, KIND)
+    network = {name: tensor for name, tensor in tensors.items() if name.startswith("mapping_")}
+    names = [match[1] for name in tensors if (match := _ATTENTION.fullmatch(name)) and match[2] == PARTS[0]]
+    if not network or not names:
+        shown = ", ".join(list(tensors)[:3]) or "no tensor"
+        raise ValueError(f"{path.name} is no ELITE mapper: found {shown}, expected mapping_0.0.weight and "
+                         "down_blocks_0_…_attn2_to_k.weight; choose global_mapper.pt or local_mapper.pt.")
+    try:
+        mapper = Mapper(path.name, network, {name: tuple(tensors[f"{name}_{part}.weight"] for part in PARTS)
+                                             for name in names})
+        _try_out(mapper)
+    except (KeyError, RuntimeError) as error:
+        raise damaged(path, KIND) from error
+    return mapper
+
+
+def _try_out(mapper: Mapper) -> None:
+    """Runs the network on zeros, so that missing or misshapen weights raise."""
+    states = [torch.zeros(1, 2, mapper.vision_width)] * len(LAYERS)
+    mapped_word(mapper.network, states[0])
+    mapped_patches(mapper.network, states, torch.ones(1, 1))
+
+
+def _places(model) -> dict[AttentionLayer, tuple[str, str]]:
+    """Each layer's key in the MODEL and its name in the files: diffusers' with "_" for "."."""
+    keys = {module: key for key, module in model.model.named_modules()}
+    theirs = {ours: name for name, ours in unet_to_diffusers(model.model.model_config.unet_config).items()}
+    places = {}
+    for layer in attention_layers(model):
+        key = keys[transformer_block(model, layer).attn2]
+        weight = f"{key}.to_k.weight".removeprefix("diffusion_model.")
+        places[layer] = key, theirs.get(weight, weight).removesuffix(".to_k.weight").replace(".", "_")
+    return places

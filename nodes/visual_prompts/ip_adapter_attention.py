@@ -1,0 +1,74 @@
+"""IP-Adapter's attention in a MODEL: each row of a sampling run looks at the tokens that are meant for it."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from comfy.ldm.modules.attention import CrossAttention, optimized_attention
+from torch import Tensor
+
+from ..attention.branch import in_branch
+from ..attention.layers import AttentionLayer
+from .added_attention import Options
+from .ip_adapter_files import IPAdapter
+from .keys_values import KeysValues, keys_values
+from .tokens import IP_ADAPTER, VisualTokens
+
+POSITIVE = 0  # in options["cond_or_uncond"]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenAttention:
+    """Attention to visual tokens, weighted: an Addition for `with_added_attention`.
+
+    positive, negative: for the conditional and the other rows of the picture; branch: for the conditional rows of a
+    second branch. None: nothing is added there.
+    """
+
+    weight: float
+    positive: KeysValues
+    negative: KeysValues | None
+    branch: KeysValues
+
+    def __call__(self, layer: AttentionLayer, attention: CrossAttention, n: Tensor, context: Tensor,
+                 options: Options) -> Tensor:
+        """(rows, pixels, heads · d)."""
+        query = attention.to_q(n)
+        parts = query.chunk(len(options["cond_or_uncond"]))
+        seen = [self._seen(layer, part, self._tokens_for(side, options), options)
+                for part, side in zip(parts, options["cond_or_uncond"], strict=True)]
+        return torch.cat(seen) * self.weight
+
+    def _tokens_for(self, side: int, options: Options) -> KeysValues | None:
+        if side != POSITIVE:
+            return self.negative
+        return self.branch if in_branch(options) else self.positive
+
+    def _seen(self, layer: AttentionLayer, query: Tensor, tokens: KeysValues | None, options: Options) -> Tensor:
+        if tokens is None:
+            return torch.zeros_like(query)
+        return optimized_attention(query, *tokens.rows(layer, query), layer.heads,
+                                   attn_precision=options.get("attn_precision"))
+
+
+def token_attention(model, adapter: IPAdapter, tokens: VisualTokens, weight: float,
+                    branch: VisualTokens | None = None) -> TokenAttention:
+    """What IP-Adapter adds to `model`.
+
+    branch: tokens for a second branch (Self-Attention Swap) in place of `tokens`.
+    Raises ValueError if adapter, tokens and model do not belong together.
+    """
+    layers = adapter.layers_of(model)
+    for each in filter(None, (tokens, branch)):
+        _check(adapter, each)
+    positive = keys_values(layers, tokens.vectors)
+    negative = None if tokens.negative is None else keys_values(layers, tokens.negative)
+    in_the_branch = positive if branch is None else keys_values(layers, branch.vectors)
+    return TokenAttention(weight, positive, negative, in_the_branch)
+
+
+def _check(adapter: IPAdapter, tokens: VisualTokens) -> None:
+    if (tokens.source, tokens.vectors.shape[-1]) != (IP_ADAPTER, adapter.token_width):
+        raise ValueError(f"These visual tokens come from {tokens.source} and have width {tokens.vectors.shape[-1]}, "
+                         f"but {adapter.name} takes those of IP-Adapter of width {adapter.token_width}; connect Encode "
+                         "Picture (IP-Adapter) with the same file.")

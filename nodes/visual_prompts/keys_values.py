@@ -1,0 +1,34 @@
+"""Keys and values of visual tokens, computed once for a whole sampling run."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..attention.layers import AttentionLayer
+
+
+@dataclass(frozen=True, eq=False)
+class KeysValues:
+    """Keys and values (B, M, channels) of B pictures' tokens in every layer, copied once to where they are used."""
+
+    by_layer: Mapping[AttentionLayer, tuple[Tensor, Tensor]]
+    _placed: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def rows(self, layer: AttentionLayer, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values for the rows of `query`: image i of a batch gets picture i, in turn if there are fewer."""
+        place = layer, query.device, query.dtype
+        if place not in self._placed:
+            with torch.inference_mode(False):  # what sampling puts here must also serve training
+                self._placed[place] = tuple(part.to(query) for part in self.by_layer[layer])
+        return tuple(part[torch.arange(len(query), device=part.device) % len(part)] for part in self._placed[place])
+
+
+def keys_values(layers: Mapping[AttentionLayer, tuple[Tensor, Tensor]], tokens: Tensor) -> KeysValues:
+    """Of tokens (B, M, d), given (to_k, to_v) of every layer, each (channels, d)."""
+    with torch.inference_mode(False), torch.no_grad():
+        return KeysValues({layer: (F.linear(tokens, key.float()), F.linear(tokens, value.float()))
+                           for layer, (key, value) in layers.items()})

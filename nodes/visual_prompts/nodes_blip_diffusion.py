@@ -1,0 +1,90 @@
+"""Nodes of BLIP-Diffusion."""
+from __future__ import annotations
+
+import comfy.model_management
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..types import BlipDiffusionType, VisualTokensType
+from . import CATEGORY
+from .blip_diffusion_files import BlipDiffusion, find_folder, folder_names, read_blip_diffusion, weight_file
+from .folders import validated, versions
+from .pictures import CROP, SQUASH, checked
+from .tokens import BLIP_DIFFUSION, SEVERAL, VisualTokens, combined
+
+WORKING_MEMORY = 512 * 2 ** 20
+
+
+class LoadBlipDiffusion(io.ComfyNode):
+    """Reads the picture encoder of a BLIP-Diffusion folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="PersonalizeLoadBlipDiffusion", display_name="Load BLIP-Diffusion", category=CATEGORY,
+            description="Reads BLIP-Diffusion's picture encoder from a downloaded folder, in the layout of Hugging "
+                        "Face or of LAVIS.",
+            search_aliases=["blip", "q-former", "subject embedding", "reference picture"],
+            inputs=[io.Combo.Input("folder", options=folder_names(),
+                                   tooltip="Folder below models/blip_diffusion or models/diffusers that holds qformer "
+                                           "(or blip_model and proj_layer), with BERT's vocab.txt inside.")],
+            outputs=[BlipDiffusionType.Output(display_name="blip_diffusion",
+                                              tooltip="For Encode Picture (BLIP-Diffusion).")])
+
+    @classmethod
+    def validate_inputs(cls, folder) -> bool | str:
+        """Takes the check of `folder` from ComfyUI, so that a new folder can be used at once."""
+        return validated(find_folder, folder)
+
+    @classmethod
+    def fingerprint_inputs(cls, folder) -> str:
+        """Changes when the weights do."""
+        return versions(lambda name: weight_file(find_folder(name)), folder)
+
+    @classmethod
+    def execute(cls, folder: str) -> io.NodeOutput:
+        """BlipDiffusion."""
+        return io.NodeOutput(read_blip_diffusion(find_folder(folder)))
+
+
+class EncodePictureBlipDiffusion(io.ComfyNode):
+    """Reference picture and its subject's name → tokens."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="PersonalizeEncodePictureBlipDiffusion", display_name="Encode Picture (BLIP-Diffusion)",
+            category=CATEGORY,
+            description="Turns a reference picture and the name of its subject into 16 visual tokens that stand in a "
+                        "prompt like words.",
+            search_aliases=["blip", "q-former", "subject embedding", "visual tokens"],
+            inputs=[
+                BlipDiffusionType.Input("blip_diffusion", tooltip="From Load BLIP-Diffusion."),
+                io.Image.Input("image", tooltip="Reference picture, any size; several for the choice at pictures. "
+                                                "Transparent parts are made grey."),
+                io.String.Input("subject", default="dog",
+                                tooltip="What in the picture is meant, in a word or two: dog, teddy bear."),
+                io.Combo.Input("fit", options=[SQUASH, CROP],
+                               tooltip="squash: the whole picture, its proportions changed, as in diffusers. crop: the "
+                                       "square in the middle, as in LAVIS."),
+                io.Combo.Input("pictures", options=list(SEVERAL),
+                               tooltip="With several pictures: average of their tokens, as in LAVIS; all tokens of all "
+                                       "pictures; or the first picture for the first image of the batch and so on.")],
+            outputs=[VisualTokensType.Output(display_name="visual_tokens",
+                                             tooltip="For Encode Prompt with Picture.")])
+
+    @classmethod
+    def execute(cls, blip_diffusion: BlipDiffusion, image: Tensor, subject: str, fit: str,
+                pictures: str) -> io.NodeOutput:
+        """VISUAL_TOKENS."""
+        if not subject.strip():
+            raise ValueError("subject is empty; write what in the picture is meant, for example dog.")
+        device = comfy.model_management.text_encoder_device()
+        comfy.model_management.free_memory(WORKING_MEMORY, device)
+        vectors = blip_diffusion.tokens(checked(image), subject.strip(), fit, device)
+        return io.NodeOutput(VisualTokens(combined(vectors, pictures), BLIP_DIFFUSION))
+
+
+NODES: list[type] = [LoadBlipDiffusion, EncodePictureBlipDiffusion]

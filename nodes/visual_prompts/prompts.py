@@ -1,0 +1,100 @@
+"""Prompts that hold a picture's tokens in the place of a word."""
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Mapping
+
+import torch
+from torch import Tensor
+
+from ..text.encoders import TextEncoder, text_encoders
+from ..text.spans import VISUAL, known_placeholders, span_options
+from ..text.token_view import rows_of, token_texts
+from ..text.tokens import PromptTokenizer, PromptTokens, Slot, comfy_tokens
+from .tokens import BLIP_DIFFUSION, WORD_LIKE, VisualTokens
+
+PLACE = "{}"
+PICTURE = "<personalize-picture>"
+AS_RELEASED = 0
+REPEATS = {BLIP_DIFFUSION: 20}  # elsewhere a prompt is said once
+
+
+def encode_with_picture(clip, tokens: VisualTokens, prompt: str, repeats: int = AS_RELEASED) -> list[list[Any]]:
+    """CONDITIONING of `prompt` with the tokens of the picture where it says {}.
+
+    They enter the text encoder in the place of word embeddings. Several pictures give a batch, one row each.
+    repeats: how often the prompt is said, as far as there is room; AS_RELEASED for what the encoder's authors do.
+    Raises ValueError if the CLIP, the tokens and the prompt do not fit each other.
+    """
+    encoder = _checked_encoder(clip, tokens)
+    if prompt.count(PLACE) != 1:
+        raise ValueError(f"The prompt '{prompt}' has {prompt.count(PLACE)} places for the picture but needs exactly "
+                         "one {}, as in: a {} dog swimming in a pool.")
+    known = known_placeholders(clip)
+    counts = {**known, PICTURE: tokens.vectors.shape[1]}
+    split = repeated(PromptTokenizer(clip, counts), prompt, repeats or REPEATS.get(tokens.source, 1))
+    options = _options(split, encoder, counts)
+    learned = {name: {encoder.key: encoder.tokenizer.placeholder_rows[name]} for name in known}
+    pictures = [clip.encode_from_tokens_scheduled(
+        comfy_tokens(split, (encoder,), {**learned, PICTURE: {encoder.key: vectors}}), add_dict=options)
+        for vectors in tokens.vectors]
+    return [_batch(entries) for entries in zip(*pictures, strict=True)]
+
+
+def repeated(tokenizer: PromptTokenizer, prompt: str, repeats: int) -> PromptTokens:
+    """Tokens of `prompt` with PICTURE's where it says {}, followed by the words alone until it is said `repeats` times.
+
+    Repetitions take only the place of padding: the last one is cut off at the end of the chunk.
+    """
+    tokens = tokenizer(prompt.replace(PLACE, PICTURE))
+    again = tokenizer(", " + " ".join(prompt.replace(PLACE, " ").split()))
+    room, end = tokens.chunk_length - 2, tokens.ends[-1]
+    chunks = []
+    for (key, split), (_, more) in zip(tokens.chunks, again.chunks, strict=True):
+        start, *content = split[-1][:end]
+        copies = [token for chunk, stop in zip(more, again.ends) for token in chunk[1:stop]] * (repeats - 1)
+        content = (content + copies)[:room]
+        closing = split[-1][end:][:room + 1 - len(content)]
+        chunks.append((key, (*split[:-1], (start, *content, *closing))))
+    filled = replace(tokens, chunks=tuple(chunks), ends=(*tokens.ends[:-1], 1 + len(content)))
+    return replace(filled, spans=tuple(_slots(filled).items()))
+
+
+def _slots(tokens: PromptTokens) -> dict[str, tuple[int, ...]]:
+    """Positions of every placeholder."""
+    found: dict[str, tuple[int, ...]] = {}
+    everything = (token for chunk in tokens.chunks[0][1] for token, _ in chunk)
+    for position, token in enumerate(everything):
+        if isinstance(token, Slot):
+            found[token.placeholder] = (*found.get(token.placeholder, ()), position)
+    return found
+
+
+def _checked_encoder(clip, tokens: VisualTokens) -> TextEncoder:
+    encoders = text_encoders(clip)
+    width = tokens.vectors.shape[-1]
+    if tokens.source not in WORD_LIKE:
+        raise ValueError(f"These visual tokens come from {tokens.source} and cannot stand in a prompt; connect Encode "
+                         "Picture (BLIP-Diffusion) or Encode Picture (ELITE).")
+    if len(encoders) > 1 or encoders[0].width != width:
+        found = " and ".join(f"{encoder.key} of width {encoder.width}" for encoder in encoders)
+        raise ValueError(f"This CLIP has {found} but {tokens.source}'s tokens are for one text encoder of width "
+                         f"{width}; use a checkpoint of SD1.x.")
+    return encoders[0]
+
+
+def _options(tokens: PromptTokens, encoder: TextEncoder, counts: Mapping[str, int]) -> dict[str, object]:
+    spans = dict(tokens.spans)
+    visual = spans.pop(PICTURE)
+    texts = list(token_texts(rows_of(tokens, encoder, counts)))
+    for position in visual:
+        texts[position] = VISUAL
+    return span_options({**spans, VISUAL: visual}, tokens.length, texts)
+
+
+def _batch(entries) -> list[Any]:
+    """One entry of a CONDITIONING for all pictures."""
+    tensors, options = zip(*entries)
+    joined = {key: torch.cat([each[key] for each in options]) if isinstance(value, Tensor) else value
+              for key, value in options[0].items()}
+    return [torch.cat(tensors), joined]

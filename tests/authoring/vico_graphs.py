@@ -1,0 +1,168 @@
+"""The bundled workflows of ViCo: training, drawing from one or two references, and two subjects in one picture."""
+from __future__ import annotations
+
+from support.encoder_files import PICTURE
+from support.vico_files import EMBEDDING
+
+from .graph import Graph, Group, Node, Note
+from .graphs import (CHECKPOINT_WIRES, CONCEPT, DIFFUSION, GREEN, LATENT, LOADER, PICTURES, RED, SAMPLER, SCENE,
+                     SUBJECT, TRAIN)
+
+GIRL = "<example-girl>"
+NAME = EMBEDDING.removesuffix(".safetensors")
+ALL_PICTURES = {**PICTURES, "fit": "squash", "augmentation": "none", "variants": 1}
+TRAIN_VICO = {"learning_rate": 1e-5, "embedding_learning_rate": 0.005, "placement": "decoder", "object_mask": "Eq. 5"}
+REGULARISATION = {"weight": 0.0005, "target": "end of text", "placement": "decoder", "first_step": 1, "last_step": 0}
+PROMPTS = {"prompts": "\n".join(("a photo of a {}", "a picture of the {}", "a close look at a {}", "one {} in a picture",
+                                 "a drawing of a {}")), "captions": True}
+RUN = {**TRAIN, "preset": "ViCo", "steps": 400, "batch_size": 4, "save_every": 50, "preview_every": 100}
+APPLY = {"word": "", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "object_mask": "as trained",
+         "halves": "both", "reuse_steps": 1, "size": 0, "fit": "squash"}
+MASKS = {"show": "each step", "strength": 0.6}
+
+
+def learning(subject: str, x: int, first: int, name: str) -> tuple[Node, ...]:
+    """Six nodes with ids from `first` on, at column `x`: what is learned, what for, and Train.
+
+    subject: id of the last Subject. name: of the run.
+    """
+    vico, diffusion, end, prompts, references, train = (str(first + number) for number in range(6))
+    return (
+        Node(vico, "PersonalizeTrainViCo", (x, 80), TRAIN_VICO, size=(400, 180)),
+        Node(diffusion, "PersonalizeDiffusionLoss", (x, 320), DIFFUSION, size=(400, 170)),
+        Node(end, "PersonalizeEndOfTextRegularisation", (x, 550), {"previous": (diffusion, 0), **REGULARISATION},
+             size=(400, 200)),
+        Node(prompts, "PersonalizeTrainingPrompts", (x, 810), PROMPTS, size=(400, 220)),
+        Node(references, "PersonalizeTrainingReferences", (x, 1090), {"recipe": (prompts, 0)}, size=(400, 60)),
+        Node(train, "PersonalizeTrain", (x + 460, 80), {
+            **CHECKPOINT_WIRES, "subject": (subject, 0), "trainable": (vico, 0), "loss": (end, 0),
+            "recipe": (references, 0), "name": name, **RUN}, size=(580, 1120)))
+
+
+def drawing(x: int, first: int, concept: tuple[str, int], model: tuple[str, int], image: tuple[str, int],
+            scene: str, prefix: str, second: dict[str, object] | None = None) -> tuple[Node, ...]:
+    """Nine nodes with ids from `first` on, from column `x` on: Load ViCo to the picture and its masks.
+
+    image: the reference. second: inputs of Apply ViCo for a second object.
+    """
+    load, vico, prompt, negative, latent, sampler, decode, save, masks = (str(first + i) for i in range(9))
+    return (
+        Node(load, "PersonalizeLoadViCo", (x, 80), {"file": "none", "concept": concept}, size=(400, 90)),
+        Node(vico, "PersonalizeApplyViCo", (x, 230), {
+            "model": model, "vico": (load, 0), "vae": ("1", 2), "image": image, **APPLY, **(second or {})},
+             size=(400, 560)),
+        Node(prompt, "PersonalizeEncodeWithSpans", (x + 460, 80), {
+            "clip": ("1", 1), "concept": concept, "text": scene, "words": ""}, "Prompt", (400, 240), GREEN),
+        Node(negative, "CLIPTextEncode", (x + 460, 380), {"clip": ("1", 1), "text": ""}, "Negative prompt", (400, 110),
+             RED),
+        Node(latent, "EmptyLatentImage", (x + 460, 550), LATENT, size=(400, 130)),
+        Node(sampler, "KSampler", (x + 460, 740), {
+            "model": (vico, 0), "positive": (prompt, 0), "negative": (negative, 0), "latent_image": (latent, 0),
+            **SAMPLER}, size=(400, 290)),
+        Node(decode, "VAEDecode", (x + 460, 1090), {"samples": (sampler, 0), "vae": ("1", 2)}, size=(400, 70)),
+        Node(save, "SaveImage", (x + 920, 80), {"images": (decode, 0), "filename_prefix": prefix}, size=(460, 520)),
+        Node(masks, "PersonalizeShowMasks", (x + 920, 660), {
+            "record": (vico, 1), "latent": (sampler, 0), **MASKS, **({} if second else {"image": image})},
+            "Masks of the reference", (460, 560)))
+
+
+TRAIN_NOTE = """\
+**Press Run**: *Train* learns the toy's word together with image blocks that look at a reference picture. The U-Net \
+stays as it is. *Save Image* shows the toy in a new scene, *Masks of the reference* what ViCo looked at.
+
+**Your own subject**: drop 4 to 7 pictures on *Subject*, name it in *Concept*, write its word into the prompt.
+
+**Steps.** 300 follow the prompt better, 400 keep more of the subject: click a preview on *Train* to use its step.
+
+**Memory.** 8 GB: set *micro_batch* to 1 and *gradient_checkpointing* on.
+
+**After that**: *vico_apply* draws with what was saved.
+"""
+
+TRAIN_VICO_GRAPH = Graph("vico_train", nodes=(
+    Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
+    Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
+    Node("3", "PersonalizeSubject", (40, 540), {"concept": ("2", 0), **ALL_PICTURES}, size=(400, 640)),
+    *learning("3", 500, first=4, name=NAME),
+    Node("10", "ImageFromBatch", (1600, 850), {"image": ("3", 1), "batch_index": 0, "length": 1}, "Reference",
+         (400, 110)),
+    *drawing(1600, first=11, concept=("9", 0), model=("9", 1), image=("10", 0), scene=SCENE,
+             prefix=f"personalize/{NAME}"),
+    Node("20", "PersonalizeSaveConcept", (1600, 1020), {"concept": ("9", 0), "name": NAME}, size=(400, 180)),
+), groups=(
+    Group("1 · Your subject", (20, 0, 440, 1280)),
+    Group("2 · What to learn", (480, 0, 440, 1280)),
+    Group("3 · Train", (940, 0, 620, 1280)),
+    Group("4 · Draw it with a reference", (1580, 0, 1420, 1280)),
+), notes=(Note(TRAIN_NOTE, at=(-410, 40), size=(400, 400)),), pictured=(480, -20, 2540, 1320))
+
+
+def apply_graph(name: str, pictures: str, note: str) -> Graph:
+    """Drawing with what vico_train has saved; pictures: names of the reference pictures."""
+    return Graph(name, nodes=(
+        Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
+        Node("2", "PersonalizeLoadConcept", (40, 260), {"embedding": EMBEDDING, "placeholder": "", "class_words": ""},
+             size=(400, 140)),
+        Node("3", "PersonalizeSubject", (40, 460), {"concept": ("2", 0), **ALL_PICTURES, "pictures": pictures},
+             "Reference", (400, 640)),
+        *drawing(500, first=4, concept=("2", 0), model=("1", 0), image=("3", 1), scene=SCENE,
+                 prefix=f"personalize/{name}"),
+    ), groups=(
+        Group("1 · Word and reference", (20, 0, 440, 1240)),
+        Group("2 · Draw it with the reference", (480, 0, 1420, 1240)),
+    ), notes=(Note(note, at=(-410, 40), size=(400, 400)),), pictured=(0, -20, 1920, 1280))
+
+
+APPLY_NOTE = """\
+**First run vico_train.** It saves the word, which *Load Concept* reads here, and the image blocks, which *Load ViCo* \
+finds by the word.
+
+**The authors' files**: put `cross_attention-399.pt` into models/vico and choose it in *Load ViCo*; \
+`embeddings_gs-399.pt` into models/embeddings, choose it in *Load Concept* and give it a word there.
+
+**Reference**: any picture of the subject, also one that was not trained on.
+
+**Faster**: *halves* shared, *reuse_steps* 4.
+"""
+TWO_REFERENCES_NOTE = """\
+**Two pictures of one subject.** All pictures on *Reference* are looked at together: their patches follow each other, \
+and each has its own mask. It helps where one picture does not show all of the subject, and takes longer.
+
+**First run vico_train**, which saves what is loaded here.
+"""
+
+TWO_OBJECTS_NOTE = """\
+**Two subjects, one set of image blocks** (ViCo, Appendix J). The two *Subject* nodes take turns in the training. Then \
+each is shown its own reference: the first at *image*, the second at *image_2*; the mask of each comes from its own \
+word.
+
+The second subject has one picture only, ComfyUI's own example: it is its own reference. Drop pictures of yours on both.
+
+Try also *in the style of*: a {toy} in the style of {girl}.
+""".replace("{toy}", f"`{SUBJECT}`").replace("{girl}", f"`{GIRL}`")
+
+TWO_OBJECTS = Graph("vico_two_objects", nodes=(
+    Node("1", "CheckpointLoaderSimple", (-420, 80), LOADER, size=(400, 120)),
+    Node("2", "PersonalizeConcept", (40, 80), CONCEPT, size=(400, 180)),
+    Node("3", "PersonalizeSubject", (40, 320), {"concept": ("2", 0), **ALL_PICTURES}, "First subject", (400, 640)),
+    Node("20", "PersonalizeConcept", (-420, 260), {**CONCEPT, "placeholder": GIRL, "class_words": "girl"},
+         size=(400, 180)),
+    Node("21", "LoadImage", (-420, 500), {"image": PICTURE}, size=(400, 320)),
+    Node("22", "PersonalizeSubject", (-420, 880), {
+        "concept": ("20", 0), "images": ("21", 0), "previous": ("3", 0), **ALL_PICTURES, "folder": ""},
+        "Second subject", (400, 320)),
+    *learning("22", 500, first=4, name="example-two-objects"),
+    Node("10", "ImageFromBatch", (1600, 850), {"image": ("3", 1), "batch_index": 0, "length": 1}, "First reference",
+         (400, 110)),
+    *drawing(1600, first=11, concept=("9", 0), model=("9", 1), image=("10", 0),
+             scene=f"a photo of a {SUBJECT} beside {GIRL} on a pebble beach", prefix="personalize/example-two-objects",
+             second={"image_2": ("21", 0), "word": SUBJECT, "word_2": GIRL}),
+), groups=(
+    Group("1 · Two subjects", (-440, 0, 900, 1280)),
+    Group("2 · What to learn", (480, 0, 440, 1280)),
+    Group("3 · Train", (940, 0, 620, 1280)),
+    Group("4 · Draw both", (1580, 0, 1420, 1280)),
+), notes=(Note(TWO_OBJECTS_NOTE, at=(-900, 40), size=(400, 400)),), pictured=(480, -20, 2540, 1320))
+
+VICO_GRAPHS = (TRAIN_VICO_GRAPH, apply_graph("vico_apply", "toy-1.jpg", APPLY_NOTE),
+               apply_graph("vico_two_references", "toy-1.jpg\ntoy-4.jpg", TWO_REFERENCES_NOTE), TWO_OBJECTS)

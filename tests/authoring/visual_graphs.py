@@ -1,0 +1,168 @@
+"""The bundled workflows that draw from one reference picture: each encoder's baseline beside its harmonized version."""
+from __future__ import annotations
+
+from support.encoder_files import BLIP_DIFFUSION, IP_ADAPTER, PICTURE, VIT_H, VIT_L
+
+from .graph import Graph, Group, Node, Note
+from .graphs import GREEN, LATENT, LOADER, RED, SAMPLER
+
+ORTHOGONAL = {"strength": 1.0, "basis": "words", "last_tokens": 0, "prompt": ""}
+SWAP = {"start": 0.2, "end": 1.0, "strength": 1.0, "layers": "all", "where": "subject", "threshold": 0.3,
+        "mask_layers": "coarse layers", "mask_steps": "all steps so far", "halves": "both", "noise": "shared",
+        "guidance": "guided", "prompt": ""}
+WHOLE_RUN = {"start": 0.0, "end": 1.0}
+TOP, BOTTOM = 80, 880
+
+HARMONIZED = """\
+**Above** is the encoder alone: the reference's pose argues with the prompt. **Below** the same seed, harmonized: \
+*Orthogonalize Visual Embedding* takes out of the picture what the prompt says itself, *Self-Attention Swap* brings \
+the subject's looks back from *visual only*, a picture that knows no prompt.
+
+**For your subject**: write its word into the prompt, and into *subject* of both nodes.
+"""
+
+
+def drawing(first: int, x: int, y: int, name: str, wires: dict[str, tuple[str, int]],
+            sampler: dict) -> tuple[Node, ...]:
+    """Sampler, VAE Decode and Save Image with ids from `first` on. wires: model, positive, negative, latent, vae."""
+    run, decode, save = (str(first + number) for number in range(3))
+    return (
+        Node(run, "KSampler", (x, y), {"model": wires["model"], "positive": wires["positive"],
+                                       "negative": wires["negative"], "latent_image": wires["latent"], **sampler},
+             size=(400, 290)),
+        Node(decode, "VAEDecode", (x, y + 350), {"samples": (run, 0), "vae": wires["vae"]}, size=(400, 70)),
+        Node(save, "SaveImage", (x + 460, y), {"images": (decode, 0), "filename_prefix": f"personalize/{name}"},
+             title=name, size=(460, 520)))
+
+
+def visual_only(first: int, x: int, y: int, swap: str, sampler: str, vae: tuple[str, int]) -> tuple[Node, ...]:
+    """Branch Latent, VAE Decode and Preview Image with ids from `first` on, below and right of `drawing` at x, y."""
+    branch, decode, show = (str(first + number) for number in range(3))
+    return (Node(branch, "PersonalizeBranchLatent", (x, y + 480), {"record": (swap, 1), "latent": (sampler, 0)},
+                 size=(400, 80)),
+            Node(decode, "VAEDecode", (x, y + 620), {"samples": (branch, 0), "vae": vae}, size=(400, 70)),
+            Node(show, "PreviewImage", (x + 920, y), {"images": (decode, 0)}, title="visual only", size=(460, 520)))
+
+
+IP_ADAPTER_NOTE = HARMONIZED + """
+**Files**: `ip-adapter-plus_sd15` in models/ipadapter, its CLIP Vision (ViT-H) in models/clip_vision. For SDXL choose \
+an SDXL checkpoint and file, and 1024 × 1024.
+"""
+
+HARMONIZE_IP_ADAPTER = Graph("harmonize_ip_adapter", nodes=(
+    Node("1", "CheckpointLoaderSimple", (40, TOP), LOADER, size=(400, 120)),
+    Node("2", "PersonalizeLoadIPAdapter", (40, 260), {"file": IP_ADAPTER}, size=(400, 80)),
+    Node("3", "CLIPVisionLoader", (40, 400), {"clip_name": VIT_H}, size=(400, 80)),
+    Node("4", "LoadImage", (40, 540), {"image": PICTURE}, title="Reference picture", size=(400, 400)),
+    Node("5", "PersonalizeEncodePictureIPAdapter", (40, 1000), {
+        "ip_adapter": ("2", 0), "clip_vision": ("3", 0), "image": ("4", 0), "fit": "crop", "pictures": "average"},
+         size=(400, 170)),
+    Node("6", "PersonalizeEncodeWithSpans", (500, TOP), {
+        "clip": ("1", 1), "text": "a photo of a toy swimming in a river", "words": ""}, title="Prompt", size=(400, 260),
+         color=GREEN),
+    Node("7", "CLIPTextEncode", (500, 400), {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
+         color=RED),
+    Node("8", "EmptyLatentImage", (500, 570), LATENT, size=(400, 130)),
+    Node("9", "PersonalizeApplyIPAdapter", (960, TOP), {
+        "model": ("1", 0), "ip_adapter": ("2", 0), "visual_tokens": ("5", 0), "weight": 1.0, **WHOLE_RUN},
+         size=(400, 220)),
+    *drawing(10, 1420, TOP, "IP-Adapter", {"model": ("9", 0), "positive": ("6", 0), "negative": ("7", 0),
+                                           "latent": ("8", 0), "vae": ("1", 2)}, SAMPLER),
+    Node("13", "PersonalizeOrthogonalize", (500, BOTTOM), {
+        "conditioning": ("6", 0), "visual_tokens": ("5", 0), "subject": "toy", **ORTHOGONAL}, size=(400, 420)),
+    Node("14", "PersonalizeApplyIPAdapter", (960, BOTTOM), {
+        "model": ("1", 0), "ip_adapter": ("2", 0), "visual_tokens": ("13", 1), "branch_tokens": ("5", 0), "weight": 1.0,
+        **WHOLE_RUN}, size=(400, 220)),
+    Node("15", "PersonalizeSelfAttentionSwap", (960, BOTTOM + 280), {
+        "model": ("14", 0), "positive": ("7", 0), "negative": ("7", 0), "subject": "toy", **SWAP}, size=(400, 480)),
+    *drawing(16, 1420, BOTTOM, "IP-Adapter harmonized", {
+        "model": ("15", 0), "positive": ("6", 0), "negative": ("7", 0), "latent": ("8", 0), "vae": ("1", 2)}, SAMPLER),
+    *visual_only(19, 1420, BOTTOM, swap="15", sampler="16", vae=("1", 2)),
+), groups=(
+    Group("1 · Model and picture", (20, 0, 440, 1660)),
+    Group("2 · IP-Adapter alone", (480, 0, 1880, 740)),
+    Group("3 · Harmonized", (480, 800, 2360, 860)),
+), notes=(Note(IP_ADAPTER_NOTE, at=(-410, 40), size=(400, 460)),), pictured=(0, -20, 2860, 1700))
+
+BLIP_DIFFUSION_NOTE = HARMONIZED + """
+**Files**: all of `Salesforce/blipdiffusion` in models/diffusers/blipdiffusion, and `vocab.txt` of \
+`bert-base-uncased` in its folder *qformer*. Its U-Net, text encoder and VAE are its own: *DiffusersLoader* gives them.
+
+**Your picture**: say at *Encode Picture* what it shows; in the prompt, {} stands for the picture and the word after \
+it for what to draw.
+"""
+
+HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", nodes=(
+    Node("1", "DiffusersLoader", (40, TOP), {"model_path": BLIP_DIFFUSION}, title="BLIP-Diffusion's own model",
+         size=(400, 120)),
+    Node("2", "PersonalizeLoadBlipDiffusion", (40, 260), {"folder": BLIP_DIFFUSION}, size=(400, 80)),
+    Node("3", "LoadImage", (40, 400), {"image": PICTURE}, title="Reference picture", size=(400, 400)),
+    Node("4", "PersonalizeEncodePictureBlipDiffusion", (40, 860), {
+        "blip_diffusion": ("2", 0), "image": ("3", 0), "subject": "toy", "fit": "squash", "pictures": "average"},
+         size=(400, 190)),
+    Node("5", "PersonalizeEncodePromptWithPicture", (500, TOP), {
+        "clip": ("1", 1), "visual_tokens": ("4", 0), "prompt": "a {} toy swimming in a river", "repeats": 0,
+        "visual_prompt": "a {}"}, title="Prompt", size=(400, 260), color=GREEN),
+    Node("6", "CLIPTextEncode", (500, 400), {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
+         color=RED),
+    Node("7", "EmptyLatentImage", (500, 570), LATENT, size=(400, 130)),
+    *drawing(8, 1420, TOP, "BLIP-Diffusion", {"model": ("1", 0), "positive": ("5", 0), "negative": ("6", 0),
+                                              "latent": ("7", 0), "vae": ("1", 2)}, SAMPLER),
+    Node("11", "PersonalizeOrthogonalize", (500, BOTTOM), {"conditioning": ("5", 0), "subject": "toy", **ORTHOGONAL},
+         size=(400, 420)),
+    Node("12", "PersonalizeSelfAttentionSwap", (960, BOTTOM), {
+        "model": ("1", 0), "positive": ("5", 1), "negative": ("6", 0), "subject": "toy", **SWAP}, size=(400, 480)),
+    *drawing(13, 1420, BOTTOM, "BLIP-Diffusion harmonized", {
+        "model": ("12", 0), "positive": ("11", 0), "negative": ("6", 0), "latent": ("7", 0), "vae": ("1", 2)}, SAMPLER),
+    *visual_only(16, 1420, BOTTOM, swap="12", sampler="13", vae=("1", 2)),
+), groups=(
+    Group("1 · Model and picture", (20, 0, 440, 1660)),
+    Group("2 · BLIP-Diffusion alone", (480, 0, 1880, 740)),
+    Group("3 · Harmonized", (480, 800, 2360, 860)),
+), notes=(Note(BLIP_DIFFUSION_NOTE, at=(-410, 40), size=(400, 520)),), pictured=(0, -20, 2860, 1700))
+
+ELITE_NOTE = HARMONIZED + """
+**Files**: `global_mapper.pt` and `local_mapper.pt` in models/elite, CLIP Vision ViT-L/14 in models/clip_vision.
+
+**The subject alone**: *Open in MaskEditor* on the picture, paint the subject, and connect *Load Image*'s mask to \
+*Encode Picture (ELITE)*. Without it the background's details come along.
+
+{} in the prompt is the picture's word. As released: 100 steps.
+"""
+ELITE_SAMPLER = {**SAMPLER, "steps": 50, "cfg": 5.0, "sampler_name": "lms", "scheduler": "normal"}
+
+HARMONIZE_ELITE = Graph("harmonize_elite", nodes=(
+    Node("1", "CheckpointLoaderSimple", (40, TOP), LOADER, size=(400, 120)),
+    Node("2", "PersonalizeLoadElite", (40, 260), {
+        "global_mapper": "global_mapper.pt", "local_mapper": "local_mapper.pt"}, size=(400, 110)),
+    Node("3", "CLIPVisionLoader", (40, 430), {"clip_name": VIT_L}, size=(400, 80)),
+    Node("4", "LoadImage", (40, 570), {"image": PICTURE}, title="Reference picture", size=(400, 400)),
+    Node("5", "PersonalizeEncodePictureElite", (40, 1030), {
+        "elite": ("2", 0), "clip_vision": ("3", 0), "image": ("4", 0), "pictures": "average"}, size=(400, 150)),
+    Node("6", "PersonalizeEncodePromptWithPicture", (500, TOP), {
+        "clip": ("1", 1), "visual_tokens": ("5", 0), "prompt": "a photo of a {} swimming in a river", "repeats": 0,
+        "visual_prompt": "a photo of a {}"}, title="Prompt", size=(400, 260), color=GREEN),
+    Node("7", "CLIPTextEncode", (500, 400), {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
+         color=RED),
+    Node("8", "EmptyLatentImage", (500, 570), LATENT, size=(400, 130)),
+    Node("9", "PersonalizeApplyElite", (960, TOP), {
+        "model": ("1", 0), "elite": ("2", 0), "visual_tokens": ("5", 0), "local_weight": 0.8, "text_weight": 1.0,
+        **WHOLE_RUN}, size=(400, 220)),
+    *drawing(10, 1420, TOP, "ELITE", {"model": ("9", 0), "positive": ("6", 0), "negative": ("7", 0), "latent": ("8", 0),
+                                      "vae": ("1", 2)}, ELITE_SAMPLER),
+    Node("13", "PersonalizeOrthogonalize", (500, BOTTOM), {"conditioning": ("6", 0), "subject": "", **ORTHOGONAL},
+         size=(400, 420)),
+    Node("14", "PersonalizeSelfAttentionSwap", (960, BOTTOM), {
+        "model": ("9", 0), "positive": ("6", 1), "negative": ("7", 0), "subject": "visual tokens", **SWAP},
+         size=(400, 480)),
+    *drawing(15, 1420, BOTTOM, "ELITE harmonized", {
+        "model": ("14", 0), "positive": ("13", 0), "negative": ("7", 0), "latent": ("8", 0), "vae": ("1", 2)},
+             ELITE_SAMPLER),
+    *visual_only(18, 1420, BOTTOM, swap="14", sampler="15", vae=("1", 2)),
+), groups=(
+    Group("1 · Model and picture", (20, 0, 440, 1660)),
+    Group("2 · ELITE alone", (480, 0, 1880, 740)),
+    Group("3 · Harmonized", (480, 800, 2360, 860)),
+), notes=(Note(ELITE_NOTE, at=(-410, 40), size=(400, 560)),), pictured=(0, -20, 2860, 1700))
+
+VISUAL_GRAPHS = (HARMONIZE_IP_ADAPTER, HARMONIZE_BLIP_DIFFUSION, HARMONIZE_ELITE)

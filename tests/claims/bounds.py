@@ -1,0 +1,51 @@
+"""What no method can beat, and what every method must: the ends of the scale."""
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from miniature.data import draw_all, pictures_tensor
+from miniature.factors import Scene, Second
+from miniature.grammar import said
+
+from .store import Cell, Drawn
+from .task import Task
+from .world import World
+
+SUBJECT = "<it>"
+
+
+@dataclass(frozen=True)
+class ClassWord:
+    """The prompts with the bare class word: all of the text, and of the identity only what chance gives."""
+
+    name: str = "class-word"
+    continues: None = None
+    revision: int = 1
+
+    def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
+        """See Method."""
+        pictures = world.draw(world.encode(task.prompts(task.identity.kind)), task.noise(world), task.sampling)
+        return Drawn(dict(enumerate(pictures)))
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The subject itself, drawn by the renderer as each prompt asks and passed through the autoencoder: what the oracle
+    makes of pictures without fault."""
+
+    name: str = "truth"
+    continues: None = None
+    revision: int = 1
+
+    def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
+        """See Method."""
+        scenes = [self._scene(task, prompt) for prompt in task.prompts(SUBJECT)]
+        return Drawn(dict(enumerate(world.reconstruct(pictures_tensor(draw_all(scenes))))))
+
+    @staticmethod
+    def _scene(task: Task, prompt: str) -> Scene:
+        asked, rng = said(prompt), random.Random(f"{task.seed} {task.subject} {prompt}")
+        second = Second(asked.relation, asked.second_kind) if asked.second_kind else None
+        return Scene(task.identity, asked.pose or "standing", asked.accessory or "none", asked.background or "meadow",
+                     asked.style or "photo", second, rng.randrange(2**31))

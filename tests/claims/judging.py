@@ -1,0 +1,49 @@
+"""What the oracle makes of a cell's pictures: one value a picture and measure."""
+from __future__ import annotations
+
+from typing import Mapping
+
+import torch
+from torch import Tensor
+
+from miniature.measures import (
+    colors_kept, identity_kept, identity_similarity, kept_against_prompt, reference_identity, text_alignment,
+)
+
+from .bounds import SUBJECT
+from .store import Verdict
+from .task import Task
+from .world import World
+
+REVISION = 1  # raised when a measure changes
+MEASURES = {
+    "text": "share of the prompt's factors that the picture shows",
+    "identity": "cosine between the subject and the reference subject",
+    "colours": "share of pictures with the subject's own colours",
+    "colours_and_pattern": "share of pictures with the subject's own colours and pattern",
+    "class": "share of pictures that show the subject's class",
+    "pose_bias": "share of pictures in the references' pose among prompts that ask for another one",
+    "place_bias": "share of pictures in the references' place among prompts that ask for another one",
+}
+
+
+def judge(world: World, task: Task, pictures: Mapping[int, Tensor]) -> Verdict:
+    """Number of the template -> measure -> value; a measure is missing where it does not apply."""
+    if not pictures:
+        return {}
+    reference = reference_identity(world.oracle, task.pictures, task.masks)
+    prompts = task.prompts(SUBJECT)
+    judged = world.oracle.judge(torch.stack(list(pictures.values())))
+    verdict = {}
+    for (number, picture), seen in zip(pictures.items(), judged, strict=True):
+        values = {
+            "text": text_alignment(seen, prompts[number]),
+            "identity": identity_similarity(seen, reference),
+            "colours": colors_kept(picture, seen, task.identity),
+            "colours_and_pattern": identity_kept(picture, seen, task.identity),
+            "class": seen.factors["kind"] == task.identity.kind,
+            "pose_bias": kept_against_prompt(seen, prompts[number], "pose", task.shared("pose")),
+            "place_bias": kept_against_prompt(seen, prompts[number], "background", task.shared("background")),
+        }
+        verdict[number] = {name: float(value) for name, value in values.items() if value is not None}
+    return verdict

@@ -1,0 +1,100 @@
+"""Cells to a table, claim lines and figures."""
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Iterator, Mapping, Sequence
+
+from miniature.measures import CLAIM_SUBJECTS, Interval, bootstrap
+
+from .judging import MEASURES
+from .store import Cell
+from .technique import Technique
+
+Cells = Mapping[tuple[str, str, int], Cell]  # (method, subject, seed)
+BySubject = Mapping[str, Mapping[tuple[int, int], float]]  # subject -> (seed, number of the template) -> value
+
+
+@dataclass(frozen=True)
+class Result:
+    """A mean over subjects; interval: None below eight of them, which carry no claim."""
+
+    method: str
+    measure: str
+    mean: float
+    subjects: int
+    interval: Interval | None
+
+    def line(self, technique: str) -> str:
+        """"claim core TI text 0.91 0.87 0.94", or "mean …" where it is no claim."""
+        start = f"{technique} {self.method} {self.measure}"
+        return f"claim {start} {self.interval}" if self.interval else f"mean {start} {self.mean:.2f}"
+
+
+def values_of(cells: Cells, method: str, measure: str) -> BySubject:
+    """All values of a method's pictures."""
+    found: dict[str, dict[tuple[int, int], float]] = {}
+    for (name, subject, seed), cell in cells.items():
+        if name == method:
+            for number, values in cell.verdict.items():
+                if measure in values:
+                    found.setdefault(subject, {})[seed, number] = values[measure]
+    return found
+
+
+def differences(one: BySubject, other: BySubject) -> BySubject:
+    """`one` minus `other` for the pictures that both have: same subject, seed, prompt and noise."""
+    paired = {subject: {place: one[subject][place] - other[subject][place]
+                        for place in one[subject].keys() & other[subject].keys()}
+              for subject in one.keys() & other.keys()}
+    return {subject: values for subject, values in paired.items() if values}
+
+
+def results(technique: Technique, cells: Cells) -> Iterator[Result]:
+    """Every method's means, then its differences to the method it is compared with."""
+    for method in technique.methods:
+        for measure in MEASURES:
+            yield from _result(method.name, measure, values_of(cells, method.name, measure))
+    for name, other in technique.against.items():
+        for measure in MEASURES:
+            paired = differences(values_of(cells, name, measure), values_of(cells, other, measure))
+            yield from _result(f"{name}-minus-{other}", measure, paired)
+
+
+def _result(name: str, measure: str, values: BySubject) -> Iterator[Result]:
+    if values:
+        by_subject = {subject: [at[place] for place in sorted(at)] for subject, at in values.items()}
+        mean = statistics.fmean(statistics.fmean(at) for at in by_subject.values())
+        interval = bootstrap(by_subject) if len(by_subject) >= CLAIM_SUBJECTS else None
+        yield Result(name, measure, mean, len(by_subject), interval)
+
+
+def table(found: Sequence[Result]) -> str:
+    """Methods by measures, "0.91 (0.87 to 0.94)"."""
+    measures = [measure for measure in MEASURES if any(result.measure == measure for result in found)]
+    shown = {(r.method, r.measure): f"{r.mean:.2f}" + (f" ({r.interval.low:.2f} to {r.interval.high:.2f})" if r.interval
+                                                       else "") for r in found}
+    rows = [["", *measures]] + [[method, *(shown.get((method, measure), "") for measure in measures)]
+                                for method in dict.fromkeys(result.method for result in found)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def figures(technique: str, cells: Cells) -> Iterator[str]:
+    """"figure core TI seconds 61.2 (55.0 to 70.3 in 8 cells)" for all that was noted beside the pictures."""
+    by_method: dict[str, dict[str, list[float]]] = {}
+    for (method, _, _), cell in cells.items():
+        for name, value in cell.drawn.figures.items():
+            by_method.setdefault(method, {}).setdefault(name, []).append(value)
+    for method, named in by_method.items():
+        for name, values in named.items():
+            yield (f"figure {technique} {method} {name} {statistics.fmean(values):.3g} "
+                   f"({min(values):.3g} to {max(values):.3g} in {len(values)} cells)")
+
+
+def text(name: str, technique: Technique, cells: Cells) -> str:
+    """The whole report."""
+    found = list(results(technique, cells))
+    few = [] if any(result.interval for result in found) else [
+        f"Fewer than {CLAIM_SUBJECTS} subjects carry no claim: these are means."]
+    return "\n".join([table(found), *few, *(result.line(name) for result in found), *figures(name, cells)])

@@ -1,0 +1,39 @@
+"""What a technique gives the claims: methods, each of which turns a task into pictures."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping, Protocol
+
+from .store import Cell, Drawn
+from .task import Task
+from .world import World
+
+
+class Method(Protocol):
+    """A frozen dataclass: its fields, with the task and the files, name a cell, so all that matters must be in them.
+
+    name: one word, shown in the table. continues: method whose cell it starts from, if any.
+    revision: raised when the code changes what is drawn.
+    """
+
+    name: str
+    continues: Method | None
+    revision: int
+
+    def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
+        """Pictures for the task's templates from `task.noise`. `earlier`: the cell of `continues`."""
+
+
+@dataclass(frozen=True)
+class Technique:
+    """Methods in the order of the table. against: method -> the one that it is compared with, pictures paired."""
+
+    methods: tuple[Method, ...]
+    against: Mapping[str, str]
+
+
+def load_technique(name: str, quick: bool) -> Technique:
+    """The technique of that name; `quick`: with a handful of steps."""
+    from importlib import import_module
+
+    return import_module(f".techniques.{name}", __package__).technique(quick)

@@ -1,0 +1,189 @@
+"""CoRe (Wu et al. 2024): Textual Inversion, context regularization and its ablations, second stage, test time."""
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Mapping
+
+from torch import Tensor
+
+import comfy.sd
+from miniature.prompts import regularization_prompts
+from personalize.nodes.core.presets import PRESETS, RELEASED, Weighting, core_terms
+from personalize.nodes.core.test_time import Refinement, Scene, refine
+from personalize.nodes.text.apply import apply_concepts
+from personalize.nodes.text.concept import Concept, initial_vectors
+from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.parts.weights import UNetPart
+
+from ..bounds import SUBJECT, ClassWord, Truth
+from ..store import Cell, Drawn
+from ..task import Task
+from ..technique import Method, Technique
+from ..training import subject_of, train
+from ..world import World, batched
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Numbers of a training. rate: of AdamW."""
+
+    steps: int
+    batch: int
+    rate: float
+
+    def settings(self, seed: int) -> Settings:
+        """For the pack's loop."""
+        return Settings(self.steps, self.batch, seed=seed)
+
+
+# The paper's steps, batches and ratios of learning rates; the rates themselves are the miniature's own.
+STAGE_1 = Learning(300, 6, 5e-3)
+STAGE_2 = Learning(300, 4, 5e-5)
+TEST_TIME = Learning(10, 6, 5e-4)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Textual Inversion of one vector, from the class word on; with CoRe's terms unless `weighting` is None.
+
+    estimate: attention by the estimator. rescaled: Eq. 6 from 40 % to 60 % of the steps.
+    """
+
+    name: str
+    learning: Learning
+    weighting: Weighting | None = RELEASED
+    estimate: bool = False
+    rescaled: bool = True
+    continues: None = None
+    revision: int = 1
+
+    def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
+        """See Method."""
+        started, before = time.monotonic(), concept_of(task)
+        window = (self.learning.steps * 2 // 5, self.learning.steps * 3 // 5) if self.rescaled else (0, 0)
+        trained = train(world, subject_of(task, before), [EmbeddingPart(self.learning.rate, *window)],
+                        (DiffusionLoss(), *self.terms(task)), self.learning.settings(task.seed))
+        figures = {"learning_seconds": time.monotonic() - started, **trained.figures(),
+                   "length_over_class_word": _length_ratio(trained.concept, before, world)}
+        return Drawn(dict(enumerate(drawn_with(world, task, trained.concept))), trained.concept.vectors, figures)
+
+    def terms(self, task: Task) -> tuple:
+        """CoRe's loss terms on the regularization prompts of all kinds."""
+        if self.weighting is None:
+            return ()
+        templates = [t for kind in regularization_prompts(task.identity.kind).values() for t in kind]
+        return core_terms(tuple(templates), self.weighting, self.estimate)
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """All weights of the U-Net on the diffusion loss, with the embedding that `continues` has learned."""
+
+    name: str
+    continues: Method
+    learning: Learning
+    revision: int = 1
+
+    def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
+        """See Method."""
+        started, concept = time.monotonic(), learned_by(earlier, task)
+        trained = train(world, subject_of(task, concept), [UNetPart(self.learning.rate)], (DiffusionLoss(),),
+                        self.learning.settings(task.seed))
+        seconds = time.monotonic() - started
+        model, _ = comfy.sd.load_lora_for_models(world.networks.model, None, dict(trained.weights), 1.0, 0.0)
+        return Drawn(dict(enumerate(drawn_with(world, task, concept, model))), figures={"learning_seconds": seconds})
+
+
+@dataclass(frozen=True)
+class Again:
+    """Prompts that failed, drawn once more from other noise: what a second try gives without any refinement."""
+
+    name: str
+    continues: Method
+    revision: int = 1
+
+    def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
+        """See Method."""
+        return self._drawn(world, task, {number: learned_by(earlier, task) for number in earlier.failed})
+
+    @staticmethod
+    def _drawn(world: World, task: Task, concepts: Mapping[int, Concept]) -> Drawn:
+        prompts, clip = task.prompts(SUBJECT), world.networks.clip
+        encoded = [world.encode([prompts[number]], apply_concepts(clip, (concept,)))
+                   for number, concept in concepts.items()]
+        noise = task.noise(world, "again")[list(concepts)]
+        return Drawn(dict(zip(concepts, world.draw(batched(encoded), noise, task.sampling), strict=True)))
+
+
+@dataclass(frozen=True)
+class TestTime(Again):
+    """The same prompts from the same other noise, each with the vector refined for it by CoRe's losses alone."""
+
+    learning: Learning = TEST_TIME
+    weighting: Weighting = RELEASED
+
+    def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
+        """See Method."""
+        started, concept = time.monotonic(), learned_by(earlier, task)
+        refined = {number: self._refined(world, task, concept, task.prompts(SUBJECT)[number])
+                   for number in earlier.failed}
+        seconds = (time.monotonic() - started) / max(1, len(refined))
+        drawn = self._drawn(world, task, refined)
+        return replace(drawn, figures={"refining_seconds_a_prompt": seconds} if refined else {})
+
+    def _refined(self, world: World, task: Task, concept: Concept, prompt: str) -> Concept:
+        model, clip, vae = world.networks
+        numbers = self.learning
+        how = Refinement(prompt, self.weighting, numbers.steps, numbers.rate, numbers.batch, task.seed)
+        scene = Scene(latents=task.noise(world)[:1], subjects=(subject_of(task, concept),), vae=vae)
+        return refine(model, clip, (concept,), how, scene, lambda record: None)[0]
+
+
+def concept_of(task: Task) -> Concept:
+    """The subject before anything is learned: its class word."""
+    return Concept(SUBJECT, task.identity.kind, task.identity.kind)
+
+
+def learned_by(cell: Cell, task: Task) -> Concept:
+    """The subject as an earlier method has learned it."""
+    return concept_of(task).with_vectors(cell.drawn.learned)
+
+
+def drawn_with(world: World, task: Task, concept: Concept, model=None) -> Tensor:
+    """A picture a template, all with the concept."""
+    clip = apply_concepts(world.networks.clip, (concept,))
+    return world.draw(world.encode(task.prompts(SUBJECT), clip), task.noise(world), task.sampling, model)
+
+
+def _length_ratio(concept: Concept, start: Concept, world: World) -> float:
+    before = initial_vectors(start, world.networks.clip)
+    return sum(float(concept.vectors[key].norm() / before[key].norm()) for key in before) / len(before)
+
+
+def technique(quick: bool) -> Technique:
+    """All methods of the claim table."""
+    first, second, refining = STAGE_1, STAGE_2, TEST_TIME
+    if quick:
+        first, second, refining = (replace(numbers, steps=steps, batch=2)
+                                   for numbers, steps in ((first, 3), (second, 1), (refining, 1)))
+    core = Embedding("TI+CoRe", first)
+    methods: tuple[Method, ...] = (
+        Truth(), ClassWord(),
+        Embedding("TI", first, None, rescaled=False),
+        Embedding("TI+rescaling", first, None),
+        core,
+        Embedding("TI+CoRe-equations", first, PRESETS["Eqs. 3–4"]),
+        Embedding("TI+CoRe-estimator", first, estimate=True),
+        Embedding("TI+CoRe-no-embedding-loss", first, replace(RELEASED, embedding=0.0)),
+        Embedding("TI+CoRe-no-attention-loss", first, replace(RELEASED, attention=0.0)),
+        Embedding("TI+CoRe-no-rescaling", first, rescaled=False),
+        SecondStage("TI+CoRe+U-Net", core, second),
+        Again("failed-again", core),
+        TestTime("failed+test-time", core, learning=refining),
+    )
+    against = {method.name: "TI" for method in methods if method.name != "TI"}
+    against |= {name: core.name for name in against if name.startswith("TI+CoRe-") or name == "TI+CoRe+U-Net"}
+    return Technique(methods, against | {"failed-again": "TI+CoRe", "failed+test-time": "failed-again"})

@@ -1,0 +1,71 @@
+"""A training of the pack on a task's pictures, without files."""
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from personalize.nodes.text.concept import Concept, initial_vectors
+from personalize.nodes.training.dataset import encode_pictures
+from personalize.nodes.training.interfaces import LossTerm, Picture, Subject, TrainablePart, TrainingRun
+from personalize.nodes.training.loop import Settings, Trainer
+from personalize.nodes.training.recipe import TemplateRecipe
+from personalize.nodes.training.session import training_session
+
+from .task import Task
+from .world import World
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training gives: the concept, a LoRA file's tensors, one record a step."""
+
+    concept: Concept
+    weights: Mapping[str, Tensor]
+    history: Sequence[Mapping[str, Any]]
+
+    def figures(self) -> dict[str, float]:
+        """How hard each further term pulls beside the first one: the mean ratio of their gradients' norms."""
+        measured = [record["norms"] for record in self.history[1:] if len(record["norms"]) > 1]
+        if not measured:
+            return {}
+        first, *others = measured[0]
+        return {f"gradient_of_{name.partition('|')[0].replace(' ', '_')}": statistics.fmean(
+            norms[name] / norms[first] for norms in measured) for name in others}
+
+
+def subject_of(task: Task, concept: Concept) -> Subject:
+    """The task's reference pictures under the concept's name, as they are: without augmentation."""
+    return Subject(concept, tuple(Picture(picture.movedim(0, -1)[None]) for picture in task.pictures))
+
+
+def train(world: World, subject: Subject, parts: Sequence[TrainablePart], terms: Sequence[LossTerm], settings: Settings,
+          recipe: TemplateRecipe = TemplateRecipe(), each_step: Callable[[Trainer], None] = lambda trainer: None) -> Trained:
+    """Runs the pack's own loop to its end; the checkpoint stays as it was.
+
+    each_step: called after every step, while the models are ready for gradients.
+    """
+    model, clip, vae = world.networks
+
+    def after_step(trainer: Trainer, record: dict) -> bool:
+        each_step(trainer)
+        return True
+
+    with training_session(model, clip) as session:
+        data = encode_pictures(vae, session.model, (subject,), settings.seed)
+        run = TrainingRun(session.model, session.clip, (subject,), session.device, settings.seed)
+        attached = [part.attach(run) for part in parts]
+        session.load()
+        learned = {name: vectors for part in attached for name, vectors in part.learned_vectors().items()}
+        concept, name = subject.concept, subject.concept.placeholder
+        frozen = {} if name in learned else {name: initial_vectors(concept, clip)}
+        trainer = Trainer(session, (subject,), data, attached, terms, recipe, settings, frozen)
+        trainer.run(after_step)
+        for part in attached:
+            if name in part.learned_vectors():
+                concept = concept.with_vectors(part.learned_vectors()[name])
+        weights = {key: tensor.cpu() for part in attached for key, tensor in part.weights().items()}
+    return Trained(concept, weights, trainer.history)

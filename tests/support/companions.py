@@ -1,0 +1,72 @@
+"""What people put beside a patch on a MODEL: a LoRA, a ControlNet, attention patches of other packs."""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+KINDS = ("plain", "LoRA", "ControlNet", "patch before", "patch after")
+
+
+def composed(kind: str, model, positive, patch: Callable):
+    """(patch(model) with a companion of this kind, the positive conditioning with its part of it)."""
+    if kind == "LoRA":
+        return patch(with_lora(model)), positive
+    if kind == "ControlNet":
+        return patch(model), with_control(model, positive)
+    if kind == "patch before":
+        return patch(with_attention_patches(model)), positive
+    if kind == "patch after":
+        return with_attention_patches(patch(model)), positive
+    return patch(model), positive
+
+
+def with_lora(model, strength: float = 0.7):
+    """The model with a rank-2 LoRA on every projection of its text attention."""
+    import comfy.sd
+
+    generator = torch.Generator().manual_seed(11)
+    lora = {}
+    for name, weight in model.model.state_dict().items():
+        if ".attn2." in name and name.endswith(("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")):
+            stem = name.removesuffix(".weight")
+            lora[f"{stem}.lora_up.weight"] = 0.3 * torch.randn(weight.shape[0], 2, generator=generator)
+            lora[f"{stem}.lora_down.weight"] = 0.3 * torch.randn(2, weight.shape[1], generator=generator)
+    patched = comfy.sd.load_lora_for_models(model, None, lora, strength, 0.0)[0]
+    assert len(patched.patches) == len(lora) // 2
+    return patched
+
+
+def with_control(model, positive):
+    """The conditioning with a random ControlNet of the U-Net's own topology."""
+    import comfy.controlnet
+    import comfy.ops
+    from comfy.cldm.cldm import ControlNet
+
+    config = {key: value for key, value in model.model.model_config.unet_config.items()
+              if key not in ("out_channels", "transformer_depth_output", "disable_unet_model_creation")}
+    network = ControlNet(**config, hint_channels=3, operations=comfy.ops.manual_cast).eval()
+    generator = torch.Generator().manual_seed(12)
+    for weight in network.state_dict().values():
+        if weight.is_floating_point():
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.5 / max(1, weight[0].numel()) ** 0.5)
+    hint = torch.rand(1, 3, 128, 128, generator=generator)
+    control = comfy.controlnet.ControlNet(network, load_device=model.load_device).set_cond_hint(hint, 0.8, (0.0, 1.0))
+    return [[tensor, {**options, "control": control, "control_apply_to_uncond": True}] for tensor, options in positive]
+
+
+def with_attention_patches(model):
+    """The model with patches of another pack at every place of its text attention, and one replaced attention."""
+    from comfy.ldm.modules.attention import optimized_attention
+
+    def before(n, context, value, options):
+        return n, context * 0.9, value * 1.1
+
+    def replaced(query, key, value, options):
+        return optimized_attention(query, key, value.flip(-1), options["n_heads"])
+
+    patched = model.clone()
+    patched.set_model_attn2_patch(before)
+    patched.set_model_attn2_output_patch(lambda n, options: n * 1.05)
+    patched.set_model_attn2_replace(replaced, "middle", 0)
+    return patched

@@ -1,0 +1,48 @@
+"""Words found among a conditioning's tokens, against the tokenizer that made them."""
+from __future__ import annotations
+
+import pytest
+
+from personalize.nodes.attention.words import parse_words, words_of
+from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
+from personalize.nodes.text.spans import SPANS, TOKENS, find_words
+from personalize.nodes.text.token_words import find_among
+from personalize.nodes.text.tokens import PromptTokenizer
+
+PROMPTS = ("a photo of a dog in a red hat", "Dog, (dog:1.3) and hotdogs; DOGS!",
+           "a snufflepuppington's 3d photo-op in 2024", "a " * 90 + "dog sits by a dog", "")
+NAMES = ("dog", "red hat", "dogs", "Hotdogs", "snufflepuppington", "snufflepuppington's", "3d", "photo-op", "2024",
+         "a dog", "dog dog", "hat", "cat", "'", "")
+
+
+def with_spans(clip, text, words=""):
+    return PersonalizeEncodeWithSpans.execute(clip, text, words)[0]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_words_among_tokens_are_those_the_tokenizer_finds(sd15, prompt):
+    tokens = with_spans(sd15.clip, prompt)[0][1][TOKENS]
+    tokenizer = PromptTokenizer(sd15.clip, {})
+    assert {name: find_among(name, tokens) for name in NAMES} == {
+        name: find_words(tokenizer, prompt, name) for name in NAMES}
+
+
+def test_words_need_not_be_listed_when_the_conditioning_holds_its_tokens(sd15):
+    conditioning, prompt = with_spans(sd15.clip, PROMPTS[0], "red hat"), PROMPTS[0]
+    options = {**conditioning[0][1], "cross_attn": conditioning[0][0]}
+    assert words_of(["dog", "cat"]).of(options) == {"dog": (5,)}
+    assert words_of([]).of(options) == {"red hat": (8, 9)} == options[SPANS]
+    assert words_of(["dog"], sd15.clip, prompt).of({"cross_attn": conditioning[0][0]}) == {"dog": (5,)}
+
+
+def test_positions_of_a_prompt_hold_for_conditionings_of_its_length(sd15):
+    long = sd15.clip.encode_from_tokens_scheduled(sd15.clip.tokenize(PROMPTS[3]))[0][0]
+    assert long.shape[1] == 154
+    assert words_of(["dog"], sd15.clip, PROMPTS[0]).of({"cross_attn": long}) == {}
+    assert words_of(["dog"], sd15.clip, PROMPTS[3]).of({"cross_attn": long}) == {
+        "dog": find_words(PromptTokenizer(sd15.clip, {}), PROMPTS[3], "dog")}
+
+
+def test_words_are_parted_by_commas_and_lines():
+    assert parse_words("dog, red hat\n<my-dog>,\n\n dog ,") == ("dog", "red hat", "<my-dog>")
+    assert parse_words(" \n,") == ()

@@ -1,0 +1,135 @@
+"""ViCo's nodes in a graph: from a file to a picture and its masks, and what they refuse."""
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from personalize.nodes.vico.files import FORMAT
+from support.failures import PromptFailed
+from tiny.vico import TINY_SD15, official_tensors
+
+ABOUT = {"format": FORMAT, "variant": "paper", "words": '["<my-dog>", "<my-toy>"]', "size": "64", "text_width": "32"}
+PROMPT = "a photo of a <my-dog> at night"
+
+
+@pytest.fixture(scope="module")
+def session(execute, tiny_checkpoints, base):
+    folder = base / "models" / "vico"
+    folder.mkdir(exist_ok=True)
+    tensors = official_tensors(TINY_SD15)
+    save_file(tensors, folder / "tiny.safetensors", ABOUT)
+    torch.save(tensors, folder / "cross_attention-399.pt")
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(base / "input" / "vico-dog.png")
+    return execute.session()
+
+
+def graph(steps: int = 2, **apply) -> dict:
+    apply = {"model": ["1", 0], "vico": ["4", 0], "vae": ["1", 2], "image": ["3", 0], "word": "", "strength": 1.0,
+             "start_percent": 0.0, "end_percent": 1.0, "object_mask": "as trained", "halves": "both", "reuse_steps": 1,
+             "size": 0, "fit": "squash", **apply}
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"}},
+        "2": {"class_type": "PersonalizeConcept", "inputs": {
+            "placeholder": "<my-dog>", "class_words": "dog", "initial_words": "cat", "vectors": 1,
+            "embedding": "none"}},
+        "3": {"class_type": "LoadImage", "inputs": {"image": "vico-dog.png"}},
+        "4": {"class_type": "PersonalizeLoadViCo", "inputs": {"file": "tiny.safetensors"}},
+        "5": {"class_type": "PersonalizeApplyViCo", "inputs": apply},
+        "6": {"class_type": "PersonalizeEncodeWithSpans", "inputs": {
+            "clip": ["1", 1], "text": PROMPT, "words": "", "concept": ["2", 0]}},
+        "7": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
+        "8": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 2}},
+        "9": {"class_type": "KSampler", "inputs": {
+            "model": ["5", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["8", 0], "seed": 1,
+            "steps": steps, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}}}
+
+
+def shown() -> dict:
+    """Nodes that read the record."""
+    return {
+        "10": {"class_type": "PersonalizeShowMasks", "inputs": {
+            "record": ["5", 1], "image": ["3", 0], "latent": ["9", 0], "show": "each step", "strength": 0.6}},
+        "11": {"class_type": "PersonalizeShowAttention", "inputs": {
+            "record": ["5", 1], "image": ["3", 0], "latent": ["9", 0], "show": "each step", "scale": "each map",
+            "colours": "viridis", "strength": 0.6, "longest_side": 0}}}
+
+
+def latent(session, prompt: dict) -> torch.Tensor:
+    return session(prompt, {"latent": ["9", 0]}).values["latent"]["samples"]
+
+
+def test_from_a_file_to_a_picture_and_its_masks(session):
+    prompt = graph(steps=3) | shown()
+    values = session(prompt, {"latent": ["9", 0], "masks": ["10", 0], "heat": ["11", 0]}).values
+    assert values["latent"]["samples"].shape == (2, 4, 8, 8)
+    assert values["masks"].shape == (3, 40, 60) and 0 < values["masks"].mean() < 1
+    assert values["heat"].shape == (3, 40, 60, 3)
+    off = graph(steps=3, strength=0.0)
+    without = graph(steps=3)
+    without["9"]["inputs"]["model"] = ["1", 0]
+    assert torch.equal(latent(session, off), latent(session, without))
+    assert not torch.equal(latent(session, off), values["latent"]["samples"])
+
+
+def test_a_file_says_how_it_is_used(session):
+    as_trained = latent(session, graph())
+    assert torch.equal(as_trained, latent(session, graph(object_mask="Eq. 5", word="<my-dog>", size=64)))
+    assert not torch.equal(as_trained, latent(session, graph(object_mask="as released")))
+    assert not torch.equal(as_trained, latent(session, graph(fit="crop")))
+
+
+def test_second_object_and_masks(session):
+    prompt = graph(image_2=["3", 0], word_2="night")
+    two = latent(session, prompt)
+    assert not torch.equal(two, latent(session, graph()))
+    prompt["12"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 60, "height": 40}}
+    prompt["5"]["inputs"] |= {"mask": ["12", 0], "mask_2": ["12", 0]}
+    assert torch.allclose(latent(session, prompt), latent(session, {
+        **prompt, "5": graph(image_2=["3", 0], word_2="night", object_mask="none")["5"]}), atol=1e-4)
+
+
+def test_the_authors_file_is_for_the_authors_models(session):
+    prompt = graph()
+    prompt["4"]["inputs"]["file"] = "cross_attention-399.pt"
+    with pytest.raises(PromptFailed, match="cross_attention-399.pt was trained on another kind of model: with text of "
+                                           "width 768"):
+        latent(session, prompt)
+
+
+def test_prompt_of_stock_nodes_with_clip_and_prompt(session):
+    prompt = graph(clip=["12", 0], prompt=PROMPT)
+    prompt["12"] = {"class_type": "PersonalizeApplyConcept", "inputs": {"clip": ["1", 1], "concept": ["2", 0]}}
+    prompt["6"] = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["12", 0], "text": PROMPT}}
+    assert torch.equal(latent(session, prompt), latent(session, graph()))
+
+
+def changed(node: str, **inputs) -> dict:
+    prompt = graph()
+    prompt[node]["inputs"] |= inputs
+    return prompt
+
+
+MASK = {"12": {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 10, "height": 40}}}
+TWICE = {"12": changed("5", model=["5", 0])["5"], "9": changed("9", model=["12", 0])["9"]}
+FOREIGN = {"6": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": PROMPT}}}
+NO_IMAGE = {"5": {**graph()["5"], "inputs": {k: v for k, v in graph()["5"]["inputs"].items() if k != "image"}}}
+
+
+@pytest.mark.parametrize("prompt, message", [
+    (changed("5", start_percent=0.5, end_percent=0.5), r"start_percent \(0.5\) is not before end_percent \(0.5\)"),
+    (changed("5", prompt="a dog"), "prompt is given without clip"),
+    (changed("5", clip=["1", 1]), "clip is given without prompt"),
+    (changed("4", file="gone.safetensors"), "There is no file 'gone.safetensors' in .*vico; choose one from the list"),
+    (changed("4", file="none"), "file is none and no concept is connected"),
+    (graph() | TWICE, "This MODEL already reads a reference; use one Apply ViCo"),
+    (changed("5", mask=["12", 0]) | MASK, "The mask of picture 1 is 10×40 but the picture is 60×40"),
+    (graph() | FOREIGN, "A positive conditioning does not say where the subject's word is"),
+    (graph() | NO_IMAGE, "Required input is missing")],
+    ids=["window", "prompt", "clip", "file", "none", "twice", "mask", "foreign", "no reference"])
+def test_what_cannot_work_is_said(session, prompt, message):
+    with pytest.raises(PromptFailed, match=message):
+        latent(session, prompt)

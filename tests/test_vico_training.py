@@ -1,0 +1,244 @@
+"""Training image blocks: against both streams written out, beside other parts, and what stays as it was."""
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_interfaces import CORE, gradients, in_place_of_a_step
+from test_training_job import make_job, run
+from test_training_loop import subject, train
+from torch import Tensor
+
+from personalize.nodes.attention.layers import unet_of
+from personalize.nodes.text.encode import encode
+from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.loop import Settings, Trainer
+from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.parts.weights import AdapterPart
+from personalize.nodes.training.recipe import TemplateRecipe
+from personalize.nodes.vico.nodes_apply import LoadViCo
+from personalize.nodes.vico.nodes_train import TrainViCo
+from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
+from personalize.nodes.vico.terms import ReferenceAttentionLoss
+from support import vico_by_hand
+from support.sampling import encoded, sample
+from support.vico_by_hand import DualStream
+
+pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to
+TEMPLATES = ("a photo of a {}", "{} on the very old wooden table", "two of my friends and one {} at night")
+RECIPE = WithReferences(TemplateRecipe(TEMPLATES))
+TWO = (subject(), subject(placeholder="<my-toy>", count=2))
+WEIGHT = 0.3
+MASKS = {"paper": vico_by_hand.otsu_mask, "released": vico_by_hand.released_mask, "none": None}
+
+
+def method(variant="paper", **more):
+    return {"terms": (DiffusionLoss(), ReferenceAttentionLoss(WEIGHT)), "recipe": RECIPE, "subjects": TWO,
+            "parts": (EmbeddingPart(), ImageAttentionPart(variant=variant)), **more}
+
+
+class ByHand:
+    """The objective of one batch, from DualStream, with gradients of its own copies of all parameters."""
+
+    def __init__(self, trainer, batch, variant: str):
+        session = trainer.session
+        vectors, blocks = trainer.parts
+        self.vectors = {name: {key: copied(p) for key, p in rows.items()} for name, rows in vectors.parameters.items()}
+        self.tensors = {name: copied(p) for name, p in blocks.blocks.named_tensors()}
+        rows, latents = batch.rows["subject"], batch.latents["subject"]
+        tokens = [trainer.objective.text.tokenizer(row.prompt) for row in rows]
+        prompts = encode(session.clip, tokens, [self.vectors] * len(rows))
+        y = None
+        if prompts.pooled is not None:
+            side = 8 * latents.noisy.shape[-1]
+            y = session.model.model.encode_adm(pooled_output=prompts.pooled, width=side, height=side, device="cpu")
+        positions = [tuple(tokens[i].span(batch.concept(row).placeholder)) for i, row in enumerate(rows)]
+        assert len(set(positions)) > 1, "prompts of one batch must differ in where the word is"
+        sampling = session.sampling
+        stream = DualStream(unet_of(session.model), self.tensors, MASKS[variant], variant == "released")
+        references = batch.latents["reference"].clean[:, None]
+        predicted = stream(sampling.calculate_input(latents.sigma, latents.noisy), references,
+                           sampling.timestep(latents.sigma).float(), prompts.cond, y, [[where] for where in positions])
+        self.diffusion = (predicted - latents.noise).square().mean()
+        self.regularisation = WEIGHT * sum(l_reg(maps, positions, [t.ends[0] for t in tokens]) for maps in stream.maps)
+        (self.diffusion + self.regularisation).backward()
+
+
+def copied(parameter: Tensor) -> Tensor:
+    return parameter.detach().clone().requires_grad_()
+
+
+def l_reg(maps: Tensor, positions, ends) -> Tensor:
+    """Eq. 6 row by row; the end's side is held fixed."""
+    rows = []
+    for row, where, end in zip(maps, positions, ends):
+        word, last = row[:, list(where)].sum(-1), row[:, end].detach()
+        rows.append((word / word.max() - last / last.max()).square().mean())
+    return torch.stack(rows).mean()
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.abs().max()), rtol=1e-3)
+
+
+@pytest.mark.parametrize("variant", ["paper", "released", "none"])
+def test_loss_and_gradients_equal_both_streams_by_hand_on_sd15(sd15, variant):
+    compare(sd15, variant)
+
+
+def test_loss_and_gradients_equal_both_streams_by_hand_on_sdxl(sdxl):
+    compare(sdxl, "paper")
+
+
+def compare(checkpoint, variant: str) -> None:
+    seen = []
+
+    def action(trainer, batch):
+        values, _ = trainer._micro_batches(batch, measured=False)
+        hand = ByHand(trainer, batch, variant)
+        assert values["diffusion"] == pytest.approx(hand.diffusion.item(), rel=1e-4)
+        assert values["reference attention"] == pytest.approx(hand.regularisation.item(), rel=1e-3)
+        vectors, blocks = trainer.parts
+        for name, p in blocks.blocks.named_tensors():
+            close(p.grad, hand.tensors[name].grad)
+        for name, rows in vectors.parameters.items():
+            for key, p in rows.items():
+                close(p.grad, hand.vectors[name][key].grad)
+        seen.append(batch)
+
+    with in_place_of_a_step(action):
+        train(checkpoint, Settings(steps=1, batch_size=4), **method(variant))
+    batch, = seen
+    assert {row.subject for row in batch.rows["subject"]} == {0, 1}
+    assert all(row.picture != reference.picture and row.subject == reference.subject
+               for row, reference in zip(batch.rows["subject"], batch.rows["reference"]))
+
+
+@pytest.mark.parametrize("settings", [dict(micro_batch=1), dict(checkpointing=True)],
+                         ids=["micro-batches", "recomputed"])
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_memory_settings_do_not_change_the_gradient(request, kind, settings):
+    checkpoint = request.getfixturevalue(kind)
+    how = method(terms=(DiffusionLoss(), ReferenceAttentionLoss(WEIGHT), *CORE))
+    plain, saving = gradients(checkpoint, how), gradients(checkpoint, how, **settings)
+    torch.testing.assert_close(saving, plain, atol=1e-4 * float(plain.abs().max()), rtol=1e-3)
+
+
+def test_resume_is_exact_and_beside_oft_all_parts_learn(sd15):
+    """Appendix I: image blocks, embedding and OFT together."""
+    parts = (*method()["parts"], AdapterPart("OFT", rank=8, alpha=0.0, lr=1e-3))
+    how, settings = method(parts=parts), Settings(steps=4, batch_size=2)
+    whole, _, end = train(sd15, settings, **how)
+    first, _, state = train(sd15, settings, each_step=lambda trainer, record: record["step"] < 2, **how)
+    second, _, resumed = train(sd15, settings, resume=(state, first.step, first.history), **how)
+    assert [r["loss"] for r in second.history] == [r["loss"] for r in whole.history]
+    assert all(torch.equal(resumed[name], value) for name, value in end.items())
+    for part in range(3):
+        assert any(not torch.equal(end[name], state[name]) for name in end if name.startswith(f"part.{part}."))
+
+
+def test_training_learns(sd15, monkeypatch):
+    """The same batch again and again, noise and all: the blocks alone bring the loss down."""
+    batch = Trainer._batch
+    monkeypatch.setattr(Trainer, "_batch", lambda trainer, step: replace(batch(trainer, 1), step=step))
+    trainer, _, _ = train(sd15, Settings(steps=12, batch_size=2), **method(parts=(ImageAttentionPart(2e-3),)))
+    losses = [record["loss"] for record in trainer.history]
+    assert losses[-1] < 0.97 * losses[0]
+
+
+def with_masks(of):
+    """The subject with a mask on each picture: its upper left part."""
+    pictures = []
+    for i, picture in enumerate(of.pictures):
+        masks = torch.zeros(picture.variants.shape[:3])
+        masks[:, :24 + 8 * i, :40] = 1
+        pictures.append(replace(picture, masks=masks))
+    return replace(of, pictures=tuple(pictures))
+
+
+def test_given_masks_take_the_place_of_automatic_ones(sd15):
+    masked = tuple(map(with_masks, TWO))
+    part = ImageAttentionPart(given_masks=True)
+    how = method(parts=(EmbeddingPart(), part), subjects=masked)
+    assert not torch.equal(gradients(sd15, how), gradients(sd15, method(subjects=masked)))
+    with pytest.raises(ValueError, match="Masks of the pictures are asked for, but no picture"):
+        train(sd15, Settings(steps=1, batch_size=2), **method(parts=(EmbeddingPart(), part)))
+
+
+@pytest.mark.parametrize("target", ["object mask", "given mask"])
+def test_alignment_in_place_of_masking(sd15, target):
+    """Fig. 9."""
+    subjects = tuple(map(with_masks, TWO))
+    how = method("none", terms=(DiffusionLoss(), ReferenceAttentionLoss(WEIGHT, target)), subjects=subjects)
+    trainer, _, _ = train(sd15, Settings(steps=2, batch_size=2), **how)
+    assert all(record["parts"]["reference attention"] > 0 for record in trainer.history)
+
+
+def test_single_picture_is_its_own_reference_and_a_prompt_may_lack_the_word(sd15):
+    recipe = WithReferences(TemplateRecipe(("a photo of nothing",)))
+    trainer, _, _ = train(sd15, Settings(steps=2, batch_size=3), **method(subjects=(subject(1),), recipe=recipe))
+    rows = recipe.rows((subject(1),), 1, 3, 0)
+    assert [row.picture for row in rows["reference"]] == [0, 0, 0]
+    assert all(record["loss"] == record["loss"] for record in trainer.history)
+
+
+def test_references_are_drawn_evenly_from_the_others():
+    rows = [WithReferences(TemplateRecipe()).rows((subject(4),), step, 4, 0) for step in range(1, 101)]
+    pairs = [(row.picture, reference.picture) for each in rows
+             for row, reference in zip(each["subject"], each["reference"])]
+    counts = [pairs.count((i, j)) for i in range(4) for j in range(4) if i != j]
+    assert sum(counts) == 400 and min(counts) > 15 and max(counts) < 55
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+@pytest.mark.parametrize("how, message", [
+    (method(recipe=TemplateRecipe(TEMPLATES)), "End-of-Text Regularisation looks at reference pictures; connect"),
+    (method(recipe=TemplateRecipe(TEMPLATES), terms=(DiffusionLoss(),)), "Train ViCo needs a reference picture beside"),
+    (method(parts=(EmbeddingPart(),)), "no part that is trained reads a reference there; connect Train ViCo"),
+    (method(parts=(EmbeddingPart(), ImageAttentionPart(placement="encoder"))), "with the same placement as the loss")])
+def test_what_is_missing_is_said(sd15, how, message):
+    with pytest.raises(ValueError, match=message):
+        train(sd15, Settings(steps=1, batch_size=2), **how)
+
+
+def test_train_embedding_and_train_vico_are_one_too_many():
+    with pytest.raises(ValueError, match="previous holds Train Embedding, but Train ViCo trains the word's vectors"):
+        TrainViCo.execute(1e-5, 5e-3, "decoder", "Eq. 5", (EmbeddingPart(),))
+    chain = TrainViCo.execute(1e-5, 0.0, "decoder", "as released", (EmbeddingPart(),)).args[0]
+    assert chain == (EmbeddingPart(), ImageAttentionPart(1e-5, "decoder", "released"))
+
+
+# ------------------------------------------------------------------------------------------------ files
+def test_every_saved_step_is_kept_and_found_by_its_concept(sd15):
+    oft = AdapterPart("OFT", rank=8, alpha=0.0, lr=1e-3)
+    job = make_job(sd15, "vico-steps", parts=(*method()["parts"], oft), save_every=2, recipe=RECIPE,
+                   preview_every=4, terms=method()["terms"])
+    positive, negative = (encoded(sd15.clip, text) for text in ("a photo of a dog", ""))
+    before = sample(sd15.model, positive, negative)
+    last = run(job)
+    assert torch.equal(sample(sd15.model, positive, negative), before), "U-Net and text encoder are as they were"
+    saved = last.report["saved"]
+    assert [Path(file).name for each in saved for file in each["part_files"]] == [
+        "image-blocks-000002.safetensors", "image-blocks-000004.safetensors"]
+    assert [preview["step"] for preview in last.report["previews"]] == [0, 4]
+    assert last.weights and not any("image_cross_attention" in name for name in last.weights)
+    earlier = run(replace(job, use_step=2))
+    found = {step: LoadViCo.execute("none", outcome.concepts).args[0] for step, outcome in ((2, earlier), (4, last))}
+    for step, vico in found.items():
+        assert vico.source == f"image-blocks-{step:06d}.safetensors"
+        assert (vico.variant, vico.words, vico.size, vico.text_width) == ("paper", ("<my-dog>",), 64, 32)
+    assert not torch.equal(found[2].blocks["output", 4]["ff.net.2.bias"], found[4].blocks["output", 4]["ff.net.2.bias"])
+    Path(saved[0]["part_files"][0]).unlink()
+    with pytest.raises(ValueError, match="use_step is 2 but its file .*image-blocks-000002.* has been deleted"):
+        run(replace(job, use_step=2))
+    with pytest.raises(ValueError, match="There is no vico-steps-.*image-blocks-000002.safetensors in .*vico"):
+        LoadViCo.execute("none", earlier.concepts)
+
+
+def test_concept_of_another_training_has_no_blocks():
+    with pytest.raises(ValueError, match="Concept <my-dog> does not say which training it comes from"):
+        LoadViCo.execute("none", (subject().concept,))
+    with pytest.raises(ValueError, match="file is none and no concept is connected"):
+        LoadViCo.execute("none")
