@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from demonstration import options
+from demonstration.setting import prepare
 from environment.setup import Environment
 from support.paths import PACK, TESTS, comfyui
 
@@ -41,15 +42,20 @@ def test_a_pack_installed_in_comfyui_uses_that_comfyui(tmp_path, monkeypatch):
     assert options.installed_in() is None
 
 
+def test_pictures_of_ones_own_are_copied_and_named_in_every_node(tmp_path):
+    wanted = options.parse(["--images", str(TOY), "--class-word", "toy", "--steps", "10"])
+    setting = prepare(wanted, tmp_path)
+    assert "foreign to it" in setting.notice
+    assert {file.name for file in (tmp_path / "input" / "my-subject").iterdir()} == {file.name for file in TOY.iterdir()}
+    assert (tmp_path / "models" / "checkpoints" / setting.checkpoint).is_file()
+    assert setting.values["PersonalizeConcept"] == {"placeholder": "<my-subject>", "class_words": "toy"}
+    assert setting.values["PersonalizeTrain"]["steps"] == 10
+
+
 @pytest.mark.slow
 def test_demo_trains_draws_serves_and_ends(tmp_path):
-    """With pictures of one's own; the page is then open at the workflow that ran."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for name in ("toy-1.jpg", "toy-2.jpg"):
-        shutil.copy(TOY / name, pictures / name)
-    command = [sys.executable, "-m", "demonstration", "--steps", "2", "--serve",
-               "--images", str(pictures), "--class-word", "toy"]
+    """On the miniature's own subject; the page is then open at the workflow that ran."""
+    command = [sys.executable, "-m", "demonstration", "--steps", "2", "--serve"]
     variables = Environment(comfyui(), "", Path(sys.executable), packages=TESTS).variables()
     demo = subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     said, place = [], ""
@@ -61,15 +67,15 @@ def test_demo_trains_draws_serves_and_ends(tmp_path):
         assert place, said
         base = Path(next(line for line in said if "everything is in" in line).rpartition(" in ")[2].rstrip(":"))
         template = urllib.request.urlopen(f"{place[1]}/api/workflow_templates/{place[2]}/demo.json").read().decode()
-        assert "<my-subject>" in template
+        assert "<my-dog>" in template
         demo.send_signal(signal.SIGINT)
         assert demo.wait(60) == 130
     finally:
         demo.kill()
         demo.wait()
-    assert "plumbing run" in said[0]
+    assert "miniature model" in said[0]
     files = {line.split("  ")[-1].strip() for line in said if line.startswith("  ")}
-    assert "models/embeddings/my-subject.safetensors" in files
+    assert "models/embeddings/my-dog.safetensors" in files
     assert all((base / file).is_file() for file in files)
     trained, by_file, by_class = (np.asarray(Image.open(base / "output" / "personalize" / name)) for name in (
         "example-toy_00001_.png", "stock-nodes_00001_.png", "stock-nodes_00002_.png"))

@@ -7,13 +7,22 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
+
+from miniature.data import draw_all
+from miniature.prompts import regularization_prompts
+from miniature.subjects import public_subjects
 from support.paths import PACK, TESTS
 
-PLUMBING = ("This is a plumbing run: a small random checkpoint stands in for a real model, so the pictures are noise. "
-            "It shows that every part works. For pictures give your own --checkpoint.")
+MINIATURE = TESTS / "miniature" / "weights" / "miniature.safetensors"
+MINIATURE_PACK = TESTS / "miniature" / "custom_node"
+MINIATURE_NOTICE = ("A miniature model of a drawn world stands in for Stable Diffusion: no download, no graphics card. "
+                    "For real pictures give your own --checkpoint.")
+FOREIGN_NOTICE = ("Photographs are foreign to it: this run shows that every part works, its pictures are no likeness.")
 SDXL_MARK = "conditioner.embedders.1.model.token_embedding.weight"
 
 OWN = "my-subject"
+DRAWN = "my-dog"
 
 Values = dict[str, dict[str, object]]
 
@@ -31,37 +40,50 @@ class Setting:
 
 def prepare(options: argparse.Namespace, base: Path) -> Setting:
     """Puts checkpoint and pictures into ComfyUI's base directory `base`."""
-    setting = _own_checkpoint(options, base) if options.checkpoint else _small_checkpoint(options, base)
+    setting = _own_checkpoint(options, base) if options.checkpoint else _miniature(options, base)
     if options.images:
         shutil.copytree(options.images, base / "input" / OWN)
-        _use_own_pictures(setting.values, options.class_word)
+        _use_pictures(setting.values, OWN, options.class_word, f"a photo of <{OWN}> on a pebble beach")
     return setting
 
 
-def _use_own_pictures(values: Values, class_word: str) -> None:
-    values["PersonalizeSubject"]["folder"] = OWN
-    values["PersonalizeTrain"]["name"] = OWN
-    values |= {"PersonalizeConcept": {"placeholder": f"<{OWN}>", "class_words": class_word},
-               "PersonalizePromptSet": {"subject": "universal"}, "PersonalizeSaveConcept": {"name": OWN},
-               "Prompt": {"text": f"a photo of <{OWN}> on a pebble beach"}}
+def _use_pictures(values: Values, name: str, class_word: str, prompt: str) -> None:
+    values["PersonalizeSubject"]["folder"] = name
+    values["PersonalizeTrain"]["name"] = name
+    values |= {"PersonalizeConcept": {"placeholder": f"<{name}>", "class_words": class_word},
+               "PersonalizePromptSet": {"subject": "universal"}, "PersonalizeSaveConcept": {"name": name},
+               "Prompt": {"text": prompt}}
 
 
-def _small_checkpoint(options: argparse.Namespace, base: Path) -> Setting:
-    from support import inprocess
-
-    inprocess.start(base)
-    name = inprocess.provide_checkpoint("sd15_stock", base)
-    values = _values(128, options.steps or 20, batch_size=2, variants=2, previews=2, draw_steps=8)
-    return Setting(name, values, True, PLUMBING)
+def _miniature(options: argparse.Namespace, base: Path) -> Setting:
+    """The committed miniature, with a subject that it has never seen unless there are pictures of one's own."""
+    values = _values(128, options.steps or 120, batch_size=4, variants=1, previews=4, draw_steps=20)
+    name, packs = _link(MINIATURE, base), {"personalize": PACK, "miniature": MINIATURE_PACK}
+    if options.images:
+        return Setting(name, values, True, f"{MINIATURE_NOTICE} {FOREIGN_NOTICE}", packs)
+    dog = next(subject for subject in public_subjects() if subject.identity.kind == "dog")
+    folder = base / "input" / DRAWN
+    folder.mkdir(parents=True)
+    for number, drawing in enumerate(draw_all(dog.sets["varied"]), 1):
+        Image.fromarray(drawing.picture).save(folder / f"{number}.png")
+    _use_pictures(values, DRAWN, "dog", f"a photo of a <{DRAWN}> lying in the snow")
+    templates = [template for kind in regularization_prompts("dog").values() for template in kind]
+    values["PersonalizePromptSet"] = {"subject": "none", "own_prompts": "\n".join(templates)}
+    return Setting(name, values, True, MINIATURE_NOTICE, packs)
 
 
 def _own_checkpoint(options: argparse.Namespace, base: Path) -> Setting:
-    link = base / "models" / "checkpoints" / options.checkpoint.name
-    link.parent.mkdir(parents=True)
-    link.symlink_to(options.checkpoint)
+    name = _link(options.checkpoint, base)
     size = 1024 if SDXL_MARK in _tensor_names(options.checkpoint) else 512
     values = _values(size, options.steps or 300, batch_size=6, variants=16, previews=6, draw_steps=25)
-    return Setting(link.name, values, False)
+    return Setting(name, values, False)
+
+
+def _link(checkpoint: Path, base: Path) -> str:
+    link = base / "models" / "checkpoints" / checkpoint.name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(checkpoint)
+    return link.name
 
 
 def _values(size: int, steps: int, batch_size: int, variants: int, previews: int, draw_steps: int) -> Values:
