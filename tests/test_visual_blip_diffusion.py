@@ -16,6 +16,7 @@ from personalize.nodes.text.spans import LENGTH, PADDING, SPANS, TOKENS, VISUAL
 from personalize.nodes.visual_prompts.blip_diffusion_files import find_folder, folder_names, read_blip_diffusion
 from personalize.nodes.visual_prompts.nodes_blip_diffusion import EncodePictureBlipDiffusion
 from personalize.nodes.visual_prompts.nodes_prompt import EncodePromptWithPicture
+from personalize.nodes.visual_prompts.pictures import checked, pixel_values
 from personalize.nodes.visual_prompts.prompts import encode_with_picture
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support.blip_by_hand import text_by_hand, tokens_by_hand
@@ -49,6 +50,39 @@ def picture(height=40, width=56, seed=0):
 def encode_picture(encoder, image, subject="dog", fit="squash", pictures="average"):
     with torch.inference_mode():
         return EncodePictureBlipDiffusion.execute(encoder, image, subject, fit, pictures).args[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- diffusers
+@pytest.fixture(scope="module")
+def released():
+    """What diffusers 0.32.2 gives for the same weights: authoring/blip_diffusion_reference.py."""
+    return load_file(tiny.REFERENCE)
+
+
+def test_tokens_equal_those_of_diffusers(released, tmp_path):
+    tiny.write(tmp_path / "blip", tiny.REFERENCE_WIDTH)
+    encoder = read_blip_diffusion(tmp_path / "blip")
+    picture = torch.from_numpy(tiny.reference_picture()).float()[None] / 255
+    values = pixel_values(checked(picture), encoder.side, encoder.mean, encoder.std, "squash")
+    assert float((values - released["pixels"]).abs().max()) * min(tiny.STD) <= 2 / 255, "resized by another library"
+    for subject in tiny.REFERENCE_SUBJECTS:
+        expected = released[f"tokens {subject}"]
+        assert torch.allclose(encoder.see(released["pixels"], subject), expected, atol=2e-5)
+        assert torch.allclose(encode_picture(encoder, picture, subject).vectors, expected, atol=0.1)
+    one, other = (released[f"tokens {subject}"] for subject in tiny.REFERENCE_SUBJECTS)
+    assert float((one - other).abs().max()) > 0.2, "the subject's name would not show"
+
+
+def test_conditionings_equal_those_of_diffusers(released, load_checkpoint):
+    clip = load_checkpoint("sd15").clip
+    tokens = VisualTokens(released[f"tokens {tiny.REFERENCE_SUBJECTS[0]}"], "BLIP-Diffusion")
+    with torch.inference_mode():
+        different = clip.cond_stage_model.clip_l.transformer.load_state_dict(tiny.text_weights(), strict=False)
+        assert not different.unexpected_keys and different.missing_keys == ["text_projection.weight"]
+        for target, prompt in tiny.REFERENCE_PROMPTS:
+            (got, _), = encode_with_picture(clip, tokens, f"a {{}} {target} {prompt}")
+            assert torch.allclose(got, released[f"text {target} {prompt}"], atol=1e-4)
+        assert torch.allclose(encoded(clip, "")[0][0], released["text of nothing"], atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------- tokens

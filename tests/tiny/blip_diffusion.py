@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 
@@ -15,6 +16,15 @@ QFORMER = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size"
 WORDS = ["[PAD]", *(f"[unused{i}]" for i in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]",
          "dog", "teddy", "bear", "##s", "back", "##pack", "a", "red"]
 HUGGING_FACE, LAVIS = "Hugging Face", "LAVIS"
+MEAN, STD = [0.5, 0.4, 0.3], [0.2] * 3
+
+# What authoring/blip_diffusion_reference.py has diffusers compute, with weights of seed 0.
+REFERENCE = Path(__file__).with_suffix(".safetensors")
+REFERENCE_WIDTH = 32
+REFERENCE_SUBJECTS = ("dog", "teddy bears")
+REFERENCE_PROMPTS = (("dog", "swimming in a pool"), ("teddy bear", "on a chair, " + "very " * 50 + "comfortable"))
+TEXT = {"hidden_size": REFERENCE_WIDTH, "intermediate_size": 4 * REFERENCE_WIDTH, "num_hidden_layers": 2,
+        "num_attention_heads": 2}
 
 
 def state_dict(width: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -75,12 +85,37 @@ def write(folder: Path, width: int, layout: str = HUGGING_FACE, seed: int = 0) -
     _save(weights, folder / "qformer" / "model.safetensors")
     vocabulary = folder / "qformer" / "vocab.txt"
     vocabulary.write_text("\n".join(WORDS) + "\n")
-    qformer = {**QFORMER, "hidden_size": width, "vocab_size": len(WORDS) + 1}
-    config = {"vision_config": VISION, "qformer_config": qformer, "num_query_tokens": QUERIES}
+    config = {"vision_config": VISION, "qformer_config": qformer_config(width), "num_query_tokens": QUERIES}
     (folder / "qformer" / "config.json").write_text(json.dumps(config))
-    index = {"ctx_begin_pos": 2, "mean": [0.5, 0.4, 0.3], "std": [0.2] * 3}
+    index = {"ctx_begin_pos": 2, "mean": MEAN, "std": STD}
     (folder / "model_index.json").write_text(json.dumps(index))
     return weights
+
+
+def qformer_config(width: int) -> dict[str, int]:
+    """The Q-Former's settings, as config.json holds them."""
+    return {**QFORMER, "hidden_size": width, "vocab_size": len(WORDS) + 1}
+
+
+def text_weights(seed: int = 1) -> dict[str, torch.Tensor]:
+    """CLIP's text transformer TEXT under Hugging Face's names, float32 values that float16 holds too."""
+    generator = torch.Generator().manual_seed(seed)
+    width, inner = TEXT["hidden_size"], TEXT["intermediate_size"]
+    shapes = {"embeddings.token_embedding.weight": (49408, width), "embeddings.position_embedding.weight": (77, width),
+              "final_layer_norm.weight": (width,), "final_layer_norm.bias": (width,)}
+    for layer in (f"encoder.layers.{i}" for i in range(TEXT["num_hidden_layers"])):
+        sizes = {f"self_attn.{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
+        sizes |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner), "layer_norm1": (width,), "layer_norm2": (width,)}
+        for name, shape in sizes.items():
+            shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
+    return {f"text_model.{name}": _fill(name, shape, generator).half().float() for name, shape in shapes.items()}
+
+
+def reference_picture() -> np.ndarray:
+    """(60, 40, 3) of 0…255: smooth, so that ways to resize it differ little, and not square."""
+    y, x = np.mgrid[0:60, 0:40]
+    colours = [127 + 100 * np.sin(x / 9), 127 + 100 * np.cos(y / 13), 40 + 3 * y]
+    return np.stack(colours, axis=-1).astype(np.uint8)
 
 
 def _save(weights: dict[str, torch.Tensor], path: Path) -> None:
