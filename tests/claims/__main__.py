@@ -112,7 +112,8 @@ def _report(options: argparse.Namespace, technique, methods: Sequence, tasks: Se
     subjects, wanted = {subject for _, subject, _ in cells}, len(methods) * len(tasks)
     head = (f"{options.technique}, {options.set} references: {len(cells)} of {wanted} cells, {len(subjects)} subjects, "
             f"{len(tasks[0].templates)} prompts; checkpoint {harness.world.weights[:12]}, oracle {harness.world.judge[:12]}")
-    report = f"{head}\n{text(options.technique, technique, cells)}\n"
+    kinds = {task.subject: task.kinds for task in tasks}
+    report = f"{head}\n{text(options.technique, technique, cells, kinds)}\n"
     folder = options.out / f"{options.technique}-{options.set}"
     write_text(folder / "report.txt", report)
     sheets = write_sheets(folder, methods, tasks, harness.find)

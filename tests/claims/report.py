@@ -12,7 +12,9 @@ from .store import Cell
 from .technique import Technique
 
 Cells = Mapping[tuple[str, str, int], Cell]  # (method, subject, seed)
+Kinds = Mapping[str, Mapping[int, str]]  # subject -> number of the template -> kind of prompt
 BySubject = Mapping[str, Mapping[tuple[int, int], float]]  # subject -> (seed, number of the template) -> value
+BY_KIND = ("text", "identity")  # measures that are shown for every kind of prompt too
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,17 @@ def results(technique: Technique, cells: Cells) -> Iterator[Result]:
             yield from _result(f"{name}-minus-{other}", measure, paired)
 
 
+def results_by_kind(technique: Technique, cells: Cells, kinds: Kinds) -> Iterator[Result]:
+    """Every method's means over the prompts of one kind, as measures "text_place", "identity_style", …"""
+    for method in technique.methods:
+        for measure in BY_KIND:
+            values = values_of(cells, method.name, measure)
+            for kind in sorted({kind for numbered in kinds.values() for kind in numbered.values()}):
+                chosen = {subject: {place: value for place, value in at.items() if kinds[subject].get(place[1]) == kind}
+                          for subject, at in values.items()}
+                yield from _result(method.name, f"{measure}_{kind}", {s: at for s, at in chosen.items() if at})
+
+
 def _result(name: str, measure: str, values: BySubject) -> Iterator[Result]:
     if values:
         by_subject = {subject: [at[place] for place in sorted(at)] for subject, at in values.items()}
@@ -71,7 +84,7 @@ def _result(name: str, measure: str, values: BySubject) -> Iterator[Result]:
 
 def table(found: Sequence[Result]) -> str:
     """Methods by measures, "0.91 (0.87 to 0.94)"."""
-    measures = [measure for measure in MEASURES if any(result.measure == measure for result in found)]
+    measures = list(dict.fromkeys(result.measure for result in found))
     shown = {(r.method, r.measure): f"{r.mean:.2f}" + (f" ({r.interval.low:.2f} to {r.interval.high:.2f})" if r.interval
                                                        else "") for r in found}
     rows = [["", *measures]] + [[method, *(shown.get((method, measure), "") for measure in measures)]
@@ -92,9 +105,10 @@ def figures(technique: str, cells: Cells) -> Iterator[str]:
                    f"({min(values):.3g} to {max(values):.3g} in {len(values)} cells)")
 
 
-def text(name: str, technique: Technique, cells: Cells) -> str:
+def text(name: str, technique: Technique, cells: Cells, kinds: Kinds) -> str:
     """The whole report."""
-    found = list(results(technique, cells))
+    found, by_kind = list(results(technique, cells)), list(results_by_kind(technique, cells, kinds))
     few = [] if any(result.interval for result in found) else [
         f"Fewer than {CLAIM_SUBJECTS} subjects carry no claim: these are means."]
-    return "\n".join([table(found), *few, *(result.line(name) for result in found), *figures(name, cells)])
+    lines = (result.line(name) for result in (*found, *by_kind))
+    return "\n".join([table(found), *few, table(by_kind), *lines, *figures(name, cells)])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from miniature.data import draw_all, masks_tensor, pictures_tensor
 from miniature.factors import Identity, Scene
-from miniature.prompts import evaluation_prompts
+from miniature.prompts import evaluation_prompts, evaluation_prompts_by_kind
 from miniature.subjects import Subject
 
 from .world import Sampling, World
@@ -34,6 +34,13 @@ class Task:
     def prompts(self, words: str) -> list[str]:
         """All templates with `words` for the subject."""
         return [template.replace("{}", words) for template in self.templates]
+
+    @property
+    def kinds(self) -> dict[int, str]:
+        """Number of a template -> what it asks for above all: "place", "costume", "object" or "style"."""
+        known = {template: kind for kind, templates in evaluation_prompts_by_kind(self.identity.kind).items()
+                 for template in templates}
+        return {number: known[template] for number, template in enumerate(self.templates) if template in known}
 
     def noise(self, world: World, purpose: str = "first") -> Tensor:
         """(N, C, h, w): a row a template, the same for every method that names the same purpose."""

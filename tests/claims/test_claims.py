@@ -15,11 +15,12 @@ from claims import __main__ as command
 from claims.bounds import SUBJECT, ClassWord, Truth
 from claims.harness import Harness
 from claims.options import TECHNIQUES, WEIGHTS
-from claims.report import results, text, values_of
+from claims.report import results, results_by_kind, text, values_of
 from claims.sheet import GAP, GREY, HEADING, LABELS, TILE, sheet
 from claims.store import Cell, Drawn, Store
 from claims.task import task_for
 from claims.technique import Technique, load_technique
+from claims.training import Trained
 from claims.world import Sampling, World
 from miniature.grammar import said
 from miniature.subjects import public_subjects
@@ -201,6 +202,52 @@ def test_second_stage_changes_the_model_only_while_it_draws(world, task):
     assert torch.equal(before, drawn_with(world, task, concept_of(task)))
 
 
+def test_image_blocks_are_drawn_again_from_what_their_cell_keeps(world, task, tmp_path):
+    """ViCo as trained, from its files, and with references used in other ways."""
+    from claims.techniques.vico import RELEASED, Learning, Look, Looking, ViCo
+
+    vico = ViCo("ViCo", Learning(2, 2, 1e-3))
+    harness, before = Harness(world, Store(tmp_path), lambda line: None), ClassWord().draw(world, task, None)
+    first, again, shared, released = (harness.cell(method, task).drawn for method in (
+        vico, Looking("again", vico, Look()), Looking("shared", vico, Look(halves="shared")),
+        Looking("released", vico, Look(object_mask=RELEASED))))
+    for number in (0, 1):
+        assert torch.equal(first.pictures[number], again.pictures[number])
+        assert not torch.equal(first.pictures[number], before.pictures[number])
+    assert any(not torch.equal(first.pictures[n], shared.pictures[n]) for n in (0, 1))
+    assert any(not torch.equal(first.pictures[n], released.pictures[n]) for n in (0, 1))
+    assert first.figures["mask_iou"] == again.figures["mask_iou"] and 0 <= first.figures["mask_iou"] <= 1
+    assert all(torch.equal(before.pictures[n], ClassWord().draw(world, task, None).pictures[n]) for n in (0, 1))
+
+
+def test_pull_of_a_term_is_measured_where_it_pulls():
+    norms = {"diffusion|word": 3.0, "diffusion|blocks": 4.0, "both|word": 6.0, "both|blocks": 8.0, "one|word": 1.5,
+             "one|blocks": 0.0, "none|word": 0.0, "none|blocks": 0.0}
+    history = [{"norms": dict.fromkeys(norms, 9.0)}, {"norms": {}}, {"norms": norms}]
+    expected = {"gradient_of_both": 2.0, "gradient_of_one": 0.5, "gradient_of_none": 0.0}
+    assert Trained(None, {}, history).figures() == pytest.approx(expected)
+    alone = [{"norms": {"diffusion|word": 3.0, "diffusion|blocks": 4.0}}] * 2
+    assert Trained(None, {}, alone).figures() == {}
+
+
+def test_unseen_reference_and_fit_of_masks(task):
+    from claims.techniques.vico import mask_figures, references, unseen_scene
+
+    for subject in SUBJECTS:
+        full = task_for(subject, "varied", 2, 0, QUICK)
+        scene = unseen_scene(full)
+        assert scene.identity == subject.identity and scene.background not in {s.background for s in full.scenes}
+    pictures, masks = references(task, 0)
+    assert pictures.shape == (1, 3, 128, 128) and masks.shape == (1, 1, 128, 128)
+    assert not any(torch.equal(pictures[0], picture) for picture in task.pictures)
+    truth = torch.zeros(1, 1, 8, 8)
+    truth[..., :4, :] = 1
+    found = torch.zeros(2, 1, 4, 4)
+    found[0, :, 1:3], found[1, :, :2] = 1, 1  # 4 of 12 patches, then all
+    assert mask_figures({0: found[0], 1: found[1]}, truth) == {"mask_iou": pytest.approx((4 / 12 + 1) / 2)}
+    assert mask_figures({}, truth) == {}
+
+
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
 def test_the_truth_shows_what_each_prompt_asks_for(subject):
     task = task_for(subject, "varied", 20, 0, QUICK)
@@ -248,6 +295,21 @@ def test_results_are_means_over_subjects_with_paired_differences():
     assert found["b"].interval.high - found["b"].interval.low > 0.05
 
 
+def test_kinds_of_prompts_have_means_of_their_own():
+    cells = _cells({"a": 0.0}, 8)
+    kinds = {f"{s:02d}-dog": {0: "place", 1: "style", 2: "style", 3: "place"} for s in range(8)}
+    kinds["05-dog"] = {0: "place"}
+    found = {result.measure: result for result in results_by_kind(Technique((Constant("a"),), {}), cells, kinds)}
+    assert found.keys() == {"text_place", "text_style"} and found["text_style"].interval is None
+    values = {subject: cell.verdict for (_, subject, _), cell in cells.items()}
+    means = [np.mean([values[s][n]["text"] for n in kinds[s] if kinds[s][n] == "place"]) for s in values]
+    assert found["text_place"].mean == pytest.approx(np.mean(means)) and found["text_place"].interval is not None
+    task = task_for(SUBJECTS[0], "varied", 20, 0, QUICK)
+    assert [list(task.kinds.values()).count(kind) for kind in ("place", "costume", "object", "style")] == [6, 6, 4, 4]
+    assert all(("wearing" in task.templates[n]) == (kind == "costume") and task.templates[n].startswith("a painting")
+               == (kind == "style") for n, kind in task.kinds.items())
+
+
 def test_only_pictures_that_both_methods_drew_are_compared():
     cells = _cells({"a": 0.0, "b": 0.25}, 8)
     for (name, *_), cell in cells.items():
@@ -263,9 +325,10 @@ def test_only_pictures_that_both_methods_drew_are_compared():
 @pytest.mark.parametrize("subjects", [2, 8])
 def test_lines_can_be_read_by_a_program_and_few_subjects_claim_nothing(subjects):
     technique = Technique((Constant("a"), Constant("b")), {"b": "a"})
-    shown = text("core", technique, _cells({"a": 0.0, "b": 0.25}, subjects)).splitlines()
+    prompts = {f"{s:02d}-dog": dict.fromkeys(range(5), "place") for s in range(subjects)}
+    shown = text("core", technique, _cells({"a": 0.0, "b": 0.25}, subjects), prompts).splitlines()
     kinds = [LINE.match(line)[1] for line in shown if line.startswith(("claim", "mean", "figure"))]
-    assert kinds == [("claim" if subjects == 8 else "mean")] * 3 + ["figure"] * 2
+    assert kinds == [("claim" if subjects == 8 else "mean")] * 5 + ["figure"] * 2
     assert ("Fewer than 8 subjects carry no claim: these are means." in shown) == (subjects < 8)
 
 

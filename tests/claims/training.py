@@ -1,6 +1,7 @@
 """A training of the pack on a task's pictures, without files."""
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping, Sequence
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.training.dataset import encode_pictures
-from personalize.nodes.training.interfaces import LossTerm, Picture, Subject, TrainablePart, TrainingRun
+from personalize.nodes.training.interfaces import (
+    Artifact, KeepsFiles, LossTerm, Picture, Recipe, Subject, TrainablePart, TrainingRun,
+)
 from personalize.nodes.training.loop import Settings, Trainer
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.training.session import training_session
@@ -21,20 +24,27 @@ from .world import World
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gives: the concept, a LoRA file's tensors, one record a step."""
+    """What a training gives: the concept, a LoRA file's tensors, one record a step, and the parts' own files."""
 
     concept: Concept
     weights: Mapping[str, Tensor]
     history: Sequence[Mapping[str, Any]]
+    files: Sequence[Artifact] = ()
 
     def figures(self) -> dict[str, float]:
-        """How hard each further term pulls beside the first one: the mean ratio of their gradients' norms."""
-        measured = [record["norms"] for record in self.history[1:] if len(record["norms"]) > 1]
-        if not measured:
-            return {}
-        first, *others = measured[0]
-        return {f"gradient_of_{name.partition('|')[0].replace(' ', '_')}": statistics.fmean(
-            norms[name] / norms[first] for norms in measured) for name in others}
+        """How hard each further term pulls beside the first one: the mean ratio of their gradients' norms, over the groups
+        of parameters that it pulls at."""
+        measured = [record["norms"] for record in self.history[1:]]
+        terms = list(dict.fromkeys(name.partition("|")[0] for norms in measured for name in norms))
+        return {f"gradient_of_{term.replace(' ', '_')}": statistics.fmean(
+            _ratio(norms, term, terms[0]) for norms in measured if norms) for term in terms[1:]}
+
+
+def _ratio(norms: Mapping[str, float], term: str, beside: str) -> float:
+    """Of two gradients' lengths; norms: "term|group" -> length."""
+    groups = [group for name, group in (key.split("|") for key in norms) if name == term and norms[f"{term}|{group}"]]
+    length, other = (math.hypot(*(norms[f"{name}|{group}"] for group in groups)) for name in (term, beside))
+    return length / other if groups else 0.0
 
 
 def subject_of(task: Task, concept: Concept) -> Subject:
@@ -43,7 +53,7 @@ def subject_of(task: Task, concept: Concept) -> Subject:
 
 
 def train(world: World, subject: Subject, parts: Sequence[TrainablePart], terms: Sequence[LossTerm], settings: Settings,
-          recipe: TemplateRecipe = TemplateRecipe(), each_step: Callable[[Trainer], None] = lambda trainer: None) -> Trained:
+          recipe: Recipe = TemplateRecipe(), each_step: Callable[[Trainer], None] = lambda trainer: None) -> Trained:
     """Runs the pack's own loop to its end; the checkpoint stays as it was.
 
     each_step: called after every step, while the models are ready for gradients.
@@ -68,4 +78,5 @@ def train(world: World, subject: Subject, parts: Sequence[TrainablePart], terms:
             if name in part.learned_vectors():
                 concept = concept.with_vectors(part.learned_vectors()[name])
         weights = {key: tensor.cpu() for part in attached for key, tensor in part.weights().items()}
-    return Trained(concept, weights, trainer.history)
+        files = tuple(file for part in attached if isinstance(part, KeepsFiles) for file in part.files())
+    return Trained(concept, weights, trainer.history, files)

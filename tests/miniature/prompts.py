@@ -33,10 +33,17 @@ def regularization_prompts(kind: str) -> dict[str, tuple[str, ...]]:
 
 def evaluation_prompts(kind: str) -> tuple[str, ...]:
     """Twenty templates that join two factors each, for a class of the world."""
+    return tuple(template for templates in evaluation_prompts_by_kind(kind).values() for template in templates)
+
+
+def evaluation_prompts_by_kind(kind: str) -> dict[str, tuple[str, ...]]:
+    """place, costume, object, style -> the evaluation prompts that ask for a new one of these above all."""
     places = [phrases[0] for phrases in PLACES.values()]
     worn, props = list(WORN.values()), list(PROPS)
-    prompts = [f"a photo of a {{}} {NEW_POSES[i % 3]} {place}" for i, place in enumerate(places[:6])]
-    prompts += [f"a drawing of a {{}} wearing {worn[i % 4]} {place}" for i, place in enumerate(places[6:])]
-    prompts += [f"a photo of a {{}} next to {article(prop)} {places[3 * i]}" for i, prop in enumerate(props)]
-    prompts += [f"a painting of a {{}} {_pose(pose, kind)} on top of {article(props[i])}" for i, pose in enumerate(POSES)]
-    return tuple(prompts)
+    return {
+        "place": tuple(f"a photo of a {{}} {NEW_POSES[i % 3]} {place}" for i, place in enumerate(places[:6])),
+        "costume": tuple(f"a drawing of a {{}} wearing {worn[i % 4]} {place}" for i, place in enumerate(places[6:])),
+        "object": tuple(f"a photo of a {{}} next to {article(prop)} {places[3 * i]}" for i, prop in enumerate(props)),
+        "style": tuple(f"a painting of a {{}} {_pose(pose, kind)} on top of {article(props[i])}"
+                       for i, pose in enumerate(POSES)),
+    }

@@ -1,0 +1,225 @@
+"""ViCo (Hao et al. 2023): image cross-attention to a reference picture, its mask and regularisation, and their ablations.
+
+Rows (0) to (2) of Table 4 are TI, TI+image-attention and ViCo. Batch and λ are the paper's. A step takes 0.31 s of one core
+(TI: 0.13 s; the reference goes through the U-Net and back too), so steps are half the paper's: 200 and 150 in place of 400
+and 300. A cell then costs 85 s, 20 of them for its twenty pictures.
+"""
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from miniature.data import draw_all, masks_tensor, pictures_tensor
+from miniature.factors import BACKGROUNDS, POSES, Scene
+from personalize.nodes.files import write_safetensors
+from personalize.nodes.text.concept import Concept
+from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
+from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.vico.files import FILE, ViCo as ViCoFile, metadata_of, read_vico
+from personalize.nodes.vico.nodes_apply import AS_TRAINED, FITS, MASKS, ApplyViCo
+from personalize.nodes.vico.nodes_train import TARGETS, EndOfTextRegularisation, TrainingReferences, TrainViCo
+
+from ..bounds import SUBJECT, ClassWord, Truth
+from ..store import Cell, Drawn
+from ..task import Task
+from ..technique import Method, Technique
+from ..training import subject_of, train
+from ..world import World
+from .core import concept_of, drawn_with
+from .harmonize import alike, joined
+
+EQUATION_5, RELEASED, NO_MASK = MASKS
+GENERAL_WORD = "object"
+BLOCKS = "blocks."
+
+
+@dataclass(frozen=True)
+class Learning:
+    """Numbers of a training. rate: of the image blocks; embedding_rate: of the word."""
+
+    steps: int = 200
+    batch: int = 4
+    rate: float = 1e-5
+    embedding_rate: float = 5e-3
+
+    def settings(self, seed: int) -> Settings:
+        """For the pack's loop."""
+        return Settings(self.steps, self.batch, seed=seed)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How Apply ViCo is used.
+
+    pictures: the first so many references of the task; 0 for one picture that no training saw. The rest: its inputs.
+    """
+
+    pictures: int = 1
+    object_mask: str = AS_TRAINED
+    halves: str = "both"
+    reuse_steps: int = 1
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """Textual Inversion with ViCo's numbers. word: what the vector starts from, "" for the class word."""
+
+    name: str
+    learning: Learning
+    word: str = ""
+    continues: None = None
+    revision: int = 1
+
+    def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
+        """See Method."""
+        started = time.monotonic()
+        trained = train(world, subject_of(task, starting_at(task, self.word)), [EmbeddingPart(self.learning.embedding_rate)],
+                        (DiffusionLoss(),), self.learning.settings(task.seed))
+        figures = {"learning_seconds": time.monotonic() - started}
+        return Drawn(dict(enumerate(drawn_with(world, task, trained.concept))), trained.concept.vectors, figures)
+
+
+@dataclass(frozen=True)
+class ViCo:
+    """Image blocks and embedding, trained together and drawn with one reference.
+
+    object_mask, placement: of Train ViCo. regularisation: λ of Eq. 6. word: as for Embedding. pictures: the training sees
+    the first so many.
+    """
+
+    name: str
+    learning: Learning
+    object_mask: str = EQUATION_5
+    regularisation: float = 5e-4
+    placement: str = "decoder"
+    word: str = ""
+    pictures: int = 5
+    continues: None = None
+    revision: int = 1
+
+    def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
+        """See Method."""
+        started = time.monotonic()
+        parts = TrainViCo.execute(self.learning.rate, self.learning.embedding_rate, self.placement, self.object_mask).args[0]
+        terms = (DiffusionLoss(),)
+        if self.regularisation:
+            terms = EndOfTextRegularisation.execute(self.regularisation, TARGETS[0], self.placement, 1, 0, terms).args[0]
+        seen = replace(task, pictures=task.pictures[:self.pictures])
+        trained = train(world, subject_of(seen, starting_at(task, self.word)), parts, terms,
+                        self.learning.settings(task.seed), TrainingReferences.execute().args[0])
+        blocks, = trained.files
+        learned = {**trained.concept.vectors, **{BLOCKS + name: tensor for name, tensor in blocks.tensors.items()}}
+        seconds = time.monotonic() - started
+        pictures, figures = drawn_looking(world, task, learned, MASKS[self.object_mask], Look())
+        return Drawn(pictures, learned, {"learning_seconds": seconds, **trained.figures(), **figures})
+
+
+@dataclass(frozen=True)
+class Looking:
+    """What `continues` has learned, drawn with the references used in another way."""
+
+    name: str
+    continues: ViCo
+    look: Look
+    revision: int = 1
+
+    def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
+        """See Method."""
+        pictures, figures = drawn_looking(world, task, earlier.drawn.learned, MASKS[self.continues.object_mask], self.look)
+        return Drawn(pictures, figures=figures)
+
+
+def starting_at(task: Task, word: str) -> Concept:
+    """The subject before anything is learned: the class word, or another."""
+    return replace(concept_of(task), init_words=word or task.identity.kind)
+
+
+def unseen_scene(task: Task) -> Scene:
+    """The subject in a place that no reference shows."""
+    rng = random.Random(f"unseen {task.seed} {task.subject}")
+    places = [place for place in BACKGROUNDS if place not in {scene.background for scene in task.scenes}]
+    return Scene(task.identity, rng.choice(POSES), "none", rng.choice(places), "photo", None, rng.randrange(2**31))
+
+
+def references(task: Task, count: int) -> tuple[Tensor, Tensor]:
+    """Pictures (k, 3, 128, 128) and masks (k, 1, 128, 128); `count` as in Look."""
+    if count:
+        return task.pictures[:count], task.masks[:count]
+    drawing = draw_all([unseen_scene(task)])
+    return pictures_tensor(drawing), masks_tensor(drawing)
+
+
+def vico_of(world: World, tensors: Mapping[str, Tensor], variant: str, size: int) -> ViCoFile:
+    """Trained image blocks, through a file as Train saves it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{FILE}.safetensors"
+        return read_vico(write_safetensors(path, tensors, metadata_of(variant, (SUBJECT,), size, world.networks.model)))
+
+
+@torch.inference_mode()
+def drawn_looking(world: World, task: Task, learned: Mapping[str, Tensor], variant: str, look: Look
+                  ) -> tuple[dict[int, Tensor], dict[str, float]]:
+    """Pictures by number, and how well the object mask fits. variant: that of the training."""
+    model, clip, vae = world.networks
+    concept = concept_of(task).with_vectors({name: t for name, t in learned.items() if not name.startswith(BLOCKS)})
+    blocks = {name.removeprefix(BLOCKS): t for name, t in learned.items() if name.startswith(BLOCKS)}
+    shown, truth = references(task, look.pictures)
+    patched, record = ApplyViCo.execute(
+        model, vico_of(world, blocks, variant, shown.shape[-1]), vae, shown.movedim(1, -1), SUBJECT, 1.0, 0.0, 1.0,
+        look.object_mask, look.halves, look.reuse_steps, 0, FITS[0]).args
+    encoded = [PersonalizeEncodeWithSpans.execute(clip, prompt, "", (concept,)).args[0]
+               for prompt in task.prompts(SUBJECT)]
+    noise, pictures = task.noise(world), {}
+    for rows in alike(encoded):
+        drawn = world.draw(joined([encoded[row] for row in rows]), noise[rows], task.sampling, patched)
+        pictures |= dict(zip(rows, drawn, strict=True))
+    return dict(sorted(pictures.items())), mask_figures(record.current.masks, truth)
+
+
+def mask_figures(masks: Mapping[int, Tensor], truth: Tensor) -> dict[str, float]:
+    """Intersection over union of the object masks of all steps (step -> (k, h, w)) with the truth (k, 1, H, W)."""
+    if not masks:
+        return {}
+    found = torch.stack(list(masks.values())) >= 0.5
+    shown = F.adaptive_avg_pool2d(truth, found.shape[-2:])[:, 0] >= 0.5
+    shared, either = ((found & shown).sum((-2, -1)), (found | shown).sum((-2, -1)))
+    return {"mask_iou": float((shared / either).mean())}
+
+
+def technique(quick: bool) -> Technique:
+    """Table 4, then one thing changed at a time: Figs. 5, 6, 8, 11 to 13, and what saves time."""
+    learning = Learning()
+    if quick:
+        learning = replace(learning, steps=4, batch=2)
+    fewer = replace(learning, steps=learning.steps * 3 // 4)
+    vico = ViCo("ViCo", learning)
+    changed: tuple[Method, ...] = (
+        replace(vico, name="ViCo-released-mask", object_mask=RELEASED),
+        replace(vico, name="ViCo-no-regularisation", regularisation=0.0),
+        replace(vico, name="ViCo-three-quarters-of-the-steps", learning=fewer),
+        replace(vico, name="ViCo-general-word", word=GENERAL_WORD),
+        replace(vico, name="ViCo-1-picture", pictures=1),
+        replace(vico, name="ViCo-3-pictures", pictures=3),
+        replace(vico, name="ViCo-encoder", placement="encoder"),
+        replace(vico, name="ViCo-both", placement="both"),
+        Looking("ViCo-unseen-reference", vico, Look(pictures=0)),
+        Looking("ViCo-two-references", vico, Look(pictures=2)),
+        Looking("ViCo-shared", vico, Look(halves="shared")),
+        Looking("ViCo-shared-reuse-4", vico, Look(halves="shared", reuse_steps=4)),
+    )
+    without_mask = replace(vico, name="TI+image-attention", object_mask=NO_MASK, regularisation=0.0)
+    methods = (Truth(), ClassWord(), Embedding("TI", learning), Embedding("TI-general-word", learning, GENERAL_WORD),
+               without_mask, vico, *changed)
+    against = {method.name: "TI" for method in methods if method.name != "TI"}
+    against |= {method.name: "ViCo" for method in changed}
+    return Technique(methods, against | {"ViCo": "TI+image-attention", "ViCo-general-word": "TI-general-word"})
