@@ -186,6 +186,29 @@ def test_what_already_stands_there_is_replaced(any_checkpoint):
     assert torch.equal(last[0][0][0], expected[0][0][0]) and last[3] == 1
 
 
+@pytest.mark.parametrize("strength_type", ["multiply", "attn_bias"])
+def test_after_apply_style_model(sd15, strength_type):
+    """ComfyUI's own Redux and its node: the conditioning says what its text is, but nothing of the picture's tokens."""
+    import nodes
+    from comfy.clip_vision import Output
+    from comfy.ldm.flux.redux import ReduxImageEncoder
+    from comfy.sd import StyleModel
+
+    text = encoded(sd15.clip, "a dog swimming in the river")
+    redux = ReduxImageEncoder(redux_dim=6, txt_in_features=width(sd15.clip))
+    for parameter in redux.parameters():
+        parameter.data = random(*parameter.shape, seed=parameter.numel())
+    seen = Output()
+    seen.last_hidden_state = random(1, 9, 6, seed=4)
+    with torch.inference_mode():
+        given, = nodes.StyleModelApply().apply_stylemodel(text, StyleModel(redux), seen, 0.7, strength_type)
+        (tensor, options), = orthogonalize(given, last_tokens=9)[0]
+    assert torch.equal(tensor[:, :77], text[0][0])
+    expected = by_hand(given[0][0][0, 77:], text[0][0][0, [3, 4, 6]])
+    assert torch.allclose(tensor[0, 77:].double(), expected, atol=1e-5 * float(given[0][0].abs().max()))
+    assert ("attention_mask" in options) == (strength_type == "attn_bias")
+
+
 def test_strength_0_gives_the_same_conditioning(sd15):
     joined = orthogonalize(encoded(sd15.clip, "a dog swimming"), visual_tokens=visual_tokens(sd15.clip))[0]
     kept = orthogonalize(joined, strength=0.0)[0]
@@ -271,8 +294,7 @@ def test_in_a_graph(execute, tiny_checkpoints):
               "4": {"class_type": "ConditioningConcat", "inputs": {
                   "conditioning_to": ["2", 0], "conditioning_from": ["3", 0]}},
               "5": {"class_type": "PersonalizeOrthogonalize", "inputs": {
-                  "conditioning": ["4", 0], "subject": "dog", "strength": 1.0, "basis": WORDS, "last_tokens": 77,
-                  "clip": ["1", 1], "prompt": "a dog swimming"}}}
+                  "conditioning": ["4", 0], "subject": "dog", "strength": 1.0, "basis": WORDS, "last_tokens": 77}}}
     run = execute(prompt, get={"text": ["2", 0], "other": ["3", 0], "done": ["5", 0], "report": ["5", 2]})
     got = run.values
     text, other, (tensor, options) = got["text"][0][0], got["other"][0][0], got["done"][0]

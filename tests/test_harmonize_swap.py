@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from personalize.nodes.attention.branch import in_branch
 from personalize.nodes.attention.layers import attention_layers, unet_of
@@ -13,8 +14,13 @@ from personalize.nodes.attention.words import words_of
 from personalize.nodes.harmonize.nodes_swap import PersonalizeBranchLatent, PersonalizeSelfAttentionSwap
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.training.seeds import generator
+from personalize.nodes.visual_prompts.ip_adapter_files import read_ip_adapter
+from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter
+from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support.companions import with_control, with_lora
+from support.inprocess import load_half
 from support.swap_by_hand import MaskByHand, kept_keys_and_values, swapping
+from tiny.ip_adapter import flat, state_dict
 
 TOLERANCE = 1e-5  # of the largest value: float32 sums in another order, through all steps
 PROMPT, DOG = "a photo of a dog on the beach", 5
@@ -85,12 +91,12 @@ class ByHand:
     """A naive run of the same swap: z' sampled first and alone, K' and V' of every step and layer kept, then z."""
 
     def __init__(self, world, how, model=None, positive=None, noise=None, first=1, layers=None, mask="attention",
-                 guided=True, negative=1.0):
+                 guided=True, negative=1.0, branch_model=None):
         images, model = how.get("batch", 1), model or world.model
         unet, found = unet_of(world.model), attention_layers(world.model)
         alone = how if guided else {**how, "cfg": 1.0}
         self.branch, kept = kept_keys_and_values(
-            unet, lambda: world.sample(model, world.visual, noise=noise, **alone))
+            unet, lambda: world.sample(branch_model or model, world.visual, noise=noise, **alone))
         if not guided:
             kept = [[(k.repeat(2, 1, 1), v.repeat(2, 1, 1)) for k, v in evaluation] for evaluation in kept]
         if isinstance(mask, str):
@@ -115,7 +121,8 @@ def half_mask(side=16):
 @pytest.mark.parametrize("kind, sampler, where, noise", [
     ("sd15", "euler", "subject", "own"), ("sd15", "euler", "everywhere", "shared"),
     ("sd15", "dpmpp_2m", "subject", "shared"), ("sd15", "dpmpp_2m", "everywhere", "own"),
-    ("sdxl", "euler", "subject", "shared"), ("sdxl", "dpmpp_2m", "everywhere", "shared")])
+    ("sdxl", "euler", "subject", "shared"), ("sdxl", "dpmpp_2m", "everywhere", "shared"),
+    ("sd21", "euler", "subject", "shared")])
 def test_equals_the_naive_computation(request, kind, sampler, where, noise):
     world, batch = World(request.getfixturevalue(kind)), 2 if sampler == "euler" else 1
     how = {"sampler": sampler, "batch": batch, "steps": 3}
@@ -210,6 +217,49 @@ def test_composes(any_world, companion):
     assert close(found, expected) and far(found, world.sample(model, positive, **how))
 
 
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_ip_adapter(any_world, order, tmp_path):
+    """The picture attends to its tokens, orthogonal ones perhaps, the branch to the original ones."""
+    channels = [layer.channels for part in ("input", "output", "middle") for layer in attention_layers(any_world.model)
+                if layer.block[0] == part]
+    width = any_world.positive[0][0].shape[-1]
+    save_file(flat(state_dict("base", 8, width, channels)), tmp_path / "a.safetensors")
+    adapter = read_ip_adapter(tmp_path / "a.safetensors")
+    tokens, original = (VisualTokens(torch.randn(1, 4, width, generator=generator(seed)), "IP-Adapter")
+                        for seed in (1, 2))
+
+    def adapted(model, *tokens):
+        return ApplyIPAdapter.execute(model, adapter, tokens[0], 1.0, 0.0, 1.0, *tokens[1:]).args[0]
+
+    model = any_world.model
+    if order == "before":
+        swapped, record = any_world.swap(adapted(model, tokens, original))
+    else:
+        swapped, record = any_world.swap()
+        swapped = adapted(swapped, tokens, original)
+    how = {"steps": 2}
+    found = any_world.sample(swapped, **how)
+    expected = ByHand(any_world, how, adapted(model, tokens), branch_model=adapted(model, original))
+    assert close(found, expected.picture) and far(found, any_world.sample(adapted(model, tokens), **how))
+    assert close(record.branch_latent, expected.branch)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_patches_that_repeat_rows(world, order):
+    """As attention couple does: the conditional rows twice inside the text attention, merged again after it."""
+    def coupled(model):
+        patched = model.clone()
+        patched.set_model_attn2_patch(
+            lambda n, context, value, options: tuple(torch.cat([part, part[-1:]]) for part in (n, context, value)))
+        patched.set_model_attn2_output_patch(lambda n, options: torch.cat([n[:-2], (n[-2:-1] + n[-1:]) / 2]))
+        return patched
+
+    model, record = world.swap(coupled(world.model)) if order == "before" else world.swap()
+    found = world.sample(model if order == "before" else coupled(model), steps=3)
+    assert close(found, world.sample(world.swap()[0], steps=3))
+    assert sorted(record.sampling(found).masks) == [1, 2]
+
+
 @pytest.mark.parametrize("node, inputs", [("TomePatchModel", {"ratio": 0.5}),
                                           ("HyperTile", {"tile_size": 64, "swap_size": 1, "max_depth": 0,
                                                          "scale_depth": False}),
@@ -281,6 +331,20 @@ def test_areas(world):
         found = world.sample(model, areas, negative=negative, **how)
         assert found.isfinite().all()
         assert torch.equal(found, unswapped) if areas is right else far(found, unswapped)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(world, dtype):
+    half, seen = world.strong(load_half("sd15.safetensors", dtype)), set()
+    half.set_model_attn1_output_patch(lambda n, options: (seen.add(n.dtype), n)[1])
+    how = {"steps": 2, "batch": 2}
+    found = world.sample(world.swap(half, mask=half_mask(), noise="own")[0], **how)
+    expected = world.sample(world.swap(mask=half_mask(), noise="own")[0], **how)
+    rounding = float((world.sample(half, **how) - world.sample(**how)).abs().mean())
+    assert seen == {dtype} and far(found, world.sample(half, **how))
+    assert float((found - expected).abs().mean()) < 2 * rounding
+    model, record = world.swap(half)
+    assert world.sample(model, **how).isfinite().all() and sorted(record.current.masks) == [1]
 
 
 def test_a_branch_with_a_control_net_of_its_own(world):
@@ -397,7 +461,7 @@ def test_bad_input_is_one_sentence(world):
 
 
 def test_in_a_graph(execute, tiny_checkpoints):
-    """KSampler Advanced with the swap; the branch's latent waits for it."""
+    """KSampler with the swap; the branch's latent, the masks and the maps wait for it."""
     prompt = {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": tiny_checkpoints["sdxl"]}},
               "2": {"class_type": "PersonalizeEncodeWithSpans", "inputs": {
                   "clip": ["1", 1], "text": PROMPT, "words": "dog"}},
@@ -410,12 +474,23 @@ def test_in_a_graph(execute, tiny_checkpoints):
                   "model": ["5", 0], "positive": ["2", 0], "negative": ["4", 0], "latent_image": ["6", 0], "seed": 3,
                   "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
               "8": {"class_type": "PersonalizeBranchLatent", "inputs": {"record": ["5", 1], "latent": ["7", 0]}},
+              "10": {"class_type": "PersonalizeShowMasks", "inputs": {
+                  "record": ["5", 1], "latent": ["7", 0], "show": "each step", "strength": 1.0}},
+              "11": {"class_type": "PersonalizeShowAttention", "inputs": {
+                  "record": ["5", 1], "latent": ["7", 0], "show": "mean", "scale": "each map", "colours": "grey",
+                  "strength": 1.0, "longest_side": 0}},
               "9": {"class_type": "KSampler", "inputs": {
                   "model": ["1", 0], "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["6", 0], "seed": 3,
                   "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}}}
-    get = {"picture": ["7", 0], "branch": ["8", 0], "alone": ["9", 0]}
+    get = {"picture": ["7", 0], "branch": ["8", 0], "alone": ["9", 0], "masks": ["10", 0], "maps": ["11", 2]}
     session = execute.session()
     once, again = session(prompt, get=get).values, session({**prompt, "7": {
         "class_type": "KSampler", "inputs": {**prompt["7"]["inputs"], "seed": 4}}}, get=get).values
     assert close(once["branch"]["samples"], once["alone"]["samples"])
     assert far(again["branch"]["samples"], once["branch"]["samples"])
+    for shown in (once, again):
+        assert shown["masks"].shape == shown["maps"].shape == (1, 128, 128), "one step of two is swapped"
+        side, inside = 128 // 8, slice(8, None, 16)  # of a map's pixel, away from its neighbours
+        assert torch.equal(shown["masks"][:, inside, inside].repeat_interleave(side, 1).repeat_interleave(side, 2),
+                           shown["masks"])
+    assert not torch.equal(once["masks"], again["masks"])

@@ -15,6 +15,7 @@ from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support import companions
 from support.elite_by_hand import elite_by_hand, patches_by_hand, word_by_hand
 from support.failures import PromptFailed
+from support.inprocess import load_half
 from support.sampling import difference, encoded, sample
 from tiny import elite as tiny
 from tiny import vision
@@ -170,6 +171,15 @@ def test_off_and_outside_the_window_is_bit_identical(elite, tokens, scene):
     whole, late = drawn(), drawn(0.8, 1.0, 0.6)
     assert len({tuple(result.flatten().tolist()) for result in (plain, text_alone, whole, late)}) == 4
     assert torch.equal(sample(model, positive, negative, steps=3), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(dtype, elite, tokens, scene):
+    model, positive, negative, _ = scene
+    half = load_half("sd15.safetensors", dtype)
+    plain = [sample(each, positive, negative) for each in (half, model)]
+    drawn = [sample(applied(each, elite, tokens), positive, negative) for each in (half, model)]
+    assert difference(*drawn) < 2 * difference(*plain) < difference(drawn[1], plain[1])
 
 
 def test_a_batch_of_pictures(sd15, elite, tokens):

@@ -14,6 +14,7 @@ from personalize.nodes.visual_prompts.pictures import checked, pixel_values
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support import companions
 from support.ip_adapter_by_hand import SD15, TINY_SDXL, added_by_hand, blocks_in_file_order, tokens_by_hand
+from support.inprocess import load_half
 from support.sampling import difference, encoded, sample
 from tiny import ip_adapter as tiny
 from tiny import vision
@@ -164,6 +165,18 @@ def test_composes(kind, adapted):
     with added_by_hand(model, table, content, [tokens.negative[0], tokens.vectors[0]], 1.0, gain):
         expected = sample(plain, with_companion, negative, steps=1)
     assert difference(got, expected) < CLOSE
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(dtype, sd15, tmp_path):
+    adapter = read_ip_adapter(saved(official(sd15.model, SD15, "plus"), tmp_path / "plus.safetensors"))
+    tokens = VisualTokens(torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(5)), "IP-Adapter")
+    positive, negative = encoded(sd15.clip, PROMPT), encoded(sd15.clip, "blurry")
+    plain, adapted = ([sample(patch(model), positive, negative) for model in (load_half("sd15.safetensors", dtype),
+                                                                             sd15.model)]
+                      for patch in (lambda m: m, lambda m: ApplyIPAdapter.execute(m, adapter, tokens, 1.0, 0.0,
+                                                                                  1.0).args[0]))
+    assert difference(*adapted) < 2 * difference(*plain) < 0.5 * difference(adapted[1], plain[1])
 
 
 def test_two_adapters_add_up(adapted):

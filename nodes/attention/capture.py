@@ -61,6 +61,14 @@ class MapCapture:
         return n, context, value
 
 
+def put_first(model, kind: str) -> None:
+    """Lets the newest of a model's patches of this kind see rows and pixels as the U-Net gives them, before patches that
+    change their number."""
+    lists = model.model_options["transformer_options"]["patches"]
+    *others, newest = lists[kind]
+    lists[kind] = [newest, *others]
+
+
 def step_of(options: Options) -> int:
     """Step (0 …) of the sampler's schedule that the running call belongs to, also between two steps as second-order
     samplers make them."""

@@ -75,6 +75,8 @@ class BasisChoice:
         known = options.get(TOKENS, ())
         if len(known) == options.get(LENGTH, length) == length:
             texts = [known[i] for i in text]
+        elif known and len(known) == options.get(LENGTH) == len(text):  # another node has put the picture after them
+            texts = list(known)
         elif self.clip is not None and self.prompt:
             texts = token_texts(token_rows(self.clip, self.prompt))
             if len(texts) != len(text):

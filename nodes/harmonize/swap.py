@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attention.branch import Branch, Patches, Side, Sides, with_branch
-from ..attention.capture import Options
+from ..attention.capture import Options, put_first
 from ..attention.layers import AttentionLayer, attention_layers, transformer_block
 from ..attention.masks import above, on_grid, otsu
 from ..attention.record import Record, layer_grid
@@ -98,6 +98,7 @@ def with_swap(model, branch: Branch, settings: SwapSettings, record: Record):
     if isinstance(settings.mask, AttentionMask):
         mask = settings.mask
         patched = recording_model(patched, record, layers, mask.words, chosen=lambda size: mask.layers(layers, size))
+        put_first(patched, "attn2_patch")
     return patched
 
 

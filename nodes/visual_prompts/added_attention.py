@@ -11,6 +11,7 @@ from comfy.ldm.modules.attention import CrossAttention
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from ..attention.capture import put_first
 from ..attention.layers import AttentionLayer, attention_layers, transformer_block
 
 Options = Mapping[str, Any]
@@ -39,16 +40,9 @@ def with_added_attention(model, addition: Addition, window: tuple[float, float] 
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, patches.key, patches.run)
     patched.set_model_attn2_patch(patches.before)
-    _move_first(patched, "attn2_patch")
+    put_first(patched, "attn2_patch")
     patched.set_model_attn2_output_patch(patches.after)
     return patched
-
-
-def _move_first(model, kind: str) -> None:
-    """Lets the newest patch see rows and pixels as the U-Net gives them, before patches that change their number."""
-    lists = model.model_options["transformer_options"]["patches"]
-    *others, newest = lists[kind]
-    lists[kind] = [newest, *others]
 
 
 @dataclass(frozen=True, eq=False)

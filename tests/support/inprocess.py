@@ -58,6 +58,18 @@ def load_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(*nodes.CheckpointLoaderSimple().load_checkpoint(name)[:3])
 
 
+@torch.inference_mode()
+def load_half(name: str, dtype: torch.dtype):
+    """MODEL whose U-Net computes in float16 or bfloat16, as on GPUs, and does not only store its weights so."""
+    import comfy.sd
+    import folder_paths
+
+    model = comfy.sd.load_checkpoint_guess_config(folder_paths.get_full_path("checkpoints", name), output_clip=False,
+                                                  output_vae=False, model_options={"dtype": dtype})[0]
+    model.model.manual_cast_dtype = None
+    return model
+
+
 class PristineCheckpoint:
     """A loaded checkpoint that many tests share, and the proof that each left it as it was."""
 
