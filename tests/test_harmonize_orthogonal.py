@@ -273,6 +273,8 @@ def test_bad_input_is_one_sentence(sd15):
     clip, text = sd15.clip, encoded(sd15.clip, "a dog swimming")
     with pytest.raises(ValueError, match="of IP-Adapter have a width of 48 but the conditioning's is 32"):
         orthogonalize(text, visual_tokens=VisualTokens(random(1, 4, 48), "IP-Adapter"))
+    with pytest.raises(ValueError, match="of ELITE are no part of the text yet.* conditioning of Encode Prompt with"):
+        orthogonalize(text, visual_tokens=VisualTokens(random(1, 1, 32), "ELITE"))
     with pytest.raises(ValueError, match="holds no visual tokens; connect visual_tokens"):
         orthogonalize(text)
     with pytest.raises(ValueError, match="visual_tokens is connected and last_tokens is set"):

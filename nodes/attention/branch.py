@@ -91,8 +91,8 @@ def with_branch(model, branch: Branch, start: StartRun):
     Raises ValueError if the model carries a branch already.
     """
     if model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
-        raise ValueError("This MODEL already carries a second branch, and only one can run beside a picture; take out one "
-                         "of the two nodes that add it.")
+        raise ValueError("This MODEL already carries a second branch, and only one can run beside a picture; take out "
+                         "one of the two nodes that add it.")
     wrappers = _Wrappers(branch, start)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, wrappers.prepare_sampling)

@@ -49,7 +49,9 @@ class PersonalizeOrthogonalize(io.ComfyNode):
                                      "put them there: 729 after Apply Style Model with Redux. 0: it knows by itself, "
                                      "or visual_tokens is connected."),
                 VisualTokensType.Input("visual_tokens", optional=True,
-                                       tooltip="The picture's tokens. They are put after the text, [t; v⊥]."),
+                                       tooltip="The picture's tokens, from Encode Picture (IP-Adapter). They are put "
+                                               "after the text, [t; v⊥]. Not for BLIP-Diffusion and ELITE, whose "
+                                               "tokens the conditioning holds."),
                 io.Conditioning.Input("caption", optional=True,
                                       tooltip="Orthogonalize to this text in place of the prompt, for example to a "
                                               "caption of the picture, which helps less (the paper's Fig. 7a)."),

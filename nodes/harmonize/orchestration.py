@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..text.spans import LENGTH, SPANS, TOKENS, VISUAL
 from ..text.token_view import token_rows, token_texts
-from ..visual_prompts.tokens import VisualTokens
+from ..visual_prompts.tokens import WORD_LIKE, VisualTokens
 from .basis import ALL, BasisTokens, basis_tokens
 from .orthogonal import orthogonalised, parallel_share, text_basis
 
@@ -139,6 +139,10 @@ def with_appended(entry: Entry, vectors: Tensor) -> list:
 
 def check_fits(tokens: VisualTokens, entry: Entry) -> None:
     """Raises ValueError if visual tokens and a conditioning cannot be put together."""
+    if tokens.source in WORD_LIKE:
+        raise ValueError(f"The visual tokens of {tokens.source} are no part of the text yet: they go through the text "
+                         "encoder like words. Connect the conditioning of Encode Prompt with Picture, and nothing to "
+                         "visual_tokens.")
     (pictures, _, width), (rows, _, channels) = tokens.vectors.shape, entry[0].shape
     if width != channels:
         raise ValueError(f"The visual tokens of {tokens.source} have a width of {width} but the conditioning's is "
