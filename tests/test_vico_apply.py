@@ -11,7 +11,9 @@ from torch import Tensor
 
 from personalize.nodes.attention.layers import attention_layers, unet_of
 from personalize.nodes.attention.masks import on_grid
+from personalize.nodes.attention.nodes_record import RecordAttention
 from personalize.nodes.attention.record import Record
+from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
 from personalize.nodes.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
@@ -21,6 +23,7 @@ from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.vico.apply import Reference, Use, with_references
 from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
 from personalize.nodes.vico.prompts import layout_of_prompt
+from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support import vico_by_hand
 from support.companions import KINDS, composed
 from support.sampling import encoded, noise_for, sample
@@ -268,6 +271,25 @@ def test_long_prompts_areas_and_a_batch_of_prompts(scene):
     assert alone.shape[0] == 1
 
 
+def test_inpainting_and_visual_tokens_behind_the_prompt(scene):
+    """Tokens of a picture behind those of the words, as IP-Adapter's and BLIP-Diffusion's with Orthogonalize."""
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 64:] = 1
+    painted = scene.sample([dog()], latent=torch.ones(1, 4, 16, 16), noise_mask=mask)
+    plain = scene.plain(latent=torch.ones(1, 4, 16, 16), noise_mask=mask)
+    close(painted[..., :8], plain[..., :8])
+    assert not torch.equal(painted[..., 8:], plain[..., 8:])
+    visual = VisualTokens(torch.randn(1, 16, scene.positive[0][0].shape[-1]), "an encoder")
+    with torch.inference_mode():
+        longer = PersonalizeOrthogonalize.execute(scene.positive, subject=DOG, strength=1.0, basis="words",
+                                                  last_tokens=0, visual_tokens=visual).args[0]
+    assert longer[0][0].shape[1] == scene.positive[0][0].shape[1] + 16
+    found, without = (sample(model, longer, scene.negative, steps=STEPS, cfg=CFG)
+                      for model in (scene.patched([dog()]), scene.model))
+    assert torch.isfinite(found).all() and not torch.equal(found, without)
+    assert not torch.equal(found, scene.sample([dog()]))
+
+
 def test_reference_of_another_size(scene):
     found = scene.sample([Reference(latents(side=8), DOG)], size=(16, 24))
     assert found.shape[-2:] == (16, 24) and torch.isfinite(found).all()
@@ -295,6 +317,16 @@ def test_word_is_found_by_clip_and_prompt_or_by_itself(scene):
     assert torch.equal(sample(model, stock, scene.negative, steps=STEPS, cfg=CFG), expected)
     with pytest.raises(ValueError, match="A positive conditioning does not say where the subject's word is"):
         sample(scene.patched([nameless]), stock, scene.negative, steps=STEPS, cfg=CFG)
+
+
+def test_two_objects_have_the_words_of_the_training(scene):
+    """The first that ViCo was trained with is the first object's, wherever it stands in the prompt."""
+    named = [dog(), Reference(latents(seed=8), TOY)]
+    nameless = [Reference(each.latents) for each in named]
+    model = with_references(scene.model, copy.deepcopy(scene.blocks), (DOG, TOY), nameless, Use("paper"), Record("A"))
+    positive = scene.encode(f"one {TOY} and then a {DOG}")
+    assert torch.equal(sample(model, positive, scene.negative, steps=STEPS, cfg=CFG),
+                       sample(scene.patched(named), positive, scene.negative, steps=STEPS, cfg=CFG))
 
 
 def test_two_learned_words_must_be_told_apart(scene):
@@ -328,6 +360,29 @@ def test_record_holds_maps_and_masks_of_the_references(scene):
         unmasked = Record("Apply ViCo")
         sample(scene.patched([dog()], Use("none"), record=unmasked), scene.positive, scene.negative, steps=STEPS)
     assert not unmasked.current.masks
+
+
+def test_other_records_see_the_picture_alone(any_scene):
+    """Record Attention on both sides of it, with image blocks that add nothing: all maps as without references."""
+    def recorded(model):
+        with torch.inference_mode():
+            return RecordAttention.execute(model, "", "all", "", "every step", 0.0, 1.0).args
+
+    def maps(model, record):
+        result = sample(model, any_scene.positive, any_scene.negative, steps=STEPS, cfg=CFG, batch=2)
+        run = record.sampling(result)
+        return result, {(word, layer, step): run.map(word, layer, step)
+                        for word in run.words for layer in run.layers for step in run.map_steps}
+
+    for name, parameter in any_scene.blocks.named_tensors():
+        if ".to_out." in name or ".ff.net.2." in name:
+            parameter.data.zero_()
+    plain, expected = maps(*recorded(any_scene.model))
+    before, record = recorded(any_scene.model)
+    for model, record in ((any_scene.patched([dog()], model=before), record), recorded(any_scene.patched([dog()]))):
+        result, found = maps(model, record)
+        assert torch.equal(result, plain) and found.keys() == expected.keys() and len(found) > 2 * STEPS
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
 # ------------------------------------------------------------------------------------------------ beside the swap

@@ -1,6 +1,7 @@
 """Training image blocks: against both streams written out, beside other parts, and what stays as it was."""
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,22 +12,30 @@ from test_training_job import make_job, run
 from test_training_loop import subject, train
 from torch import Tensor
 
-from personalize.nodes.attention.layers import unet_of
+from personalize.nodes.attention.layers import attention_layers, unet_of
+from personalize.nodes.attention.record import Record
+from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.text.encode import encode
+from personalize.nodes.text.spans import SPANS, TOKENS
 from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.interfaces import Row
 from personalize.nodes.training.loop import Settings, Trainer
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.recipe import TemplateRecipe
+from personalize.nodes.vico.apply import Reference, Use, with_references
+from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
 from personalize.nodes.vico.nodes_apply import LoadViCo
 from personalize.nodes.vico.nodes_train import TrainViCo
 from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
+from personalize.nodes.vico.prompts import layout_of_prompt
 from personalize.nodes.vico.terms import ReferenceAttentionLoss
 from support import vico_by_hand
 from support.sampling import encoded, sample
 from support.vico_by_hand import DualStream
 
 pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to
+WORD = "<my-dog>"
 TEMPLATES = ("a photo of a {}", "{} on the very old wooden table", "two of my friends and one {} at night")
 RECIPE = WithReferences(TemplateRecipe(TEMPLATES))
 TWO = (subject(), subject(placeholder="<my-toy>", count=2))
@@ -203,6 +212,13 @@ def test_what_is_missing_is_said(sd15, how, message):
         train(sd15, Settings(steps=1, batch_size=2), **how)
 
 
+def test_model_that_reads_a_reference_is_not_trained_on(sd15):
+    blocks = ImageBlocks(sd15.model, chosen_layers(attention_layers(sd15.model), "decoder"))
+    reading = with_references(sd15.model, blocks, (), [Reference(torch.zeros(1, 4, 8, 8))], Use("paper"), Record("A"))
+    with pytest.raises(ValueError, match="The MODEL for Train already reads a reference; connect the model from before"):
+        train(sd15._replace(model=reading), Settings(steps=1, batch_size=2), **method())
+
+
 def test_train_embedding_and_train_vico_are_one_too_many():
     with pytest.raises(ValueError, match="previous holds Train Embedding, but Train ViCo trains the word's vectors"):
         TrainViCo.execute(1e-5, 5e-3, "decoder", "Eq. 5", (EmbeddingPart(),))
@@ -210,7 +226,35 @@ def test_train_embedding_and_train_vico_are_one_too_many():
     assert chain == (EmbeddingPart(), ImageAttentionPart(1e-5, "decoder", "released"))
 
 
-# ------------------------------------------------------------------------------------------------ files
+# ------------------------------------------------------------------------------------------------ previews and files
+def test_previews_read_a_picture_of_the_first_subject(sd15):
+    """As Apply ViCo draws with the file that would be saved now."""
+    drawn = []
+
+    def each_step(trainer, record):
+        vectors, part = trainer.parts
+        clip = clip_with_vectors(trainer.session.clip, vectors.learned_vectors())
+        layout = layout_of_prompt(clip, f"a photo of a {WORD}", [WORD])
+        options = {SPANS: dict(layout.spans), TOKENS: layout.tokens}
+        positive, negative = encoded(clip, f"a photo of a {WORD}", **options), encoded(clip, "")
+        preview = sample(trainer.session.model, positive, negative, size=(8, 8))
+        latents = trainer.latents.noised((Row(0, 0, 0, ""),), trainer.session.sampling, 0, 1, "reference", "cpu").clean
+        blocks, = part.files()
+        drawn.append((preview, positive, negative, latents, {name: t.clone() for name, t in blocks.tensors.items()}))
+        assert json.loads(blocks.metadata["words"]) == [WORD, "<my-toy>"]
+        return True
+
+    train(sd15, Settings(steps=3, batch_size=4), each_step=each_step, **method(parts=(
+        EmbeddingPart(), ImageAttentionPart(1e-2))))
+    preview, positive, negative, latents, tensors = drawn[-1]
+    blocks = ImageBlocks(sd15.model, chosen_layers(attention_layers(sd15.model), "decoder"))
+    for name, parameter in blocks.named_tensors():
+        parameter.data.copy_(tensors[name])
+    reading = with_references(sd15.model, blocks, (), [Reference(latents, WORD)], Use("paper"), Record("A"))
+    close(preview, sample(reading, positive, negative, size=(8, 8)))
+    assert not torch.equal(preview, sample(sd15.model, positive, negative, size=(8, 8)))
+
+
 def test_every_saved_step_is_kept_and_found_by_its_concept(sd15):
     oft = AdapterPart("OFT", rank=8, alpha=0.0, lr=1e-3)
     job = make_job(sd15, "vico-steps", parts=(*method()["parts"], oft), save_every=2, recipe=RECIPE,
