@@ -32,8 +32,8 @@ class Trained:
     files: Sequence[Artifact] = ()
 
     def figures(self) -> dict[str, float]:
-        """How hard each further term pulls beside the first one: the mean ratio of their gradients' norms, over the groups
-        of parameters that it pulls at."""
+        """How hard each further term pulls beside the first one: the mean ratio of their gradients' norms, over the
+        groups of parameters that it pulls at."""
         measured = [record["norms"] for record in self.history[1:]]
         terms = list(dict.fromkeys(name.partition("|")[0] for norms in measured for name in norms))
         return {f"gradient_of_{term.replace(' ', '_')}": statistics.fmean(
