@@ -126,10 +126,11 @@ def test_image_block_equals_plain_operations(sd15, variant):
 
 
 # ------------------------------------------------------------------------------------------------ files
-def test_the_authors_file_loads_with_no_tensor_missing_or_left_over(tmp_path, sd15):
+@pytest.mark.parametrize("prefix", ["", "model."], ids=["as saved", "as the authors load it"])
+def test_the_authors_file_loads_with_no_tensor_missing_or_left_over(tmp_path, sd15, prefix):
     tensors = official_tensors(TINY_SD15)
     assert len(tensors) == 80
-    torch.save(tensors, tmp_path / "cross_attention-399.pt")
+    torch.save({prefix + name: tensor for name, tensor in tensors.items()}, tmp_path / "cross_attention-399.pt")
     vico = read_vico(tmp_path / "cross_attention-399.pt")
     assert (vico.variant, vico.words, vico.size, vico.text_width) == ("released", (), 512, 768)
     sized = vico.__class__(vico.source, vico.blocks, "released", (), 512, 32)

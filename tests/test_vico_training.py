@@ -11,6 +11,7 @@ from test_interfaces import CORE, gradients, in_place_of_a_step
 from test_training_job import make_job, run
 from test_training_loop import subject, train
 from torch import Tensor
+from torch.nn import functional as F
 
 from personalize.nodes.attention.layers import attention_layers, unet_of
 from personalize.nodes.attention.record import Record
@@ -51,7 +52,7 @@ def method(variant="paper", **more):
 class ByHand:
     """The objective of one batch, from DualStream, with gradients of its own copies of all parameters."""
 
-    def __init__(self, trainer, batch, variant: str):
+    def __init__(self, trainer, batch, variant: str, masker=None):
         session = trainer.session
         vectors, blocks = trainer.parts
         self.vectors = {name: {key: copied(p) for key, p in rows.items()} for name, rows in vectors.parameters.items()}
@@ -66,11 +67,13 @@ class ByHand:
         positions = [tuple(tokens[i].span(batch.concept(row).placeholder)) for i, row in enumerate(rows)]
         assert len(set(positions)) > 1, "prompts of one batch must differ in where the word is"
         sampling = session.sampling
-        stream = DualStream(unet_of(session.model), self.tensors, MASKS[variant], variant == "released")
+        stream = DualStream(unet_of(session.model), self.tensors, masker or MASKS[variant], variant == "released")
         references = batch.latents["reference"].clean[:, None]
         predicted = stream(sampling.calculate_input(latents.sigma, latents.noisy), references,
                            sampling.timestep(latents.sigma).float(), prompts.cond, y, [[where] for where in positions])
         self.diffusion = (predicted - latents.noise).square().mean()
+        self.words = [torch.stack([row[:, list(where)].sum(-1) for row, where in zip(maps, positions)]).detach()
+                      for maps in stream.maps]
         self.regularisation = WEIGHT * sum(l_reg(maps, positions, [t.ends[0] for t in tokens]) for maps in stream.maps)
         (self.diffusion + self.regularisation).backward()
 
@@ -167,22 +170,52 @@ def with_masks(of):
     return replace(of, pictures=tuple(pictures))
 
 
+def shown_masks(batch, patches: int) -> Tensor:
+    """What the masks of a batch's references cover of each patch."""
+    side = round(patches ** 0.5)
+    masks = [batch.subjects[row.subject].pictures[row.picture].masks[row.variant] for row in batch.rows["reference"]]
+    return F.adaptive_avg_pool2d(torch.stack(masks)[:, None], (side, side)).flatten(1)
+
+
 def test_given_masks_take_the_place_of_automatic_ones(sd15):
     masked = tuple(map(with_masks, TWO))
     part = ImageAttentionPart(given_masks=True)
-    how = method(parts=(EmbeddingPart(), part), subjects=masked)
-    assert not torch.equal(gradients(sd15, how), gradients(sd15, method(subjects=masked)))
+    compared = []
+
+    def action(trainer, batch):
+        values, _ = trainer._micro_batches(batch, measured=False)
+        given = ByHand(trainer, batch, "paper", lambda maps: shown_masks(batch, maps.shape[-1]))
+        assert values["diffusion"] == pytest.approx(given.diffusion.item(), rel=1e-4)
+        for name, p in trainer.parts[1].blocks.named_tensors():
+            close(p.grad, given.tensors[name].grad)
+        compared.append(values["diffusion"] != pytest.approx(ByHand(trainer, batch, "paper").diffusion.item(), rel=1e-4))
+
+    with in_place_of_a_step(action):
+        train(sd15, Settings(steps=1, batch_size=4), **method(parts=(EmbeddingPart(), part), subjects=masked))
+    assert compared == [True]
     with pytest.raises(ValueError, match="Masks of the pictures are asked for, but no picture"):
         train(sd15, Settings(steps=1, batch_size=2), **method(parts=(EmbeddingPart(), part)))
 
 
 @pytest.mark.parametrize("target", ["object mask", "given mask"])
 def test_alignment_in_place_of_masking(sd15, target):
-    """Fig. 9."""
-    subjects = tuple(map(with_masks, TWO))
-    how = method("none", terms=(DiffusionLoss(), ReferenceAttentionLoss(WEIGHT, target)), subjects=subjects)
-    trainer, _, _ = train(sd15, Settings(steps=2, batch_size=2), **how)
-    assert all(record["parts"]["reference attention"] > 0 for record in trainer.history)
+    """Fig. 9: the map of the word is drawn to a mask, and the image blocks see all of the reference."""
+    subjects, compared = tuple(map(with_masks, TWO)), []
+
+    def action(trainer, batch):
+        values, _ = trainer._micro_batches(batch, measured=False)
+        hand, expected = ByHand(trainer, batch, "none"), 0.0
+        for word in hand.words:
+            goal = vico_by_hand.otsu_mask(word) if target == "object mask" else shown_masks(batch, word.shape[-1])
+            expected += WEIGHT * float((word / word.amax(-1, keepdim=True) - goal).square().mean())
+        compared.append((values["reference attention"], expected))
+        assert values["diffusion"] == pytest.approx(hand.diffusion.item(), rel=1e-4)
+
+    with in_place_of_a_step(action):
+        train(sd15, Settings(steps=1, batch_size=4), **method(
+            "none", terms=(DiffusionLoss(), ReferenceAttentionLoss(WEIGHT, target)), subjects=subjects))
+    (found, expected), = compared
+    assert found == pytest.approx(expected, rel=1e-3) and found > 0
 
 
 def test_single_picture_is_its_own_reference_and_a_prompt_may_lack_the_word(sd15):

@@ -9,12 +9,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.record import Record
-from ..files import version_of
 from ..text.concept import Concept
 from ..training.augment import Preparation
 from ..training.images import prepare, sources_from_tensors
 from ..types import ConceptType, RecordType, ViCoType
-from ..visual_prompts.folders import file_names, find_file
+from ..visual_prompts.folders import file_names, find_file, validated, versions
 from .apply import Reference, Use, with_references
 from .files import FOLDER, ViCo, file_of_run, read_vico
 from .prompts import layout_of_prompt
@@ -50,15 +49,12 @@ class LoadViCo(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file) -> bool | str:
         """Takes the check of `file` from ComfyUI, so that a new file can be used at once."""
-        try:
-            return file in (None, NONE) or bool(find_file(FOLDER, file))
-        except ValueError as error:
-            return str(error)
+        return file == NONE or validated(_file, file)
 
     @classmethod
     def fingerprint_inputs(cls, file=NONE, **_) -> str:
         """Changes when the file does."""
-        return file if file == NONE else version_of(find_file(FOLDER, file))
+        return NONE if file == NONE else versions(_file, file)
 
     @classmethod
     def execute(cls, file: str, concept: Sequence[Concept] = ()) -> io.NodeOutput:
@@ -161,11 +157,15 @@ class ApplyViCo(io.ComfyNode):
 
 def _path(file: str, concept: Sequence[Concept]) -> Path:
     if file != NONE:
-        return find_file(FOLDER, file)
+        return _file(file)
     if not concept:
         raise ValueError("file is none and no concept is connected; choose a file of models/vico, or connect the "
                          "concept of a training with Train ViCo.")
     return file_of_run(concept[0])
+
+
+def _file(name: str) -> Path:
+    return find_file(FOLDER, name)
 
 
 def _reference(model, vae, image: Tensor, word: str, mask: Tensor | None, size: int, fit: str) -> Reference:
