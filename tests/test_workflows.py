@@ -60,6 +60,12 @@ def test_every_description_has_its_workflow_and_a_thumbnail():
     assert [path.stem for path in SHIPPED if not path.with_suffix(".jpg").is_file()] == []
 
 
+@pytest.mark.parametrize("graph", ALL_GRAPHS, ids=lambda graph: graph.name)
+def test_notes_are_those_of_the_description(graph):
+    nodes = json.loads(graph.path.read_text(encoding="utf-8"))["nodes"]
+    assert [node["widgets_values"] for node in nodes if node["type"] == "MarkdownNote"] == [[n.text] for n in graph.notes]
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=name_of)
 def test_the_page_offers_the_checkpoint_where_comfyui_itself_does(path):
     nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
