@@ -121,8 +121,8 @@ NO_IMAGE = {"5": {**graph()["5"], "inputs": {k: v for k, v in graph()["5"]["inpu
 
 @pytest.mark.parametrize("prompt, message", [
     (changed("5", start_percent=0.5, end_percent=0.5), r"start_percent \(0.5\) is not before end_percent \(0.5\)"),
-    (changed("5", prompt="a dog"), "prompt is given without clip"),
-    (changed("5", clip=["1", 1]), "clip is given without prompt"),
+    (changed("5", prompt="a dog"), "prompt is filled in but clip is not connected; connect it, or clear prompt"),
+    (changed("5", clip=["1", 1]), "clip is connected but prompt is empty; write the positive prompt there once more, or disconnect"),
     (changed("4", file="gone.safetensors"), "There is no file 'gone.safetensors' in .*vico; choose one from the list"),
     (changed("4", file="none"), "file is none and no concept is connected"),
     (graph() | TWICE, "This MODEL already reads a reference; use one Apply ViCo"),

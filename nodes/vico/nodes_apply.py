@@ -139,9 +139,12 @@ class ApplyViCo(io.ComfyNode):
         if start_percent >= end_percent:
             raise ValueError(f"start_percent ({start_percent:g}) is not before end_percent ({end_percent:g}), so no "
                              "step would look at the reference.")
-        if (clip is None) != (not prompt):
-            raise ValueError(f"{'prompt' if prompt else 'clip'} is given without {'clip' if prompt else 'prompt'}; "
-                             "words are found by both together.")
+        if prompt and clip is None:
+            raise ValueError("prompt is filled in but clip is not connected; connect it, or clear prompt, which a "
+                             "positive prompt from Encode with Spans does not need.")
+        if clip is not None and not prompt:
+            raise ValueError("clip is connected but prompt is empty; write the positive prompt there once more, or "
+                             "disconnect clip, which a positive prompt from Encode with Spans does not need.")
         record = Record("Apply ViCo", every_step=True)
         if not strength:
             return io.NodeOutput(model, record)

@@ -1,6 +1,7 @@
 """The machinery of the claims: cells, pairing, lines and sheets, on the committed world or else on random networks."""
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from claims.sheet import GAP, GREY, HEADING, LABELS, TILE, sheet
 from claims.store import Cell, Drawn, Store
 from claims.task import task_for
 from claims.technique import Technique, load_technique
-from claims.training import Trained
+from claims.training import Trained, subject_of, train
 from claims.world import Sampling, World
 from miniature.grammar import said
 from miniature.subjects import public_subjects
@@ -218,6 +219,24 @@ def test_image_blocks_are_drawn_again_from_what_their_cell_keeps(world, task, tm
     assert any(not torch.equal(first.pictures[n], released.pictures[n]) for n in (0, 1))
     assert first.figures["mask_iou"] == again.figures["mask_iou"] and 0 <= first.figures["mask_iou"] <= 1
     assert all(torch.equal(before.pictures[n], ClassWord().draw(world, task, None).pictures[n]) for n in (0, 1))
+
+
+def test_a_second_subject_takes_turns_with_its_own_word_and_pictures(world, task):
+    from claims.techniques.vico import companion_of, starting_at
+    from personalize.nodes.training.diffusion import DiffusionLoss
+    from personalize.nodes.training.loop import Settings
+    from personalize.nodes.vico.nodes_train import TrainingReferences, TrainViCo
+
+    own, other, taught = subject_of(task, starting_at(task, "")), companion_of(task), []
+    assert other.concept.placeholder != own.concept.placeholder and len(other.pictures) == 5
+    assert not any(torch.equal(one.variants, two.variants) for one in own.pictures for two in other.pictures)
+    parts, = TrainViCo.execute(1e-3, 5e-3, "decoder", "Eq. 5").args
+    trained = train(world, own, parts, (DiffusionLoss(),), Settings(2, 2), TrainingReferences.execute().args[0],
+                    lambda trainer: taught.append({row.subject for row in trainer.recipe.rows(
+                        trainer.subjects, trainer.step, 2, 0)["subject"]}), others=[other])
+    assert taught == [{0, 1}] * 2 and trained.concept.placeholder == own.concept.placeholder
+    blocks, = trained.files
+    assert json.loads(blocks.metadata["words"]) == [own.concept.placeholder, other.concept.placeholder]
 
 
 def test_pull_of_a_term_is_measured_where_it_pulls():

@@ -53,26 +53,30 @@ def subject_of(task: Task, concept: Concept) -> Subject:
 
 
 def train(world: World, subject: Subject, parts: Sequence[TrainablePart], terms: Sequence[LossTerm], settings: Settings,
-          recipe: Recipe = TemplateRecipe(), each_step: Callable[[Trainer], None] = lambda trainer: None) -> Trained:
+          recipe: Recipe = TemplateRecipe(), each_step: Callable[[Trainer], None] = lambda trainer: None,
+          others: Sequence[Subject] = ()) -> Trained:
     """Runs the pack's own loop to its end; the checkpoint stays as it was.
 
-    each_step: called after every step, while the models are ready for gradients.
+    each_step: called after every step, while the models are ready for gradients. others: subjects that take turns with
+    `subject`; what is learned of their words is left out of the result.
     """
     model, clip, vae = world.networks
+    subjects = (subject, *others)
 
     def after_step(trainer: Trainer, record: dict) -> bool:
         each_step(trainer)
         return True
 
     with training_session(model, clip) as session:
-        data = encode_pictures(vae, session.model, (subject,), settings.seed)
-        run = TrainingRun(session.model, session.clip, (subject,), session.device, settings.seed)
+        data = encode_pictures(vae, session.model, subjects, settings.seed)
+        run = TrainingRun(session.model, session.clip, subjects, session.device, settings.seed)
         attached = [part.attach(run) for part in parts]
         session.load()
         learned = {name: vectors for part in attached for name, vectors in part.learned_vectors().items()}
         concept, name = subject.concept, subject.concept.placeholder
-        frozen = {} if name in learned else {name: initial_vectors(concept, clip)}
-        trainer = Trainer(session, (subject,), data, attached, terms, recipe, settings, frozen)
+        frozen = {each.concept.placeholder: initial_vectors(each.concept, clip) for each in subjects
+                  if each.concept.placeholder not in learned}
+        trainer = Trainer(session, subjects, data, attached, terms, recipe, settings, frozen)
         trainer.run(after_step)
         for part in attached:
             if name in part.learned_vectors():

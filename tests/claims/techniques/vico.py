@@ -22,10 +22,12 @@ from torch import Tensor
 
 from miniature.data import draw_all, masks_tensor, pictures_tensor
 from miniature.factors import BACKGROUNDS, POSES, Scene
+from miniature.subjects import fresh_subjects
 from personalize.nodes.files import write_safetensors
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.interfaces import Subject
 from personalize.nodes.training.loop import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.vico.files import FILE, ViCo as ViCoFile, metadata_of, read_vico
@@ -34,7 +36,7 @@ from personalize.nodes.vico.nodes_train import TARGETS, EndOfTextRegularisation,
 
 from ..bounds import SUBJECT, ClassWord, Truth
 from ..store import Cell, Drawn
-from ..task import Task
+from ..task import Task, task_for
 from ..technique import Method, Technique
 from ..training import subject_of, train
 from ..world import World
@@ -98,7 +100,7 @@ class ViCo:
     """Image blocks and embedding, trained together and drawn with one reference.
 
     object_mask, placement: of Train ViCo. regularisation: λ of Eq. 6. word: as for Embedding. pictures: the training
-    sees the first so many.
+    sees the first so many. companion: a second subject takes turns with the task's (Appendix J).
     """
 
     name: str
@@ -108,6 +110,7 @@ class ViCo:
     placement: str = "decoder"
     word: str = ""
     pictures: int = 5
+    companion: bool = False
     continues: None = None
     revision: int = 1
 
@@ -119,7 +122,8 @@ class ViCo:
             terms, = EndOfTextRegularisation.execute(self.regularisation, END, self.placement, 1, 0, terms).args
         seen = replace(task, pictures=task.pictures[:self.pictures])
         trained = train(world, subject_of(seen, starting_at(task, self.word)), parts, terms,
-                        numbers.settings(task.seed), TrainingReferences.execute().args[0])
+                        numbers.settings(task.seed), TrainingReferences.execute().args[0],
+                        others=[companion_of(task)] if self.companion else [])
         blocks, = trained.files
         learned = {**trained.concept.vectors, **{BLOCKS + name: tensor for name, tensor in blocks.tensors.items()}}
         seconds = time.monotonic() - started
@@ -146,6 +150,13 @@ class Looking:
 def starting_at(task: Task, word: str) -> Concept:
     """The subject before anything is learned: the class word, or another."""
     return replace(concept_of(task), init_words=word or task.identity.kind)
+
+
+def companion_of(task: Task) -> Subject:
+    """Another subject with pictures of its own, that goes by another word."""
+    novel, = fresh_subjects(1, task.seed)
+    other = task_for(novel, "varied", 1, task.seed, task.sampling)
+    return subject_of(other, replace(concept_of(other), placeholder="<other>"))
 
 
 def unseen_scene(task: Task) -> Scene:
@@ -201,7 +212,7 @@ def mask_figures(masks: Mapping[int, Tensor], truth: Tensor) -> dict[str, float]
 
 
 def technique(quick: bool) -> Technique:
-    """Table 4, then one thing changed at a time: Figs. 5, 6, 8, 11 to 13, and what saves time."""
+    """Table 4, then one thing changed at a time: Figs. 5, 6, 8, 11 to 13, 25, and what saves time."""
     learning = Learning()
     if quick:
         learning = replace(learning, steps=4, batch=2)
@@ -216,6 +227,7 @@ def technique(quick: bool) -> Technique:
         replace(vico, name="ViCo-3-pictures", pictures=3),
         replace(vico, name="ViCo-encoder", placement="encoder"),
         replace(vico, name="ViCo-both", placement="both"),
+        replace(vico, name="ViCo-beside-a-second-subject", companion=True),
         Looking("ViCo-unseen-reference", vico, Look(pictures=0)),
         Looking("ViCo-two-references", vico, Look(pictures=2)),
         Looking("ViCo-shared", vico, Look(halves="shared")),
