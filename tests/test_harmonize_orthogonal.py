@@ -303,4 +303,6 @@ def test_in_a_graph(execute, tiny_checkpoints):
     assert torch.equal(tensor[:, :77], text)
     assert torch.allclose(tensor[0, 77:].double(), by_hand(other[0], text[0, [3]]), atol=1e-4)
     assert torch.equal(options["pooled_output"], got["text"][0][1]["pooled_output"])
-    assert run.ui["5"]["text"][0] == got["report"] and "Words: swimming." in got["report"]
+    lines = run.ui["5"]["text"][0].split("\n")
+    assert " ".join(lines) == got["report"] and "Words: swimming." in got["report"]
+    assert len(lines) > 1 and max(map(len, lines)) <= 50, "the node does not wrap lines"

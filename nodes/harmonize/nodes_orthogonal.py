@@ -1,6 +1,7 @@
 """Orthogonalize Visual Embedding in the graph."""
 from __future__ import annotations
 
+import textwrap
 from dataclasses import replace
 from typing import Sequence
 
@@ -15,6 +16,7 @@ from .orchestration import (
 )
 
 CATEGORY = "personalize/harmonize"
+LINE = 50  # characters of a line on the node as wide as the page makes it
 
 
 class PersonalizeOrthogonalize(io.ComfyNode):
@@ -99,7 +101,8 @@ class PersonalizeOrthogonalize(io.ComfyNode):
         report = "\n".join(lines if len(lines) == 1 else [f"{i}. {line}" for i, line in enumerate(lines, 1)])
         of_all = joined(bases) if visual_tokens is not None else bases[0]
         tokens = replace(found[0], vectors=of_all.orthogonalised(found[0].vectors, strength).float().cpu())
-        return io.NodeOutput(harmonized, tokens, report, max(basis.rank for basis in bases), ui=ui.PreviewText(report))
+        return io.NodeOutput(harmonized, tokens, report, max(basis.rank for basis in bases),
+                             ui=ui.PreviewText(_on_the_node(report)))
 
 
 def _visual(entry: Entry, positions: Sequence[int], tokens: VisualTokens | None) -> VisualTokens:
@@ -130,6 +133,11 @@ def _report(basis: Basis, share: float, strength: float) -> str:
     else:
         lines.append("All tokens of the text.")
     return " ".join(lines)
+
+
+def _on_the_node(report: str) -> str:
+    """The report in lines that a node shows whole, for it does not wrap them."""
+    return "\n".join(textwrap.fill(line, LINE) for line in report.split("\n"))
 
 
 NODES: list[type] = [PersonalizeOrthogonalize]

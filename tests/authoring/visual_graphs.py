@@ -12,11 +12,12 @@ SWAP = {"start": 0.2, "end": 1.0, "strength": 1.0, "layers": "all", "where": "su
         "guidance": "guided", "prompt": ""}
 WHOLE_RUN = {"start": 0.0, "end": 1.0}
 TOP, BOTTOM = 80, 880
+SHOWN = (460, 350)
 
 HARMONIZED = """\
 **Above** is the encoder alone: the reference's pose argues with the prompt. **Below** the same seed, harmonized: \
 *Orthogonalize Visual Embedding* takes out of the picture what the prompt says itself, *Self-Attention Swap* brings \
-the subject's looks back from *visual only*, a picture that knows no prompt.
+the subject's looks back from *Visual only*, a picture that knows no prompt. *Show Masks* shows where it acts.
 
 **For your subject**: write its word into the prompt, and into *subject* of both nodes.
 """
@@ -32,16 +33,20 @@ def drawing(first: int, x: int, y: int, name: str, wires: dict[str, tuple[str, i
              size=(400, 290)),
         Node(decode, "VAEDecode", (x, y + 350), {"samples": (run, 0), "vae": wires["vae"]}, size=(400, 70)),
         Node(save, "SaveImage", (x + 460, y), {"images": (decode, 0), "filename_prefix": f"personalize/{name}"},
-             title=name, size=(460, 520)))
+             title=name, size=SHOWN))
 
 
-def visual_only(first: int, x: int, y: int, swap: str, sampler: str, vae: tuple[str, int]) -> tuple[Node, ...]:
-    """Branch Latent, VAE Decode and Preview Image with ids from `first` on, below and right of `drawing` at x, y."""
-    branch, decode, show = (str(first + number) for number in range(3))
+def what_the_swap_saw(first: int, x: int, y: int, swap: str, sampler: str, vae: tuple[str, int]) -> tuple[Node, ...]:
+    """The branch's picture and the masks, with ids from `first` on, below and right of `drawing` at x, y."""
+    branch, decode, show, masks = (str(first + number) for number in range(4))
+    image = (str(int(sampler) + 1), 0)
     return (Node(branch, "PersonalizeBranchLatent", (x, y + 480), {"record": (swap, 1), "latent": (sampler, 0)},
                  size=(400, 80)),
             Node(decode, "VAEDecode", (x, y + 620), {"samples": (branch, 0), "vae": vae}, size=(400, 70)),
-            Node(show, "PreviewImage", (x + 920, y), {"images": (decode, 0)}, title="visual only", size=(460, 520)))
+            Node(show, "PreviewImage", (x + 940, y), {"images": (decode, 0)}, title="Visual only", size=SHOWN),
+            Node(masks, "PersonalizeShowMasks", (x + 460, y + 420), {
+                "record": (swap, 1), "image": image, "latent": (sampler, 0), "show": "last step", "strength": 0.6},
+                 size=SHOWN))
 
 
 IP_ADAPTER_NOTE = HARMONIZED + """
@@ -74,10 +79,12 @@ HARMONIZE_IP_ADAPTER = Graph("harmonize_ip_adapter", nodes=(
         "model": ("1", 0), "ip_adapter": ("2", 0), "visual_tokens": ("13", 1), "branch_tokens": ("5", 0), "weight": 1.0,
         **WHOLE_RUN}, size=(400, 220)),
     Node("15", "PersonalizeSelfAttentionSwap", (960, BOTTOM + 280), {
-        "model": ("14", 0), "positive": ("7", 0), "negative": ("7", 0), "subject": "toy", **SWAP}, size=(400, 480)),
+        "model": ("14", 0), "positive": ("23", 0), "negative": ("7", 0), "subject": "toy", **SWAP}, size=(400, 480)),
     *drawing(16, 1420, BOTTOM, "IP-Adapter harmonized", {
         "model": ("15", 0), "positive": ("6", 0), "negative": ("7", 0), "latent": ("8", 0), "vae": ("1", 2)}, SAMPLER),
-    *visual_only(19, 1420, BOTTOM, swap="15", sampler="16", vae=("1", 2)),
+    *what_the_swap_saw(19, 1420, BOTTOM, swap="15", sampler="16", vae=("1", 2)),
+    Node("23", "CLIPTextEncode", (500, BOTTOM + 500), {"clip": ("1", 1), "text": ""}, title="No text, for Visual only",
+         size=(400, 110)),
 ), groups=(
     Group("1 · Model and picture", (20, 0, 440, 1660)),
     Group("2 · IP-Adapter alone", (480, 0, 1880, 740)),
@@ -114,7 +121,7 @@ HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", nodes=(
         "model": ("1", 0), "positive": ("5", 1), "negative": ("6", 0), "subject": "toy", **SWAP}, size=(400, 480)),
     *drawing(13, 1420, BOTTOM, "BLIP-Diffusion harmonized", {
         "model": ("12", 0), "positive": ("11", 0), "negative": ("6", 0), "latent": ("7", 0), "vae": ("1", 2)}, SAMPLER),
-    *visual_only(16, 1420, BOTTOM, swap="12", sampler="13", vae=("1", 2)),
+    *what_the_swap_saw(16, 1420, BOTTOM, swap="12", sampler="13", vae=("1", 2)),
 ), groups=(
     Group("1 · Model and picture", (20, 0, 440, 1660)),
     Group("2 · BLIP-Diffusion alone", (480, 0, 1880, 740)),
@@ -158,7 +165,7 @@ HARMONIZE_ELITE = Graph("harmonize_elite", nodes=(
     *drawing(15, 1420, BOTTOM, "ELITE harmonized", {
         "model": ("14", 0), "positive": ("13", 0), "negative": ("7", 0), "latent": ("8", 0), "vae": ("1", 2)},
              ELITE_SAMPLER),
-    *visual_only(18, 1420, BOTTOM, swap="14", sampler="15", vae=("1", 2)),
+    *what_the_swap_saw(18, 1420, BOTTOM, swap="14", sampler="15", vae=("1", 2)),
 ), groups=(
     Group("1 · Model and picture", (20, 0, 440, 1660)),
     Group("2 · ELITE alone", (480, 0, 1880, 740)),
