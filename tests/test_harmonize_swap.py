@@ -170,6 +170,14 @@ def test_settings(world, settings, by_hand):
     assert far(found, world.sample(**how))
 
 
+def test_a_large_mask_is_kept_at_the_size_of_the_latent(world):
+    """Or the record of a few runs with a mask of 4k would hold gigabytes."""
+    model, record = world.swap(mask=half_mask(2048))
+    world.sample(model, steps=3)
+    for used in record.current.masks.values():
+        assert torch.equal(used.float(), half_mask()) and used.untyped_storage().nbytes() == 2 * 16 * 16
+
+
 @pytest.mark.parametrize("settings, steps", [
     ({"threshold": 0.0}, (0, 1, 2)), ({"mask_steps": "newest step"}, (2,)), ({"mask_layers": "all layers"}, (0, 1, 2))],
     ids=str)

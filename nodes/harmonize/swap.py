@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Callable, Iterator, Literal, Mapping, Sequence
 
 import torch
@@ -102,6 +102,14 @@ def with_swap(model, branch: Branch, settings: SwapSettings, record: Record):
     return patched
 
 
+def _of_latent(mask: Tensor, images: int, size: tuple[int, int]) -> Tensor:
+    """A given mask (1 or images, H, W) at the height and width of the latent."""
+    if len(mask) not in (1, images):
+        raise ValueError(f"mask holds {len(mask)} pictures but {images} are sampled; give Self-Attention Swap one mask, or "
+                         "one for each.")
+    return on_grid(mask.cpu(), size)
+
+
 Block = tuple[tuple[str, int], int]
 
 
@@ -126,11 +134,11 @@ class _SwapRun:
             return None
         if "multigpu_clones" in guider.model_options:
             raise ValueError("Self-Attention Swap cannot share a picture among several GPUs; take the MultiGPU node out.")
+        size = tuple(noise.shape[-2:])
         if not isinstance(settings.mask, AttentionMask):
-            if settings.mask is not None and len(settings.mask) not in (1, len(noise)):
-                raise ValueError(f"mask holds {len(settings.mask)} pictures but {len(noise)} are sampled; give "
-                                 "Self-Attention Swap one mask, or one for each.")
-            record.begin(len(noise), tuple(noise.shape[-2:]), count)
+            if settings.mask is not None:
+                settings = replace(settings, mask=_of_latent(settings.mask, len(noise), size))
+            record.begin(len(noise), size, count)
         elif not record.current.present:
             record.current.require_maps(record.made_by)
         unet = guider.inner_model.diffusion_model
