@@ -188,7 +188,8 @@ def test_given_masks_take_the_place_of_automatic_ones(sd15):
         assert values["diffusion"] == pytest.approx(given.diffusion.item(), rel=1e-4)
         for name, p in trainer.parts[1].blocks.named_tensors():
             close(p.grad, given.tensors[name].grad)
-        compared.append(values["diffusion"] != pytest.approx(ByHand(trainer, batch, "paper").diffusion.item(), rel=1e-4))
+        automatic = ByHand(trainer, batch, "paper")
+        compared.append(values["diffusion"] != pytest.approx(automatic.diffusion.item(), rel=1e-4))
 
     with in_place_of_a_step(action):
         train(sd15, Settings(steps=1, batch_size=4), **method(parts=(EmbeddingPart(), part), subjects=masked))
@@ -248,7 +249,7 @@ def test_what_is_missing_is_said(sd15, how, message):
 def test_model_that_reads_a_reference_is_not_trained_on(sd15):
     blocks = ImageBlocks(sd15.model, chosen_layers(attention_layers(sd15.model), "decoder"))
     reading = with_references(sd15.model, blocks, (), [Reference(torch.zeros(1, 4, 8, 8))], Use("paper"), Record("A"))
-    with pytest.raises(ValueError, match="The MODEL for Train already reads a reference; connect the model from before"):
+    with pytest.raises(ValueError, match="The MODEL for Train already reads a reference; connect the model from"):
         train(sd15._replace(model=reading), Settings(steps=1, batch_size=2), **method())
 
 

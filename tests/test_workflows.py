@@ -63,7 +63,8 @@ def test_every_description_has_its_workflow_and_a_thumbnail():
 @pytest.mark.parametrize("graph", ALL_GRAPHS, ids=lambda graph: graph.name)
 def test_notes_are_those_of_the_description(graph):
     nodes = json.loads(graph.path.read_text(encoding="utf-8"))["nodes"]
-    assert [node["widgets_values"] for node in nodes if node["type"] == "MarkdownNote"] == [[n.text] for n in graph.notes]
+    shown = [node["widgets_values"] for node in nodes if node["type"] == "MarkdownNote"]
+    assert shown == [[note.text] for note in graph.notes]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=name_of)
