@@ -62,8 +62,8 @@ class MapCapture:
 
 
 def put_first(model, kind: str) -> None:
-    """Lets the newest of a model's patches of this kind see rows and pixels as the U-Net gives them, before patches that
-    change their number."""
+    """Lets the newest of a model's patches of this kind see rows and pixels as the U-Net gives them, before patches
+    that change their number."""
     lists = model.model_options["transformer_options"]["patches"]
     *others, newest = lists[kind]
     lists[kind] = [newest, *others]

@@ -49,8 +49,8 @@ def read(record: Record, image: Tensor | None, latent: dict | None) -> Reading:
                          "connect the sampler's LATENT, or the decoded IMAGE.")
     run = record.sampling(None if latent is None else latent["samples"])
     if run.of_references and latent is None:
-        raise ValueError(f"latent is not connected, so the record of {record.made_by} may be read before the sampler has "
-                         "run; connect the sampler's LATENT, and at image the reference pictures.")
+        raise ValueError(f"latent is not connected, so the record of {record.made_by} may be read before the sampler "
+                         "has run; connect the sampler's LATENT, and at image the reference pictures.")
     recorded = run.images
     sampled = None if latent is None or run.of_references else latent["samples"]
     asked = {len(given) for given in (image, sampled) if given is not None}

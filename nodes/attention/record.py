@@ -12,8 +12,8 @@ from .maps import mean_over_layers, resized
 
 SAMPLINGS_KEPT = 4
 ALL_STEPS = -1
-_SAMPLE_ANEW = ("To sample anew, change the sampler's seed, or free the model and node cache in the page's menu, and run "
-                "again.")
+_SAMPLE_ANEW = ("To sample anew, change the sampler's seed, or free the model and node cache in the page's menu, and "
+                "run again.")
 
 
 @dataclass

@@ -56,9 +56,9 @@ def _period(texts: Sequence[str]) -> int:
     The last word may be cut off.
     """
     for candidate in (list(texts), [*texts, ","]):
-        last = len(candidate) - 1
         for period in range(1, len(candidate) // 2 + 1):
-            if all(candidate[i - period].startswith(candidate[i]) if i == last else candidate[i - period] == candidate[i]
-                   for i in range(period, len(candidate))):
+            *first, first_end = candidate[:-period]
+            *again, again_end = candidate[period:]
+            if first == again and first_end.startswith(again_end):
                 return period
     return len(texts)

@@ -37,19 +37,19 @@ class PersonalizeOrthogonalize(io.ComfyNode):
                                       tooltip="The prompt, best from Encode with Spans; or a conditioning that already "
                                               "holds visual tokens, for example after Apply Style Model (Redux)."),
                 io.String.Input("subject", default="",
-                                tooltip="Words for the subject in the prompt, separated by commas: dog. They stay out of "
-                                        "the basis, as do articles and learned placeholders, as in the paper."),
+                                tooltip="Words for the subject in the prompt, separated by commas: dog. They stay out "
+                                        "of the basis, as do articles and learned placeholders, as in the paper."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Share of the common part that is taken out, 0 to 1. 0: nothing changes. Paper: "
                                        "1."),
                 io.Combo.Input("basis", options=list(TOKENS_OF), default=WORDS,
                                tooltip="Which tokens of the prompt span the text's subspace: its words; with them the "
-                                       "end token; or also start and padding. The paper says: all text tokens but those "
-                                       "of the subject."),
+                                       "end token; or also start and padding. The paper says: all text tokens but "
+                                       "those of the subject."),
                 io.Int.Input("last_tokens", default=0, min=0, max=100000,
-                             tooltip="How many of the conditioning's last tokens are visual, where no node of this pack "
-                                     "put them there: 729 after Apply Style Model with Redux. 0: it knows by itself, "
-                                     "or visual_tokens is connected."),
+                             tooltip="How many of the conditioning's last tokens are visual, where no node of this "
+                                     "pack put them there: 729 after Apply Style Model with Redux. 0: it knows by "
+                                     "itself, or visual_tokens is connected."),
                 VisualTokensType.Input("visual_tokens", optional=True,
                                        tooltip="The picture's tokens, from Encode Picture (IP-Adapter). They are put "
                                                "after the text, [t; v⊥]. Not for BLIP-Diffusion and ELITE, whose "
@@ -58,11 +58,11 @@ class PersonalizeOrthogonalize(io.ComfyNode):
                                       tooltip="Orthogonalize to this text in place of the prompt, for example to a "
                                               "caption of the picture, which helps less (the paper's Fig. 7a)."),
                 io.Clip.Input("clip", optional=True,
-                              tooltip="Text encoder, together with prompt: only for a conditioning that was not encoded "
-                                      "by this pack and does not say where its words are."),
+                              tooltip="Text encoder, together with prompt: only for a conditioning that was not "
+                                      "encoded by this pack and does not say where its words are."),
                 io.String.Input("prompt", default="", optional=True, multiline=True, dynamic_prompts=True,
-                                tooltip="The text the conditioning (or the caption) was encoded from; only together with "
-                                        "clip."),
+                                tooltip="The text the conditioning (or the caption) was encoded from; only together "
+                                        "with clip."),
             ],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning",
@@ -70,10 +70,10 @@ class PersonalizeOrthogonalize(io.ComfyNode):
                 VisualTokensType.Output(display_name="visual_tokens",
                                         tooltip="v⊥ alone, for nodes that carry visual tokens in by themselves such as "
                                                 "Apply IP-Adapter."),
-                io.String.Output(display_name="report", tooltip="The words used and left out, the rank of the basis and "
-                                                                "how much of the picture's tokens was in it."),
-                io.Int.Output(display_name="rank", tooltip="Dimensions of the text's subspace; of several conditionings "
-                                                           "the largest."),
+                io.String.Output(display_name="report", tooltip="The words used and left out, the rank of the basis "
+                                                                "and how much of the picture's tokens was in it."),
+                io.Int.Output(display_name="rank", tooltip="Dimensions of the text's subspace; of several "
+                                                           "conditionings the largest."),
             ])
 
     @classmethod
@@ -81,10 +81,10 @@ class PersonalizeOrthogonalize(io.ComfyNode):
                 caption=None, clip=None, prompt: str = "") -> io.NodeOutput:
         """CONDITIONING, VISUAL_TOKENS, report, rank."""
         if visual_tokens is not None and last_tokens:
-            raise ValueError("visual_tokens is connected and last_tokens is set; the picture's tokens can come from one "
-                             "place only: disconnect the one or set the other to 0.")
+            raise ValueError("visual_tokens is connected and last_tokens is set; the picture's tokens can come from "
+                             "one place only: disconnect the one or set the other to 0.")
         choice = BasisChoice(parse_words(subject), basis, clip, prompt)
-        shared = None if caption is None else joined([choice.of(entry, visual_positions(entry, 0)) for entry in caption])
+        shared = joined([choice.of(entry, visual_positions(entry, 0)) for entry in caption]) if caption else None
         harmonized, found, bases, lines = [], [], [], []
         for entry in conditioning:
             positions = visual_positions(entry, last_tokens)
@@ -94,7 +94,8 @@ class PersonalizeOrthogonalize(io.ComfyNode):
             if visual_tokens is not None:
                 harmonized.append(with_appended(entry, orthogonal))
             else:
-                harmonized.append(entry if orthogonal is visual.vectors else with_replaced(entry, positions, orthogonal))
+                unchanged = orthogonal is visual.vectors
+                harmonized.append(entry if unchanged else with_replaced(entry, positions, orthogonal))
             found.append(visual)
             bases.append(its_basis)
             lines.append(_report(its_basis, its_basis.share(visual.vectors), strength))
@@ -110,8 +111,8 @@ def _visual(entry: Entry, positions: Sequence[int], tokens: VisualTokens | None)
         check_fits(tokens, entry)
         return tokens
     if not positions:
-        raise ValueError("The conditioning holds no visual tokens; connect visual_tokens, or say in last_tokens how many "
-                         "of its last tokens are visual.")
+        raise ValueError("The conditioning holds no visual tokens; connect visual_tokens, or say in last_tokens how "
+                         "many of its last tokens are visual.")
     return VisualTokens(entry[0][:, list(positions)], "a conditioning")
 
 
@@ -120,8 +121,8 @@ def _report(basis: Basis, share: float, strength: float) -> str:
     if not basis.rank:
         lines = ["No word is left to orthogonalize to, so the visual tokens are unchanged."]
     else:
-        lines = [f"Rank {basis.rank} of width {basis.rows[0].shape[1]}; it holds {share:.1%} of the picture's tokens, of "
-                 f"which {strength:.0%} is taken out."]
+        lines = [f"Rank {basis.rank} of width {basis.rows[0].shape[1]}; it holds {share:.1%} of the picture's tokens, "
+                 f"of which {strength:.0%} is taken out."]
     if tokens is not None:
         lines.append(f"Words: {' '.join(tokens.used) or 'none'}.")
         if tokens.excluded:

@@ -27,14 +27,15 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
             node_id="PersonalizeSelfAttentionSwap", display_name=NAME, category=CATEGORY,
             description="Samples a second picture from the visual tokens alone beside yours, and where the subject is, "
                         "lets your picture's self-attention take keys and values from it: the subject keeps its looks "
-                        "in a new pose (Eqs. 4 and 5 of Harmonizing Visual and Textual Embeddings). For the model input "
-                        "of any sampler.",
+                        "in a new pose (Eqs. 4 and 5 of Harmonizing Visual and Textual Embeddings). For the model "
+                        "input of any sampler.",
             search_aliases=["harmonize", "mutual self-attention", "identity", "consistent subject", "masactrl"],
             inputs=[
                 io.Model.Input("model", tooltip="Model of the sampler, SD1.x, SD2.x or SDXL."),
                 io.Conditioning.Input("positive",
-                                      tooltip="The picture's tokens without the prompt, not orthogonalized: visual tokens "
-                                              "with an empty or neutral text. Paper: the visual-only embedding."),
+                                      tooltip="The picture's tokens without the prompt, not orthogonalized: visual "
+                                              "tokens with an empty or neutral text. Paper: the visual-only "
+                                              "embedding."),
                 io.String.Input("subject", default="",
                                 tooltip="Words of the sampler's prompt whose attention shows where the subject is, "
                                         "separated by commas: <my-dog>, or visual tokens. Empty: every name that the "
@@ -48,15 +49,15 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                                tooltip="How much of the swapped attention is taken inside the mask, 0 to 1; 0 switches "
                                        "the node off. Paper: 1."),
                 io.Combo.Input("layers", options=list(SWAP_LAYERS), default="all",
-                               tooltip="Self-attention layers that are swapped: all; those of the decoder; of its finer "
-                                       "levels; or of the encoder. Paper: the self-attention layers."),
+                               tooltip="Self-attention layers that are swapped: all; those of the decoder; of its "
+                                       "finer levels; or of the encoder. Paper: the self-attention layers."),
                 io.Combo.Input("where", options=[SUBJECT, EVERYWHERE], default=SUBJECT,
-                               tooltip="subject: inside the subject's mask, Eq. 5. everywhere: in the whole picture, Eq. "
-                                       "4. Paper: subject."),
+                               tooltip="subject: inside the subject's mask, Eq. 5. everywhere: in the whole picture, "
+                                       "Eq. 4. Paper: subject."),
                 io.Float.Input("threshold", default=0.3, min=0.0, max=1.0, step=0.01,
-                               tooltip="Where the mask begins, on attention scaled from its smallest, 0, to its largest "
-                                       "value, 1. 0: Otsu's automatic threshold. Paper: a fixed one that it does not "
-                                       "name."),
+                               tooltip="Where the mask begins, on attention scaled from its smallest, 0, to its "
+                                       "largest value, 1. 0: Otsu's automatic threshold. Paper: a fixed one that it "
+                                       "does not name."),
                 io.Combo.Input("mask_layers", options=[COARSE, ALL_LAYERS], default=COARSE,
                                tooltip="Whose attention gives the mask: the coarsest layers with at least 16 pixels on "
                                        "the longer side, or all."),
@@ -67,25 +68,26 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                                tooltip="both: the negative side takes keys and values from the branch's negative side. "
                                        "conditional: only the positive side swaps."),
                 io.Combo.Input("noise", options=["shared", "own"], default="shared",
-                               tooltip="shared: the branch starts from the picture's noise. own: from other noise, which "
-                                       "follows from the sampler's seed."),
+                               tooltip="shared: the branch starts from the picture's noise. own: from other noise, "
+                                       "which follows from the sampler's seed."),
                 io.Combo.Input("guidance", options=[GUIDED, UNGUIDED], default=GUIDED,
-                               tooltip="guided: the branch has the sampler's guidance and needs a negative. unguided: it "
-                                       "follows its positive alone, which takes a quarter less time in all."),
+                               tooltip="guided: the branch has the sampler's guidance and needs a negative. unguided: "
+                                       "it follows its positive alone, which takes a quarter less time in all."),
                 io.Conditioning.Input("negative", optional=True,
                                       tooltip="Negative of the branch, such as an empty prompt; with guidance only."),
                 io.Mask.Input("mask", optional=True,
                               tooltip="Where the subject shall be, in place of the mask from attention."),
                 io.Clip.Input("clip", optional=True,
-                              tooltip="Text encoder, together with prompt: only if the sampler's positive was not encoded "
-                                      "by this pack and does not say where the subject's words are."),
+                              tooltip="Text encoder, together with prompt: only if the sampler's positive was not "
+                                      "encoded by this pack and does not say where the subject's words are."),
                 io.String.Input("prompt", default="", optional=True, multiline=True, dynamic_prompts=True,
                                 tooltip="Text of the sampler's positive; only together with clip."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For the sampler. Use one swap per model."),
                 RecordType.Output(display_name="record",
-                                  tooltip="What it saw while sampling: for Branch Latent, Show Masks and Show Attention."),
+                                  tooltip="What it saw while sampling: for Branch Latent, Show Masks and Show "
+                                          "Attention."),
             ])
 
     @classmethod
@@ -94,12 +96,12 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                 negative=None, mask=None, clip=None, prompt: str = "") -> io.NodeOutput:
         """MODEL, PERSONALIZE_RECORD."""
         if guidance == GUIDED and negative is None:
-            raise ValueError("guidance is 'guided' but negative is not connected; connect the branch's negative, such as "
-                             "an empty prompt, or choose 'unguided'.")
+            raise ValueError("guidance is 'guided' but negative is not connected; connect the branch's negative, such "
+                             "as an empty prompt, or choose 'unguided'.")
         for name, conditioning in (("positive", positive), ("negative", negative or [])):
             if any("hooks" in options for _, options in conditioning):
-                raise ValueError(f"{name} carries hooks, such as a scheduled LoRA, which the branch cannot run; connect "
-                                 "it without them.")
+                raise ValueError(f"{name} carries hooks, such as a scheduled LoRA, which the branch cannot run; "
+                                 "connect it without them.")
         if mask is None and where == SUBJECT:
             mask = AttentionMask(words_of(parse_words(subject), clip, prompt), threshold, mask_layers == COARSE,
                                  mask_steps == NEWEST)
@@ -123,8 +125,8 @@ class PersonalizeBranchLatent(io.ComfyNode):
             search_aliases=["visual only", "second branch", "self-attention swap"],
             inputs=[
                 RecordType.Input("record", tooltip="From Self-Attention Swap."),
-                io.Latent.Input("latent", tooltip="From the sampler that uses the swap's model, so that this node waits "
-                                                  "for it."),
+                io.Latent.Input("latent", tooltip="From the sampler that uses the swap's model, so that this node "
+                                                  "waits for it."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For VAE Decode.")])
 
@@ -133,8 +135,8 @@ class PersonalizeBranchLatent(io.ComfyNode):
         """LATENT of the branch."""
         branch = record.sampling(latent["samples"]).branch_latent
         if branch is None:
-            raise ValueError(f"The record of {record.made_by} holds no second branch; connect the record of {NAME}, with "
-                             "a strength above 0 and a start before its end.")
+            raise ValueError(f"The record of {record.made_by} holds no second branch; connect the record of {NAME}, "
+                             "with a strength above 0 and a start before its end.")
         return io.NodeOutput({"samples": branch})
 
 

@@ -80,8 +80,8 @@ class BasisChoice:
         elif self.clip is not None and self.prompt:
             texts = token_texts(token_rows(self.clip, self.prompt))
             if len(texts) != len(text):
-                raise ValueError(f"prompt has {len(texts)} tokens but the conditioning holds {len(text)} of text; write "
-                                 "the prompt that it was encoded from.")
+                raise ValueError(f"prompt has {len(texts)} tokens but the conditioning holds {len(text)} of text; "
+                                 "write the prompt that it was encoded from.")
         elif self.which == ALL:
             return None
         else:
@@ -95,8 +95,8 @@ def joined(bases: Sequence[Basis]) -> Basis:
     """Basis of all that several conditionings span together. Raises ValueError if their numbers of rows differ."""
     counts = {len(basis.rows) for basis in bases} - {1}
     if len(counts) > 1:
-        raise ValueError(f"The conditionings have {' and '.join(map(str, sorted(counts)))} rows; orthogonalize to each of "
-                         "them by itself.")
+        raise ValueError(f"The conditionings have {' and '.join(map(str, sorted(counts)))} rows; orthogonalize to each "
+                         "of them by itself.")
     count = max(counts, default=1)
     rows = zip(*(basis.rows * (count if len(basis.rows) == 1 else 1) for basis in bases), strict=True)
     return Basis(tuple(text_basis(torch.cat(parts)) for parts in rows))
@@ -148,5 +148,5 @@ def check_fits(tokens: VisualTokens, entry: Entry) -> None:
         raise ValueError(f"The visual tokens of {tokens.source} have a width of {width} but the conditioning's is "
                          f"{channels}; encode the picture for the checkpoint that encodes the prompt.")
     if 1 not in (pictures, rows) and pictures != rows:
-        raise ValueError(f"There are visual tokens of {pictures} pictures but the conditioning has {rows} rows; give one "
-                         "picture, or as many as rows.")
+        raise ValueError(f"There are visual tokens of {pictures} pictures but the conditioning has {rows} rows; give "
+                         "one picture, or as many as rows.")

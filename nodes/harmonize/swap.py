@@ -105,8 +105,8 @@ def with_swap(model, branch: Branch, settings: SwapSettings, record: Record):
 def _of_latent(mask: Tensor, images: int, size: tuple[int, int]) -> Tensor:
     """A given mask (1 or images, H, W) at the height and width of the latent."""
     if len(mask) not in (1, images):
-        raise ValueError(f"mask holds {len(mask)} pictures but {images} are sampled; give Self-Attention Swap one mask, or "
-                         "one for each.")
+        raise ValueError(f"mask holds {len(mask)} pictures but {images} are sampled; give Self-Attention Swap one "
+                         "mask, or one for each.")
     return on_grid(mask.cpu(), size)
 
 
@@ -133,7 +133,8 @@ class _SwapRun:
         if not steps:
             return None
         if "multigpu_clones" in guider.model_options:
-            raise ValueError("Self-Attention Swap cannot share a picture among several GPUs; take the MultiGPU node out.")
+            raise ValueError("Self-Attention Swap cannot share a picture among several GPUs; take the MultiGPU node "
+                             "out.")
         size = tuple(noise.shape[-2:])
         if not isinstance(settings.mask, AttentionMask):
             if settings.mask is not None:
@@ -143,7 +144,8 @@ class _SwapRun:
             record.current.require_maps(record.made_by)
         unet = guider.inner_model.diffusion_model
         blocks = {(layer.block, layer.depth): (layer, transformer_block(unet, layer).attn1) for layer in layers}
-        places = {each["uuid"]: each["area"][2:] for listed in guider.conds.values() for each in listed if "area" in each}
+        places = {each["uuid"]: each["area"][2:]
+                  for listed in guider.conds.values() for each in listed if "area" in each}
         return cls(settings, blocks, record, steps, places)
 
     def patches(self, step: int, sides: Mapping[int, Sides]) -> tuple[Patches, Patches]:
