@@ -122,7 +122,7 @@ def test_several_pictures_and_every_shape(folder):
                              for how in ("one per image", "average", "concatenate"))
     assert each.shape == (2, 16, WIDTH_L) and torch.allclose(average, each.mean(0, keepdim=True), atol=1e-6)
     assert torch.equal(joined, torch.cat([each[0], each[1]])[None])
-    for image in (picture(1, 1), picture(1, 2000), torch.rand(1, 9, 9, 4)):
+    for image in (picture(1, 1), picture(1, 2000), torch.rand(1, 9, 9, 4), picture(4320, 7680)):
         assert encode_picture(encoder, image, fit="crop").vectors.isfinite().all()
     with pytest.raises(ValueError, match="subject is empty"):
         encode_picture(encoder, images, "  ")

@@ -118,7 +118,7 @@ def test_several_pictures_and_masks(elite, clip_vision):
     cut_out[:, 10:60, 20:80, 3] = 1
     assert torch.equal(encode(cut_out).local, encode(cut_out, mask=cut_out[..., 3]).local)
     assert (encode(cut_out).local == 0).any() and not (encode(image).local == 0).any()
-    for shape in ((1, 1), (1, 3000), (3000, 2)):
+    for shape in ((1, 1), (1, 3000), (3000, 2), (4320, 7680)):
         assert encode(picture(*shape)).local.isfinite().all()
     with pytest.raises(ValueError, match="mask is empty"):
         encode(image, mask=torch.zeros(1, 70, 90))
