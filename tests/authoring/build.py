@@ -47,12 +47,12 @@ def build(graph: Graph, page: ComfyPage) -> Path:
     return graph.path
 
 
-def picture(page: ComfyPage, box: tuple[int, int, int, int]) -> Image.Image:
-    """A part of the canvas: x, y, width, height."""
+def picture(page: ComfyPage, box: tuple[int, int, int, int], width: int = THUMBNAIL_WIDTH) -> Image.Image:
+    """A part of the canvas, x, y, width, height, as a picture `width` wide."""
     page.command("Comfy.Canvas.FitView")
     page.settle(800)
     shot = Image.open(io.BytesIO(page.page.screenshot(clip=page.js(ON_PAGE, list(box))))).convert("RGB")
-    return shot.resize((THUMBNAIL_WIDTH, round(shot.height * THUMBNAIL_WIDTH / shot.width)), Image.Resampling.LANCZOS)
+    return shot.resize((width, round(shot.height * width / shot.width)), Image.Resampling.LANCZOS)
 
 
 def with_fixed_seeds(document: dict) -> dict:

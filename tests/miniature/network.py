@@ -33,12 +33,14 @@ class PictureEncoder(torch.nn.Module):
         self.mlp = torch.nn.Sequential(torch.nn.LayerNorm(WIDTH), torch.nn.Linear(WIDTH, 4 * WIDTH), torch.nn.GELU(),
                                        torch.nn.Linear(4 * WIDTH, WIDTH))
         self.norm = torch.nn.LayerNorm(WIDTH)
+        self.deviation = torch.nn.Linear(WIDTH, WIDTH)
+        self.mean = torch.nn.Parameter(torch.zeros(VISUAL_TOKENS, WIDTH))
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         cells = self.features(2 * pictures - 1).flatten(2).transpose(1, 2) + self.position
         queries = self.queries.expand(len(pictures), -1, -1)
         tokens = queries + self.attention(queries, cells, cells, need_weights=False)[0]
-        return self.norm(tokens + self.mlp(tokens))
+        return self.mean + self.deviation(self.norm(tokens + self.mlp(tokens)))
 
 
 class TextEncoder(torch.nn.Module):

@@ -32,7 +32,8 @@ def cosine(step: int, steps: int, peak: float, warm_up: int, floor: float = 0.02
 
 
 class Run:
-    """AdamW over named modules with a running mean of the weights; ``step`` and ``seen`` (rows) are the position."""
+    """AdamW over named modules with a running mean of the weights; ``step`` and ``seen`` (rows) are the position,
+    ``adopted`` the rows that the weights which it began with had seen."""
 
     def __init__(self, file: Path, modules: Mapping[str, torch.nn.Module], *, mean_decay: float = 0.999,
                  betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0):
@@ -42,7 +43,7 @@ class Run:
                                            fused=True)
         self.mean = [p.detach().clone() for p in self.parameters]
         self.mean_decay = mean_decay
-        self.step = self.seen = 0
+        self.step = self.seen = self.adopted = 0
         self._saved = time.monotonic()
 
     def update(self, loss: torch.Tensor, rate: float, clip: float = 1.0, rows: int = 0) -> None:
@@ -66,6 +67,7 @@ class Run:
         write_atomically(self.file, {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "mean": self.mean, "optimizer": self.optimizer.state_dict(), "step": self.step, "seen": self.seen,
+            "adopted": self.adopted,
         })
         self._saved = time.monotonic()
 
@@ -80,6 +82,7 @@ class Run:
             own.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seen = state["step"], state.get("seen", 0)
+        self.adopted = state.get("adopted", 0)
         return True
 
     def adopt(self, file: Path) -> bool:
@@ -88,9 +91,14 @@ class Run:
         with safe_open(file, "pt") as opened:
             figures = opened.metadata() or {}
         self.step, self.seen = int(figures.get("steps", 0)), int(figures.get("pictures", 0))
+        self.adopted = self.seen
+        self.take_as_mean()
+        return True
+
+    def take_as_mean(self) -> None:
+        """Let the running mean begin anew at the weights."""
         with torch.no_grad():
             torch._foreach_copy_(self.mean, self.parameters)
-        return True
 
     def take_mean(self) -> None:
         """Go on from the running mean of the weights."""

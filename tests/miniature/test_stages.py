@@ -8,8 +8,11 @@ from safetensors.torch import load_file
 
 from miniature import autoencoder, diffusion_training, latents, oracle_training
 from miniature.deadline import Deadline
+from miniature.grammar import identity_words
 from miniature.models import register
+from miniature.network import new_networks
 from miniature.oracle import load_oracle
+from miniature.picture_words import teach_words
 
 CPU = torch.device("cpu")
 
@@ -97,3 +100,23 @@ def test_diffusion_writes_a_checkpoint_that_comfyui_loads(folder, base, name):
         model, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(link.name)[:3]
         assert vae.decode(torch.zeros(1, 16, 16, 16)).shape == (1, 128, 128, 3)
     link.unlink()
+
+
+@pytest.mark.slow
+def test_the_picture_encoder_learns_to_say_what_a_caption_says(folder):
+    """Nearer to each subject's own words than to the mean of all: the error falls below their variance."""
+    networks = new_networks(1)
+    files = latents.make_shards(folder, folder / "autoencoder.safetensors", 2, 0, CPU, Deadline(5))
+    corpus = latents.load_corpus(files, networks["text"], CPU, print)
+    teach_words(networks, corpus, 150, Deadline(5))
+    errors, variance = [], []
+    subjects = [scene.identity for number in range(2) for scene in latents.shard_scenes(number)[1]]
+    with torch.no_grad():
+        said = networks["picture"](corpus.references.float() / 255)
+        words = {row: networks["text"](networks["text"].tokens([f"a {identity_words(identity)} {identity.kind}"]))[0, 1:9]
+                 for row, identity in enumerate(subjects) if identity.named}
+        mean = torch.stack(list(words.values())).mean(0)
+        for row, wanted in words.items():
+            errors.append((said[row] - wanted).square().mean())
+            variance.append((mean - wanted).square().mean())
+    assert len(words) > 6 and sum(errors) < 0.5 * sum(variance)

@@ -5,8 +5,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from claims.world import Sampling, World
 from miniature.autoencoder import HELD_OUT, WEIGHTS, decibels, load_autoencoder, reconstruct
 from miniature.data import draw_all, masks_tensor, pictures_tensor, scenes
+from miniature.diffusion_training import factor_table, prompts_to_judge
+
+MINIATURE, ORACLE = (WEIGHTS.with_name(f"{name}.safetensors") for name in ("miniature", "oracle"))
 
 
 @pytest.mark.slow
@@ -29,3 +33,17 @@ def test_latents_are_neither_clamped_nor_idle():
         latents = load_autoencoder()["encoder"](pictures)
     assert (latents.abs() < 3).float().mean() > 0.98
     assert latents.std((0, 2, 3)).min() > 0.05
+
+
+@pytest.mark.slow
+def test_miniature_draws_what_prompts_say_as_often_as_it_says():
+    """By ComfyUI's own loader and sampler; another picture's prompt fits much less."""
+    with safe_open(MINIATURE, "pt") as opened:
+        claimed = opened.metadata()
+    world, prompts = World(MINIATURE, ORACLE), prompts_to_judge(48)
+    noise = torch.randn(len(prompts), 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    pictures = world.draw(world.encode(prompts), noise, Sampling(steps=12))
+    shown = factor_table(world.oracle, prompts, pictures)
+    assert shown["background"] == pytest.approx(float(claimed["background"]), abs=0.15)
+    assert shown["all"] == pytest.approx(float(claimed["all"]), abs=0.1)
+    assert factor_table(world.oracle, prompts, pictures.roll(1, 0))["all"] < shown["all"] - 0.15

@@ -36,7 +36,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--oracle-steps", type=int, help="likewise")
     parser.add_argument("--pictures", type=int, help="likewise, rows that the diffusion stage sees")
     parser.add_argument("--twin", action="store_true", help="diffusion stage: the SDXL twin instead of the miniature")
-    parser.add_argument("--batch", type=int, default=64, help="rows a step of the diffusion stage")
+    parser.add_argument("--teach-pictures", type=int, default=0, metavar="STEPS",
+                        help="diffusion stage: begin by teaching the picture encoder the words that the text encoder knows "
+                             "(1300 once colours begin to follow the prompt)")
+    parser.add_argument("--batch", type=int, default=16, help="rows a step of the diffusion stage")
     parser.add_argument("--shards", type=int, default=24, help="latent shards of 2048 scenes of the diffusion stage")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw latent shards (0: this one)")
     return parser.parse_args()
@@ -69,7 +72,7 @@ def _diffusion(wanted: argparse.Namespace, deadline: Deadline) -> bool:
     passed = train_diffusion(wanted.out, deadline, device(), wanted.out / "autoencoder.safetensors",
                              wanted.out / "oracle.safetensors", name=name,
                              start=wanted.start / f"{name}.safetensors", batch=wanted.batch,
-                             shards=wanted.shards, workers=wanted.workers, pictures=wanted.pictures or PICTURES)
+                             shards=wanted.shards, workers=wanted.workers, pictures=wanted.pictures or PICTURES, teach=wanted.teach_pictures)
     deadline.log(f"diffusion gate {'passed' if passed else NOT_YET}")
     return passed
 
