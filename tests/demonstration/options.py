@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--checkpoint", metavar="FILE", type=_checkpoint,
                          help="your own SD1.x, SD2.x or SDXL checkpoint, in place of the miniature")
     options.add_argument("--steps", metavar="N", type=int,
-                         help="training steps (default 120; 300 with your own checkpoint)")
+                         help="training steps (default 200; 300 with your own checkpoint)")
     options.add_argument("--serve", action="store_true",
                          help="leave ComfyUI's page open at the end, with the workflow in it")
     return options

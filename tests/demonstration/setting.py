@@ -57,7 +57,10 @@ def _use_pictures(values: Values, name: str, class_word: str, prompt: str) -> No
 
 def _miniature(options: argparse.Namespace, base: Path) -> Setting:
     """The committed miniature, with a subject that it has never seen unless there are pictures of one's own."""
-    values = _values(128, options.steps or 120, batch_size=4, variants=1, previews=4, draw_steps=20)
+    values = _values(128, options.steps or 200, batch_size=4, variants=1, previews=4, draw_steps=20)
+    values["PersonalizeTrainEmbedding"]["learning_rate"] = 1.5e-3  # its token rows have 128 coordinates, not 768
+    values["PersonalizeSubject"]["augmentation"] = "none"
+    values["PersonalizeTrain"]["preview_prompt"] = "a photo of a {}"
     name, packs = _link(MINIATURE, base), {"personalize": PACK, "miniature": MINIATURE_PACK}
     if options.images:
         return Setting(name, values, True, f"{MINIATURE_NOTICE} {FOREIGN_NOTICE}", packs)
