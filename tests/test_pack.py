@@ -4,12 +4,13 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
 import sys
 
 import pytest
 
 from support.archive import archived_files, install
-from support.paths import PACK
+from support.paths import PACK, comfyui
 
 WORKFLOWS = [PACK / path for path in archived_files() if re.fullmatch(r"workflows/[^/]+\.json", path)]
 
@@ -29,9 +30,12 @@ def project():
 
 @pytest.fixture(scope="module")
 def installed(project, start_server, tmp_path_factory):
-    """A clean server with nothing but the unpacked archive in custom_nodes, under the project's name."""
+    """A clean server with nothing but the unpacked archive in custom_nodes, under the project's name, and the picture
+    that comes with ComfyUI."""
     folder = install(tmp_path_factory.mktemp("installed") / project.project.name)
-    return start_server({project.project.name: folder})
+    server = start_server({project.project.name: folder})
+    shutil.copy(comfyui() / "input" / "example.png", server.base / "input")
+    return server
 
 
 @pytest.fixture
