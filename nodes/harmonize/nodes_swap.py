@@ -54,7 +54,7 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                 io.Combo.Input("where", options=[SUBJECT, EVERYWHERE], default=SUBJECT,
                                tooltip="subject: inside the subject's mask, Eq. 5. everywhere: in the whole picture, "
                                        "Eq. 4. Paper: subject."),
-                io.Float.Input("threshold", default=0.3, min=0.0, max=1.0, step=0.01,
+                io.Float.Input("threshold", default=0.0, min=0.0, max=1.0, step=0.01,
                                tooltip="Where the mask begins, on attention scaled from its smallest, 0, to its "
                                        "largest value, 1. 0: Otsu's automatic threshold. Paper: a fixed one that it "
                                        "does not name."),

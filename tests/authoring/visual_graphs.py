@@ -7,7 +7,7 @@ from .graph import Graph, Group, Node, Note
 from .graphs import GREEN, LATENT, LOADER, RED, SAMPLER
 
 ORTHOGONAL = {"strength": 1.0, "basis": "words", "last_tokens": 0, "prompt": ""}
-SWAP = {"start": 0.2, "end": 1.0, "strength": 1.0, "layers": "all", "where": "subject", "threshold": 0.3,
+SWAP = {"start": 0.2, "end": 1.0, "strength": 1.0, "layers": "all", "where": "subject", "threshold": 0.0,
         "mask_layers": "coarse layers", "mask_steps": "all steps so far", "halves": "both", "noise": "shared",
         "guidance": "guided", "prompt": ""}
 WHOLE_RUN = {"start": 0.0, "end": 1.0}

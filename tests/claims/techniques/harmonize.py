@@ -39,7 +39,7 @@ class Swap:
     strength: float = 1.0
     layers: str = "all"
     where: str = "subject"
-    threshold: float = 0.3
+    threshold: float = 0.0
     mask_layers: str = "coarse layers"
     mask_steps: str = "all steps so far"
     halves: str = "both"
