@@ -21,9 +21,13 @@ def _trainable():
     return TrainableType.Output(display_name="trainable", tooltip="What Train may change; chain several of them.")
 
 
+def learning_rate_input(name: str, default: float, tooltip: str):
+    """A learning rate's widget, 0 to 10."""
+    return io.Float.Input(name, default=default, min=0.0, max=10.0, step=1e-7, round=False, tooltip=tooltip)
+
+
 def _learning_rate(default: float, paper: str):
-    return io.Float.Input("learning_rate", default=default, min=0.0, max=10.0, step=1e-7, round=False,
-                          tooltip=f"Step size of the optimiser, 0 to 10. {paper}")
+    return learning_rate_input("learning_rate", default, f"Step size of the optimiser, 0 to 10. {paper}")
 
 
 class TrainEmbedding(io.ComfyNode):

@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..training.diffusion import ALWAYS
+from ..training.nodes_parts import learning_rate_input
 from ..training.parts.embedding import EmbeddingPart
 from ..training.recipe import TemplateRecipe
 from ..types import LossType, RecipeType, TrainableType
@@ -29,9 +30,9 @@ class TrainViCo(io.ComfyNode):
                         "ViCo.",
             search_aliases=["image attention", "visual condition", "personalization"],
             inputs=[
-                _learning_rate("learning_rate", 1e-5, "Step size for the image blocks, 0 to 10. ViCo: 0.00001."),
-                _learning_rate("embedding_learning_rate", 5e-3,
-                               "Step size for the word's vectors, 0 to 10. ViCo: 0.005. 0: they stay as they are."),
+                learning_rate_input("learning_rate", 1e-5, "Step size for the image blocks, 0 to 10. ViCo: 0.00001."),
+                learning_rate_input("embedding_learning_rate", 5e-3,
+                                    "Step size for the word's vectors, 0 to 10. ViCo: 0.005. 0: they stay as they are."),
                 _placement("Where image blocks stand, one after every other block with text attention. decoder: the "
                            "paper's four of SD1.x. encoder, both: for comparison (Fig. 8)."),
                 io.Combo.Input("object_mask", options=[*MASKS, GIVEN],
@@ -116,10 +117,6 @@ class EndOfTextRegularisation(io.ComfyNode):
         """The chain with one more loss."""
         window = (first_step, last_step or ALWAYS[1])
         return io.NodeOutput((*previous, ReferenceAttentionLoss(weight, target, placement, window)))
-
-
-def _learning_rate(name: str, default: float, tooltip: str):
-    return io.Float.Input(name, default=default, min=0.0, max=10.0, step=1e-7, round=False, tooltip=tooltip)
 
 
 def _placement(tooltip: str):

@@ -11,21 +11,7 @@ if sys.version_info < (3, 10):
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from claims.options import parse_gradients
-from environment.handover import hand_over
-from environment.report import SetupError
-from environment.setup import prepare
-
-
-def main() -> int:
-    """Check the options, set up, then hand over to the Python that runs ComfyUI."""
-    options = parse_gradients()
-    try:
-        environment = prepare(own_comfyui=options.comfyui, own_python=options.python)
-    except SetupError as error:
-        print(f"\n{error}", file=sys.stderr)
-        return 2
-    return hand_over(environment, "claims.estimator")
-
+from environment.handover import set_up_and_run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(set_up_and_run(parse_gradients(), "claims.estimator"))

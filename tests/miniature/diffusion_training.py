@@ -60,9 +60,8 @@ def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoenco
                     workers: int = 0, pictures: int = PICTURES, teach: int = 0) -> bool:
     """Train until the deadline (False) or until ``pictures`` were seen (True when the oracle's gates are passed).
 
-    ``teach``: steps in which the picture encoder learns the text encoder's words first.
-
     ``name``: "miniature" (SD1.x) or "miniature_xl" (its SDXL twin); the folder gets its .pt, .safetensors and .png.
+    ``teach``: steps in which the picture encoder learns the text encoder's words first.
     """
     files = make_shards(folder, autoencoder_file, shards, workers, on, deadline)
     if not files:
