@@ -5,8 +5,8 @@ import random
 from dataclasses import dataclass
 
 from miniature.data import draw_all, pictures_tensor
-from miniature.factors import Scene, Second
-from miniature.grammar import said
+from miniature.factors import COLOR_NAMES, Color, Identity, Scene, Second
+from miniature.grammar import Said, said
 
 from .store import Cell, Drawn
 from .task import Task
@@ -47,5 +47,13 @@ class Truth:
     def _scene(task: Task, prompt: str) -> Scene:
         asked, rng = said(prompt), random.Random(f"{task.seed} {task.subject} {prompt}")
         second = Second(asked.relation, asked.second_kind) if asked.second_kind else None
-        return Scene(task.identity, asked.pose or "standing", asked.accessory or "none", asked.background or "meadow",
+        return Scene(_identity(task, asked), asked.pose or "standing", asked.accessory or "none", asked.background or "meadow",
                      asked.style or "photo", second, rng.randrange(2**31))
+
+
+def _identity(task: Task, asked: Said) -> Identity:
+    """The subject's, or one colour in place of its looks where the prompt asks for that."""
+    if asked.first is None:
+        return task.identity
+    color = Color(2 * COLOR_NAMES.index(asked.first))
+    return Identity(task.identity.kind, "plain", color, color)

@@ -6,6 +6,7 @@ from typing import Mapping
 import torch
 from torch import Tensor
 
+from miniature.grammar import said
 from miniature.measures import (
     colors_kept, identity_kept, identity_similarity, kept_against_prompt, reference_identity, text_alignment,
 )
@@ -15,7 +16,7 @@ from .store import Verdict
 from .task import Task
 from .world import World
 
-REVISION = 1  # raised when a measure changes
+REVISION = 2  # raised when a measure changes
 MEASURES = {
     "text": "share of the prompt's factors that the picture shows",
     "identity": "cosine between the subject and the reference subject",
@@ -25,6 +26,9 @@ MEASURES = {
     "pose_bias": "share of pictures in the references' pose among prompts that ask for another one",
     "place_bias": "share of pictures in the references' place among prompts that ask for another one",
 }
+
+
+LOOKS = ("identity", "colours", "colours_and_pattern")  # of no prompt that asks for other ones
 
 
 def judge(world: World, task: Task, pictures: Mapping[int, Tensor]) -> Verdict:
@@ -45,5 +49,7 @@ def judge(world: World, task: Task, pictures: Mapping[int, Tensor]) -> Verdict:
             "pose_bias": kept_against_prompt(seen, prompts[number], "pose", task.shared("pose")),
             "place_bias": kept_against_prompt(seen, prompts[number], "background", task.shared("background")),
         }
-        verdict[number] = {name: float(value) for name, value in values.items() if value is not None}
+        told = said(prompts[number]).first is not None
+        verdict[number] = {name: float(value) for name, value in values.items()
+                           if value is not None and not (told and name in LOOKS)}
     return verdict

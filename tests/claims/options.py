@@ -9,7 +9,7 @@ TESTS = Path(__file__).resolve().parents[1]
 WEIGHTS = TESTS / "miniature" / "weights"
 TECHNIQUES = ("core", "harmonize", "harmonize_choices", "vico", "rates")  # each has a module in techniques/
 SETS = ("varied", "limited", "accompanied")
-PROMPTS = 20
+PROMPTS = 24
 
 
 def parser() -> argparse.ArgumentParser:

@@ -37,7 +37,8 @@ class Task:
 
     @property
     def kinds(self) -> dict[int, str]:
-        """Number of a template -> what it asks for above all: "place", "costume", "object" or "style"."""
+        """Number of a template -> what it asks for above all: "place", "costume", "object", "style" or
+        "attribute"."""
         known = {template: kind for kind, templates in evaluation_prompts_by_kind(self.identity.kind).items()
                  for template in templates}
         return {number: known[template] for number, template in enumerate(self.templates) if template in known}

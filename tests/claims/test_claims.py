@@ -15,6 +15,7 @@ import torch
 from claims import __main__ as command
 from claims.bounds import SUBJECT, ClassWord, Truth
 from claims.harness import Harness
+from claims.judging import judge
 from claims.options import TECHNIQUES, WEIGHTS
 from claims.report import results, results_by_kind, text, values_of
 from claims.sheet import GAP, GREY, HEADING, LABELS, TILE, sheet
@@ -269,15 +270,28 @@ def test_unseen_reference_and_fit_of_masks(task):
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
 def test_the_truth_shows_what_each_prompt_asks_for(subject):
-    task = task_for(subject, "varied", 20, 0, QUICK)
-    assert len(set(task.templates)) == 20
+    task = task_for(subject, "varied", 24, 0, QUICK)
+    assert len(set(task.templates)) == 24
     for prompt in task.prompts(SUBJECT):
         asked, scene = said(prompt), Truth._scene(task, prompt)
         assert asked.pose in (None, scene.pose) and asked.background in (None, scene.background)
         assert asked.accessory in (None, scene.accessory) and asked.style in (None, scene.style)
         assert (asked.second_kind, asked.relation) == (
             (scene.second.kind, scene.second.relation) if scene.second else (None, None))
-        assert scene.identity == subject.identity
+        if task.kinds[task.templates.index(prompt.replace(SUBJECT, "{}"))] == "attribute":
+            assert (scene.identity.kind, scene.identity.pattern) == (subject.identity.kind, "plain")
+            assert scene.identity.first.name == asked.first
+        else:
+            assert scene.identity == subject.identity
+
+
+def test_looks_are_not_judged_where_the_prompt_changes_them(world):
+    task = task_for(SUBJECTS[0], "varied", 24, 0, QUICK)
+    verdict = judge(world, task, dict(enumerate(world.reconstruct(task.pictures[:1]).expand(24, -1, -1, -1))))
+    measured = {kind: {name for number, values in verdict.items() if task.kinds[number] == kind for name in values}
+                for kind in set(task.kinds.values())}
+    assert measured.pop("attribute") == {"text", "class"}
+    assert all({"identity", "colours", "colours_and_pattern"} <= names for names in measured.values())
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)
@@ -289,7 +303,7 @@ def test_techniques_name_methods_once_and_compare_what_exists(name):
 
 
 def test_references_share_place_and_pose_only_in_the_limited_set():
-    varied, limited = (task_for(SUBJECTS[2], which, 20, 0, QUICK) for which in ("varied", "limited"))
+    varied, limited = (task_for(SUBJECTS[2], which, 24, 0, QUICK) for which in ("varied", "limited"))
     assert varied.shared("pose") is None and varied.shared("background") is None
     assert limited.shared("pose") == limited.scenes[0].pose and limited.pictures.shape == (5, 3, 128, 128)
 
@@ -323,8 +337,9 @@ def test_kinds_of_prompts_have_means_of_their_own():
     values = {subject: cell.verdict for (_, subject, _), cell in cells.items()}
     means = [np.mean([values[s][n]["text"] for n in kinds[s] if kinds[s][n] == "place"]) for s in values]
     assert found["text_place"].mean == pytest.approx(np.mean(means)) and found["text_place"].interval is not None
-    task = task_for(SUBJECTS[0], "varied", 20, 0, QUICK)
-    assert [list(task.kinds.values()).count(kind) for kind in ("place", "costume", "object", "style")] == [6, 6, 4, 4]
+    task = task_for(SUBJECTS[0], "varied", 24, 0, QUICK)
+    counted = [list(task.kinds.values()).count(kind) for kind in ("place", "costume", "object", "style", "attribute")]
+    assert counted == [6, 6, 4, 4, 4]
     assert all(("wearing" in task.templates[n]) == (kind == "costume") and task.templates[n].startswith("a painting")
                == (kind == "style") for n, kind in task.kinds.items())
 

@@ -12,6 +12,7 @@ from .grammar import PLACES, WORN, article
 
 NEUTRAL = ("a photo of a {}", "a picture of a {}", "a drawing of a {}", "a painting of a {}", "a {}")
 NEW_POSES = POSES[1:]
+NEW_COLORS = ("red", "yellow", "green", "blue")
 
 
 def _pose(pose: str, kind: str) -> str:
@@ -32,12 +33,15 @@ def regularization_prompts(kind: str) -> dict[str, tuple[str, ...]]:
 
 
 def evaluation_prompts(kind: str) -> tuple[str, ...]:
-    """Twenty templates that join two factors each, for a class of the world."""
+    """Twenty-four templates that join two factors each, for a class of the world."""
     return tuple(template for templates in evaluation_prompts_by_kind(kind).values() for template in templates)
 
 
 def evaluation_prompts_by_kind(kind: str) -> dict[str, tuple[str, ...]]:
-    """place, costume, object, style -> the evaluation prompts that ask for a new one of these above all."""
+    """place, costume, object, style, attribute -> the evaluation prompts that ask for a new one of these above all.
+
+    An attribute is a colour that the subject does not have.
+    """
     places = [phrases[0] for phrases in PLACES.values()]
     worn, props = list(WORN.values()), list(PROPS)
     return {
@@ -46,4 +50,5 @@ def evaluation_prompts_by_kind(kind: str) -> dict[str, tuple[str, ...]]:
         "object": tuple(f"a photo of a {{}} next to {article(prop)} {places[3 * i]}" for i, prop in enumerate(props)),
         "style": tuple(f"a painting of a {{}} {_pose(pose, kind)} on top of {article(props[i])}"
                        for i, pose in enumerate(POSES)),
+        "attribute": tuple(f"a photo of a {color} {{}} {places[3 * i + 1]}" for i, color in enumerate(NEW_COLORS)),
     }

@@ -7,7 +7,7 @@ from miniature.factors import BACKGROUNDS, CLASSES, POSES, PROPS
 from miniature.grammar import every_word, said
 from miniature.prompts import evaluation_prompts, regularization_prompts
 
-CHECKED = ("pose", "accessory", "background", "relation")
+CHECKED = ("pose", "accessory", "background", "relation", "first")
 
 
 def stated(prompt: str) -> set[str]:
@@ -28,7 +28,7 @@ def test_regularization_prompts_name_one_factor(kind):
 @pytest.mark.parametrize("kind", CLASSES)
 def test_evaluation_prompts_join_two_factors_and_are_kept_apart(kind):
     prompts = evaluation_prompts(kind)
-    assert len(set(prompts)) == 20
+    assert len(set(prompts)) == 24
     assert all(len(stated(prompt)) == 2 for prompt in prompts)
     assert {said(p).background for p in prompts} == {*BACKGROUNDS, None}
     known = {p for group in regularization_prompts(kind).values() for p in group}
