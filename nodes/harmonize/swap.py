@@ -1,12 +1,12 @@
 """Self-attention swap while sampling: the visual-only branch's keys and values inside the subject's mask."""
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, replace
-from typing import Callable, Iterator, Literal, Mapping, Sequence
+from typing import Callable, Iterable, Iterator, Literal, Mapping, Sequence
 
 import torch
+from comfy.ldm.modules.attention import CrossAttention, optimized_attention
 from torch import Tensor
 
 from ..attention.branch import Branch, Patches, Side, Sides, with_branch
@@ -100,6 +100,21 @@ def with_swap(model, branch: Branch, settings: SwapSettings, record: Record):
         patched = recording_model(patched, record, layers, mask.words, chosen=lambda size: mask.layers(layers, size))
         put_first(patched, "attn2_patch")
     return patched
+
+
+def _attending(attention: CrossAttention, features: Iterable[tuple[Tensor, Tensor]], options: Options
+               ) -> Callable[[Tensor], Tensor]:
+    """softmax(QK'ᵀ/√d)V', projected to the layer's output, for what queries Q are projected from; K' and V' are
+    projected once from `features`, what the branch's conditionings gave for both."""
+    context, value = (torch.cat(parts, dim=1) for parts in zip(*features))
+    keys, values = attention.to_k(context), attention.to_v(value)
+
+    def attend(queries: Tensor) -> Tensor:
+        return attention.to_out(optimized_attention(
+            attention.to_q(queries), keys, values, attention.heads, attn_precision=attention.attn_precision,
+            transformer_options=options))
+
+    return attend
 
 
 def _of_latent(mask: Tensor, images: int, size: tuple[int, int]) -> Tensor:
@@ -204,14 +219,14 @@ class _SwapRun:
             return out
         queries, self._queries = self._queries, None
         layer, attention = self._block(options)
-        result = out.clone()
+        result, attends = out.clone(), {}
         for sides, uuid, rows in self._chunks(out, options):
             features = self._features.get((layer, sides.branch))
             inside = self._inside(uuid, result[rows], options)
             if features and inside is not None:
-                context, value = (torch.cat(parts, dim=1) for parts in zip(*features.values()))
-                attend = functools.partial(attention, context=context, value=value, transformer_options=options)
-                result[rows] = masked_swap(out[rows], queries[rows], attend, inside)
+                if sides.branch not in attends:
+                    attends[sides.branch] = _attending(attention, features.values(), options)
+                result[rows] = masked_swap(out[rows], queries[rows], attends[sides.branch], inside)
         return result
 
     def _inside(self, uuid, own: Tensor, options: Options) -> ChosenPixels | None:
