@@ -93,6 +93,15 @@ def test_workflow_runs_through_the_api(path, template_server):
     assert pictures and all(template_server.view(file).startswith(b"\x89PNG") for file in pictures)
 
 
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem.startswith("harmonize")], ids=name_of)
+def test_visual_branch_is_not_drawn_after_the_negative_prompt(path, template_server):
+    prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), template_server.get("/object_info"))
+    branch, = (node["inputs"]["positive"][0] for node in prompt.values()
+               if node["class_type"] == "PersonalizeSelfAttentionSwap")
+    negatives = {node["inputs"]["negative"][0] for node in prompt.values() if node["class_type"] == "KSampler"}
+    assert negatives and branch not in negatives
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=name_of)
 def test_workflow_runs_in_the_page(path, template_server, ui):
     run_in_page(path, template_server, ui)
