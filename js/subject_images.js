@@ -47,7 +47,7 @@ class NodePictures {
     try {
       const folder = await this.#folderForUploads();
       const names = await uploadPictures(files, folder);
-      const chosen = this.#chosen();
+      const chosen = folder === this.#value("folder") ? this.#chosen() : [];
       this.#setFolder(folder);
       this.#set("pictures", chosen.length ? [...new Set([...chosen, ...names])].join("\n") : "");
       await this.refresh();

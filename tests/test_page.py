@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from support.browser import open_page
 from support.training_page import TrainingPanel, step
@@ -184,6 +185,29 @@ def test_result_of_a_cached_run_is_shown(panel):
     assert panel.text("state") == "dog-1: Step 3 of 3"
     assert panel.text("message") == "All is saved."
     assert panel.ink(0)
+
+
+def test_a_step_without_its_weights_is_shown_but_not_used(panel):
+    ui = panel.ui
+    Image.new("RGB", (64, 64)).save(ui.server.base / "output/preview.png")
+    image = {"filename": "preview.png", "subfolder": "", "type": "output"}
+    panel.tell_steps([0.5] * 4)
+    for number, left_out in ((2, True), (4, False)):
+        panel.tell({"kind": "preview", "step": number, "image": image}, {
+            "kind": "saved", "step": number, "embeddings": [f"embedding:dog-{number}"], "files": [], "part_files": [],
+            "left_out": left_out})
+    assert panel.previews() == [2, 4]
+    panel.root.locator("[data-step='2']").click()
+    viewer = ui.page.get_by_role("dialog", name="step 2")
+    assert viewer.get_by_label("Text for the prompt").input_value() == "embedding:dog-2"
+    assert "weights are saved only at the last step" in viewer.inner_text()
+    assert not viewer.get_by_role("button", name="Let the node return this step").is_visible()
+    assert panel.widget("use_step") == 0
+    ui.page.keyboard.press("Escape")
+    panel.root.locator("[data-step='4']").click()
+    assert panel.widget("use_step") == 4
+    ui.page.get_by_role("dialog", name="step 4").get_by_role("button", name="Return the last step instead").wait_for()
+    ui.page.keyboard.press("Escape")
 
 
 @pytest.mark.parametrize("output", [{}, {"personalize_training": []}, {"personalize_training": [{}]},

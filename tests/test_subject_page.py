@@ -230,6 +230,17 @@ def test_example_pictures_are_shown_used_and_never_added_to(ui):
     assert tray.widgets()["folder"] == "my-dog"
 
 
+def test_own_pictures_take_the_place_of_some_chosen_of_the_example(ui):
+    tray = opened(ui, folder="example-toy", pictures="toy-1.jpg\ntoy-4.jpg")
+    tray.wait_for(["toy-1.jpg", "toy-4.jpg"])
+    tray.drop({"red.png": DOGS["red.png"]})
+    tray.wait_for(["red.png"])
+    assert (tray.widgets()["folder"], tray.widgets()["pictures"]) == ("my-dog", "")
+    run = ui.run()
+    assert run.status == "success", run
+    assert colours(ui, run) == [(255, 0, 0)]
+
+
 def test_wrong_files_and_failed_uploads_are_told(ui, server):
     tray = opened(ui)
     tray.drop({"red.png": DOGS["red.png"], "clip.mp4": b"film"})

@@ -15,6 +15,7 @@ import comfy.sample
 import comfy.sd
 
 from personalize.nodes.training import job as job_module
+from personalize.nodes.training import run_folder
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.job import Job, run_job
 from personalize.nodes.training.loop import Settings, TrainingDiverged
@@ -118,6 +119,19 @@ def test_every_saved_step_can_be_used(sd15, steps_taken):
     Path(whole.report["saved"][0]["files"][0]).unlink()
     with pytest.raises(ValueError, match="use_step is 2 but its file .* has been deleted"):
         run(replace(job, use_step=2))
+
+
+def test_a_step_whose_weights_were_too_large_to_save_is_not_returned(sd15, monkeypatch):
+    monkeypatch.setattr(run_folder, "LARGEST_WEIGHTS_PER_STEP", 1000)
+    job = make_job(sd15, "large", parts=(EmbeddingPart(), UNetPart(lr=1e-3)), save_every=2)
+    report = run(job).report
+    assert [len(saved["files"]) for saved in report["saved"]] == [1, 2], "the embedding; and with it the U-Net"
+    assert [saved["left_out"] for saved in report["saved"]] == [True, False]
+    with pytest.raises(ValueError, match="use_step is 2 but the trained weights were saved only at the last step.*set "
+                                         "use_step to 0, or train anew with steps set to 2"):
+        run(replace(job, use_step=2))
+    assert run(replace(job, use_step=4)).weights
+    assert not run(make_job(sd15, "small", save_every=2)).report["saved"][0]["left_out"]
 
 
 def test_stop_keeps_the_work_and_continues(sd15, after_step, steps_taken):

@@ -11,7 +11,7 @@ export class RunHistory {
   records = [];
   /** Preview pictures in order: {step, image: {filename, subfolder, type}, version}. */
   previews = [];
-  /** Saved files in order: {step, embeddings: ["embedding:…"], files}. */
+  /** Saved files in order: {step, embeddings: ["embedding:…"], files, isWhole: nothing was too large to be saved}. */
   saved = [];
   /** "idle", "preparing" (the node runs, no step yet) or "training". */
   phase = "idle";
@@ -30,6 +30,11 @@ export class RunHistory {
 
   get isRunning() {
     return this.phase !== "idle";
+  }
+
+  /** Whether the node can be set to return this step: all that was trained is in its files. */
+  canReturn(step) {
+    return step > 0 && this.saved.some((entry) => entry.step === step && entry.isWhole);
   }
 
   /** Add one message of the server. Unknown kinds are left alone. */
@@ -115,8 +120,8 @@ export class RunHistory {
 
 const bySteps = (left, right) => left.step - right.step;
 
-const savedEntry = ({ step, embeddings, files, part_files }) => ({
-  step, embeddings: embeddings ?? [], files: [...(files ?? []), ...(part_files ?? [])] });
+const savedEntry = ({ step, embeddings, files, part_files, left_out }) => ({
+  step, embeddings: embeddings ?? [], files: [...(files ?? []), ...(part_files ?? [])], isWhole: !left_out });
 
 /** Keeps the list in order, with one entry per step: the newer one. */
 function insertByStep(entries, entry) {

@@ -202,8 +202,7 @@ export class TrainingPanel {
   }
 
   #pick(step) {
-    const isSaved = this.history.saved.some((entry) => entry.step === step);
-    if (isSaved && step > 0) this.setUseStep(step);
+    if (this.history.canReturn(step)) this.setUseStep(step);
     viewer ??= new PreviewViewer();
     viewer.open(this, step);
   }

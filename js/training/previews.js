@@ -105,7 +105,7 @@ export class PreviewViewer {
     const noFile = () => element("p", {}, noFileSentence(this.#step, history.saved));
     this.#files.replaceChildren(...(saved ? savedRows(saved) : [noFile()]));
     const isUsed = this.#run.useStep() === this.#step;
-    this.#useRow.hidden = !saved || this.#step === 0;
+    this.#useRow.hidden = !history.canReturn(this.#step);
     setText(this.#use, isUsed ? `From the next Run on, the node returns step ${this.#step}.` : "");
     setText(this.#useButton, isUsed ? "Return the last step instead" : "Let the node return this step");
   }
@@ -131,7 +131,7 @@ export class PreviewViewer {
   }
 }
 
-function savedRows({ embeddings, files }) {
+function savedRows({ embeddings, files, isWhole }) {
   const prompts = embeddings.map((text) => {
     const field = element("input", {
       type: "text", readonly: "", value: text, "aria-label": "Text for the prompt", size: text.length });
@@ -139,7 +139,9 @@ function savedRows({ embeddings, files }) {
     copy.onclick = () => copyText(field, copy);
     return element("div", { class: "pz-embedding" }, element("span", {}, "In a prompt, write"), field, copy);
   });
-  return [...prompts, ...files.map((file) => element("p", { class: "pz-file" }, file))];
+  const paths = files.map((file) => element("p", { class: "pz-file" }, file));
+  const atEndOnly = "The trained weights are saved only at the last step, so the node cannot return this one.";
+  return [...prompts, ...paths, ...(isWhole ? [] : [element("p", {}, atEndOnly)])];
 }
 
 function noFileSentence(step, saved) {

@@ -217,6 +217,9 @@ def _saved_outcome(job: Job, folder: RunFolder) -> Outcome:
     if step not in saved:
         raise ValueError(f"use_step is {step} but this run has saved steps {', '.join(map(str, saved)) or 'none'}; choose "
                          "one of them, or 0 for the last.")
+    if saved[step].get("left_out"):
+        raise ValueError(f"use_step is {step} but the trained weights were saved only at the last step, as files of more "
+                         f"than 300 MB are; set use_step to 0, or train anew with steps set to {step}.")
     files = [Path(file) for file in saved[step]["files"]]
     more = [Path(file) for file in saved[step].get("part_files", ())]
     deleted = next((file for file in (*files, *more) if not file.exists()), None)

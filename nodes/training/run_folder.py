@@ -95,20 +95,23 @@ class RunFolder:
         parts keep.
 
         Files of more than 300 MB are only written for the last step.
-        Returns {step, embeddings: what to write in a prompt, files: paths, part_files: paths of the artifacts}.
+        Returns {step, embeddings: what to write in a prompt, files: paths, part_files: paths of the artifacts,
+        left_out: whether a file was too large to be written}.
         """
         about = {"run": self.run, "step": str(step)}
         paths = [self._save_embedding(concept, step, about) for concept in concepts]
         embeddings = [prompt_text(path) for path in paths]
-        paths += self._save_tensors(Artifact("loras", "weights", weights), step, last)
+        trained = Artifact("loras", "weights", weights)
+        paths += self._save_tensors(trained, step, last)
         more = [path for artifact in artifacts for path in self._save_tensors(artifact, step, last)]
         return {"step": step, "embeddings": embeddings, "files": list(map(str, paths)),
-                "part_files": list(map(str, more))}
+                "part_files": list(map(str, more)),
+                "left_out": not last and any(map(_is_large, (trained, *artifacts)))}
 
     def _save_tensors(self, artifact: Artifact, step: int, last: bool) -> list[Path]:
         """The path of the file in half precision; none if there is nothing to save or it is too large."""
         tensors = artifact.tensors
-        if not tensors or not (last or sum(t.nbytes for t in tensors.values()) <= LARGEST_WEIGHTS_PER_STEP):
+        if not tensors or not last and _is_large(artifact):
             return []
         folder = Path(folder_paths.get_folder_paths(artifact.kind)[0]) / self.run
         path = folder / f"{artifact.name}-{step:06d}.safetensors"
@@ -139,6 +142,10 @@ def saved_report(run: str) -> dict[str, Any]:
 
 def _folder(run: str) -> Path:
     return Path(folder_paths.get_output_directory()) / "personalize" / safe_name(run, "The run's name")
+
+
+def _is_large(artifact: Artifact) -> bool:
+    return sum(t.nbytes for t in artifact.tensors.values()) > LARGEST_WEIGHTS_PER_STEP
 
 
 def _holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
