@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.monotonic()
     technique = load_technique(options.technique, options.quick)
     chosen = _methods(technique.methods, options.methods)
-    tasks = _tasks(options)
+    tasks = _tasks(options, technique.prompts)
     harness = Harness(World(options.checkpoint, options.oracle), Store(options.out),
                       lambda line: print(f"[{time.monotonic() - started:6.0f} s] {line}", flush=True))
     whole = _make_in_children(options, len(tasks)) if options.processes > 1 else _make(harness, chosen, tasks, options)
@@ -46,7 +46,7 @@ def _methods(known: Sequence, wanted: Sequence[str] | None) -> list:
     return [method for method in known if not wanted or method.name in wanted]
 
 
-def _tasks(options: argparse.Namespace) -> list:
+def _tasks(options: argparse.Namespace, prompts) -> list:
     """One a seed and subject, all subjects of the first seed first."""
     from miniature.subjects import fresh_subjects, public_subjects
 
@@ -57,7 +57,7 @@ def _tasks(options: argparse.Namespace) -> list:
     if options.subjects > len(subjects):
         sys.exit(f"There are {len(subjects)} public subjects; for {options.subjects} draw others with --hidden SEED.")
     sampling = Sampling(steps=2) if options.quick else Sampling()
-    return [task_for(subject, options.set, options.prompts, seed, sampling)
+    return [task_for(subject, options.set, options.prompts, seed, sampling, prompts)
             for seed in range(options.seeds) for subject in subjects[:options.subjects]]
 
 
@@ -112,7 +112,7 @@ def _report(options: argparse.Namespace, technique, methods: Sequence, tasks: Se
     subjects, wanted = {subject for _, subject, _ in cells}, len(methods) * len(tasks)
     head = (f"{options.technique}, {options.set} references: {len(cells)} of {wanted} cells, {len(subjects)} subjects, "
             f"{len(tasks[0].templates)} prompts; checkpoint {harness.world.weights[:12]}, oracle {harness.world.judge[:12]}")
-    kinds = {task.subject: task.kinds for task in tasks}
+    kinds = {task.subject: dict(enumerate(task.kinds)) for task in tasks}
     report = f"{head}\n{text(options.technique, technique, cells, kinds)}\n"
     folder = options.out / f"{options.technique}-{options.set}"
     write_text(folder / "report.txt", report)

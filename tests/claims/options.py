@@ -7,7 +7,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
 WEIGHTS = TESTS / "miniature" / "weights"
-TECHNIQUES = ("core", "harmonize", "harmonize_choices", "vico", "rates")  # each has a module in techniques/
+TECHNIQUES = ("core", "harmonize", "harmonize_choices", "vico", "vico_two", "rates")  # each has a module in techniques/
 SETS = ("varied", "limited", "accompanied")
 PROMPTS = 24
 

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from miniature.data import draw_all, masks_tensor, pictures_tensor
 from miniature.factors import Identity, Scene
-from miniature.prompts import evaluation_prompts, evaluation_prompts_by_kind
+from miniature.prompts import evaluation_prompts
 from miniature.subjects import Subject
 
 from .world import Sampling, World
@@ -19,7 +20,8 @@ class Task:
     """One subject with its reference pictures, to be drawn in every prompt.
 
     subject: its name. scenes: what the references show. pictures: (R, 3, 128, 128) and masks: (R, 1, 128, 128) in 0..1.
-    templates: prompts with one {} each. seed: of training and of the noise.
+    templates: prompts with one {} each. kinds: what each of them asks for above all, such as "place". seed: of training
+    and of the noise.
     """
 
     subject: str
@@ -28,20 +30,13 @@ class Task:
     pictures: Tensor
     masks: Tensor
     templates: tuple[str, ...]
+    kinds: tuple[str, ...]
     seed: int
     sampling: Sampling
 
     def prompts(self, words: str) -> list[str]:
         """All templates with `words` for the subject."""
         return [template.replace("{}", words) for template in self.templates]
-
-    @property
-    def kinds(self) -> dict[int, str]:
-        """Number of a template -> what it asks for above all: "place", "costume", "object", "style" or
-        "attribute"."""
-        known = {template: kind for kind, templates in evaluation_prompts_by_kind(self.identity.kind).items()
-                 for template in templates}
-        return {number: known[template] for number, template in enumerate(self.templates) if template in known}
 
     def noise(self, world: World, purpose: str = "first") -> Tensor:
         """(N, C, h, w): a row a template, the same for every method that names the same purpose."""
@@ -57,9 +52,19 @@ class Task:
         return values.pop() if len(values) == 1 else None
 
 
-def task_for(subject: Subject, which: str, prompts: int, seed: int, sampling: Sampling) -> Task:
-    """The task of a subject with its reference set `which`, on `prompts` evaluation prompts of all kinds."""
-    drawings, templates = draw_all(subject.sets[which]), evaluation_prompts(subject.identity.kind)
-    spread = [templates[i * len(templates) // prompts] for i in range(min(prompts, len(templates)))]
+Prompts = Callable[[Identity, int], Mapping[str, Sequence[str]]]  # subject, seed -> kind -> templates with one {}
+
+
+def usual_prompts(identity: Identity, seed: int) -> Mapping[str, Sequence[str]]:
+    """place, costume, object, style, attribute."""
+    return evaluation_prompts(identity.kind)
+
+
+def task_for(subject: Subject, which: str, count: int, seed: int, sampling: Sampling,
+             prompts: Prompts = usual_prompts) -> Task:
+    """The task of a subject with its reference set `which`, on `count` prompts of all kinds."""
+    drawings = draw_all(subject.sets[which])
+    known = [(template, kind) for kind, templates in prompts(subject.identity, seed).items() for template in templates]
+    templates, kinds = zip(*(known[i * len(known) // count] for i in range(min(count, len(known)))))
     return Task(subject.name, subject.identity, subject.sets[which], pictures_tensor(drawings), masks_tensor(drawings),
-                tuple(spread), seed, sampling)
+                templates, kinds, seed, sampling)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Mapping, Protocol
 
 from .store import Cell, Drawn
-from .task import Task
+from .task import Prompts, Task, usual_prompts
 from .world import World
 
 
@@ -26,10 +26,12 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Technique:
-    """Methods in the order of the table. against: method -> the one that it is compared with, pictures paired."""
+    """Methods in the order of the table. against: method -> the one that it is compared with, pictures paired.
+    prompts: what is drawn."""
 
     methods: tuple[Method, ...]
     against: Mapping[str, str]
+    prompts: Prompts = usual_prompts
 
 
 def load_technique(name: str, quick: bool) -> Technique:

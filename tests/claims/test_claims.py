@@ -223,12 +223,12 @@ def test_image_blocks_are_drawn_again_from_what_their_cell_keeps(world, task, tm
 
 
 def test_a_second_subject_takes_turns_with_its_own_word_and_pictures(world, task):
-    from claims.techniques.vico import companion_of, starting_at
+    from claims.techniques.vico import starting_at, subject_beside
     from personalize.nodes.training.diffusion import DiffusionLoss
     from personalize.nodes.training.loop import Settings
     from personalize.nodes.vico.nodes_train import TrainingReferences, TrainViCo
 
-    own, other, taught = subject_of(task, starting_at(task, "")), companion_of(task), []
+    own, other, taught = subject_of(task, starting_at(task, "")), subject_beside(task), []
     assert other.concept.placeholder != own.concept.placeholder and len(other.pictures) == 5
     assert not any(torch.equal(one.variants, two.variants) for one in own.pictures for two in other.pictures)
     parts, = TrainViCo.execute(1e-3, 5e-3, "decoder", "Eq. 5").args
@@ -237,7 +237,26 @@ def test_a_second_subject_takes_turns_with_its_own_word_and_pictures(world, task
                         trainer.subjects, trainer.step, 2, 0)["subject"]}), others=[other])
     assert taught == [{0, 1}] * 2 and trained.concept.placeholder == own.concept.placeholder
     blocks, = trained.files
-    assert json.loads(blocks.metadata["words"]) == [own.concept.placeholder, other.concept.placeholder]
+    names = [own.concept.placeholder, other.concept.placeholder]
+    assert json.loads(blocks.metadata["words"]) == names == [concept.placeholder for concept in trained.concepts]
+
+
+def test_two_subjects_are_drawn_each_with_its_word_and_its_reference(world):
+    """Words that learn nothing draw what both class words draw; blocks that learn change it."""
+    from claims.techniques.vico import Learning, companion
+    from claims.techniques.vico_two import TwoLooks, TwoWords, named, side_by_side
+
+    for subject in SUBJECTS:
+        task = task_for(subject, "varied", 2, 0, QUICK, side_by_side)
+        other = companion(subject.identity, 0).identity.kind
+        assert other != subject.identity.kind and task.kinds == ("beside", "beside")
+        assert {said(prompt).second_kind for prompt in task.prompts(SUBJECT)} == {other}
+        assert all(f"{SUBJECT} next to a <other> " in prompt and other not in prompt for prompt in named(task))
+    classes = ClassWord().draw(world, task, None).pictures
+    words, learned = (TwoWords("", Learning(1, 2, 0.0, rate)).draw(world, task, None).pictures for rate in (0.0, 0.1))
+    looks = TwoLooks("", Learning(1, 2, 0.1, 0.0)).draw(world, task, None).pictures
+    assert all(torch.allclose(classes[n], words[n], atol=1e-4) for n in (0, 1))
+    assert not any(torch.allclose(words[n], other[n], atol=1e-3) for n in (0, 1) for other in (learned, looks))
 
 
 def test_pull_of_a_term_is_measured_where_it_pulls():
@@ -272,13 +291,13 @@ def test_unseen_reference_and_fit_of_masks(task):
 def test_the_truth_shows_what_each_prompt_asks_for(subject):
     task = task_for(subject, "varied", 24, 0, QUICK)
     assert len(set(task.templates)) == 24
-    for prompt in task.prompts(SUBJECT):
+    for prompt, kind in zip(task.prompts(SUBJECT), task.kinds, strict=True):
         asked, scene = said(prompt), Truth._scene(task, prompt)
         assert asked.pose in (None, scene.pose) and asked.background in (None, scene.background)
         assert asked.accessory in (None, scene.accessory) and asked.style in (None, scene.style)
         assert (asked.second_kind, asked.relation) == (
             (scene.second.kind, scene.second.relation) if scene.second else (None, None))
-        if task.kinds[task.templates.index(prompt.replace(SUBJECT, "{}"))] == "attribute":
+        if kind == "attribute":
             assert (scene.identity.kind, scene.identity.pattern) == (subject.identity.kind, "plain")
             assert scene.identity.first.name == asked.first
         else:
@@ -289,7 +308,7 @@ def test_looks_are_not_judged_where_the_prompt_changes_them(world):
     task = task_for(SUBJECTS[0], "varied", 24, 0, QUICK)
     verdict = judge(world, task, dict(enumerate(world.reconstruct(task.pictures[:1]).expand(24, -1, -1, -1))))
     measured = {kind: {name for number, values in verdict.items() if task.kinds[number] == kind for name in values}
-                for kind in set(task.kinds.values())}
+                for kind in set(task.kinds)}
     assert measured.pop("attribute") == {"text", "class"}
     assert all({"identity", "colours", "colours_and_pattern"} <= names for names in measured.values())
 
@@ -338,10 +357,10 @@ def test_kinds_of_prompts_have_means_of_their_own():
     means = [np.mean([values[s][n]["text"] for n in kinds[s] if kinds[s][n] == "place"]) for s in values]
     assert found["text_place"].mean == pytest.approx(np.mean(means)) and found["text_place"].interval is not None
     task = task_for(SUBJECTS[0], "varied", 24, 0, QUICK)
-    counted = [list(task.kinds.values()).count(kind) for kind in ("place", "costume", "object", "style", "attribute")]
+    counted = [task.kinds.count(kind) for kind in ("place", "costume", "object", "style", "attribute")]
     assert counted == [6, 6, 4, 4, 4]
     assert all(("wearing" in task.templates[n]) == (kind == "costume") and task.templates[n].startswith("a painting")
-               == (kind == "style") for n, kind in task.kinds.items())
+               == (kind == "style") for n, kind in enumerate(task.kinds))
 
 
 def test_only_pictures_that_both_methods_drew_are_compared():

@@ -12,7 +12,7 @@ from torch import Tensor
 from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.training.dataset import encode_pictures
 from personalize.nodes.training.interfaces import (
-    Artifact, KeepsFiles, LossTerm, Picture, Recipe, Subject, TrainablePart, TrainingRun,
+    Artifact, AttachedPart, KeepsFiles, LossTerm, Picture, Recipe, Subject, TrainablePart, TrainingRun,
 )
 from personalize.nodes.training.loop import Settings, Trainer
 from personalize.nodes.training.recipe import TemplateRecipe
@@ -24,12 +24,18 @@ from .world import World
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training gives: the concept, a LoRA file's tensors, one record a step, and the parts' own files."""
+    """What a training gives: the concepts in the order of the subjects, a LoRA file's tensors, one record a step, and
+    the parts' own files."""
 
-    concept: Concept
+    concepts: tuple[Concept, ...]
     weights: Mapping[str, Tensor]
     history: Sequence[Mapping[str, Any]]
     files: Sequence[Artifact] = ()
+
+    @property
+    def concept(self) -> Concept:
+        """That of the first subject."""
+        return self.concepts[0]
 
     def figures(self) -> dict[str, float]:
         """How hard each further term pulls beside the first one: the mean ratio of their gradients' norms, over the
@@ -58,7 +64,7 @@ def train(world: World, subject: Subject, parts: Sequence[TrainablePart], terms:
     """Runs the pack's own loop to its end; the checkpoint stays as it was.
 
     each_step: called after every step, while the models are ready for gradients. others: subjects that take turns with
-    `subject`; what is learned of their words is left out of the result.
+    `subject`.
     """
     model, clip, vae = world.networks
     subjects = (subject, *others)
@@ -72,15 +78,18 @@ def train(world: World, subject: Subject, parts: Sequence[TrainablePart], terms:
         run = TrainingRun(session.model, session.clip, subjects, session.device, settings.seed)
         attached = [part.attach(run) for part in parts]
         session.load()
-        learned = {name: vectors for part in attached for name, vectors in part.learned_vectors().items()}
-        concept, name = subject.concept, subject.concept.placeholder
+        learned = _learned(attached)
         frozen = {each.concept.placeholder: initial_vectors(each.concept, clip) for each in subjects
                   if each.concept.placeholder not in learned}
         trainer = Trainer(session, subjects, data, attached, terms, recipe, settings, frozen)
         trainer.run(after_step)
-        for part in attached:
-            if name in part.learned_vectors():
-                concept = concept.with_vectors(part.learned_vectors()[name])
+        learned = _learned(attached)
+        concepts = tuple(each.concept.with_vectors(learned[each.concept.placeholder])
+                         if each.concept.placeholder in learned else each.concept for each in subjects)
         weights = {key: tensor.cpu() for part in attached for key, tensor in part.weights().items()}
         files = tuple(file for part in attached if isinstance(part, KeepsFiles) for file in part.files())
-    return Trained(concept, weights, trainer.history, files)
+    return Trained(concepts, weights, trainer.history, files)
+
+
+def _learned(attached: Sequence[AttachedPart]) -> dict[str, Mapping[str, Tensor]]:
+    return {name: vectors for part in attached for name, vectors in part.learned_vectors().items()}

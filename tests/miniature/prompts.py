@@ -32,13 +32,9 @@ def regularization_prompts(kind: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def evaluation_prompts(kind: str) -> tuple[str, ...]:
-    """Twenty-four templates that join two factors each, for a class of the world."""
-    return tuple(template for templates in evaluation_prompts_by_kind(kind).values() for template in templates)
-
-
-def evaluation_prompts_by_kind(kind: str) -> dict[str, tuple[str, ...]]:
-    """place, costume, object, style, attribute -> the evaluation prompts that ask for a new one of these above all.
+def evaluation_prompts(kind: str) -> dict[str, tuple[str, ...]]:
+    """place, costume, object, style, attribute -> templates that join two factors each and ask for a new one of these
+    above all, for a class of the world: twenty-four together.
 
     An attribute is a colour that the subject does not have.
     """

@@ -10,6 +10,10 @@ from miniature.prompts import evaluation_prompts, regularization_prompts
 CHECKED = ("pose", "accessory", "background", "relation", "first")
 
 
+def all_of(by_kind: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    return sum(by_kind.values(), ())
+
+
 def stated(prompt: str) -> set[str]:
     words = said(prompt.format("<it>"))
     return {name for name in CHECKED if getattr(words, name) is not None}
@@ -27,7 +31,7 @@ def test_regularization_prompts_name_one_factor(kind):
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_evaluation_prompts_join_two_factors_and_are_kept_apart(kind):
-    prompts = evaluation_prompts(kind)
+    prompts = all_of(evaluation_prompts(kind))
     assert len(set(prompts)) == 24
     assert all(len(stated(prompt)) == 2 for prompt in prompts)
     assert {said(p).background for p in prompts} == {*BACKGROUNDS, None}
@@ -38,5 +42,5 @@ def test_evaluation_prompts_join_two_factors_and_are_kept_apart(kind):
 def test_every_word_has_a_trained_row():
     words = set(every_word().split())
     for kind in CLASSES:
-        for prompt in (*evaluation_prompts(kind), *sum(regularization_prompts(kind).values(), ())):
+        for prompt in all_of(evaluation_prompts(kind)) + all_of(regularization_prompts(kind)):
             assert set(prompt.format(kind).split()) <= words, prompt

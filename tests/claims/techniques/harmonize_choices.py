@@ -7,7 +7,7 @@ from ..technique import Method, Technique
 from .harmonize import Swap, technique as whole_method
 
 CHOICES = {
-    "threshold": (0.1, 0.2, 0.3, 0.4, 0.5), "layers": ("decoder", "fine decoder", "encoder"), "where": ("everywhere",),
+    "threshold": (0.3, 0.5), "layers": ("decoder", "fine decoder", "encoder"), "where": ("everywhere",),
     "start": (0.0, 0.4), "mask_layers": ("all layers",), "mask_steps": ("newest step",), "halves": ("conditional",),
     "noise": ("own",), "guidance": ("unguided",), "subject": ("class word",),
 }

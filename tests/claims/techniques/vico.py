@@ -14,15 +14,15 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from miniature.data import draw_all, masks_tensor, pictures_tensor
-from miniature.factors import BACKGROUNDS, POSES, Scene
-from miniature.subjects import fresh_subjects
+from miniature.factors import BACKGROUNDS, POSES, Identity, Scene
+from miniature.subjects import Subject as NovelSubject, fresh_subjects
 from personalize.nodes.files import write_safetensors
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
@@ -47,6 +47,7 @@ EQUATION_5, RELEASED, NO_MASK = MASKS
 END = TARGETS[0]
 GENERAL_WORD = "object"
 BLOCKS = "blocks."
+OTHER = "<other>"
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class ViCo:
         seen = replace(task, pictures=task.pictures[:self.pictures])
         trained = train(world, subject_of(seen, starting_at(task, self.word)), parts, terms,
                         numbers.settings(task.seed), TrainingReferences.execute().args[0],
-                        others=[companion_of(task)] if self.companion else [])
+                        others=[subject_beside(task)] if self.companion else [])
         blocks, = trained.files
         learned = {**trained.concept.vectors, **{BLOCKS + name: tensor for name, tensor in blocks.tensors.items()}}
         seconds = time.monotonic() - started
@@ -152,11 +153,20 @@ def starting_at(task: Task, word: str) -> Concept:
     return replace(concept_of(task), init_words=word or task.identity.kind)
 
 
-def companion_of(task: Task) -> Subject:
-    """Another subject with pictures of its own, that goes by another word."""
-    novel, = fresh_subjects(1, task.seed)
-    other = task_for(novel, "varied", 1, task.seed, task.sampling)
-    return subject_of(other, replace(concept_of(other), placeholder="<other>"))
+def companion_of(task: Task) -> Task:
+    """Another subject, of another class, with pictures of its own."""
+    return task_for(companion(task.identity, task.seed), "varied", 1, task.seed, task.sampling)
+
+
+def companion(identity: Identity, seed: int) -> NovelSubject:
+    """The same for all subjects of a seed, except those of its class."""
+    return next(novel for novel in fresh_subjects(8, seed) if novel.identity.kind != identity.kind)
+
+
+def subject_beside(task: Task) -> Subject:
+    """The companion as it is before anything is learned, under a word of its own."""
+    other = companion_of(task)
+    return subject_of(other, replace(concept_of(other), placeholder=OTHER))
 
 
 def unseen_scene(task: Task) -> Scene:
@@ -185,20 +195,31 @@ def vico_of(world: World, tensors: Mapping[str, Tensor], variant: str, size: int
 def drawn_looking(world: World, task: Task, learned: Mapping[str, Tensor], variant: str, look: Look
                   ) -> tuple[dict[int, Tensor], dict[str, float]]:
     """Pictures by number, and how well the object mask fits. variant: that of the training."""
-    model, clip, vae = world.networks
     concept = concept_of(task).with_vectors({name: t for name, t in learned.items() if not name.startswith(BLOCKS)})
     blocks = {name.removeprefix(BLOCKS): t for name, t in learned.items() if name.startswith(BLOCKS)}
     shown, truth = references(task, look.pictures)
-    patched, record = ApplyViCo.execute(
-        model, vico_of(world, blocks, variant, shown.shape[-1]), vae, shown.movedim(1, -1), SUBJECT, 1.0, 0.0, 1.0,
-        look.object_mask, look.halves, look.reuse_steps, 0, FITS[0]).args
-    encoded = [PersonalizeEncodeWithSpans.execute(clip, prompt, "", (concept,)).args[0]
-               for prompt in task.prompts(SUBJECT)]
+    patched, record = looking(world, vico_of(world, blocks, variant, shown.shape[-1]), shown, look)
+    pictures = drawn_by(world, task, task.prompts(SUBJECT), (concept,), patched)
+    return pictures, mask_figures(record.current.masks, truth)
+
+
+def looking(world: World, vico: ViCoFile, shown: Tensor, look: Look, **second):
+    """MODEL that looks at pictures (k, 3, 128, 128), and its record. second: further inputs of Apply ViCo."""
+    return ApplyViCo.execute(
+        world.networks.model, vico, world.networks.vae, shown.movedim(1, -1), SUBJECT, 1.0, 0.0, 1.0, look.object_mask,
+        look.halves, look.reuse_steps, 0, FITS[0], **second).args
+
+
+def drawn_by(world: World, task: Task, prompts: Sequence[str], concepts: tuple[Concept, ...], model
+             ) -> dict[int, Tensor]:
+    """Number of the prompt -> picture, from the task's noise."""
+    encoded = [PersonalizeEncodeWithSpans.execute(world.networks.clip, prompt, "", concepts).args[0]
+               for prompt in prompts]
     noise, pictures = task.noise(world), {}
     for rows in alike(encoded):
-        drawn = world.draw(joined([encoded[row] for row in rows]), noise[rows], task.sampling, patched)
+        drawn = world.draw(joined([encoded[row] for row in rows]), noise[rows], task.sampling, model)
         pictures |= dict(zip(rows, drawn, strict=True))
-    return dict(sorted(pictures.items())), mask_figures(record.current.masks, truth)
+    return dict(sorted(pictures.items()))
 
 
 def mask_figures(masks: Mapping[int, Tensor], truth: Tensor) -> dict[str, float]:
