@@ -289,7 +289,7 @@ FAILURES = {
     "word that the prompt does not hold": (
         changed("5", words="cat"), "found no 'cat' in the positive conditioning.*connect clip and prompt"),
     "word that the given prompt does not hold": (
-        changed("5", words="cat", clip=["1", 1], prompt=PROMPT), "word 'cat' is not in the prompt"),
+        changed("5", words="cat", clip=["1", 1], prompt=PROMPT), "word 'cat' of words is not in the prompt"),
     "clip without prompt": (changed("5", clip=["1", 1]), "clip is given without prompt"),
     "prompt without clip": (changed("5", prompt="a dog"), "prompt is given without clip"),
     "no words": (changed("5", words="", clip=["1", 1], prompt="a dog"), "words is empty"),

@@ -43,6 +43,14 @@ def test_positions_of_a_prompt_hold_for_conditionings_of_its_length(sd15):
         "dog": find_words(PromptTokenizer(sd15.clip, {}), PROMPTS[3], "dog")}
 
 
+def test_what_is_wrong_with_words_is_said_of_the_input_they_come_from(sd15):
+    for source in ("words", "subject"):
+        with pytest.raises(ValueError, match=f"^{source} is empty and the prompt 'a cat' holds no placeholder"):
+            words_of([], sd15.clip, "a cat", source)
+        with pytest.raises(ValueError, match=f"^The word 'dog' of {source} is not in the prompt 'a cat'"):
+            words_of(["dog"], sd15.clip, "a cat", source)
+
+
 def test_words_are_parted_by_commas_and_lines():
     assert parse_words("dog, red hat\n<my-dog>,\n\n dog ,") == ("dog", "red hat", "<my-dog>")
     assert parse_words(" \n,") == ()

@@ -458,6 +458,8 @@ def test_bad_input_is_one_sentence(world):
     foreign = [[world.positive[0][0], {}]]
     with pytest.raises(ValueError, match="does not say where words are"):
         world.sample(world.swap(subject="")[0], foreign)
+    with pytest.raises(ValueError, match="^subject is empty and the prompt 'a dog' holds no placeholder"):
+        world.swap(subject="", clip=world.clip, prompt="a dog")
     found = world.sample(world.swap(clip=world.clip, prompt=PROMPT)[0], foreign, steps=2)
     assert torch.equal(found, world.sample(world.swap()[0], steps=2))
     with pytest.raises(ValueError, match="is empty: either no sampler uses its MODEL"):

@@ -34,7 +34,8 @@ def chosen_layers(model, choice: str, numbers: str) -> tuple[AttentionLayer, ...
     chosen = tuple(layer for layer in layers if choice == ALL or layer.stride == STRIDES[choice])
     if not chosen:
         strides = ", ".join(str(stride) for stride in sorted({layer.stride for layer in layers}))
-        raise ValueError(f"The model has no attention layers of {choice}; its strides are {strides}.")
+        raise ValueError(f"layers is '{choice}' but the model's cross-attention has only strides {strides}; choose one "
+                         f"of these or '{ALL}'.")
     return chosen
 
 
@@ -49,5 +50,5 @@ def _numbered(layers: Sequence[AttentionLayer], numbers: str) -> tuple[Attention
         raise ValueError("layers is 'by number' but layer_numbers names none; write numbers such as 3, 10-15.")
     if max(wanted) >= len(layers):
         raise ValueError(f"layer_numbers asks for layer {max(wanted)}, but the model has layers 0 to "
-                         f"{len(layers) - 1}.")
+                         f"{len(layers) - 1}; write numbers among these.")
     return tuple(layer for layer in layers if layer.order in wanted)

@@ -87,7 +87,7 @@ class ShowMasks(io.ComfyNode):
         return io.Schema(
             node_id="PersonalizeShowMasks", display_name="Show Masks", category=CATEGORY, is_output_node=True,
             description="Shows the masks that a node found by itself while the sampler ran, step by step: where "
-                        "Self-Attention Swap acted.",
+                        "Self-Attention Swap acted, or what Apply ViCo saw of its reference.",
             search_aliases=["attention mask", "subject mask", "swap mask"],
             inputs=[
                 *record_inputs(),

@@ -94,9 +94,9 @@ class AttentionRecorder:
         missing = [(layer.order, want.beside) for i, want in enumerate(self._wanted) for layer in want.layers
                    if (i, layer) not in self._found]
         if any(beside for _, beside in missing):
-            raise ValueError(f"A loss looks at how the reference picture attends to its prompt in layers "
+            raise ValueError(f"The input loss holds one that looks at a reference picture in layers "
                              f"{', '.join(str(order) for order, _ in missing)}, but no part that is trained reads a "
-                             "reference there; connect Train ViCo, with the same placement as the loss.")
+                             "reference there; connect Train ViCo at trainable, with the same placement as the loss.")
         if missing:
             raise RuntimeError(f"The U-Net did not run its attention layers {[order for order, _ in missing]}; nothing "
                                "was recorded there.")

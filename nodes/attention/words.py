@@ -62,11 +62,11 @@ def parse_words(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word.strip() for word in re.split(r"[,\n]", text) if word.strip()))
 
 
-def words_of(names: Sequence[str], clip=None, prompt: str | None = None) -> Words:
+def words_of(names: Sequence[str], clip=None, prompt: str | None = None, source: str = "words") -> Words:
     """Words to look for; with `clip` and `prompt` also their places in the prompt.
 
-    Without names, the placeholders that the CLIP knows. Raises ValueError naming a word that the prompt does not hold,
-    or if only one of the two is given.
+    Without names, the placeholders that the CLIP knows. source: the node's input that the names come from, for
+    messages. Raises ValueError naming a word that the prompt does not hold, or if only one of the two is given.
     """
     if clip is None and not prompt:
         return Words(tuple(names))
@@ -77,9 +77,11 @@ def words_of(names: Sequence[str], clip=None, prompt: str | None = None) -> Word
     spans = spans_of(tokenizer, prompt, names)
     missing = [name for name in names if name not in spans]
     if missing:
-        raise ValueError(f"The word '{missing[0]}' is not in the prompt '{prompt}'; write it as it stands there.")
+        raise ValueError(f"The word '{missing[0]}' of {source} is not in the prompt '{prompt}'; write it as it stands "
+                         "there.")
     if not spans:
-        raise ValueError(f"words is empty and the prompt '{prompt}' holds no placeholder; write the words to look at.")
+        raise ValueError(f"{source} is empty and the prompt '{prompt}' holds no placeholder; write the words to look "
+                         "at.")
     return Words(tuple(names), spans, tokenizer(prompt).length)
 
 

@@ -101,7 +101,8 @@ class CoReTestTime(io.ComfyNode):
                              tooltip="Noised latents a step looks at. CoRe: 6. Fewer are faster."),
                 io.Int.Input("size", default=512, min=64, max=4096, step=8,
                              tooltip="Width and height in pixels of the noise that is looked at when neither latent "
-                                     "nor subject is connected: 512 for SD1.x, 768 for SD2.x, 1024 for SDXL."),
+                                     "nor subject is connected, as the checkpoint was trained: 512 for SD1.x and SD2 "
+                                     "base, 768 for SD2 with v-prediction, 1024 for SDXL."),
                 io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
                              tooltip="Start of the draws of noise and timesteps."),
                 io.Latent.Input("latent", optional=True,

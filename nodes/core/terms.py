@@ -86,7 +86,7 @@ def _both_prompts(templates: Sequence[str], batch: Batch, text: TextSide, rng: t
     for placeholder, class_words in words:
         if not class_words.strip():
             raise ValueError(f"Concept {placeholder} has no class words, with which CoRe compares; write what the "
-                             "subject is, for example dog.")
+                             "subject is, for example dog, into class_words of Concept or Load Concept.")
     if len(set(words)) == 1:
         words = words[:1]
     filled = {word: text.tokenizer.fill(template, word) for pair in words for word in pair}

@@ -72,7 +72,7 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                                        "which follows from the sampler's seed."),
                 io.Combo.Input("guidance", options=[GUIDED, UNGUIDED], default=GUIDED,
                                tooltip="guided: the branch has the sampler's guidance and needs a negative. unguided: "
-                                       "it follows its positive alone, which takes a quarter less time in all."),
+                                       "it follows its positive alone, which takes about a fifth less time in all."),
                 io.Conditioning.Input("negative", optional=True,
                                       tooltip="Negative of the branch, such as an empty prompt; with guidance only."),
                 io.Mask.Input("mask", optional=True,
@@ -103,8 +103,8 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                 raise ValueError(f"{name} carries hooks, such as a scheduled LoRA, which the branch cannot run; "
                                  "connect it without them.")
         if mask is None and where == SUBJECT:
-            mask = AttentionMask(words_of(parse_words(subject), clip, prompt), threshold, mask_layers == COARSE,
-                                 mask_steps == NEWEST)
+            words = words_of(parse_words(subject), clip, prompt, "subject")
+            mask = AttentionMask(words, threshold, mask_layers == COARSE, mask_steps == NEWEST)
         elif mask is not None:
             mask = mask.reshape(-1, *mask.shape[-2:])
         settings = SwapSettings(layers, start, end, strength, halves, mask)

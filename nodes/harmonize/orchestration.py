@@ -81,7 +81,8 @@ class BasisChoice:
             texts = token_texts(token_rows(self.clip, self.prompt))
             if len(texts) != len(text):
                 raise ValueError(f"prompt has {len(texts)} tokens but the conditioning holds {len(text)} of text; "
-                                 "write the prompt that it was encoded from.")
+                                 "write the prompt that it was encoded from, or leave it empty and set basis to "
+                                 f"'{ALL}'.")
         elif self.which == ALL:
             return None
         else:

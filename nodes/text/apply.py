@@ -43,8 +43,8 @@ def apply_concepts(clip, concepts: Sequence[Concept]):
     vectors = {concept.placeholder: initial_vectors(concept, clip) for concept in concepts}
     for placeholder, by_encoder in vectors.items():
         if any(rows.ndim != 2 for rows in by_encoder.values()):
-            raise ValueError(f"Concept {placeholder} has other vectors for every layer, which a CLIP cannot carry; use "
-                             "the node that applies concepts of this kind.")
+            raise ValueError(f"Concept {placeholder} has other vectors for every layer, which a CLIP cannot carry; "
+                             "connect a concept that Train or Load Concept gives.")
     return clip_with_vectors(clip, vectors)
 
 

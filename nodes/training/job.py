@@ -81,7 +81,8 @@ def run_job(job: Job) -> Outcome:
         except Exception as error:
             if is_out_of_memory(error):
                 error = OutOfMemory("The models, the parts to train and the pictures do not fit into memory together; "
-                                    "train less (an embedding or adapter), or make the pictures smaller.")
+                                    "connect Train Embedding or Train Adapter alone at trainable, or set size of "
+                                    "Subject lower.")
             if isinstance(error, ValueError):
                 live.send("error", message=str(error))
             raise error
@@ -218,8 +219,8 @@ def _saved_outcome(job: Job, folder: RunFolder) -> Outcome:
         raise ValueError(f"use_step is {step} but this run has saved steps {', '.join(map(str, saved)) or 'none'}; choose "
                          "one of them, or 0 for the last.")
     if saved[step].get("left_out"):
-        raise ValueError(f"use_step is {step} but the trained weights were saved only at the last step, as files of more "
-                         f"than 300 MB are; set use_step to 0, or train anew with steps set to {step}.")
+        raise ValueError(f"use_step is {step} but the trained weights were saved only at the last step, as files of "
+                         f"more than 300 MB are; set use_step to 0, or train anew with steps set to {step}.")
     files = [Path(file) for file in saved[step]["files"]]
     more = [Path(file) for file in saved[step].get("part_files", ())]
     deleted = next((file for file in (*files, *more) if not file.exists()), None)

@@ -31,7 +31,8 @@ class Train(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Text encoder of the same checkpoint."),
                 io.Vae.Input("vae", tooltip="VAE of the same checkpoint: encodes the pictures and draws the previews."),
                 SubjectType.Input("subject", tooltip="Pictures and the word they are to be called by."),
-                TrainableType.Input("trainable", tooltip="What may change: Train Embedding, Train Adapter, Train U-Net."),
+                TrainableType.Input("trainable", tooltip="What may change: Train Embedding, Train Adapter, Train U-Net "
+                                                         "or Train ViCo."),
                 LossType.Input("loss", optional=True,
                                tooltip="What training strives for. Not connected: the diffusion loss alone."),
                 RecipeType.Input("recipe", optional=True,
@@ -39,7 +40,8 @@ class Train(io.ComfyNode):
                 io.String.Input("name", default="my-subject", tooltip="Name of the run; its files and folders begin with it."),
                 io.Combo.Input("preset", options=[CUSTOM, *PRESETS],
                                tooltip="A paper's own numbers for steps, batch size, optimiser, weight decay, schedule, "
-                                       "warm-up and clipping; they take the place of what is set below."),
+                                       "warm-up and clipping; they take the place of what is set below. Learning "
+                                       "rates, rescaling and losses are set on their own nodes."),
                 io.Int.Input("steps", default=300, min=1, max=100000,
                              tooltip="Steps of the optimiser in all. CoRe: 300 for the embedding, 1000 for the U-Net."),
                 io.Int.Input("batch_size", default=6, min=1, max=64,
@@ -74,7 +76,8 @@ class Train(io.ComfyNode):
                                tooltip="continue: go on where a stopped run with the same settings ended, or return its "
                                        "result. start over: train again from the beginning."),
                 io.Int.Input("use_step", default=0, min=0, max=100000,
-                             tooltip="Return the files saved at this step, without training. 0: train to the last step."),
+                             tooltip="Return the files saved at this step, without training. 0: train to the last "
+                                     "step. A whole U-Net is saved at the last step only."),
             ],
             outputs=[
                 ConceptType.Output(display_name="concept", tooltip="The subjects with what was learned: for Apply "

@@ -47,7 +47,7 @@ def check_weights(weights: Weights, file: str) -> None:
     if missing:
         shown = ", ".join(list(weights)[:3]) or "no tensor"
         raise ValueError(f"{file} holds no BLIP-Diffusion encoder: found {shown}, expected {missing[0]}; put the "
-                         "whole folder of Salesforce/blipdiffusion into models/blip_diffusion.")
+                         "whole folder of Salesforce/blipdiffusion into models/diffusers/blipdiffusion.")
     for name, shape in _expected_shapes(weights).items():
         found = tuple(weights[name].shape) if name in weights else "nothing"
         if found == "nothing" or len(found) != len(shape) or any(s not in (None, f) for s, f in zip(shape, found)):

@@ -76,8 +76,9 @@ class EncodePictureElite(io.ComfyNode):
                                        "image of the batch and so on. ELITE: one picture."),
                 io.Mask.Input("mask", optional=True,
                               tooltip="The subject, white, in the picture's size; all that is not black counts. As "
-                                      "released. Load Image's mask shows what is transparent: put Invert Mask behind "
-                                      "it. Not connected: what is not transparent, or the whole picture.")],
+                                      "released. A subject painted in the MaskEditor is connected as it is; only "
+                                      "Load Image's mask of a picture with transparency needs Invert Mask. Not "
+                                      "connected: what is not transparent, or the whole picture.")],
             outputs=[VisualTokensType.Output(display_name="visual_tokens",
                                              tooltip="The word for Encode Prompt with Picture, and all for Apply "
                                                      "ELITE.")])
@@ -118,10 +119,11 @@ class ApplyElite(io.ComfyNode):
                                tooltip="Share of ELITE's keys and values for the text, 0 to 1; 0 keeps the model's "
                                        "own. As released: 1."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Part of the sampling, 0 to 1, at which the patches begin to count. As "
-                                       "released: 0."),
+                               tooltip="Where the patches begin to count, as fraction of the noise schedule: 0 at pure "
+                                       "noise. As released: 0."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Part of the sampling, 0 to 1, at which they end. As released: 1.")],
+                               tooltip="Where they end, as fraction of the noise schedule: 1 at the finished picture. "
+                                       "As released: 1.")],
             outputs=[io.Model.Output(display_name="model", tooltip="For a sampler, or for further patches.")])
 
     @classmethod

@@ -112,9 +112,11 @@ class ApplyIPAdapter(io.ComfyNode):
                                tooltip="How much the picture counts beside the text, -1 to 3. As released: 1; 0.5 to "
                                        "0.8 leaves more to the prompt. 0 changes nothing."),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Part of the sampling, 0 to 1, at which it begins to act. As released: 0."),
+                               tooltip="Where it begins to act, as fraction of the noise schedule: 0 at pure noise. As "
+                                       "released: 0."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Part of the sampling, 0 to 1, at which it ends. As released: 1."),
+                               tooltip="Where it ends, as fraction of the noise schedule: 1 at the finished picture. "
+                                       "As released: 1."),
                 VisualTokensType.Input("branch_tokens", optional=True,
                                        tooltip="Other tokens for the visual-only branch of Self-Attention Swap: the "
                                                "original ones when visual_tokens are orthogonalized. Not connected: "
