@@ -26,6 +26,7 @@ from personalize.nodes.vico.prompts import layout_of_prompt
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support import vico_by_hand
 from support.companions import KINDS, composed
+from support.inprocess import dynamic_vram
 from support.sampling import encoded, noise_for, sample
 from support.vico_by_hand import DualStream
 
@@ -252,6 +253,13 @@ def test_short_of_memory_the_halves_run_one_by_one_and_nothing_changes(scene, ha
     together = scene.sample([dog()], use)
     monkeypatch.setattr(scene.model.model, "memory_required", lambda *args, **kwargs: 1e30)
     close(scene.sample([dog()], use), together)
+
+
+def test_dynamic_vram_changes_no_picture(scene):
+    expected = scene.sample([dog()])
+    with dynamic_vram():
+        found = Scene((scene.model, scene.clip, None)).sample([dog()])
+    assert torch.equal(found, expected)
 
 
 def test_long_prompts_areas_and_a_batch_of_prompts(scene):

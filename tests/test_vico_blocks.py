@@ -1,6 +1,7 @@
 """ViCo's formulas, its image blocks and their files."""
 from __future__ import annotations
 
+import comfy.ops
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,6 +11,7 @@ from personalize.nodes.vico import maths
 from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers, parameter_shapes
 from personalize.nodes.vico.files import metadata_of, read_vico
 from support import vico_by_hand
+from support.inprocess import dynamic_vram
 from tiny.vico import TINY_SD15, official_tensors
 
 
@@ -123,6 +125,30 @@ def test_image_block_equals_plain_operations(sd15, variant):
     torch.testing.assert_close(blocks[layers[0]](x, reference, mask, variant), expected, atol=1e-5, rtol=1e-5)
     swapped = blocks[layers[0]](x, reference.flip(0), mask.flip(0), variant, torch.tensor([1, 0]))
     torch.testing.assert_close(swapped, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dynamic_vram_leaves_no_block_without_weights(tmp_path, sd15):
+    """Drawn, saved, loaded and run; ComfyUI's own layers are without weights until a state dict is loaded."""
+    layers = chosen_layers(attention_layers(sd15.model), "decoder")
+    x, reference = random(2, 9, 32), random(2, 14, 32, seed=1)
+
+    def made(name: str):
+        blocks = ImageBlocks(sd15.model, layers)
+        blocks.draw(torch.Generator().manual_seed(1))
+        tensors = {key: p.detach().clone() for key, p in blocks.named_tensors()}
+        save_file(tensors, tmp_path / name, metadata_of("paper", (), 64, sd15.model))
+        loaded = read_vico(tmp_path / name).blocks_for(sd15.model, torch.float32)
+        restored = ImageBlocks(sd15.model, layers)
+        restored.load_state_dict(blocks.state_dict())
+        return tensors, *(each[layers[-1]](x, reference, None, "paper") for each in (blocks, loaded, restored))
+
+    tensors, *expected = made("plain.safetensors")
+    with dynamic_vram():
+        assert comfy.ops.manual_cast.Linear(2, 2).weight is None
+        assert sum(map(len, (parameter_shapes(width) for width in (1280, 640, 640, 320)))) == 80
+        found, *results = made("dynamic.safetensors")
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert len(tensors) == 80 and all(map(torch.equal, results, expected))
 
 
 # ------------------------------------------------------------------------------------------------ files

@@ -5,8 +5,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import comfy.sd
+import folder_paths
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_interfaces import CORE, gradients, in_place_of_a_step
 from test_training_job import make_job, run
 from test_training_loop import subject, train
@@ -32,6 +35,7 @@ from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.vico.prompts import layout_of_prompt
 from personalize.nodes.vico.terms import ReferenceAttentionLoss
 from support import vico_by_hand
+from support.inprocess import dynamic_vram
 from support.sampling import encoded, sample
 from support.vico_by_hand import DualStream
 
@@ -149,6 +153,20 @@ def test_resume_is_exact_and_beside_oft_all_parts_learn(sd15):
     assert all(torch.equal(resumed[name], value) for name, value in end.items())
     for part in range(3):
         assert any(not torch.equal(end[name], state[name]) for name in end if name.startswith(f"part.{part}."))
+
+
+def test_dynamic_vram_changes_no_training(sd15, tiny_checkpoints):
+    """Image blocks, embedding and LoRA together, with a checkpoint that was itself loaded so."""
+    how = method(parts=(*method()["parts"], AdapterPart("LoRA", rank=2, alpha=2.0, lr=1e-3)))
+    plain, _, end = train(sd15, Settings(steps=2, batch_size=2), **how)
+    with dynamic_vram():
+        weights = load_file(folder_paths.get_full_path("checkpoints", tiny_checkpoints["sd15"]))
+        with torch.inference_mode():
+            loaded = comfy.sd.load_state_dict_guess_config(weights)[:3]
+        dynamic, _, found = train(loaded, Settings(steps=2, batch_size=2), **how)
+    assert [r["loss"] for r in dynamic.history] == [r["loss"] for r in plain.history]
+    assert found.keys() == end.keys() and all(torch.equal(found[name], end[name]) for name in end)
+    assert sum("image_cross_attention" in name for name in end) >= 80
 
 
 def test_training_learns(sd15, monkeypatch):

@@ -152,10 +152,12 @@ def _clip_clone(clip):
 def _compute_dtype(model, precision: str) -> torch.dtype | None:
     if precision != "auto":
         return PRECISIONS[precision]
+    inference = model.model.get_dtype_inference()
     # fp16 gradients of a few text vectors underflow; bf16 keeps fp32's range
-    if model.model.get_dtype_inference() == torch.float16:
+    if inference == torch.float16:
         return torch.bfloat16 if mm.should_use_bf16(model.load_device) else torch.float32
-    return None
+    # with dynamic VRAM weights keep their file's type, and a static clone casts them only when told to
+    return inference if any(weight.dtype != inference for weight in unet_of(model).parameters()) else None
 
 
 def _make_ordinary(module: nn.Module) -> None:

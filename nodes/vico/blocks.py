@@ -34,12 +34,23 @@ def chosen_layers(layers: Sequence[AttentionLayer], placement: Placement) -> tup
                  if layer.block[0] in sides and i % _EVERY_OTHER == 0)
 
 
+class _Operations(comfy.ops.manual_cast):
+    """ComfyUI's layers. With dynamic VRAM its own Linear has no weights until a state dict is loaded (on Windows in any
+    subclass too); this one has them from the start, as blocks are drawn and filled in place."""
+
+    class Linear(comfy.ops.manual_cast.Linear):
+        def __init__(self, *args, **kwargs):
+            nn.Linear.__init__(self, *args, **kwargs)
+
+        _load_from_state_dict = nn.Linear._load_from_state_dict
+
+
 class ImageBlock(BasicTransformerBlock):
     """Self-attention, attention to the reference, feed-forward, each after a norm and added to what came in."""
 
     def __init__(self, width: int, heads: int, dtype: torch.dtype | None = None, device=None):
         super().__init__(width, heads, width // heads, context_dim=width, dtype=dtype, device=device,
-                         operations=comfy.ops.manual_cast)
+                         operations=_Operations)
 
     def forward(self, x: Tensor, reference: Tensor, mask: Tensor | None, variant: Variant,
                 rows: Tensor | None = None) -> Tensor:

@@ -1,10 +1,12 @@
 """ComfyUI inside the test process, on the CPU, with a base directory of its own."""
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 
 from .paths import CACHE, comfyui
@@ -68,6 +70,18 @@ def load_half(name: str, dtype: torch.dtype):
                                                   output_vae=False, model_options={"dtype": dtype})[0]
     model.model.manual_cast_dtype = None
     return model
+
+
+@contextlib.contextmanager
+def dynamic_vram():
+    """ComfyUI's layers as it builds them with dynamic VRAM, its default on NVIDIA; older releases: on Windows only."""
+    import comfy.memory_management
+    import comfy.model_management
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comfy.memory_management, "aimdo_enabled", True)
+        patch.setattr(comfy.model_management, "WINDOWS", True)
+        yield
 
 
 class PristineCheckpoint:
