@@ -21,7 +21,7 @@ def record_inputs() -> list:
                                            "model draws."),
         io.Image.Input("image", optional=True,
                        tooltip="The pictures that were sampled, decoded. They also make this node wait for the "
-                               "sampler: connect image or latent."),
+                               "sampler: connect image or latent. For Apply ViCo: its reference, and latent too."),
         io.Latent.Input("latent", optional=True,
                         tooltip="What the sampler gave. It makes this node wait for the sampler, and finds the right "
                                 "run if several samplers use the same MODEL.")]

@@ -25,8 +25,8 @@ TRAIN = {"micro_batch": 0, "optimizer": "AdamW", "weight_decay": 0.01, "schedule
          "preview_prompt": "a photo of {}", "resume": "continue", "use_step": 0}
 TRAIN_1 = {**TRAIN, "name": "example-toy", "preset": STAGE_1, "steps": 300, "batch_size": 6, "save_every": 50,
            "preview_every": 50}
-TRAIN_2 = {**TRAIN, "name": "example-toy-unet", "preset": STAGE_2, "steps": 1000, "batch_size": 4, "save_every": 200,
-           "preview_every": 200}
+TRAIN_2 = {**TRAIN, "name": "example-toy-unet", "preset": STAGE_2, "steps": 1000, "batch_size": 4, "micro_batch": 1,
+           "save_every": 200, "preview_every": 200}
 SAMPLER = {"seed": 1, "steps": 25, "cfg": 7.5, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0}
 LATENT = {"width": 512, "height": 512, "batch_size": 1}
 HEAT = {"scale": "each map", "colours": "viridis", "strength": 0.6, "longest_side": 512}
@@ -60,8 +60,7 @@ def draw_and_keep(first: int, x: int, train: str, prefix: str) -> tuple[Node, ..
             **SAMPLER}, size=(400, 290)),
         Node(decode, "VAEDecode", (x, 1120), {"samples": (sampler, 0), "vae": ("1", 2)}, size=(400, 80)),
         Node(save, "SaveImage", (x + 460, 80), {"images": (decode, 0), "filename_prefix": prefix}, size=(460, 540)),
-        Node(keep, "PersonalizeSaveConcept", (x + 460, 680), {"concept": (train, 0), "name": "example-toy"},
-             size=(460, 200)))
+        Node(keep, "PersonalizeSaveConcept", (x + 460, 680), {"concept": (train, 0), "name": ""}, size=(460, 200)))
 
 
 TRAIN_EMBEDDING_NOTE = """\
@@ -70,15 +69,16 @@ TRAIN_EMBEDDING_NOTE = """\
 Without the checkpoint ComfyUI offers to download it (2 GB).
 
 **Your own subject**
-1. *Subject*: drop 4 or 5 pictures on the node.
-2. *Concept*: choose a word for it, and say what it is: dog, teddy bear, backpack.
+1. *Concept*: choose a word for it, and say what it is: dog, teddy bear, backpack.
+2. *Subject*: drop 4 or 5 pictures on the node.
 3. *Prompt Set*: animate for people and animals.
 4. Put your word into the prompt.
 
 **Memory.** 8 GB: set *micro_batch* to 2. 6 GB: 1, and *gradient_checkpointing* on.
 
-**After that**: click the preview you like best, and *Train* returns that step. The saved embedding works in any \
-prompt, also without this pack: **embedding:example-toy**.
+**After that**: click the preview you like best and press Run again: *Train* returns that step. *Save Concept* shows \
+what to write in any prompt, also without this pack: **embedding:example-toy**, of your word `<my-dog>` \
+**embedding:my-dog**; saved again it becomes *-2*, *-3*.
 """
 
 TRAIN_EMBEDDING = Graph("train_embedding_core", nodes=(
@@ -92,17 +92,19 @@ TRAIN_EMBEDDING = Graph("train_embedding_core", nodes=(
     Group("2 · What to learn", (480, 0, 440, 1280)),
     Group("3 · Train", (940, 0, 620, 1280)),
     Group("4 · Draw it, keep it", (1580, 0, 960, 1280)),
-), notes=(Note(TRAIN_EMBEDDING_NOTE, at=(-410, 40), size=(400, 330)),), pictured=(0, -20, 1580, 1320))
+), notes=(Note(TRAIN_EMBEDDING_NOTE, at=(-410, 40), size=(400, 420)),), pictured=(0, -20, 1580, 1320))
 
 TWO_STAGE_NOTE = """\
 **The two stages of the CoRe paper.** Stage 1 finds the word: an embedding, trained with CoRe. Stage 2 fits the \
 picture: the whole U-Net, with that word held fixed.
 
-The result is two files: the embedding, and a LoRA-format file with the changes of the U-Net (1.7 GB for SD1.5). Use \
-them together, with *Load LoRA* at strength 1.
+The result is two files: the embedding, and a LoRA-format file with the changes of the U-Net (1.7 GB for SD1.5), which \
+*Train* writes into models/loras. Use them together, with *Load LoRA* at strength 1.
 
-**Memory.** Stage 2 needs about 16 GB for SD1.5. With less, put *Train Adapter* in the place of *Train U-Net*, \
-preset *custom*, 500 steps: a small LoRA.
+**Memory.** Stage 2 needs about 20 GB for SD1.5, with *micro_batch* 1 as set here, and 12 GB of disk. With less, put \
+*Train Adapter* in the place of *Train U-Net*, preset *custom*, 500 steps: a small LoRA.
+
+**Previews of stage 2** can be looked at, but only its last step is saved. For an earlier one set *steps* to it.
 
 Try *train_embedding_core* first: it is stage 1 alone, and often enough.
 """
@@ -118,14 +120,12 @@ TWO_STAGE = Graph("core_two_stage", nodes=(
         **CHECKPOINT_WIRES, "subject": ("9", 0), "trainable": ("10", 0), **TRAIN_2},
         title="Train: stage 2", size=(560, 1120)),
     *draw_and_keep(12, 2700, train="11", prefix="personalize/example-toy-unet"),
-    Node("20", "SaveLoRA", (3160, 940), {"lora": ("11", 2), "prefix": "loras/example-toy", "steps": 1000},
-         size=(460, 120)),
 ), groups=(
     Group("1 · Your subject", (20, 0, 440, 1280)),
     Group("2 · Stage 1: the word", (480, 0, 1060, 1280)),
     Group("3 · Stage 2: the U-Net", (1580, 0, 1060, 1280)),
     Group("4 · Draw it, keep it", (2680, 0, 960, 1280)),
-), notes=(Note(TWO_STAGE_NOTE, at=(-410, 40), size=(400, 330)),), pictured=(460, -20, 2200, 1320))
+), notes=(Note(TWO_STAGE_NOTE, at=(-410, 40), size=(400, 460)),), pictured=(460, -20, 2200, 1320))
 
 TEST_TIME_NOTE = """\
 **First run train_embedding_core**: it saves the embedding that *Load Concept* reads here. Any other embedding will do \

@@ -14,7 +14,7 @@ ALL_PICTURES = {**PICTURES, "fit": "squash", "augmentation": "none", "variants":
 TRAIN_VICO = {"learning_rate": 1e-5, "embedding_learning_rate": 0.005, "placement": "decoder", "object_mask": "Eq. 5"}
 REGULARISATION = {"weight": 0.0005, "target": "end of text", "placement": "decoder", "first_step": 1, "last_step": 0}
 PROMPTS = {"prompts": "\n".join(("a photo of a {}", "a picture of the {}", "a close look at a {}", "one {} in a picture",
-                                 "a drawing of a {}")), "captions": True}
+                                 "a view of the {}")), "captions": True}
 RUN = {**TRAIN, "preset": "ViCo", "steps": 400, "batch_size": 4, "save_every": 50, "preview_every": 100}
 APPLY = {"word": "", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "object_mask": "as trained",
          "halves": "both", "reuse_steps": 1, "size": 0, "fit": "squash"}
@@ -70,7 +70,8 @@ TRAIN_NOTE = """\
 **Press Run**: *Train* learns the toy's word together with image blocks that look at a reference picture. The U-Net \
 stays as it is. *Save Image* shows the toy in a new scene, *Masks of the reference* what ViCo looked at.
 
-**Your own subject**: drop 4 to 7 pictures on *Subject*, name it in *Concept*, write its word into the prompt.
+**Your own subject**: name it in *Concept*, drop 4 to 7 pictures on *Subject*, write its word into the prompt. \
+*Training Prompts* must be true of your pictures: for drawings write drawing in the place of photo.
 
 **Steps.** 300 follow the prompt better, 400 keep more of the subject: click a preview on *Train* to use its step.
 
@@ -94,7 +95,7 @@ TRAIN_VICO_GRAPH = Graph("vico_train", nodes=(
     Group("2 · What to learn", (480, 0, 440, 1280)),
     Group("3 · Train", (940, 0, 620, 1280)),
     Group("4 · Draw it with a reference", (1580, 0, 1420, 1280)),
-), notes=(Note(TRAIN_NOTE, at=(-410, 40), size=(400, 400)),), pictured=(480, -20, 2540, 1320))
+), notes=(Note(TRAIN_NOTE, at=(-410, 40), size=(400, 440)),), pictured=(480, -20, 2540, 1320))
 
 
 def apply_graph(name: str, pictures: str, note: str) -> Graph:
@@ -136,7 +137,8 @@ TWO_OBJECTS_NOTE = """\
 each is shown its own reference: the first at *image*, the second at *image_2*; the mask of each comes from its own \
 word.
 
-The second subject has one picture only, ComfyUI's own example: it is its own reference. Drop pictures of yours on both.
+The second subject has one picture only, the drawn girl of ComfyUI: it is its own reference. **Your own**: name both \
+in *Concept*, drop pictures on *First subject*, and choose one in *Load Image* for the second.
 
 Try also *in the style of*: a {toy} in the style of {girl}.
 """.replace("{toy}", f"`{SUBJECT}`").replace("{girl}", f"`{GIRL}`")

@@ -1,10 +1,10 @@
 """The bundled workflows that draw from one reference picture: each encoder's baseline beside its harmonized version."""
 from __future__ import annotations
 
-from support.encoder_files import BLIP_DIFFUSION, IP_ADAPTER, PICTURE, VIT_H, VIT_L
+from support.encoder_files import BLIP_DIFFUSION, IP_ADAPTER, VIT_H, VIT_L
 
 from .graph import Graph, Group, Node, Note
-from .graphs import GREEN, LATENT, LOADER, RED, SAMPLER
+from .graphs import CONCEPT, GREEN, LATENT, LOADER, PICTURES, RED, SAMPLER
 
 ORTHOGONAL = {"strength": 1.0, "basis": "words", "last_tokens": 0, "prompt": ""}
 SWAP = {"start": 0.2, "end": 1.0, "strength": 1.0, "layers": "all", "where": "subject", "threshold": 0.0,
@@ -13,14 +13,25 @@ SWAP = {"start": 0.2, "end": 1.0, "strength": 1.0, "layers": "all", "where": "su
 WHOLE_RUN = {"start": 0.0, "end": 1.0}
 TOP, BOTTOM = 80, 880
 SHOWN = (460, 350)
+ONE_PICTURE = {**PICTURES, "pictures": "toy-1.jpg", "augmentation": "none", "variants": 1}
 
 HARMONIZED = """\
 **Above** is the encoder alone: the reference's pose argues with the prompt. **Below** the same seed, harmonized: \
 *Orthogonalize Visual Embedding* takes out of the picture what the prompt says itself, *Self-Attention Swap* brings \
 the subject's looks back from *Visual only*, a picture that knows no prompt. *Show Masks* shows where it acts.
-
-**For your subject**: write its word into the prompt, and into *subject* of both nodes.
 """
+WORDS = """
+**For your subject**: drop a picture on *Reference picture*; *Concept* only names its folder. Write what it shows into \
+the prompt, and into *subject* of both nodes.
+"""
+
+
+def reference(first: int, y: int, fit: str) -> tuple[Node, ...]:
+    """Concept and Subject with ids from `first` on, from height `y` on: the toy's first picture, 880 pixels high."""
+    concept, subject = str(first), str(first + 1)
+    return (Node(concept, "PersonalizeConcept", (40, y), CONCEPT, size=(400, 180)),
+            Node(subject, "PersonalizeSubject", (40, y + 240), {"concept": (concept, 0), **ONE_PICTURE, "fit": fit},
+                 "Reference picture", (400, 640)))
 
 
 def drawing(first: int, x: int, y: int, name: str, wires: dict[str, tuple[str, int]],
@@ -49,7 +60,7 @@ def what_the_swap_saw(first: int, x: int, y: int, swap: str, sampler: str, vae: 
                  size=SHOWN))
 
 
-IP_ADAPTER_NOTE = HARMONIZED + """
+IP_ADAPTER_NOTE = HARMONIZED + WORDS + """
 **Files**: `ip-adapter-plus_sd15` in models/ipadapter, its CLIP Vision (ViT-H) in models/clip_vision. For SDXL choose \
 an SDXL checkpoint and file, and 1024 × 1024.
 """
@@ -58,9 +69,9 @@ HARMONIZE_IP_ADAPTER = Graph("harmonize_ip_adapter", nodes=(
     Node("1", "CheckpointLoaderSimple", (40, TOP), LOADER, size=(400, 120)),
     Node("2", "PersonalizeLoadIPAdapter", (40, 260), {"file": IP_ADAPTER}, size=(400, 80)),
     Node("3", "CLIPVisionLoader", (40, 400), {"clip_name": VIT_H}, size=(400, 80)),
-    Node("4", "LoadImage", (40, 540), {"image": PICTURE}, title="Reference picture", size=(400, 400)),
-    Node("5", "PersonalizeEncodePictureIPAdapter", (40, 1000), {
-        "ip_adapter": ("2", 0), "clip_vision": ("3", 0), "image": ("4", 0), "fit": "crop", "pictures": "average"},
+    *reference(24, 540, fit="crop"),
+    Node("5", "PersonalizeEncodePictureIPAdapter", (40, 1480), {
+        "ip_adapter": ("2", 0), "clip_vision": ("3", 0), "image": ("25", 1), "fit": "crop", "pictures": "average"},
          size=(400, 170)),
     Node("6", "PersonalizeEncodeWithSpans", (500, TOP), {
         "clip": ("1", 1), "text": "a photo of a toy swimming in a river", "words": ""}, title="Prompt", size=(400, 260),
@@ -89,9 +100,9 @@ HARMONIZE_IP_ADAPTER = Graph("harmonize_ip_adapter", nodes=(
     Group("1 · Model and picture", (20, 0, 440, 1660)),
     Group("2 · IP-Adapter alone", (480, 0, 1880, 740)),
     Group("3 · Harmonized", (480, 800, 2360, 860)),
-), notes=(Note(IP_ADAPTER_NOTE, at=(-410, 40), size=(400, 460)),), pictured=(0, -20, 2860, 1700))
+), notes=(Note(IP_ADAPTER_NOTE, at=(-410, 40), size=(400, 500)),), pictured=(0, -20, 2860, 1700))
 
-BLIP_DIFFUSION_NOTE = HARMONIZED + """
+BLIP_DIFFUSION_NOTE = HARMONIZED + WORDS + """
 **Files**: all of `Salesforce/blipdiffusion` in models/diffusers/blipdiffusion, and `vocab.txt` of \
 `bert-base-uncased` in its folder *qformer*. Its U-Net, text encoder and VAE are its own: *DiffusersLoader* gives them.
 
@@ -103,9 +114,9 @@ HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", nodes=(
     Node("1", "DiffusersLoader", (40, TOP), {"model_path": BLIP_DIFFUSION}, title="BLIP-Diffusion's own model",
          size=(400, 120)),
     Node("2", "PersonalizeLoadBlipDiffusion", (40, 260), {"folder": BLIP_DIFFUSION}, size=(400, 80)),
-    Node("3", "LoadImage", (40, 400), {"image": PICTURE}, title="Reference picture", size=(400, 400)),
-    Node("4", "PersonalizeEncodePictureBlipDiffusion", (40, 860), {
-        "blip_diffusion": ("2", 0), "image": ("3", 0), "subject": "toy", "fit": "squash", "pictures": "average"},
+    *reference(20, 400, fit="squash"),
+    Node("4", "PersonalizeEncodePictureBlipDiffusion", (40, 1340), {
+        "blip_diffusion": ("2", 0), "image": ("21", 1), "subject": "toy", "fit": "squash", "pictures": "average"},
          size=(400, 190)),
     Node("5", "PersonalizeEncodePromptWithPicture", (500, TOP), {
         "clip": ("1", 1), "visual_tokens": ("4", 0), "prompt": "a {} toy swimming in a river", "repeats": 0,
@@ -126,15 +137,19 @@ HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", nodes=(
     Group("1 · Model and picture", (20, 0, 440, 1660)),
     Group("2 · BLIP-Diffusion alone", (480, 0, 1880, 740)),
     Group("3 · Harmonized", (480, 800, 2360, 860)),
-), notes=(Note(BLIP_DIFFUSION_NOTE, at=(-410, 40), size=(400, 520)),), pictured=(0, -20, 2860, 1700))
+), notes=(Note(BLIP_DIFFUSION_NOTE, at=(-410, 40), size=(400, 560)),), pictured=(0, -20, 2860, 1700))
 
 ELITE_NOTE = HARMONIZED + """
 **Files**: `global_mapper.pt` and `local_mapper.pt` in models/elite, CLIP Vision ViT-L/14 in models/clip_vision.
 
-**The subject alone**: *Open in MaskEditor* on the picture, paint the subject, and connect *Load Image*'s mask to \
-*Encode Picture (ELITE)*. Without it the background's details come along.
+**For your subject**: drop a picture on *Reference picture*; *Concept* only names its folder. {} in the prompt is the \
+picture's word: leave it there, and *subject* of both nodes as it is.
 
-{} in the prompt is the picture's word. As released: 100 steps.
+**The subject alone**: connect *masks* of *Reference picture* to *mask* of *Encode Picture (ELITE)* if your picture \
+is cut out (transparent around it). Else take *Load Image* in its place, paint the subject in its *MaskEditor*, and \
+connect picture and mask. Without a mask the background's details come along.
+
+As released: 100 steps.
 """
 ELITE_SAMPLER = {**SAMPLER, "steps": 50, "cfg": 5.0, "sampler_name": "lms", "scheduler": "normal"}
 
@@ -143,9 +158,9 @@ HARMONIZE_ELITE = Graph("harmonize_elite", nodes=(
     Node("2", "PersonalizeLoadElite", (40, 260), {
         "global_mapper": "global_mapper.pt", "local_mapper": "local_mapper.pt"}, size=(400, 110)),
     Node("3", "CLIPVisionLoader", (40, 430), {"clip_name": VIT_L}, size=(400, 80)),
-    Node("4", "LoadImage", (40, 570), {"image": PICTURE}, title="Reference picture", size=(400, 400)),
-    Node("5", "PersonalizeEncodePictureElite", (40, 1030), {
-        "elite": ("2", 0), "clip_vision": ("3", 0), "image": ("4", 0), "pictures": "average"}, size=(400, 150)),
+    *reference(22, 550, fit="squash"),
+    Node("5", "PersonalizeEncodePictureElite", (40, 1490), {
+        "elite": ("2", 0), "clip_vision": ("3", 0), "image": ("23", 1), "pictures": "average"}, size=(400, 150)),
     Node("6", "PersonalizeEncodePromptWithPicture", (500, TOP), {
         "clip": ("1", 1), "visual_tokens": ("5", 0), "prompt": "a photo of a {} swimming in a river", "repeats": 0,
         "visual_prompt": "a photo of a {}"}, title="Prompt", size=(400, 260), color=GREEN),
@@ -170,6 +185,6 @@ HARMONIZE_ELITE = Graph("harmonize_elite", nodes=(
     Group("1 · Model and picture", (20, 0, 440, 1660)),
     Group("2 · ELITE alone", (480, 0, 1880, 740)),
     Group("3 · Harmonized", (480, 800, 2360, 860)),
-), notes=(Note(ELITE_NOTE, at=(-410, 40), size=(400, 560)),), pictured=(0, -20, 2860, 1700))
+), notes=(Note(ELITE_NOTE, at=(-410, 40), size=(400, 680)),), pictured=(0, -20, 2860, 1700))
 
 VISUAL_GRAPHS = (HARMONIZE_IP_ADAPTER, HARMONIZE_BLIP_DIFFUSION, HARMONIZE_ELITE)
