@@ -166,6 +166,21 @@ def test_masks_of_conditionings_weigh_their_maps(sd15):
     assert close(found[..., 9:].flatten(1), of_other[:, 9:].flatten()[None])
 
 
+def test_strengths_of_masks_weigh_where_they_overlap(sd15):
+    """ConditioningSetMask's strength: ComfyUI multiplies the mask by it."""
+    model, clip, _ = sd15
+    one, other = (encoded(clip, text, **span_options({"dog": (where,)}, 77), mask=torch.ones(1, 128, 128),
+                          mask_strength=strength)
+                  for text, where, strength in (("a dog", 2, 0.5), ("a red dog", 3, 2.0)))
+    layers = attention_layers(model)[:1]
+    recorded, record = recording(model, layers=layers)
+    plain, seen = plain_run(model, one + other, encoded(clip, ""), steps=1)
+    assert torch.equal(sample(recorded, one + other, encoded(clip, ""), steps=1), plain)
+    attention = by_hand(seen, layers[0]).unflatten(1, (16, 16))
+    expected = (0.5 * attention[2][..., 2] + 2 * attention[1][..., 3]) / 2.5
+    assert close(record.current.map("dog", layers[0], 0), expected.flatten()[None])
+
+
 def test_words_of_prompts_that_act_in_different_steps(sd15):
     """ConditioningSetTimestepRange: a word is recorded in the steps in which its prompt acts."""
     model, clip, _ = sd15

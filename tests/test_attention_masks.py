@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from skimage.filters import threshold_otsu
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from personalize.nodes.attention.heat import COLOURS, coloured, labelled_grid, overlaid
 from personalize.nodes.attention.layers import attention_layers
@@ -45,6 +47,21 @@ def test_otsu_equals_scikit_image(name):
     threshold, mask = as_scikit_image(MAPS[name])
     assert float(otsu_threshold(MAPS[name].double())) == pytest.approx(threshold, rel=1e-9, abs=1e-12)
     assert torch.equal(otsu(MAPS[name]), mask)
+
+
+def test_otsu_asks_other_devices_for_no_float64():
+    """Apple's and some of Intel's GPUs have none; "meta" stands for any device that is neither CPU nor CUDA."""
+    made = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **kwargs or {})
+            made.extend(each.dtype for each in tree_leaves(result) if isinstance(each, torch.Tensor))
+            return result
+
+    with Seen():
+        otsu(torch.empty(3, 8, 8, device="meta"), torch.ones(3, 8, 8, dtype=torch.bool, device="meta"))
+    assert torch.float32 in made and torch.float64 not in made
 
 
 def test_otsu_of_real_maps_equals_scikit_image(any_checkpoint):

@@ -1,6 +1,8 @@
 """ViCo's nodes in a graph: from a file to a picture and its masks, and what they refuse."""
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from personalize.nodes.vico.files import FORMAT
+from personalize.nodes.vico.nodes_apply import LoadViCo
+from personalize.nodes.visual_prompts.nodes_blip_diffusion import LoadBlipDiffusion
+from personalize.nodes.visual_prompts.nodes_elite import LoadElite
+from personalize.nodes.visual_prompts.nodes_ip_adapter import LoadIPAdapter
 from support.failures import PromptFailed
 from tiny.vico import TINY_SD15, official_tensors
 
@@ -73,6 +79,25 @@ def test_from_a_file_to_a_picture_and_its_masks(session):
     without["9"]["inputs"]["model"] = ["1", 0]
     assert torch.equal(latent(session, off), latent(session, without))
     assert not torch.equal(latent(session, off), values["latent"]["samples"])
+
+
+def test_file_by_a_link_is_read_once(session):
+    """ComfyUI asks for the fingerprint before the link has a value, and gives None."""
+    prompt = graph()
+    prompt["4"]["inputs"]["file"] = ["12", 0]
+    prompt["12"] = {"class_type": "ComfySwitchNode", "inputs": {
+        "switch": True, "on_false": ["13", 0], "on_true": ["13", 0]}}
+    prompt["13"] = {"class_type": "PrimitiveString", "inputs": {"value": "tiny.safetensors"}}
+    first, second = (session(copy.deepcopy(prompt), {"latent": ["9", 0]}) for _ in range(2))
+    assert torch.equal(first.values["latent"]["samples"], latent(session, graph()))
+    assert {"4", "5", "9"} <= set(second.cached)
+
+
+@pytest.mark.parametrize("node, names", [(LoadViCo, ["file"]), (LoadIPAdapter, ["file"]), (LoadBlipDiffusion, ["folder"]),
+                                         (LoadElite, ["global_mapper", "local_mapper"])])
+def test_loaders_have_a_fingerprint_before_links_have_values(node, names):
+    """Text, which equals itself: a raised error would become NaN."""
+    assert isinstance(node.fingerprint_inputs(**dict.fromkeys(names)), str)
 
 
 def test_a_file_says_how_it_is_used(session):

@@ -35,7 +35,8 @@ def otsu_threshold(maps: Tensor, inside: Tensor | None = None) -> Tensor:
     the two classes w₀ · w₁ · (μ₀ − μ₁)² (Otsu 1979), as scikit-image's threshold_otsu. A constant map's threshold is
     its value.
     """
-    wide = torch.float32 if maps.device.type == "mps" else torch.float64
+    # of other devices, such as Apple's and Intel's GPUs, many have no float64
+    wide = torch.float64 if maps.device.type in ("cpu", "cuda") else torch.float32
     values = maps.reshape(-1, maps.shape[-2] * maps.shape[-1]).to(wide)
     counted = torch.ones_like(values, dtype=torch.bool) if inside is None else inside.reshape(values.shape)
     low, high = _range(values, counted)

@@ -44,7 +44,7 @@ class Watched:
 
     names: the words, in the order of groups.positions.
     area: (h, w, y, x) in latent pixels, or None for the whole latent.
-    mask: (1 or images, H, W) share of each latent pixel that it conditions, or None for all.
+    mask: (1 or images, H, W) share of each latent pixel that it conditions, times the mask's strength; None for all.
     strength: its weight beside other conditionings.
     ambiguous: a conditioning that ComfyUI adds to the negative side goes by the same id.
     """
@@ -101,7 +101,8 @@ def watched_conditionings(guider, words: Words) -> dict[UUID, Watched]:
             positions = words.of(options) if "cross_attn" in options else {}
             if positions:
                 groups = TokenGroups(tuple(positions.values()), options["cross_attn"].shape[1])
-                found[uuid] = Watched(tuple(positions), groups, options.get("area"), options.get("mask"),
+                mask = options["mask"] * options.get("mask_strength", 1.0) if "mask" in options else None
+                found[uuid] = Watched(tuple(positions), groups, options.get("area"), mask,
                                       options.get("strength", 1.0), uuid in others)
     return found
 

@@ -44,9 +44,10 @@ def validated(find: Callable[[str], Path], *names: str | None) -> bool | str:
         return str(error)
 
 
-def versions(find: Callable[[str], Path], *names: str) -> str:
-    """What `fingerprint_inputs` answers: text that changes when one of the files does."""
-    return str([version_of(find(name)) if validated(find, name) is True else name for name in names])
+def versions(find: Callable[[str], Path], *names: str | None) -> str:
+    """What `fingerprint_inputs` answers: text that changes when one of the files does. None as for `validated`."""
+    known = [name is not None and validated(find, name) is True for name in names]
+    return str([version_of(find(name)) if there else name for name, there in zip(names, known)])
 
 
 def _register() -> None:
