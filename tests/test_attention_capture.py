@@ -14,6 +14,7 @@ from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import Words, words_of
 from personalize.nodes.text.spans import span_options
 from support.attention_by_hand import naive_attention, projections
+from support.inprocess import load_half
 from support.sampling import encoded, noise_for, sample
 
 PROMPT = "a photo of a dog in a red hat"
@@ -493,3 +494,29 @@ def test_projections_of_the_patch_use_the_patched_weights(sd15):
     found = record.current.map("dog", layer, 0)
     assert close(found, by_hand(seen, layer)[1:, :, 5]) and not close(found, by_hand(unchanged, layer)[1:, :, 5])
     assert transformer_block(model, layer).attn2.to_k.weight is not None
+
+
+def test_maps_are_those_of_the_model_that_runs(sd15):
+    """With scheduled LoRAs and dynamic VRAM ComfyUI's guiders keep the options of the MODEL but run a copy of it."""
+    import comfy.samplers
+
+    model, clip, _ = sd15
+    copied, layer = load_half("sd15.safetensors", torch.float32), attention_layers(model)[0]
+    weight = transformer_block(copied, layer).attn2.to_k.weight
+    with torch.inference_mode():
+        weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    positive, negative = encoded(clip, PROMPT), encoded(clip, "")
+    recorded, record = recording(model, words_of(["dog"], clip, PROMPT), attention_layers(model)[:1])
+    guider = comfy.samplers.CFGGuider(recorded)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(5.0)
+    guider.model_patcher = recorded.clone()
+    guider.model_patcher.model = copied.model
+    latent = torch.zeros(1, 4, 16, 16)
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 1)
+    with torch.inference_mode():
+        guider.sample(noise_for(latent), latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    _, seen = plain_run(copied, positive, negative, steps=1)
+    _, unchanged = plain_run(model, positive, negative, steps=1)
+    found = record.current.map("dog", layer, 0)
+    assert close(found, by_hand(seen, layer)[1:, :, 5]) and not close(found, by_hand(unchanged, layer)[1:, :, 5])

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping
 
 import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock
 from torch import Tensor
 
-from .layers import AttentionLayer, transformer_block
+from .layers import AttentionLayer, Place, place_in
 from .softmax import chosen_keys
 
 Options = Mapping[str, Any]
@@ -31,7 +32,8 @@ class MapCapture:
     Queries and keys are projected once more, so it works beside replaced attention; the keys are those of the context
     as the patches before this one left it. Softmax in float32.
 
-    layers: layers to look at.
+    blocks: given the block's options, the layers to look at with their modules in the U-Net that runs, by place; empty
+        for none.
     wanted: given the block's options, the TokenGroups of each conditioning wanted, by its index in
         options["cond_or_uncond"]; empty to look at nothing.
     found: gets the layer, the index of the conditioning, its maps (rows, n, h, w), float32 on the model's device, and
@@ -40,22 +42,21 @@ class MapCapture:
     Holds no state of a run: `found` decides where maps go.
     """
 
-    def __init__(self, model, layers: Sequence[AttentionLayer], wanted: Callable[[Options], Mapping[int, TokenGroups]],
+    def __init__(self, blocks: Callable[[Options], Mapping[Place, tuple[AttentionLayer, BasicTransformerBlock]]],
+                 wanted: Callable[[Options], Mapping[int, TokenGroups]],
                  found: Callable[[AttentionLayer, int, Tensor, Options], None]):
-        self._modules = {(layer.block, layer.depth): (layer, transformer_block(model, layer).attn2) for layer in layers}
-        self._device = model.load_device
-        self._wanted, self._found = wanted, found
+        self._blocks, self._wanted, self._found = blocks, wanted, found
 
     def __call__(self, n: Tensor, context: Tensor, value: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
         """n: (rows, pixels, channels); context, value: (rows, T, C)."""
-        layer, attention = self._modules.get((tuple(options["block"]), options["block_index"]), (None, None))
-        if layer is not None and options.get("multigpu_thread_device", self._device) == self._device:
+        layer, block = self._blocks(options).get(place_in(options), (None, None))
+        if layer is not None:
             rows = _rows_of_each(n, options)
             for index, groups in (self._wanted(options) if rows else {}).items():
                 if context.shape[1] < groups.length:
                     continue
                 part = slice(index * rows, (index + 1) * rows)
-                query, key = attention.to_q(n[part]), attention.to_k(context[part])
+                query, key = block.attn2.to_q(n[part]), block.attn2.to_k(context[part])
                 maps = _group_maps(query, key, layer.heads, groups)
                 self._found(layer, index, maps.unflatten(-1, tuple(options["activations_shape"][-2:])), options)
         return n, context, value

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator
+from typing import Any, Iterable, Iterator, Mapping
 
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel, Upsample
+
+Place = tuple[tuple[str, int], int]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,11 @@ class AttentionLayer:
     heads: int
     stride: int
 
+    @property
+    def place(self) -> Place:
+        """Where the layer is; see `place_in`."""
+        return self.block, self.depth
+
 
 def attention_layers(model) -> tuple[AttentionLayer, ...]:
     """Cross-attention layers of a ComfyUI MODEL (or of its U-Net) in execution order.
@@ -47,6 +54,21 @@ def attention_layers(model) -> tuple[AttentionLayer, ...]:
 def transformer_block(model, layer: AttentionLayer) -> BasicTransformerBlock:
     """The module behind `layer`."""
     return spatial_transformer(model, layer).transformer_blocks[layer.depth]
+
+
+def place_in(options: Mapping[str, Any]) -> Place:
+    """Place of the transformer block that an attention patch runs in, given the patch's options."""
+    return tuple(options["block"]), options["block_index"]
+
+
+def blocks_by_place(model, layers: Iterable[AttentionLayer]
+                    ) -> dict[Place, tuple[AttentionLayer, BasicTransformerBlock]]:
+    """The modules behind `layers`. Raises ValueError if the U-Net does not have them."""
+    if not set(layers) <= set(attention_layers(model)):
+        raise ValueError("The sampler runs a model whose U-Net is built otherwise than that of the MODEL that was "
+                         "patched; sample with models of one kind.")
+    transformers = {block: transformer for block, _, transformer in _spatial_transformers(unet_of(model))}
+    return {layer.place: (layer, transformers[layer.block].transformer_blocks[layer.depth]) for layer in layers}
 
 
 def spatial_transformer(model, layer: AttentionLayer) -> SpatialTransformer:

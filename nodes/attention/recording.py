@@ -6,12 +6,13 @@ from typing import Callable, Mapping, Sequence
 from uuid import UUID, uuid4
 
 import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 from torch.nn import functional
 
 from .capture import MapCapture, Options, step_of
-from .layers import AttentionLayer
+from .layers import AttentionLayer, Place, blocks_by_place
 from .maps import resized
 from .record import Record
 from .words import Watched, Words, watched_chunks, watched_conditionings
@@ -33,18 +34,20 @@ def recording_model(model, record: Record, layers: Sequence[AttentionLayer], wor
     recording = _Recording(record, words, sigmas, chosen, f"personalize.recording.{uuid4().hex}")
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "personalize.recording", recording.sample)
-    patched.set_model_attn2_patch(MapCapture(model, layers, recording.wanted, recording.found))
+    patched.set_model_attn2_patch(MapCapture(recording.blocks, recording.wanted, recording.found))
     return patched
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One sampling run: what it works on, reached through the run's own options."""
+    """One sampling run: what it works on, reached through the run's own options. blocks: of the U-Net that runs, which
+    need not be that of the MODEL: with scheduled LoRAs ComfyUI may sample with a copy."""
 
     conditionings: Mapping[UUID, Watched]
     images: int
     size: tuple[int, int]
-    blocks: frozenset[tuple[tuple[str, int], int]]
+    blocks: Mapping[Place, tuple[AttentionLayer, BasicTransformerBlock]]
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ class _Recording:
     def sample(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
         """SAMPLER_SAMPLE wrapper."""
         size = tuple(noise.shape[-2:])
-        blocks = frozenset((layer.block, layer.depth) for layer in self.chosen(size))
-        run = _Run(watched_conditionings(guider, self.words), noise.shape[0], size, blocks)
+        blocks = blocks_by_place(guider.inner_model.diffusion_model, self.chosen(size))
+        run = _Run(watched_conditionings(guider, self.words), noise.shape[0], size, blocks,
+                   guider.model_patcher.load_device)
         begun = self.record.begin(run.images, run.size, len(sigmas) - 1)
         begun.present = tuple(dict.fromkeys(name for each in run.conditionings.values() for name in each.names))
         begun.absent = tuple(name for name in self.words.names if name not in begun.present)
@@ -69,12 +73,17 @@ class _Recording:
         self.record.finish(guider.inner_model.process_latent_out(samples.to(torch.float32)))
         return samples
 
+    def blocks(self, options: Options) -> Mapping[Place, tuple[AttentionLayer, BasicTransformerBlock]]:
+        """Layers to look at in this call, with their modules."""
+        run: _Run | None = options.get(self.key)
+        if run is None or options.get("multigpu_thread_device", run.device) != run.device:
+            return {}
+        return run.blocks
+
     def wanted(self, options: Options) -> dict[int, object]:
         """Token groups of the conditionings to look at in this call."""
-        run, (start, end) = options.get(self.key), self.sigmas
-        if run is None or not end <= float(options["sigmas"][0]) <= start or len(options["sigmas"]) != run.images:
-            return {}
-        if (tuple(options["block"]), options["block_index"]) not in run.blocks:
+        run, (start, end) = options[self.key], self.sigmas
+        if not end <= float(options["sigmas"][0]) <= start or len(options["sigmas"]) != run.images:
             return {}
         chunks = watched_chunks(options, run.conditionings)
         shape = tuple(options["original_shape"][-2:])
