@@ -295,6 +295,90 @@ def test_beside_nodes_of_comfyui(world, execute, node, inputs):
     assert before.isfinite().all() and close(before, after) and far(before, plain)
 
 
+def guided(guider, seed=3, steps=3):
+    """What a guider's node, SamplerCustomAdvanced and euler give."""
+    import comfy.sample
+    import comfy.samplers
+
+    latent = torch.zeros(1, 4, 16, 16)
+    sampling = guider.model_patcher.get_model_object("model_sampling")
+    with torch.inference_mode():
+        return guider.sample(comfy.sample.prepare_noise(latent, seed), latent, comfy.samplers.sampler_object("euler"),
+                             comfy.samplers.calculate_sigmas(sampling, "normal", steps), disable_pbar=True, seed=seed)
+
+
+@pytest.mark.parametrize("settings", [{}, {"halves": "conditional"}, {"guidance": "unguided", "halves": "conditional"}],
+                         ids=str)
+def test_dual_guidance_runs_the_negative_first(world, settings):
+    """With the same positive prompt twice it is plain guidance, which is compared with the naive computation."""
+    from comfy_extras.nodes_custom_sampler import DualCFGGuider
+
+    model = world.swap(noise="own", **settings)[0]
+    found = guided(DualCFGGuider.execute(model, world.positive, world.positive, world.negative, 3.0, 5.0,
+                                         "regular").args[0])
+    assert close(found, world.sample(model, steps=3)) and far(found, world.sample(steps=3))
+
+
+def test_a_guider_with_a_second_model(world):
+    """DualModelGuider gives the negative side to another U-Net, in lists of its own."""
+    from comfy_extras.nodes_custom_sampler import DualModelGuider
+
+    other = load_half("sd15.safetensors", torch.float32)
+    other.add_patches({f"diffusion_model.{name}": (torch.randn(weight.shape, generator=generator(5)),)
+                       for name, weight in unet_of(other).state_dict().items()
+                       if name.endswith(("attn1.to_q.weight", "attn1.to_k.weight", "attn1.to_v.weight"))}, 0.1)
+    other = world.strong(other)
+
+    def run(model, positive):
+        return guided(DualModelGuider.execute(model, positive, 5.0, other, world.negative).args[0])
+
+    model, record = world.swap(mask=half_mask(), start=0.0)
+    found, mask = run(model, world.positive), half_mask()[:, None]
+    first, second = unet_of(world.model), unet_of(other)
+    (branch, of_second), of_first = kept_keys_and_values(
+        first, lambda: kept_keys_and_values(second, lambda: run(world.model, world.visual)))
+    layers = range(len(attention_layers(first)))
+    with swapping(first, of_first, 0, layers, 1, mask), swapping(second, of_second, 0, layers, 1, mask):
+        expected = run(world.model, world.positive)
+    assert close(found, expected) and far(found, run(world.model, world.positive))
+    assert close(record.branch_latent, branch)
+
+
+def test_a_second_model_of_another_kind_is_refused(world, sdxl):
+    from comfy_extras.nodes_custom_sampler import DualModelGuider
+
+    with pytest.raises(ValueError, match="built otherwise than that of the MODEL that was patched"):
+        guided(DualModelGuider.execute(world.swap(where="everywhere")[0], world.positive, 5.0, sdxl.model,
+                                       World(sdxl).negative).args[0])
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_easy_cache(world, order):
+    """Before the swap it skips whole steps. After it, it skips the branch alone: there would be nothing to swap."""
+    from comfy_extras.nodes_easycache import EasyCacheNode
+
+    def cached(model, threshold=0.2):
+        return EasyCacheNode.execute(model, threshold, 0.15, 0.95, False).args[0]
+
+    how = {"steps": 8}
+    if order == "after":
+        with pytest.raises(ValueError, match="EasyCache.*put that node before Self-Attention Swap"):
+            world.sample(cached(world.swap(where="everywhere")[0], 3.0), **how)
+        return
+    model, record = world.swap(cached(world.model, 3.0), where="everywhere")
+    calls = []
+    hook = unet_of(world.model).time_embed.register_forward_hook(lambda *_: calls.append(1))
+    found = world.sample(model, **how)
+    hook.remove()
+    computed = len(calls) // 2  # steps, of the branch and of the picture
+    assert 1 < computed < 8 and len(calls) == 2 * computed
+    first = 2  # of 8 steps, by start
+    assert len(record.current.masks) == computed - first, "a mask is shown of a step that was skipped"
+    assert far(found, world.sample(cached(world.model, 3.0), **how))
+    never = world.swap(cached(world.model, 0.0), where="everywhere")[0]
+    assert close(world.sample(never, **how), world.sample(world.swap(where="everywhere")[0], **how))
+
+
 def test_attention_is_recorded_beside_it(world):
     """Record Attention sees the picture's rows alone, on either side of the swap."""
     seen = {}

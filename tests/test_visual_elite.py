@@ -216,7 +216,7 @@ def test_in_the_branch_of_a_swap(elite, tokens, scene, sd15):
     ends = []
 
     class Watcher:
-        def patches(self, step, sides):
+        def patches(self, step, sides, unet):
             return Patches(), Patches()
 
         def finished(self, picture, branch):

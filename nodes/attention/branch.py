@@ -5,6 +5,7 @@ import copy
 import functools
 from dataclasses import dataclass, field
 from typing import Any, Callable, Literal, Mapping, NamedTuple, Protocol, Sequence
+from uuid import UUID
 
 import torch
 from comfy import sampler_helpers, samplers
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from ..training.seeds import generator
 from .capture import Options, step_of
+from .sides import IDS, Side, sides_by_id, sides_of, with_sides
 
 KEY = "personalize.branch"
 IN_BRANCH = "personalize_branch"
 
 Conditioning = Sequence[Sequence[Any]]
-Side = Literal["positive", "negative"]
 
 
 class Sides(NamedTuple):
@@ -37,10 +38,10 @@ def in_branch(options: Options) -> bool:
     return bool(options.get(IN_BRANCH))
 
 
-def branch_conditionings(options: Options) -> Sequence[Mapping[str, Any]]:
-    """The branch's positive conditionings as they are sampled, with their "uuid"; none if no branch runs."""
+def branch_conditionings(options: Options, side: Side = "positive") -> Sequence[Mapping[str, Any]]:
+    """The branch's conditionings as they are sampled, with their "uuid"; none if no branch runs."""
     run = options.get(KEY)
-    return run.conditionings["positive"] if run is not None else ()
+    return run.conditionings[side] if run is not None else ()
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ class Patches:
 class Reader(Protocol):
     """What a technique does with the branch during one sampling run."""
 
-    def patches(self, step: int, sides: Mapping[int, Sides]) -> tuple[Patches, Patches]:
+    def patches(self, step: int, sides: Mapping[int, Sides], unet) -> tuple[Patches, Patches]:
         """Patches for the branch's call and for the picture's, which follows it at once.
 
-        sides: what the indices in options["cond_or_uncond"] stand for, in both calls.
+        sides: what the indices in options["cond_or_uncond"] stand for, in both calls. unet: what runs in both; a guider
+        may have several.
         """
 
     def finished(self, picture: Tensor, branch: Tensor) -> None:
@@ -103,24 +105,18 @@ def with_branch(model, branch: Branch, start: StartRun):
 
 @dataclass(frozen=True)
 class _Run:
-    """One sampling run, reached through the run's own options. conditionings: those of the branch, ready for use."""
+    """One sampling run, reached through the run's own options. conditionings: those of the branch, ready for use. ids:
+    sides of the picture's and the branch's conditionings."""
 
     reader: Reader
-    guider: Any
     images: int
     conditionings: Mapping[Side, list[dict]]
+    ids: Mapping[UUID, Side]
 
     def sides(self, conds: Sequence[list[dict] | None]) -> dict[int, Sides]:
-        """Sides of the given lists of conditionings by index, as the guider names them; where it does not know them,
-        ComfyUI's order counts: positive, negative."""
-        names = {id(listed): name for name, listed in self.guider.conds.items()}
-        found = {}
-        for index, listed in enumerate(conds):
-            if listed is not None:
-                name = names.get(id(listed), "negative" if index == 1 else "positive")
-                side = "negative" if "negative" in name else "positive"
-                found[index] = Sides(side, side if side in self.conditionings else "positive")
-        return found
+        """Sides of the picture's lists of conditionings by index."""
+        return {index: Sides(side, side if side in self.conditionings else "positive")
+                for index, side in sides_of(conds, self.ids).items()}
 
 
 @dataclass(frozen=True)
@@ -146,11 +142,13 @@ class _Wrappers:
         if reader is None:
             return sampler.sample(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
         images, seed = len(noise), extra_args.get("seed")
-        conditionings = samplers.process_conds(guider.inner_model, noise, self._converted(), noise.device, latent_image,
+        converted = self._converted()
+        ids = {**sides_by_id(guider.original_conds), **sides_by_id(converted)}
+        conditionings = samplers.process_conds(guider.inner_model, noise, converted, noise.device, latent_image,
                                                denoise_mask, seed, latent_shapes=[noise.shape])
         options = extra_args["model_options"]
-        run = _Run(reader, guider, images, conditionings)
-        options = {**options, "transformer_options": {**options["transformer_options"], KEY: run}}
+        run = _Run(reader, images, conditionings, ids)
+        options = {**options, "transformer_options": {**options["transformer_options"], KEY: run, IDS: ids}}
         try:
             samples = sampler.sample(
                 guider, sigmas, {**extra_args, "model_options": options}, _first_rows(callback, images),
@@ -167,12 +165,13 @@ class _Wrappers:
         if run is None or len(x) != 2 * run.images:
             return executor(model, conds, x, timestep, model_options)
         sides, options = run.sides(conds), model_options["transformer_options"]
-        for_branch, for_picture = run.reader.patches(step_of({**options, "sigmas": timestep}), sides)
+        for_branch, for_picture = run.reader.patches(step_of({**options, "sigmas": timestep}), sides,
+                                                      model.diffusion_model)
         first = {each.branch: index for index, each in reversed(sides.items())}
         wanted = [run.conditionings[sides[i].branch] if i in sides and first[sides[i].branch] == i else None
                   for i in range(len(conds))]
         branch = executor(model, wanted, x[run.images:], timestep[run.images:],
-                          _extended(model_options, for_branch, {IN_BRANCH: True}))
+                          _extended(with_sides(model_options, wanted), for_branch, {IN_BRANCH: True}))
         picture = executor(model, conds, x[:run.images], timestep[:run.images], _extended(model_options, for_picture))
         # With the positive result on both sides, guidance leaves an unguided branch as it is.
         place = [first[sides[i].branch] if i in sides else i for i in range(len(conds))]

@@ -9,12 +9,13 @@ import torch
 from comfy.ldm.modules.attention import CrossAttention, optimized_attention
 from torch import Tensor
 
-from ..attention.branch import Branch, Patches, Side, Sides, with_branch
+from ..attention.branch import Branch, Patches, Sides, branch_conditionings, with_branch
 from ..attention.capture import Options, put_first
-from ..attention.layers import AttentionLayer, attention_layers, transformer_block
+from ..attention.layers import AttentionLayer, attention_layers, blocks_by_place, place_in
 from ..attention.masks import above, on_grid, otsu
 from ..attention.record import Record, layer_grid
 from ..attention.recording import recording_model
+from ..attention.sides import Side
 from ..attention.words import Words
 from .masked_swap import ChosenPixels, masked_swap, pixels_inside
 
@@ -117,6 +118,13 @@ def _attending(attention: CrossAttention, features: Iterable[tuple[Tensor, Tenso
     return attend
 
 
+def _was_due(conditionings: Iterable[Mapping[str, object]], options: Options) -> bool:
+    """Whether the U-Net was to compute any of them at this noise level; their ranges of the schedule may exclude it."""
+    sigma = float(options["sigmas"][0])
+    return any(float(each.get("timestep_end", 0.0)) <= sigma <= float(each.get("timestep_start", math.inf))
+               for each in conditionings)
+
+
 def _of_latent(mask: Tensor, images: int, size: tuple[int, int]) -> Tensor:
     """A given mask (1 or images, H, W) at the height and width of the latent."""
     if len(mask) not in (1, images):
@@ -125,17 +133,17 @@ def _of_latent(mask: Tensor, images: int, size: tuple[int, int]) -> Tensor:
     return on_grid(mask.cpu(), size)
 
 
-Block = tuple[tuple[str, int], int]
-
-
 class _SwapRun:
     """One sampling run: Reader of its branch. What it holds belongs to one evaluation of the model at a time."""
 
-    def __init__(self, settings: SwapSettings, blocks: Mapping[Block, tuple[AttentionLayer, torch.nn.Module]],
-                 record: Record, steps: range, places: Mapping[object, tuple[int, ...]]):
-        self._settings, self._blocks, self._record, self._steps, self._places = settings, blocks, record, steps, places
+    def __init__(self, settings: SwapSettings, layers: Sequence[AttentionLayer], record: Record, steps: range,
+                 places: Mapping[object, tuple[int, ...]]):
+        self._settings, self._layers, self._record, self._steps, self._places = settings, layers, record, steps, places
+        self._unet, self._blocks = None, {}
         self._mask: Tensor | None = None
+        self._step: int | None = None
         self._sides: Mapping[int, Sides] = {}
+        self._needed: set[Side] = set()
         self._chosen: dict[tuple, ChosenPixels | None] = {}
         self._features: dict[tuple[AttentionLayer, Side], dict[object, tuple[Tensor, Tensor]]] = {}
         self._queries: Tensor | None = None
@@ -157,22 +165,21 @@ class _SwapRun:
             record.begin(len(noise), size, count)
         elif not record.current.present:
             record.current.require_maps(record.made_by)
-        unet = guider.inner_model.diffusion_model
-        blocks = {(layer.block, layer.depth): (layer, transformer_block(unet, layer).attn1) for layer in layers}
         places = {each["uuid"]: each["area"][2:]
                   for listed in guider.conds.values() for each in listed if "area" in each}
-        return cls(settings, blocks, record, steps, places)
+        return cls(settings, layers, record, steps, places)
 
-    def patches(self, step: int, sides: Mapping[int, Sides]) -> tuple[Patches, Patches]:
+    def patches(self, step: int, sides: Mapping[int, Sides], unet) -> tuple[Patches, Patches]:
         """See Reader."""
-        self._sides = {index: each for index, each in sides.items()
-                       if self._settings.halves == BOTH or each.picture == "positive"}
+        if unet is not self._unet:
+            self._unet, self._blocks = unet, blocks_by_place(unet, self._layers)
+        self._sides, self._needed = sides, {each.branch for each in sides.values() if self._swaps(each)}
         self._features.clear()
         self._chosen.clear()
         self._mask = self._mask_of_step() if step in self._steps else None
         if self._mask is None or not self._mask.any():
             return Patches(), Patches()
-        self._record.add_mask(step, self._mask)
+        self._step = step
         return (Patches(last={"attn1_patch": self._keep_features}),
                 Patches(first={"attn1_patch": self._keep_queries, "attn1_output_patch": self._swap},
                         last={"attn1_patch": self._take_patched_queries, "attn1_output_patch": self._swap}))
@@ -196,15 +203,16 @@ class _SwapRun:
 
     def _keep_features(self, n: Tensor, context: Tensor, value: Tensor, options: Options):
         """Last attn1_patch of the branch's call: what its keys K' and values V' are projected from."""
-        layer, _ = self._block(options)
+        layer = self._layer(options)
         if layer is not None:
             for sides, uuid, rows in self._chunks(context, options):
-                self._features.setdefault((layer, sides.branch), {}).setdefault(uuid, (context[rows], value[rows]))
+                if sides.branch in self._needed:
+                    self._features.setdefault((layer, sides.branch), {}).setdefault(uuid, (context[rows], value[rows]))
         return n, context, value
 
     def _keep_queries(self, n: Tensor, context: Tensor, value: Tensor, options: Options):
         """First attn1_patch of the picture's call."""
-        self._queries = n if self._block(options)[0] is not None else None
+        self._queries = n if self._layer(options) is not None else None
         return n, context, value
 
     def _take_patched_queries(self, n: Tensor, context: Tensor, value: Tensor, options: Options):
@@ -218,14 +226,23 @@ class _SwapRun:
         if self._queries is None or out.shape != self._queries.shape:
             return out
         queries, self._queries = self._queries, None
-        layer, attention = self._block(options)
+        if self._step is not None:
+            self._record.add_mask(self._step, self._mask)
+            self._step = None
+        layer, block = self._blocks[place_in(options)]
         result, attends = out.clone(), {}
         for sides, uuid, rows in self._chunks(out, options):
+            inside = self._inside(uuid, result[rows], options) if self._swaps(sides) else None
+            if inside is None:
+                continue
             features = self._features.get((layer, sides.branch))
-            inside = self._inside(uuid, result[rows], options)
-            if features and inside is not None:
+            if not features and _was_due(branch_conditionings(options, sides.branch), options):
+                raise ValueError("Self-Attention Swap misses its second picture in this step: a node that skips steps, "
+                                 "such as EasyCache, has not let it be computed; put that node before Self-Attention "
+                                 "Swap, or leave it out.")
+            if features:
                 if sides.branch not in attends:
-                    attends[sides.branch] = _attending(attention, features.values(), options)
+                    attends[sides.branch] = _attending(block.attn1, features.values(), options)
                 result[rows] = masked_swap(out[rows], queries[rows], attends[sides.branch], inside)
         return result
 
@@ -243,12 +260,14 @@ class _SwapRun:
             self._chosen[key] = inside and inside.to(own)
         return self._chosen[key]
 
-    def _block(self, options: Options):
-        return self._blocks.get((tuple(options["block"]), options["block_index"]), (None, None))
+    def _swaps(self, sides: Sides) -> bool:
+        return self._settings.halves == BOTH or sides.picture == "positive"
+
+    def _layer(self, options: Options) -> AttentionLayer | None:
+        return self._blocks.get(place_in(options), (None, None))[0]
 
     def _chunks(self, tensor: Tensor, options: Options) -> Iterator[tuple[Sides, object, slice]]:
-        """(sides, id, rows) of each conditioning of this call in which keys and values are swapped."""
+        """(sides, id, rows) of each conditioning of this call."""
         count = len(tensor) // len(options["cond_or_uncond"])
         for i, (index, uuid) in enumerate(zip(options["cond_or_uncond"], options["uuids"], strict=True)):
-            if index in self._sides:
-                yield self._sides[index], uuid, slice(i * count, (i + 1) * count)
+            yield self._sides[index], uuid, slice(i * count, (i + 1) * count)

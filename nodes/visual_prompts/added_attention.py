@@ -12,7 +12,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ..attention.capture import put_first
-from ..attention.layers import AttentionLayer, attention_layers, transformer_block
+from ..attention.layers import AttentionLayer, Place, attention_layers, blocks_by_place, place_in
+from ..attention.sides import tell_sides
 
 Options = Mapping[str, Any]
 
@@ -32,12 +33,13 @@ def with_added_attention(model, addition: Addition, window: tuple[float, float] 
     """A clone of `model` whose cross-attention gives to_out(heads' output + addition).
 
     window: start and end of what is changed as fractions of the schedule, 0 the noisiest. Outside it the layers compute
-    what they did before, bit for bit. Clones can be patched again: additions add up.
+    what they did before, bit for bit. Clones can be patched again: additions add up. The addition can ask `side_at`.
     """
     sampling = model.get_model_object("model_sampling")
     start, end = (float(sampling.percent_to_sigma(part)) for part in window)
     patches = _Patches(addition, start, end, f"personalize.added.{uuid4().hex}")
     patched = model.clone()
+    tell_sides(patched)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, patches.key, patches.run)
     patched.set_model_attn2_patch(patches.before)
     put_first(patched, "attn2_patch")
@@ -65,7 +67,7 @@ class _Patches:
         """attn2_patch: computes the addition and leaves it in the block's options."""
         layers = options.get(self.key)
         if layers is not None:
-            layer, attention = layers[tuple(options["block"]), options["block_index"]]
+            layer, attention = layers[place_in(options)]
             options[self._result] = attention.to_out, self.addition(layer, attention, n, context, options)
         return n, context, value
 
@@ -84,10 +86,10 @@ class _Patches:
     def _result(self) -> str:
         return f"{self.key}.result"
 
-    def _layers_of(self, unet) -> Mapping[tuple, tuple[AttentionLayer, CrossAttention]]:
+    def _layers_of(self, unet) -> Mapping[Place, tuple[AttentionLayer, CrossAttention]]:
         if unet not in self._known:
-            self._known[unet] = {(layer.block, layer.depth): (layer, transformer_block(unet, layer).attn2)
-                                 for layer in attention_layers(unet)}
+            self._known[unet] = {place: (layer, block.attn2)
+                                 for place, (layer, block) in blocks_by_place(unet, attention_layers(unet)).items()}
         return self._known[unet]
 
 

@@ -9,20 +9,19 @@ from torch import Tensor
 
 from ..attention.branch import in_branch
 from ..attention.layers import AttentionLayer
+from ..attention.sides import side_at
 from .added_attention import Options
 from .ip_adapter_files import IPAdapter
 from .keys_values import KeysValues, keys_values
 from .tokens import IP_ADAPTER, VisualTokens
-
-POSITIVE = 0  # in options["cond_or_uncond"]
 
 
 @dataclass(frozen=True, eq=False)
 class TokenAttention:
     """Attention to visual tokens, weighted: an Addition for `with_added_attention`.
 
-    positive, negative: for the conditional and the other rows of the picture; branch: for the conditional rows of a
-    second branch. None: nothing is added there.
+    positive, negative: for the picture's rows on either side of guidance; branch: for the positive rows of a second
+    branch. None: nothing is added there.
     """
 
     weight: float
@@ -35,12 +34,12 @@ class TokenAttention:
         """(rows, pixels, heads · d)."""
         query = attention.to_q(n)
         parts = query.chunk(len(options["cond_or_uncond"]))
-        seen = [self._seen(layer, part, self._tokens_for(side, options), options)
-                for part, side in zip(parts, options["cond_or_uncond"], strict=True)]
+        seen = [self._seen(layer, part, self._tokens_for(index, options), options)
+                for part, index in zip(parts, options["cond_or_uncond"], strict=True)]
         return torch.cat(seen) * self.weight
 
-    def _tokens_for(self, side: int, options: Options) -> KeysValues | None:
-        if side != POSITIVE:
+    def _tokens_for(self, index: int, options: Options) -> KeysValues | None:
+        if side_at(options, index) == "negative":
             return self.negative
         return self.branch if in_branch(options) else self.positive
 

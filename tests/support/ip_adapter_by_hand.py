@@ -77,6 +77,8 @@ def _plus(w, states):
 def added_by_hand(model, table, content, rows_tokens, weight, output_gain=1.0):
     """While open, hooks add the attention to `rows_tokens` (one (M, d) per row of the U-Net) to every text attention.
 
+    Where calls of the U-Net have different numbers of rows, `rows_tokens` holds such a list for each number.
+
     output_gain: what a patch after the layer multiplies its output by.
     """
     unet, hooks = model.get_model_object("diffusion_model"), []
@@ -87,9 +89,10 @@ def added_by_hand(model, table, content, rows_tokens, weight, output_gain=1.0):
         def add(to_out, _, output, attention=block.attn2, pair=pair, inputs=inputs):
             rows, = inputs
             inputs.clear()
-            assert len(output) == len(rows) == len(rows_tokens)
+            by_row = rows_tokens[len(rows)] if isinstance(rows_tokens, dict) else rows_tokens
+            assert len(output) == len(rows) == len(by_row)
             result = []
-            for n, out, tokens in zip(rows, output, rows_tokens):
+            for n, out, tokens in zip(rows, output, by_row):
                 query, (key, value) = F.linear(n, attention.to_q.weight.float()), (tokens @ w.T for w in pair)
                 probabilities = naive_attention(query[None], key[None], attention.heads)[0]
                 dim = query.shape[-1] // attention.heads
