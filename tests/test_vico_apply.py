@@ -279,6 +279,19 @@ def test_long_prompts_areas_and_a_batch_of_prompts(scene):
     assert alone.shape[0] == 1
 
 
+@pytest.mark.parametrize("halves", ["both", "shared", "conditional"])
+@pytest.mark.parametrize("with_area", ["positive", "negative"])
+def test_counterparts_of_areas_see_the_references_with_their_own_side_s_prompt(scene, with_area, halves):
+    """ComfyUI adds each area to the other side as well, with that side's text under the same id: an area of the whole
+    picture changes nothing."""
+    use, sides = Use("paper", halves=halves), {"positive": scene.positive, "negative": scene.negative}
+    whole = {**sides, with_area: [[tensor, {**options, "area": (16, 16, 0, 0), "strength": 1.0}]
+                                  for tensor, options in sides[with_area]]}
+    found, expected = (sample(scene.patched([dog()], use), *each.values(), steps=STEPS, cfg=CFG)
+                       for each in (whole, sides))
+    close(found, expected)
+
+
 def test_inpainting_and_visual_tokens_behind_the_prompt(scene):
     """Tokens of a picture behind those of the words, as IP-Adapter's and BLIP-Diffusion's with Orthogonalize."""
     mask = torch.zeros(1, 1, 128, 128)

@@ -93,8 +93,9 @@ def test_file_by_a_link_is_read_once(session):
     assert {"4", "5", "9"} <= set(second.cached)
 
 
-@pytest.mark.parametrize("node, names", [(LoadViCo, ["file"]), (LoadIPAdapter, ["file"]), (LoadBlipDiffusion, ["folder"]),
-                                         (LoadElite, ["global_mapper", "local_mapper"])])
+@pytest.mark.parametrize("node, names", [
+    (LoadViCo, ["file"]), (LoadIPAdapter, ["file"]), (LoadBlipDiffusion, ["folder"]),
+    (LoadElite, ["global_mapper", "local_mapper"])])
 def test_loaders_have_a_fingerprint_before_links_have_values(node, names):
     """Text, which equals itself: a raised error would become NaN."""
     assert isinstance(node.fingerprint_inputs(**dict.fromkeys(names)), str)

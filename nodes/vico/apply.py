@@ -24,6 +24,7 @@ from .streams import CALL, Features, Reading, Seen, image_attention, look_at_ref
 
 KEY = "personalize.vico"
 Halves = Literal["both", "shared", "conditional"]
+Source = tuple[UUID, bool]  # a conditioning's id, which an area's counterpart shares, and if it is a negative one
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,18 +100,20 @@ class _Prompt:
 
 @dataclass(eq=False)
 class _Run:
-    """One sampling run. prompts: by the id of their conditioning; the first one is positive. positive: ids of the
-    positive ones. features: what was last seen with each prompt, and when."""
+    """One sampling run. prompts: the first one is positive. features: what was last seen with each prompt, and when."""
 
     latents: Tensor
-    prompts: Mapping[UUID, _Prompt]
-    positive: frozenset[UUID]
-    ambiguous: frozenset[UUID]
-    features: dict[UUID, tuple[Any, Mapping[AttentionLayer, Features]]] = field(default_factory=dict)
+    prompts: Mapping[Source, _Prompt]
+    features: dict[Source, tuple[Any, Mapping[AttentionLayer, Features]]] = field(default_factory=dict)
 
     @property
-    def main(self) -> UUID:
+    def main(self) -> Source:
         return next(iter(self.prompts))
+
+    def is_negative(self, uuid: UUID, side: int) -> bool:
+        """Of a conditioning on this side of the guidance, 0 for the positive one where both have the id."""
+        known = [negative for negative in (False, True) if (uuid, negative) in self.prompts]
+        return known[0] if len(known) == 1 else side != 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,25 +145,22 @@ class Applied:
         return samples
 
     def _run(self, guider, noise: Tensor) -> _Run:
-        sides: dict[UUID, set[bool]] = {}
-        prepared: dict[UUID, Mapping[str, Any]] = {}
+        prepared: dict[Source, Mapping[str, Any]] = {}
         for side, listed in guider.conds.items():
             for options in listed:
-                sides.setdefault(options["uuid"], set()).add("negative" not in side)
-                prepared.setdefault(options["uuid"], options)
+                prepared.setdefault((options["uuid"], "negative" in side), options)
         asked = {options["uuid"] for side, listed in guider.original_conds.items() if "negative" not in side
                  for options in listed}
-        prompts = {uuid: self._positive_prompt(options) for uuid, options in prepared.items()
-                   if uuid in asked and "cross_attn" in options}
+        prompts = {(uuid, negative): self._positive_prompt(options) for (uuid, negative), options in prepared.items()
+                   if uuid in asked and not negative and "cross_attn" in options}
         if not prompts:
             raise ValueError("Apply ViCo found no positive prompt in the sampler; connect a conditioning to positive.")
         first = next(iter(prompts.values()))
-        for uuid, options in prepared.items():
-            if uuid not in prompts and "cross_attn" in options:
-                prompts[uuid] = _prompt(options, first.words, first.positions)
+        for source, options in prepared.items():
+            if source not in prompts and "cross_attn" in options:
+                prompts[source] = _prompt(options, first.words, first.positions)
         latents = torch.cat([reference.latents for reference in self.references]).to(noise.device)
-        return _Run(latents, prompts, frozenset(u for u, found in sides.items() if True in found),
-                    frozenset(u for u, found in sides.items() if len(found) > 1))
+        return _Run(latents, prompts)
 
     def _positive_prompt(self, options: Mapping[str, Any]) -> _Prompt:
         layout = layout_of_conditioning(options, self.prompt)
@@ -183,7 +183,7 @@ class Applied:
             reading = self._reading(features, sources, x)
             return executor(x, timesteps, context, y, control, {**options, CALL: reading}, **kwargs)
 
-    def _sources(self, run: _Run, x: Tensor, options: Options) -> tuple[UUID | None, ...]:
+    def _sources(self, run: _Run, x: Tensor, options: Options) -> tuple[Source | None, ...]:
         """For each conditioning of the call the prompt with which its rows see the references, or None."""
         start, end = self.sigmas
         sides = options["cond_or_uncond"]
@@ -191,31 +191,31 @@ class Applied:
             return ()
         found = []
         for side, uuid in zip(sides, options["uuids"], strict=True):
-            positive = side == 0 if uuid in run.ambiguous or uuid not in run.prompts else uuid in run.positive
-            own = uuid if uuid in run.prompts else run.main
-            found.append(own if positive or self.use.halves == "both" else
+            negative = run.is_negative(uuid, side)
+            own = (uuid, negative) if (uuid, negative) in run.prompts else run.main
+            found.append(own if not negative or self.use.halves == "both" else
                          run.main if self.use.halves == "shared" else None)
         return tuple(found)
 
-    def _features(self, run: _Run, sources: Sequence[UUID], forward, unet, x: Tensor, timesteps: Tensor,
+    def _features(self, run: _Run, sources: Sequence[Source], forward, unet, x: Tensor, timesteps: Tensor,
                   options: Options) -> list[Mapping[AttentionLayer, Features]]:
         """What the image blocks read with each prompt; only what the run has not seen yet is computed."""
         step, sigma = step_of(options), float(options["sigmas"][0])
         now = x.device, step // self.use.reuse if self.use.reuse > 1 else sigma
-        new = [uuid for uuid in sources if uuid not in run.features or run.features[uuid][0] != now]
-        for length in dict.fromkeys(run.prompts[uuid].context.shape[1] for uuid in new):
-            together = [uuid for uuid in new if run.prompts[uuid].context.shape[1] == length]
-            for uuid, seen in zip(together, self._look(run, together, forward, unet, x, timesteps, options)):
-                run.features[uuid] = now, self._masked(run, uuid, seen, step)
-        return [run.features[uuid][1] for uuid in sources]
+        new = [source for source in sources if source not in run.features or run.features[source][0] != now]
+        for length in dict.fromkeys(run.prompts[source].context.shape[1] for source in new):
+            together = [source for source in new if run.prompts[source].context.shape[1] == length]
+            for source, seen in zip(together, self._look(run, together, forward, unet, x, timesteps, options)):
+                run.features[source] = now, self._masked(run, source, seen, step)
+        return [run.features[source][1] for source in sources]
 
-    def _look(self, run: _Run, together: Sequence[UUID], forward, unet, x: Tensor, timesteps: Tensor, options: Options
+    def _look(self, run: _Run, together: Sequence[Source], forward, unet, x: Tensor, timesteps: Tensor, options: Options
               ) -> list[dict[AttentionLayer, Seen]]:
         """All references with all of these prompts; Seen has their rows prompt by prompt.
 
         The U-Net gets no more pixels at once than it has for the picture, so that it needs no more memory.
         """
-        prompts, pictures = [run.prompts[uuid] for uuid in together], len(run.latents)
+        prompts, pictures = [run.prompts[source] for source in together], len(run.latents)
         context = torch.cat([prompt.context for prompt in prompts]).to(x).repeat_interleave(pictures, 0)
         y = None
         if prompts[0].y is not None:
@@ -234,12 +234,12 @@ class Applied:
         parts = {layer: _parted([seen[layer] for seen in runs], sizes) for layer in self.blocks.layers}
         return [{layer: found[i] for layer, found in parts.items()} for i in range(len(prompts))]
 
-    def _masked(self, run: _Run, uuid: UUID, seen: Mapping[AttentionLayer, Seen], step: int
+    def _masked(self, run: _Run, source: Source, seen: Mapping[AttentionLayer, Seen], step: int
                 ) -> dict[AttentionLayer, Features]:
         pictures, size = len(run.latents), tuple(run.latents.shape[-2:])
         masks = {layer: self._masks(each.maps.unflatten(0, (-1, pictures)), layer_grid(size, layer))
                  for layer, each in seen.items()}
-        if uuid == run.main:
+        if source == run.main:
             self._keep(run, seen, masks, step)
         return {layer: Features(each.tokens.unflatten(0, (-1, pictures)).flatten(1, 2),
                                 None if masks[layer] is None else masks[layer].flatten(1))
@@ -274,14 +274,14 @@ class Applied:
         if drawn:
             self.record.add_mask(step, mean_over_layers(drawn, max(tuple(each.shape[-2:]) for each in drawn)))
 
-    def _reading(self, features: Sequence[Mapping[AttentionLayer, Features]], sources: Sequence[UUID | None], x: Tensor
-                 ) -> Reading:
+    def _reading(self, features: Sequence[Mapping[AttentionLayer, Features]], sources: Sequence[Source | None],
+                 x: Tensor) -> Reading:
         """What the call's rows read: those of one conditioning follow each other, image by image."""
         distinct, images = list(dict.fromkeys(filter(None, sources))), len(x) // len(sources)
         counts = [len(next(iter(each.values())).tokens) for each in features]
         starts = dict(zip(distinct, (sum(counts[:i]) for i in range(len(counts)))))
-        rows = [-1 if uuid is None else starts[uuid] + image % counts[distinct.index(uuid)]
-                for uuid in sources for image in range(images)]
+        rows = [-1 if source is None else starts[source] + image % counts[distinct.index(source)]
+                for source in sources for image in range(images)]
         joined = {layer: _joined([each[layer] for each in features]) for layer in self.blocks.layers}
         whole = len(set(rows)) == 1 and sum(counts) == 1
         return Reading(self.blocks, joined, self.use.variant, None if whole else torch.tensor(rows), self.use.strength)
