@@ -41,9 +41,9 @@ class Learning:
 
 # The paper's ratios of learning rates; the rates themselves are the miniature's own. Half of its 300 steps, and 4 rows in
 # place of 6: a cell of CoRe then takes a minute of one core, and a table of eight subjects an hour.
-STAGE_1 = Learning(150, 4, 5e-3)
-STAGE_2 = Learning(150, 4, 5e-5)
-TEST_TIME = Learning(10, 6, 5e-4)
+STAGE_1 = Learning(150, 4, 1.5e-3)
+STAGE_2 = Learning(150, 4, 1.5e-5)
+TEST_TIME = Learning(10, 6, 1.5e-4)
 
 
 @dataclass(frozen=True)
