@@ -72,7 +72,7 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                                        "which follows from the sampler's seed."),
                 io.Combo.Input("guidance", options=[GUIDED, UNGUIDED], default=GUIDED,
                                tooltip="guided: the branch has the sampler's guidance and needs a negative. unguided: "
-                                       "it follows its positive alone, which takes about a fifth less time in all."),
+                                       "it follows its positive alone, which takes about a quarter less time in all."),
                 io.Conditioning.Input("negative", optional=True,
                                       tooltip="Negative of the branch, such as an empty prompt; with guidance only."),
                 io.Mask.Input("mask", optional=True,
