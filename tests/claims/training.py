@@ -38,12 +38,12 @@ class Trained:
         return self.concepts[0]
 
     def figures(self) -> dict[str, float]:
-        """How hard each further term pulls beside the first one: the mean ratio of their gradients' norms, over the
+        """How hard each further term pulls beside the diffusion loss: the mean ratio of their gradients' norms, over the
         groups of parameters that it pulls at."""
         measured = [record["norms"] for record in self.history[1:]]
-        terms = list(dict.fromkeys(name.partition("|")[0] for norms in measured for name in norms))
+        terms = dict.fromkeys(name.partition("|")[0] for norms in measured for name in norms)
         return {f"gradient_of_{term.replace(' ', '_')}": statistics.fmean(
-            _ratio(norms, term, terms[0]) for norms in measured if norms) for term in terms[1:]}
+            _ratio(norms, term, "diffusion") for norms in measured if norms) for term in terms if term != "diffusion"}
 
 
 def _ratio(norms: Mapping[str, float], term: str, beside: str) -> float:
