@@ -112,9 +112,13 @@ def opened(ui, **inputs) -> Tray:
     prompt = copy.deepcopy(PROMPT)
     prompt["2"]["inputs"].update(inputs)
     ui.js("prompt => window.app.loadApiJson(prompt, 'subject')", prompt)
-    ui.command("Comfy.Canvas.FitView")
-    ui.settle(500)
-    return Tray(ui)
+    tray = Tray(ui)
+    for _ in range(10):  # a busy page lays the nodes out after it has fitted them into view
+        ui.command("Comfy.Canvas.FitView")
+        ui.settle(500)
+        if tray.root.is_visible():
+            break
+    return tray
 
 
 def colours(ui, run) -> list[tuple[int, ...]]:
