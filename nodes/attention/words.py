@@ -12,6 +12,7 @@ from ..text.spans import LENGTH, SPANS, TOKENS, known_placeholders, spans_of
 from ..text.token_words import find_among
 from ..text.tokens import PromptTokenizer
 from .capture import Options, TokenGroups
+from .sides import side_named
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def watched_conditionings(guider, words: Words) -> dict[UUID, Watched]:
     """
     found = {}
     for side, originals in guider.original_conds.items():
-        if "negative" in side:
+        if side_named(side) == "negative":
             continue
         resolved = {options["uuid"]: options for options in reversed(guider.conds[side])}
         others = {options["uuid"] for key, conds in guider.conds.items() if key != side for options in conds}

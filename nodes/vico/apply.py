@@ -17,6 +17,7 @@ from ..attention.layers import AttentionLayer, unet_of
 from ..attention.maps import mean_over_layers
 from ..attention.masks import on_grid
 from ..attention.record import Record, layer_grid
+from ..attention.sides import side_named
 from .blocks import ImageBlocks
 from .maths import Variant, given_mask, object_mask
 from .prompts import Layout, layout_of_conditioning, place_of
@@ -148,7 +149,7 @@ class Applied:
         prepared: dict[Source, Mapping[str, Any]] = {}
         for side, listed in guider.conds.items():
             for options in listed:
-                prepared.setdefault((options["uuid"], "negative" in side), options)
+                prepared.setdefault((options["uuid"], side_named(side) == "negative"), options)
         asked = {options["uuid"] for side, listed in guider.original_conds.items() if "negative" not in side
                  for options in listed}
         prompts = {(uuid, negative): self._positive_prompt(options) for (uuid, negative), options in prepared.items()

@@ -38,7 +38,7 @@ from ..bounds import SUBJECT, ClassWord, Truth
 from ..store import Cell, Drawn
 from ..task import Task, task_for
 from ..technique import Method, Technique
-from ..training import subject_of, train
+from ..training import Trained, subject_of, train
 from ..world import World
 from .core import concept_of, drawn_with
 from .harmonize import alike, joined
@@ -117,14 +117,9 @@ class ViCo:
 
     def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
         """See Method."""
-        started, numbers, terms = time.monotonic(), self.learning, (DiffusionLoss(),)
-        parts, = TrainViCo.execute(numbers.rate, numbers.embedding_rate, self.placement, self.object_mask).args
-        if self.regularisation:
-            terms, = EndOfTextRegularisation.execute(self.regularisation, END, self.placement, 1, 0, terms).args
-        seen = replace(task, pictures=task.pictures[:self.pictures])
-        trained = train(world, subject_of(seen, starting_at(task, self.word)), parts, terms,
-                        numbers.settings(task.seed), TrainingReferences.execute().args[0],
-                        others=[subject_beside(task)] if self.companion else [])
+        started = time.monotonic()
+        trained = train_blocks(world, replace(task, pictures=task.pictures[:self.pictures]), self.learning, self.word,
+                               self.placement, self.object_mask, self.regularisation, self.companion)
         blocks, = trained.files
         learned = {**trained.concept.vectors, **{BLOCKS + name: tensor for name, tensor in blocks.tensors.items()}}
         seconds = time.monotonic() - started
@@ -146,6 +141,17 @@ class Looking:
         variant = MASKS[self.continues.object_mask]
         pictures, figures = drawn_looking(world, task, earlier.drawn.learned, variant, self.look)
         return Drawn(pictures, figures=figures)
+
+
+def train_blocks(world: World, task: Task, learning: Learning, word: str = "", placement: str = "decoder",
+                 object_mask: str = EQUATION_5, regularisation: float = 5e-4, companion: bool = False) -> Trained:
+    """The task's word and image blocks, trained together; inputs as the fields of ViCo."""
+    terms = DiffusionLoss(),
+    parts, = TrainViCo.execute(learning.rate, learning.embedding_rate, placement, object_mask).args
+    if regularisation:
+        terms, = EndOfTextRegularisation.execute(regularisation, END, placement, 1, 0, terms).args
+    return train(world, subject_of(task, starting_at(task, word)), parts, terms, learning.settings(task.seed),
+                 TrainingReferences.execute().args[0], others=[subject_beside(task)] if companion else [])
 
 
 def starting_at(task: Task, word: str) -> Concept:

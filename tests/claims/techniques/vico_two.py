@@ -13,7 +13,6 @@ from miniature.factors import Identity
 from miniature.grammar import PLACES, article
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.parts.embedding import EmbeddingPart
-from personalize.nodes.vico.nodes_train import EndOfTextRegularisation, TrainingReferences, TrainViCo
 
 from ..bounds import SUBJECT, ClassWord
 from ..store import Cell, Drawn
@@ -23,7 +22,8 @@ from ..training import Trained, subject_of, train
 from ..world import World
 from .core import concept_of
 from .vico import (
-    END, EQUATION_5, MASKS, OTHER, Learning, Look, companion, companion_of, drawn_by, looking, subject_beside, vico_of,
+    EQUATION_5, MASKS, OTHER, Learning, Look, companion, companion_of, drawn_by, looking, subject_beside, train_blocks,
+    vico_of,
 )
 
 
@@ -61,11 +61,7 @@ class TwoLooks(TwoWords):
 
     def trained(self, world: World, task: Task) -> Trained:
         """See TwoWords."""
-        numbers = self.learning
-        parts, = TrainViCo.execute(numbers.rate, numbers.embedding_rate, "decoder", EQUATION_5).args
-        terms, = EndOfTextRegularisation.execute(5e-4, END, "decoder", 1, 0, (DiffusionLoss(),)).args
-        return train(world, subject_of(task, concept_of(task)), parts, terms, numbers.settings(task.seed),
-                     TrainingReferences.execute().args[0], others=[subject_beside(task)])
+        return train_blocks(world, task, self.learning, companion=True)
 
     def model(self, world: World, task: Task, trained: Trained):
         """See TwoWords."""
