@@ -24,7 +24,8 @@ TESTS = Path(__file__).resolve().parent
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 IN_PROCESS = ["-m", "not server and not browser"]
 IN_PAGE = ["-m", "server or browser"]
-APART = ["-m", "not server and not browser and not slow", f"--ignore={TESTS / 'miniature'}"]
+ON_OLDER = ["-m", "not server and not browser and not newer"]
+APART = ["-m", "not server and not browser and not newer and not slow", f"--ignore={TESTS / 'miniature'}"]
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -86,7 +87,7 @@ def main() -> int:
             provide_browser()
         if IN_CI and len(sys.argv) == 1:
             return run_in_ci(environment, prepare(comfyui.OLDEST))
-        return start_pytest(environment, for_pytest + (IN_PROCESS if older else [])).wait()
+        return start_pytest(environment, for_pytest + (ON_OLDER if older else [])).wait()
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2

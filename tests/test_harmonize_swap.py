@@ -329,6 +329,7 @@ def two_models():
     return nodes_custom_sampler.DualModelGuider
 
 
+@pytest.mark.newer
 def test_a_guider_with_a_second_model(world, two_models):
     """DualModelGuider gives the negative side to another U-Net, in lists of its own."""
     other = load_half("sd15.safetensors", torch.float32)
@@ -352,6 +353,7 @@ def test_a_guider_with_a_second_model(world, two_models):
     assert close(record.branch_latent, branch)
 
 
+@pytest.mark.newer
 def test_a_second_model_of_another_kind_is_refused(world, sdxl, two_models):
     with pytest.raises(ValueError, match="built otherwise than that of the MODEL that was patched"):
         guided(two_models.execute(world.swap(where="everywhere")[0], world.positive, 5.0, sdxl.model,
