@@ -33,11 +33,12 @@ class DualStream:
 
     def __call__(self, x: Tensor, references: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None,
                  positions: Sequence[Sequence[Sequence[int]]], reference_context: Tensor | None = None,
-                 reference_y: Tensor | None = None) -> Tensor:
+                 reference_y: Tensor | None = None, control: Mapping[str, Sequence[Tensor]] | None = None) -> Tensor:
         """What the U-Net predicts for x (R, C, h, w), row i reading references[i] (k, C, h, w).
 
         positions: for every row and each of its k references, those of the word in the prompt. reference_context,
-        reference_y: prompts of the references where they are not those of the rows.
+        reference_y: prompts of the references where they are not those of the rows. control: what a ControlNet adds to
+        the rows, "output" by input block and "middle".
         Afterwards `maps` holds the references' maps (R · k, P, T) of the layers with image blocks, in order.
         """
         from comfy.ldm.modules.diffusionmodules.openaimodel import timestep_embedding
@@ -54,8 +55,10 @@ class DualStream:
         streams, skips = (x, references.flatten(0, 1)), []
         for i, block in enumerate(unet.input_blocks):
             streams = self._block(f"input_blocks.{i}", block, streams)
-            skips.append(streams)
+            skips.append(streams if control is None else (streams[0] + control["output"][i], streams[1]))
         streams = self._block("middle_block", unet.middle_block, streams)
+        if control is not None:
+            streams = streams[0] + control["middle"][0], streams[1]
         for i, block in enumerate(unet.output_blocks):
             streams = tuple(torch.cat(pair, 1) for pair in zip(streams, skips.pop()))
             size = skips[-1][0].shape if skips else None
