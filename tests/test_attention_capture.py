@@ -15,7 +15,7 @@ from personalize.nodes.attention.words import Words, words_of
 from personalize.nodes.text.spans import span_options
 from support.attention_by_hand import naive_attention, projections
 from support.inprocess import load_half
-from support.sampling import encoded, noise_for, sample
+from support.sampling import encoded, guided, noise_for, sample
 
 PROMPT = "a photo of a dog in a red hat"
 DOG, HAT = (5,), (8, 9)
@@ -197,10 +197,8 @@ def test_words_of_prompts_that_act_in_different_steps(sd15):
 
 def test_guider_whose_positive_side_is_not_the_first(sd15):
     """DualCFGGuider hands negative, middle and positive to the model in this order."""
-    import comfy.samplers
-    from comfy_extras.nodes_custom_sampler import DualCFGGuider, Guider_DualCFG
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
-    assert DualCFGGuider
     model, clip, _ = sd15
     first, second = (encoded(clip, f"a {word}", **span_options({word: (2,)}, 77)) for word in ("dog", "cat"))
     recorded, record = recording(model)
@@ -209,11 +207,8 @@ def test_guider_whose_positive_side_is_not_the_first(sd15):
         guider = Guider_DualCFG(used)
         guider.set_conds(first, second, encoded(clip, "dog cat"))
         guider.set_cfg(5.0, 2.0)
-        latent = torch.zeros(1, 4, 16, 16)
-        sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 1)
-        with torch.inference_mode(), projections(unet_of(model)) as seen:
-            results.append(guider.sample(noise_for(latent), latent, comfy.samplers.sampler_object("euler"), sigmas,
-                                         disable_pbar=True, seed=3))
+        with projections(unet_of(model)) as seen:
+            results.append(guided(guider, 1))
     assert torch.equal(*results)
     run = record.current
     assert set(run.words) == {"dog", "cat"}
@@ -222,6 +217,26 @@ def test_guider_whose_positive_side_is_not_the_first(sd15):
     attention = naive_attention(query.float(), key.float(), heads).mean(1)[..., 2]
     rows = {word: [bool(close(run.map(word, run.layers[0], 0), row[None])) for row in attention] for word in run.words}
     assert sorted(rows.values()) == [[False, True, False], [True, False, False]] and rows["dog"] != rows["cat"]
+
+
+def test_copies_of_areas_under_such_a_guider_are_left_out(sd15):
+    """ComfyUI adds an area to the other lists, with their text and its id. The first step's maps are those of plain
+    guidance, where a copy is on the negative side alone."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    model, clip, _ = sd15
+    area = encoded(clip, "a dog", **span_options({"dog": (2,)}, 77), area=(16, 16, 0, 0), strength=1.0)
+    maps = []
+    for kind, others, cfg in ((Guider_DualCFG, ("a fish", "blurry"), (5.0, 2.0)),
+                              (comfy.samplers.CFGGuider, ("blurry",), (5.0,))):
+        recorded, record = recording(model, layers=attention_layers(model)[:1])
+        guider = kind(recorded)
+        guider.set_conds(area, *(encoded(clip, text) for text in others))
+        guider.set_cfg(*cfg)
+        guided(guider, 1)
+        maps.append(record.current.map("dog", record.current.layers[0], 0))
+    assert torch.allclose(*maps, rtol=1e-4, atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------ samplers
@@ -512,10 +527,7 @@ def test_maps_are_those_of_the_model_that_runs(sd15):
     guider.set_cfg(5.0)
     guider.model_patcher = recorded.clone()
     guider.model_patcher.model = copied.model
-    latent = torch.zeros(1, 4, 16, 16)
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 1)
-    with torch.inference_mode():
-        guider.sample(noise_for(latent), latent, comfy.samplers.sampler_object("euler"), sigmas, disable_pbar=True)
+    guided(guider, 1)
     _, seen = plain_run(copied, positive, negative, steps=1)
     _, unchanged = plain_run(model, positive, negative, steps=1)
     found = record.current.map("dog", layer, 0)

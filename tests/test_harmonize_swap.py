@@ -19,6 +19,7 @@ from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support.companions import with_control, with_lora
 from support.inprocess import load_half
+from support.sampling import guided
 from support.swap_by_hand import MaskByHand, kept_keys_and_values, swapping
 from tiny.ip_adapter import flat, state_dict
 
@@ -293,18 +294,6 @@ def test_beside_nodes_of_comfyui(world, execute, node, inputs):
     before, after = (sample(model) for model in (world.swap(patched(world.model), noise="own")[0],
                                                  patched(world.swap(noise="own")[0])))
     assert before.isfinite().all() and close(before, after) and far(before, plain)
-
-
-def guided(guider, seed=3, steps=3):
-    """What a guider's node, SamplerCustomAdvanced and euler give."""
-    import comfy.sample
-    import comfy.samplers
-
-    latent = torch.zeros(1, 4, 16, 16)
-    sampling = guider.model_patcher.get_model_object("model_sampling")
-    with torch.inference_mode():
-        return guider.sample(comfy.sample.prepare_noise(latent, seed), latent, comfy.samplers.sampler_object("euler"),
-                             comfy.samplers.calculate_sigmas(sampling, "normal", steps), disable_pbar=True, seed=seed)
 
 
 @pytest.mark.parametrize("settings", [{}, {"halves": "conditional"}, {"guidance": "unguided", "halves": "conditional"}],

@@ -16,7 +16,7 @@ from support import companions
 from support.elite_by_hand import elite_by_hand, patches_by_hand, word_by_hand
 from support.failures import PromptFailed
 from support.inprocess import load_half
-from support.sampling import difference, encoded, sample
+from support.sampling import difference, encoded, guided, sample
 from tiny import elite as tiny
 from tiny import vision
 from tiny.models import WIDTH_L
@@ -137,6 +137,22 @@ def test_sampling_equals_hooks_by_hand(local_weight, text_weight, files, elite, 
         expected = sample(model, positive, negative, batch=2)
     assert difference(got, expected) < CLOSE
     assert difference(got, sample(model, positive, negative, batch=2)) > 0.01
+
+
+def test_copies_of_areas_under_a_guider_whose_positive_side_is_not_the_first(elite, tokens, scene, sd15):
+    """DualCFGGuider's other prompts get copies of an area under its id; with the whole picture they change nothing."""
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    model, positive, negative, _ = scene
+
+    def drawn(area: dict) -> torch.Tensor:
+        guider = Guider_DualCFG(applied(model, elite, tokens))
+        guider.set_conds([[tensor, {**options, **area}] for tensor, options in positive],
+                         encoded(sd15.clip, "one dog"), negative)
+        guider.set_cfg(5.0, 2.0)
+        return guided(guider)
+
+    assert difference(drawn({"area": (16, 16, 0, 0), "strength": 1.0}), drawn({})) < CLOSE
 
 
 @pytest.mark.parametrize("kind", companions.KINDS)

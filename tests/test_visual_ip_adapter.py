@@ -15,7 +15,7 @@ from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support import companions
 from support.ip_adapter_by_hand import SD15, TINY_SDXL, added_by_hand, blocks_in_file_order, tokens_by_hand
 from support.inprocess import load_half
-from support.sampling import difference, encoded, noise_for, sample
+from support.sampling import difference, encoded, guided, sample
 from tiny import ip_adapter as tiny
 from tiny import vision
 
@@ -132,23 +132,17 @@ def test_sampling_equals_hooks_by_hand(adapted, weight):
 
 def test_dual_guidance_runs_the_negative_first(adapted):
     """DualCFGGuider gives the model negative, second and first positive; the U-Net gets the rows in reverse."""
-    import comfy.samplers
     from comfy_extras.nodes_custom_sampler import DualCFGGuider
 
     model, positive, negative, table, content, adapter, tokens = adapted
-    latent = torch.zeros(1, 4, 16, 16)
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "normal", 2)
 
-    @torch.inference_mode()
-    def guided(model):
-        guider = DualCFGGuider.execute(model, positive, negative, negative, 5.0, 2.0, "regular").args[0]
-        return guider.sample(noise_for(latent), latent, comfy.samplers.sampler_object("euler"), sigmas,
-                             disable_pbar=True, seed=3)
+    def drawn(model):
+        return guided(DualCFGGuider.execute(model, positive, negative, negative, 5.0, 2.0, "regular").args[0], 2)
 
-    got = guided(ApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0])
+    got = drawn(ApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0])
     with added_by_hand(model, table, content, [tokens.vectors[0], tokens.vectors[0], tokens.negative[0]], 1.0):
-        expected = guided(model)
-    assert difference(got, expected) < CLOSE and difference(got, guided(model)) > 0.01
+        expected = drawn(model)
+    assert difference(got, expected) < CLOSE and difference(got, drawn(model)) > 0.01
 
 
 @pytest.mark.parametrize("node", ["SelfAttentionGuidance", "PerpNeg"])
@@ -159,14 +153,14 @@ def test_nodes_that_run_a_negative_prompt_alone(adapted, execute, node):
     model, positive, negative, table, content, adapter, tokens = adapted
     inputs = {"SelfAttentionGuidance": (0.5, 2.0), "PerpNeg": (negative, 1.0)}[node]
 
-    def guided(model):
+    def drawn(model):
         return sample(nodes.NODE_CLASS_MAPPINGS[node].execute(model, *inputs).args[0], positive, negative)
 
-    got = guided(ApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0])
+    got = drawn(ApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0])
     by_row = {2: [tokens.negative[0], tokens.vectors[0]], 1: [tokens.negative[0]]}
     with added_by_hand(model, table, content, by_row, 1.0):
-        expected = guided(model)
-    assert difference(got, expected) < CLOSE and difference(got, guided(model)) > 0.01
+        expected = drawn(model)
+    assert difference(got, expected) < CLOSE and difference(got, drawn(model)) > 0.01
 
 
 def test_areas_of_the_positive_prompt(adapted):

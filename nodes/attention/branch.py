@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..training.seeds import generator
 from .capture import Options, step_of
-from .sides import IDS, Side, sides_by_id, sides_of, with_sides
+from .sides import IDS, Side, lists_by_id, lists_of, side_named, with_sides
 
 KEY = "personalize.branch"
 IN_BRANCH = "personalize_branch"
@@ -106,17 +106,17 @@ def with_branch(model, branch: Branch, start: StartRun):
 @dataclass(frozen=True)
 class _Run:
     """One sampling run, reached through the run's own options. conditionings: those of the branch, ready for use. ids:
-    sides of the picture's and the branch's conditionings."""
+    lists of the picture's and the branch's conditionings."""
 
     reader: Reader
     images: int
     conditionings: Mapping[Side, list[dict]]
-    ids: Mapping[UUID, Side]
+    ids: Mapping[UUID, str]
 
     def sides(self, conds: Sequence[list[dict] | None]) -> dict[int, Sides]:
         """Sides of the picture's lists of conditionings by index."""
-        return {index: Sides(side, side if side in self.conditionings else "positive")
-                for index, side in sides_of(conds, self.ids).items()}
+        sides = {index: side_named(name) for index, name in lists_of(conds, self.ids).items()}
+        return {index: Sides(side, side if side in self.conditionings else "positive") for index, side in sides.items()}
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class _Wrappers:
             return sampler.sample(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
         images, seed = len(noise), extra_args.get("seed")
         converted = self._converted()
-        ids = {**sides_by_id(guider.original_conds), **sides_by_id(converted)}
+        ids = {**lists_by_id(guider.original_conds), **lists_by_id(converted)}
         conditionings = samplers.process_conds(guider.inner_model, noise, converted, noise.device, latent_image,
                                                denoise_mask, seed, latent_shapes=[noise.shape])
         options = extra_args["model_options"]

@@ -15,6 +15,7 @@ from .capture import MapCapture, Options, step_of
 from .layers import AttentionLayer, Place, blocks_by_place
 from .maps import resized
 from .record import Record
+from .sides import tell_sides
 from .words import Watched, Words, watched_chunks, watched_conditionings
 
 
@@ -33,6 +34,7 @@ def recording_model(model, record: Record, layers: Sequence[AttentionLayer], wor
     chosen = chosen or (lambda size: layers)
     recording = _Recording(record, words, sigmas, chosen, f"personalize.recording.{uuid4().hex}")
     patched = model.clone()
+    tell_sides(patched)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "personalize.recording", recording.sample)
     patched.set_model_attn2_patch(MapCapture(recording.blocks, recording.wanted, recording.found))
     return patched

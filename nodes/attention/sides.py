@@ -1,4 +1,4 @@
-"""Which side of guidance the conditionings of a run belong to, in whatever order guiders and nodes run them."""
+"""Which list of a guider the conditionings of a run belong to, in whatever order guiders and nodes run them."""
 from __future__ import annotations
 
 from typing import Any, Literal, Mapping, Sequence
@@ -17,39 +17,45 @@ def side_named(name: str) -> Side:
     return "negative" if "negative" in name else "positive"
 
 
-def sides_by_id(conditionings: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[UUID, Side]:
-    """Side of each conditioning by its "uuid", which copies keep. conditionings: by name, before they are prepared for
-    sampling, for that adds copies of one side's to the other."""
-    return {options["uuid"]: side_named(name) for name, listed in conditionings.items() for options in listed}
+def lists_by_id(conditionings: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[UUID, str]:
+    """Name of the list of each conditioning by its "uuid", which copies keep. conditionings: by name, before they are
+    prepared for sampling, for that adds copies of one list's to the others."""
+    return {options["uuid"]: name for name, listed in conditionings.items() for options in listed}
 
 
-def sides_of(conds: Sequence[Sequence[Mapping[str, Any]] | None], ids: Mapping[UUID, Side]) -> dict[int, Side]:
-    """Sides of the lists of conditionings of one call, by index; of None there is none.
+def lists_of(conds: Sequence[Sequence[Mapping[str, Any]] | None], ids: Mapping[UUID, str]) -> dict[int, str]:
+    """Names of the lists of conditionings of one call, by index; of None there is none.
 
-    A list's first entry tells, since copies of the other side's are added to its end. A list that the guider does not
-    hold is none of its positive ones; Perp-Neg runs its empty prompt so.
+    A list's first entry tells, since copies of the others' are added to its end. A list that the guider does not hold
+    is none of its positive ones; Perp-Neg runs its empty prompt so.
     """
     return {index: ids.get(listed[0]["uuid"], "negative") for index, listed in enumerate(conds) if listed}
 
 
-def side_at(options: Mapping[str, Any], index: int) -> Side:
-    """Side of the rows with this index in options["cond_or_uncond"]; where no run tells, as in training, 0 is positive.
+def list_at(options: Mapping[str, Any], index: int) -> str:
+    """Name of the list of the rows with this index in options["cond_or_uncond"]; where no run tells, as in training, 0
+    is "positive" and the rest "negative".
 
     options: what an attention patch gets, of a model after `tell_sides`.
     """
     return options.get(KEY, {}).get(index, "negative" if index else "positive")
 
 
+def side_at(options: Mapping[str, Any], index: int) -> Side:
+    """Side that the list means; inputs as for `list_at`."""
+    return side_named(list_at(options, index))
+
+
 def with_sides(model_options: dict, conds: Sequence[Sequence[Mapping[str, Any]] | None]) -> dict:
-    """Options of one call that tell the sides of its conditionings, if those of the run tell the ids."""
+    """Options of one call that tell the lists of its conditionings, if those of the run tell the ids."""
     options = model_options.get("transformer_options", {})
     if IDS not in options:
         return model_options
-    return {**model_options, "transformer_options": {**options, KEY: sides_of(conds, options[IDS])}}
+    return {**model_options, "transformer_options": {**options, KEY: lists_of(conds, options[IDS])}}
 
 
 def tell_sides(model) -> None:
-    """Lets attention patches of `model` ask `side_at` in every sampling run."""
+    """Lets patches of `model` ask `list_at` and `side_at` in every sampling run."""
     if not model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _sampler_sample)
         model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
@@ -57,7 +63,7 @@ def tell_sides(model) -> None:
 
 def _sampler_sample(executor, guider, sigmas, extra_args, *args, **kwargs):
     options = extra_args["model_options"]
-    told = {**options["transformer_options"], IDS: sides_by_id(guider.original_conds)}
+    told = {**options["transformer_options"], IDS: lists_by_id(guider.original_conds)}
     return executor(guider, sigmas, {**extra_args, "model_options": {**options, "transformer_options": told}}, *args,
                     **kwargs)
 

@@ -12,7 +12,7 @@ from ..text.spans import LENGTH, SPANS, TOKENS, known_placeholders, spans_of
 from ..text.token_words import find_among
 from ..text.tokens import PromptTokenizer
 from .capture import Options, TokenGroups
-from .sides import side_named
+from .sides import list_at, side_named
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class Words:
 class Watched:
     """One conditioning of a run that holds wanted words.
 
+    listed: name of the guider's list that holds it.
     names: the words, in the order of groups.positions.
     area: (h, w, y, x) in latent pixels, or None for the whole latent.
     mask: (1 or images, H, W) share of each latent pixel that it conditions, times the mask's strength; None for all.
     strength: its weight beside other conditionings.
-    ambiguous: a conditioning that ComfyUI adds to the negative side goes by the same id.
     """
 
+    listed: str
     names: tuple[str, ...]
     groups: TokenGroups
     area: tuple[int, int, int, int] | None
     mask: Tensor | None
     strength: float
-    ambiguous: bool
 
 
 def parse_words(text: str) -> tuple[str, ...]:
@@ -92,24 +92,26 @@ def watched_conditionings(guider, words: Words) -> dict[UUID, Watched]:
     Raises nothing if there are none. Call it from inside sampling (SAMPLER_SAMPLE), when areas are resolved.
     """
     found = {}
-    for side, originals in guider.original_conds.items():
-        if side_named(side) == "negative":
+    for name, originals in guider.original_conds.items():
+        if side_named(name) == "negative":
             continue
-        resolved = {options["uuid"]: options for options in reversed(guider.conds[side])}
-        others = {options["uuid"] for key, conds in guider.conds.items() if key != side for options in conds}
+        resolved = {options["uuid"]: options for options in reversed(guider.conds[name])}
         for uuid in (options["uuid"] for options in originals):
             options = resolved.get(uuid, {})
             positions = words.of(options) if "cross_attn" in options else {}
             if positions:
                 groups = TokenGroups(tuple(positions.values()), options["cross_attn"].shape[1])
                 mask = options["mask"] * options.get("mask_strength", 1.0) if "mask" in options else None
-                found[uuid] = Watched(tuple(positions), groups, options.get("area"), mask,
-                                      options.get("strength", 1.0), uuid in others)
+                found[uuid] = Watched(name, tuple(positions), groups, options.get("area"), mask,
+                                      options.get("strength", 1.0))
     return found
 
 
 def watched_chunks(options: Options, conditionings: Mapping[UUID, Watched]) -> dict[int, Watched]:
-    """Those of the conditionings that run in this call of the U-Net, by their index in options["cond_or_uncond"]."""
-    sides = options["cond_or_uncond"]
-    return {index: conditionings[uuid] for index, uuid in enumerate(options.get("uuids", ()))
-            if uuid in conditionings and not (conditionings[uuid].ambiguous and sides[index] != 0)}
+    """Those of the conditionings that run in this call of the U-Net, by their place in options["uuids"].
+
+    Copies that ComfyUI adds to the other lists go by the same id. Call it of a model after `tell_sides`.
+    """
+    lists = options.get("cond_or_uncond", ())
+    return {row: conditionings[uuid] for row, (uuid, index) in enumerate(zip(options.get("uuids", ()), lists))
+            if uuid in conditionings and list_at(options, index) == conditionings[uuid].listed}

@@ -1,9 +1,10 @@
 """A whole training as one call: from models, subjects and settings to concepts, weights and files."""
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 import folder_paths
 import torch
@@ -119,6 +120,7 @@ class _Run:
         job, session = self.job, self.session
         run = TrainingRun(session.model, session.clip, job.subjects, session.device, job.settings.seed)
         self.attached: list[AttachedPart] = [part.attach(run) for part in job.parts]
+        _check_words(self.attached)
         session.load()
         trained = {name for part in self.attached for name in part.learned_vectors()}
         self.frozen: Vectors = {s.concept.placeholder: initial_vectors(s.concept, job.clip) for s in job.subjects
@@ -209,6 +211,14 @@ def _check(job: Job) -> None:
     if twice:
         raise ValueError(f"Two subjects share the placeholder {twice}; give each Subject node a Concept of its own.")
     text_encoders(job.clip)
+
+
+def _check_words(parts: Sequence[AttachedPart]) -> None:
+    counts = Counter(name for part in parts for name in part.placeholders)
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"Two parts at trainable train the vectors of {twice}; keep one of them. Train ViCo trains them "
+                         "as well, unless its embedding_learning_rate is 0.")
 
 
 def _saved_outcome(job: Job, folder: RunFolder) -> Outcome:

@@ -17,7 +17,7 @@ from ..attention.layers import AttentionLayer, unet_of
 from ..attention.maps import mean_over_layers
 from ..attention.masks import on_grid
 from ..attention.record import Record, layer_grid
-from ..attention.sides import side_named
+from ..attention.sides import list_at, side_named, tell_sides
 from .blocks import ImageBlocks
 from .maths import Variant, given_mask, object_mask
 from .prompts import Layout, layout_of_conditioning, place_of
@@ -25,7 +25,7 @@ from .streams import CALL, Features, Reading, Seen, image_attention, look_at_ref
 
 KEY = "personalize.vico"
 Halves = Literal["both", "shared", "conditional"]
-Source = tuple[UUID, bool]  # a conditioning's id, which an area's counterpart shares, and if it is a negative one
+Source = tuple[UUID, str]  # a conditioning's id, which an area's counterparts share, and the name of its list
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,7 @@ def with_references(model, blocks: ImageBlocks, trained: Sequence[str], referenc
     sigmas = tuple(float(sampling.percent_to_sigma(part)) for part in use.window)
     applied = Applied(blocks, tuple(trained), tuple(references), use, sigmas, record, prompt)
     patched = model.clone()
+    tell_sides(patched)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, applied.sample)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, applied.diffusion_model)
     patched.set_additional_models(KEY, [ModelPatcher(blocks, model.load_device, model.offload_device)])
@@ -111,11 +112,6 @@ class _Run:
     def main(self) -> Source:
         return next(iter(self.prompts))
 
-    def is_negative(self, uuid: UUID, side: int) -> bool:
-        """Of a conditioning on this side of the guidance, 0 for the positive one where both have the id."""
-        known = [negative for negative in (False, True) if (uuid, negative) in self.prompts]
-        return known[0] if len(known) == 1 else side != 0
-
 
 @dataclass(frozen=True, eq=False)
 class Applied:
@@ -147,27 +143,31 @@ class Applied:
 
     def _run(self, guider, noise: Tensor) -> _Run:
         prepared: dict[Source, Mapping[str, Any]] = {}
-        for side, listed in guider.conds.items():
+        for name, listed in guider.conds.items():
             for options in listed:
-                prepared.setdefault((options["uuid"], side_named(side) == "negative"), options)
-        asked = {options["uuid"] for side, listed in guider.original_conds.items() if "negative" not in side
-                 for options in listed}
-        prompts = {(uuid, negative): self._positive_prompt(options) for (uuid, negative), options in prepared.items()
-                   if uuid in asked and not negative and "cross_attn" in options}
+                if "cross_attn" in options:
+                    prepared.setdefault((options["uuid"], name), options)
+        asked = {(options["uuid"], name) for name, listed in guider.original_conds.items()
+                 if side_named(name) == "positive" for options in listed}
+        prompts = {source: self._positive_prompt(options) for source, options in prepared.items() if source in asked}
         if not prompts:
             raise ValueError("Apply ViCo found no positive prompt in the sampler; connect a conditioning to positive.")
-        first = next(iter(prompts.values()))
-        for source, options in prepared.items():
-            if source not in prompts and "cross_attn" in options:
-                prompts[source] = _prompt(options, first.words, first.positions)
+        first = {name: prompt for (_, name), prompt in reversed(prompts.items())}
+        main = next(iter(prompts.values()))
+        for source in [each for each in prepared if each not in prompts]:
+            alike = first.get(source[1], main)
+            prompts[source] = _prompt(prepared[source], alike.words, alike.positions)
         latents = torch.cat([reference.latents for reference in self.references]).to(noise.device)
         return _Run(latents, prompts)
 
     def _positive_prompt(self, options: Mapping[str, Any]) -> _Prompt:
         layout = layout_of_conditioning(options, self.prompt)
         several = len(self.references) > 1
-        places = [place_of(layout, reference.word, self.trained[i:i + 1] if several else self.trained)
-                  for i, reference in enumerate(self.references)]
+        places: list[tuple[str, tuple[int, ...]]] = []
+        for i, reference in enumerate(self.references):
+            trained = self.trained[i:i + 1] if several else self.trained
+            others = {other.word for other in self.references} | {*self.trained} - {*trained} | {*dict(places)}
+            places.append(place_of(layout, reference.word, trained, others))
         return _prompt(options, *zip(*places))
 
     # ------------------------------------------------------------------------------------------ a call of the U-Net
@@ -187,13 +187,14 @@ class Applied:
     def _sources(self, run: _Run, x: Tensor, options: Options) -> tuple[Source | None, ...]:
         """For each conditioning of the call the prompt with which its rows see the references, or None."""
         start, end = self.sigmas
-        sides = options["cond_or_uncond"]
-        if in_branch(options) or not end <= float(options["sigmas"][0]) <= start or len(x) % len(sides):
+        lists = options["cond_or_uncond"]
+        if in_branch(options) or not end <= float(options["sigmas"][0]) <= start or len(x) % len(lists):
             return ()
         found = []
-        for side, uuid in zip(sides, options["uuids"], strict=True):
-            negative = run.is_negative(uuid, side)
-            own = (uuid, negative) if (uuid, negative) in run.prompts else run.main
+        for index, uuid in zip(lists, options["uuids"], strict=True):
+            name = list_at(options, index)
+            negative = side_named(name) == "negative"
+            own = (uuid, name) if (uuid, name) in run.prompts else run.main
             found.append(own if not negative or self.use.halves == "both" else
                          run.main if self.use.halves == "shared" else None)
         return tuple(found)

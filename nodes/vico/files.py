@@ -5,7 +5,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, get_args
 
 import folder_paths
 import torch
@@ -82,7 +82,7 @@ def read_vico(path: Path) -> ViCo:
                          "models/vico, or one of the authors' cross_attention files.")
     for block, tensors in blocks.items():
         _check_whole(path, block, tensors)
-    return ViCo(path.name, blocks, **(_said(metadata) if metadata.get("format") == FORMAT else OFFICIAL))
+    return ViCo(path.name, blocks, **(_said(path, metadata) if metadata.get("format") == FORMAT else OFFICIAL))
 
 
 def metadata_of(variant: Variant, words: tuple[str, ...], size: int, model) -> dict[str, str]:
@@ -122,9 +122,16 @@ def _check_whole(path: Path, block: Block, tensors: Mapping[str, Tensor]) -> Non
                          f"{odd or 'norm1.weight'}); download or save the file again.")
 
 
-def _said(metadata: Mapping[str, str]) -> dict[str, Any]:
-    return {"variant": metadata["variant"], "words": tuple(json.loads(metadata["words"])),
-            "size": int(metadata["size"]), "text_width": int(metadata["text_width"])}
+def _said(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        said = {"variant": metadata["variant"], "words": tuple(map(str, json.loads(metadata["words"]))),
+                "size": int(metadata["size"]), "text_width": int(metadata["text_width"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path, KIND) from error
+    if said["variant"] not in get_args(Variant):
+        raise ValueError(f"{path.name} was trained with the object mask '{said['variant']}', which this version of the "
+                         "pack does not know; update the pack.")
+    return said
 
 
 def _last_layers(model) -> list[AttentionLayer]:

@@ -50,6 +50,9 @@ class TrainViCo(io.ComfyNode):
     def execute(cls, learning_rate: float, embedding_learning_rate: float, placement: str, object_mask: str,
                 previous=()) -> io.NodeOutput:
         """The chain with the image blocks and, unless their rate is 0, the vectors."""
+        if any(isinstance(part, ImageAttentionPart) for part in previous):
+            raise ValueError("previous holds Train ViCo already, and one set of image blocks serves all subjects; keep one "
+                             "of the two.")
         if embedding_learning_rate and any(isinstance(part, EmbeddingPart) for part in previous):
             raise ValueError("previous holds Train Embedding, but Train ViCo trains the word's vectors itself; remove "
                              "Train Embedding, or set embedding_learning_rate to 0.")

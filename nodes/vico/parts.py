@@ -194,14 +194,17 @@ class AttachedImageAttention:
 
 
 def reference_masks(batch: Batch, patches: int) -> Tensor:
-    """The share of each patch that the reference pictures' own masks cover, (B, P), for a layer with P patches.
+    """The share of each patch that the reference pictures' own masks cover, (B, P), for a layer with P patches; 1 where
+    a picture has none.
 
-    Raises ValueError if no picture has a mask.
+    Raises ValueError if no picture of any subject has a mask.
     """
     latents = batch.latents[REFERENCE]
     if latents.masks is None:
-        raise ValueError("Masks of the pictures are asked for, but no picture of the subjects has one; connect masks "
-                         "to Subject, or choose the automatic mask.")
+        if all(picture.masks is None for subject in batch.subjects for picture in subject.pictures):
+            raise ValueError("Masks of the pictures are asked for, but no picture of the subjects has one; connect masks "
+                             "to Subject, or choose the automatic mask.")
+        return latents.clean.new_ones(len(latents.clean), patches)
     height, width = latents.clean.shape[-2:]
     while height * width > patches:
         height, width = -(-height // 2), -(-width // 2)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from typing import Any, Collection, Mapping, Sequence
 
 from ..text.spans import END, LEARNED, SPANS, TOKENS, known_placeholders, spans_of
 from ..text.token_view import token_rows, token_texts
@@ -46,13 +46,15 @@ def layout_of_conditioning(options: Mapping[str, Any], prompt: Layout | None) ->
     return prompt
 
 
-def place_of(layout: Layout, word: str, trained: Sequence[str]) -> tuple[str, tuple[int, ...]]:
+def place_of(layout: Layout, word: str, trained: Sequence[str], others: Collection[str] = ()
+             ) -> tuple[str, tuple[int, ...]]:
     """`word` and its positions; for "" those of the one of `trained`, or else of the learned words, in the prompt.
 
-    Without it, as released: the first end-of-text token, which sums the prompt up; a warning says so. Raises ValueError
+    others: words of other objects, which are not meant. Without the word, as released: the first end-of-text token, which sums the prompt up; a warning says so. Raises ValueError
     if the prompt holds several words that could be meant, or if its end is not known either.
     """
-    candidates = [word] if word else [name for name in trained if layout.positions(name)] or _learned(layout)
+    candidates = [word] if word else [name for name in trained if layout.positions(name)] or [
+        name for name in _learned(layout) if name not in others]
     found = [name for name in candidates if layout.positions(name)]
     if len(found) > 1:
         raise ValueError(f"The prompt holds {' and '.join(found)}; write into word which of them the reference shows.")

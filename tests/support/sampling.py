@@ -26,6 +26,17 @@ def sample(model, positive, negative, batch: int = 1, steps: int = 2, cfg: float
                                    disable_pbar=True, seed=3, **more)
 
 
+def guided(guider, steps: int = 3, seed: int = 3) -> torch.Tensor:
+    """What a guider's node, SamplerCustomAdvanced and euler give: (1, 4, 16, 16)."""
+    import comfy.samplers
+
+    latent = torch.zeros(1, 4, 16, 16)
+    sigmas = comfy.samplers.calculate_sigmas(guider.model_patcher.get_model_object("model_sampling"), "normal", steps)
+    with torch.inference_mode():
+        return guider.sample(noise_for(latent, seed), latent, comfy.samplers.sampler_object("euler"), sigmas,
+                             disable_pbar=True, seed=seed)
+
+
 def difference(got: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference in parts of the expected values' spread."""
     return float((got - expected).abs().max() / expected.std())

@@ -1,0 +1,99 @@
+"""What users give ViCo that is incomplete, ambiguous or twice: what it makes of it, or says."""
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_training_job import make_job, run
+from test_training_loop import subject, train
+
+from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.text.spans import END, LEARNED
+from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.nodes_parts import TrainEmbedding
+from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.recipe import TemplateRecipe
+from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
+from personalize.nodes.vico.files import metadata_of, read_vico
+from personalize.nodes.vico.nodes_train import TrainViCo
+from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
+from personalize.nodes.vico.prompts import Layout, place_of
+from personalize.nodes.vico.terms import ReferenceAttentionLoss
+
+pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to
+DOG, TOY = "<my-dog>", "<my-toy>"
+
+
+# ------------------------------------------------------------------------------------------------ masks
+def masked(masks: dict[int, torch.Tensor]):
+    """The subject with masks (64, 64) on some of its three pictures."""
+    whole = subject(3)
+    return replace(whole, pictures=tuple(replace(each, masks=masks[i][None]) if i in masks else each
+                                         for i, each in enumerate(whole.pictures)))
+
+
+@pytest.mark.parametrize("part, target", [(ImageAttentionPart(given_masks=True), "end of text"),
+                                          (ImageAttentionPart(variant="none"), "given mask")])
+def test_pictures_without_a_mask_beside_one_with_count_whole(sd15, part, target):
+    """In steps of one row the reference of some has none."""
+    def losses(shown):
+        terms = DiffusionLoss(), ReferenceAttentionLoss(0.3, target)
+        trainer, _, _ = train(sd15, Settings(steps=6, batch_size=1), subjects=(shown,), parts=(EmbeddingPart(), part),
+                              terms=terms, recipe=WithReferences(TemplateRecipe()))
+        return [record["loss"] for record in trainer.history]
+
+    corner, everything = torch.zeros(64, 64), torch.ones(64, 64)
+    corner[8:40, 16:48] = 1
+    assert losses(masked({1: corner})) == losses(masked({0: everything, 1: corner, 2: everything}))
+
+
+# ------------------------------------------------------------------------------------------------ words of the prompt
+def layout(*learned: str) -> Layout:
+    """Of a prompt "a <first> <second> …"."""
+    return Layout({name: (2 + i,) for i, name in enumerate(learned)}, ("", "a", *[LEARNED] * len(learned), END))
+
+
+@pytest.mark.parametrize("prompt, trained, others, expected", [
+    ((DOG,), (DOG,), (), DOG),
+    ((TOY,), (DOG,), (), TOY),       # the concept was given another placeholder
+    ((DOG, TOY), (TOY,), (DOG,), TOY),
+    ((DOG,), (TOY,), (DOG,), END),   # the first object's word is not the second's
+    ((DOG,), (), (DOG,), END),
+    ((DOG, TOY), (), (DOG,), TOY)])
+def test_each_object_has_a_word_of_its_own(prompt, trained, others, expected, caplog):
+    name, positions = place_of(layout(*prompt), "", trained, others)
+    assert name == expected
+    assert positions == ((2 + len(prompt),) if expected == END else (2 + prompt.index(expected),))
+    assert ("does not hold" in caplog.text) == (expected == END)
+
+
+# ------------------------------------------------------------------------------------------------ chains
+def test_parts_that_train_the_same_are_one_too_many(sd15):
+    vico = TrainViCo.execute(1e-5, 5e-3, "decoder", "Eq. 5").args[0]
+    for rate in (5e-3, 0.0):
+        with pytest.raises(ValueError, match="previous holds Train ViCo already, and one set of image blocks serves"):
+            TrainViCo.execute(1e-5, rate, "decoder", "Eq. 5", vico)
+    parts = TrainEmbedding.execute(5e-3, 0, 0, vico).args[0]
+    with pytest.raises(ValueError, match=f"Two parts at trainable train the vectors of {DOG}; keep one"):
+        run(make_job(sd15, "twice", parts=parts, recipe=WithReferences(TemplateRecipe())))
+
+
+# ------------------------------------------------------------------------------------------------ files
+@pytest.mark.parametrize("about, message", [
+    ({"variant": "tenfold"}, "mine.safetensors was trained with the object mask 'tenfold', which this version"),
+    ({"variant": None}, "mine.safetensors is damaged or no ViCo file"),
+    ({"words": "<a>, <b>"}, "mine.safetensors is damaged or no ViCo file"),
+    ({"words": json.dumps(1)}, "mine.safetensors is damaged or no ViCo file"),
+    ({"size": "large"}, "mine.safetensors is damaged or no ViCo file")])
+def test_a_file_that_says_odd_things_of_itself(tmp_path, sd15, about, message):
+    blocks = ImageBlocks(sd15.model, chosen_layers(attention_layers(sd15.model), "decoder"))
+    blocks.draw(torch.Generator().manual_seed(1))
+    said = {**metadata_of("paper", (DOG,), 64, sd15.model), **about}
+    save_file({name: p.detach() for name, p in blocks.named_tensors()}, tmp_path / "mine.safetensors",
+              {name: value for name, value in said.items() if value is not None})
+    with pytest.raises(ValueError, match=message):
+        read_vico(tmp_path / "mine.safetensors")
