@@ -44,7 +44,7 @@ class Scene:
     """A checkpoint with random image blocks, a prompt with two learned words, and references."""
 
     def __init__(self, checkpoint, text: str = PROMPT, negative: str = "blurry", placement: str = "decoder"):
-        self.model, self.clip, _ = checkpoint
+        self.model, self.clip, self.vae = checkpoint
         self.concepts = (_concept(DOG, self.clip, 1), _concept(TOY, self.clip, 2))
         self.blocks = ImageBlocks(self.model, chosen_layers(attention_layers(self.model), placement))
         self.blocks.draw(torch.Generator().manual_seed(3))
@@ -61,10 +61,10 @@ class Scene:
         return with_references(model or self.model, blocks, (), references, use, record or Record("Apply ViCo"), **more)
 
     def sample(self, references, use=Use("paper"), **how) -> Tensor:
-        return sample(self.patched(references, use), self.positive, self.negative, steps=STEPS, cfg=CFG, **how)
+        return self.plain(self.patched(references, use), **how)
 
-    def plain(self, **how) -> Tensor:
-        return sample(self.model, self.positive, self.negative, steps=STEPS, cfg=CFG, **how)
+    def plain(self, model=None, **how) -> Tensor:
+        return sample(model or self.model, self.positive, self.negative, **{"steps": STEPS, "cfg": CFG, **how})
 
     @torch.inference_mode()
     def by_hand(self, references, use=Use("paper"), masker: Masker | None = None, batch: int = 1, steps: int = STEPS,
