@@ -5,6 +5,7 @@ import copy
 
 import pytest
 import torch
+from comfy.model_management import InterruptProcessingException, interrupt_current_processing
 from torch import Tensor
 
 from personalize.nodes.attention.layers import attention_layers, unet_of
@@ -18,7 +19,7 @@ from personalize.nodes.vico.prompts import layout_of_prompt
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support.companions import KINDS, composed
 from support.inprocess import dynamic_vram
-from support.sampling import encoded, sample
+from support.sampling import encoded, guided, sample
 from support.vico_scene import CFG, DOG, STEPS, TOY, Scene, close, dog, latents
 
 
@@ -49,6 +50,36 @@ def test_clone_of_a_loaded_model_and_two_runs_of_one_model_work(scene):
     changed = sample(model.clone(), other, scene.negative, steps=STEPS, cfg=CFG)
     assert torch.equal(changed, sample(scene.patched([dog()]), other, scene.negative, steps=STEPS, cfg=CFG))
     assert torch.equal(sample(model.clone(), scene.positive, scene.negative, steps=STEPS, cfg=CFG), first)
+
+
+@pytest.mark.parametrize("rows", [2, 6], ids=["on the references", "on the picture"])
+def test_interrupted_run_leaves_nothing_behind(scene, rows):
+    """In the second step, in the middle of either run of the U-Net, which have as many rows as given."""
+    unet, record, expected = unet_of(scene.model), Record("Apply ViCo"), scene.sample([dog()], batch=3)
+    model, runs = scene.patched([dog()], record=record), []
+
+    def interrupt(module, inputs, output):
+        runs.append(len(output))
+        if runs.count(rows) == 2:
+            interrupt_current_processing()
+
+    hook = unet.output_blocks[6][0].register_forward_hook(interrupt)
+    try:
+        with pytest.raises(InterruptProcessingException):
+            scene.plain(model, batch=3)
+    finally:
+        hook.remove()
+        interrupt_current_processing(False)
+    assert runs == [2, 6, 2, 6][:3 if rows == 2 else 4] and not hooks_of(unet)
+    found = scene.plain(model, batch=3)
+    assert torch.equal(found, expected)
+    assert record.sampling() is record.sampling(found) and sorted(record.sampling().masks) == [0, 1]
+    assert torch.equal(scene.sample([dog()], batch=3), expected)
+
+
+def hooks_of(module) -> list:
+    return [hook for each in module.modules() for hook in (*each._forward_hooks.values(),
+                                                           *each._forward_pre_hooks.values())]
 
 
 # ------------------------------------------------------------------------------------------------ in a graph
@@ -118,6 +149,20 @@ def test_counterparts_of_areas_see_the_references_with_their_own_side_s_prompt(s
     found, expected = (sample(scene.patched([dog()], use), *each.values(), steps=STEPS, cfg=CFG)
                        for each in (whole, sides))
     close(found, expected)
+
+
+def test_copies_of_areas_under_a_guider_whose_positive_side_is_not_the_first(scene):
+    """DualCFGGuider hands negative, second and first to the model in this order, and gives the negative side copies."""
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    def drawn(area: dict) -> Tensor:
+        first = [[tensor, {**options, **area}] for tensor, options in scene.positive]
+        guider = Guider_DualCFG(scene.patched([dog()], Use("paper", halves="conditional")))
+        guider.set_conds(first, scene.encode(f"one {TOY} and a {DOG}"), scene.negative)
+        guider.set_cfg(CFG, 2.0)
+        return guided(guider, STEPS)
+
+    close(drawn({"area": (16, 16, 0, 0), "strength": 1.0}), drawn({}))
 
 
 def test_inpainting_and_visual_tokens_behind_the_prompt(scene):
