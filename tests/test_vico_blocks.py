@@ -4,6 +4,8 @@ from __future__ import annotations
 import comfy.ops
 import pytest
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.supported_models import SD15
 from safetensors.torch import save_file
 
 from personalize.nodes.attention.layers import attention_layers
@@ -89,9 +91,15 @@ def test_blocks_stand_where_the_paper_puts_them(sd15, sdxl):
 
 def test_sd15_has_the_paper_s_number_of_parameters():
     """51.3 million in Table 1; the authors' files have 51 248 960 in 80 tensors."""
-    shapes = [parameter_shapes(width) for width in (1280, 640, 640, 320)]
-    assert sum(map(len, shapes)) == 80
-    assert sum(shape.numel() for names in shapes for shape in names.values()) == 51_248_960
+    structure = {"in_channels": 4, "out_channels": 4, "num_res_blocks": [2] * 4, "channel_mult": [1, 2, 4, 4],
+                 "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
+                 "transformer_depth_output": [1] * 9 + [0] * 3}
+    config = SD15({**SD15.unet_config, **structure}).unet_config
+    unet = UNetModel(image_size=32, use_spatial_transformer=True, device="meta",
+                     operations=comfy.ops.disable_weight_init, **config)
+    tensors = dict(ImageBlocks(unet, chosen_layers(attention_layers(unet), "decoder"), device="meta").named_tensors())
+    assert tensors.keys() == official_tensors(TINY_SD15).keys() and len(tensors) == 80
+    assert sum(parameter.numel() for parameter in tensors.values()) == 51_248_960
 
 
 def test_blocks_have_the_authors_names(sd15):
