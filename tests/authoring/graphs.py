@@ -94,6 +94,49 @@ TRAIN_EMBEDDING = Graph("train_embedding_core", nodes=(
     Group("4 · Draw it, keep it", (1580, 0, 960, 1280)),
 ), notes=(Note(TRAIN_EMBEDDING_NOTE, at=(-410, 40), size=(400, 420)),), pictured=(0, -20, 1580, 1320))
 
+TRAIN_LORA_NOTE = """\
+**Press Run**: *Train* learns the toy's word and a LoRA of the U-Net at the same time ("pivotal tuning"), each with a \
+learning rate of its own. More likeness than a word alone, less memory than the whole U-Net.
+
+**Your own subject**: name it in *Concept*, drop 4 to 20 pictures on *Subject*, write its word into the prompt. \
+*Training Prompts* must be true of your pictures: for drawings write drawing in the place of photo.
+
+**Two files** are saved: the embedding, and the LoRA in models/loras. Use them together, here or with ComfyUI's own \
+*Load LoRA*. If the pictures show little but your subject, lower the LoRA's strength there.
+
+**Memory.** 8 GB: set *micro_batch* to 1 and *gradient_checkpointing* on.
+
+*Prompt Tokens* shows how the prompt is read, and which real words the learned one has come near to.
+"""
+
+LORA = {"algorithm": "LoRA", "rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "attention_only": True}
+TEMPLATES = {"prompts": "\n".join(("a photo of a {}", "a picture of the {}", "a close look at a {}",
+                                   "one {} in a picture", "a view of the {}")), "captions": True}
+
+TRAIN_LORA = Graph("train_lora", nodes=(
+    Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
+    Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
+    Node("3", "PersonalizeSubject", (40, 540), {
+        "concept": ("2", 0), **PICTURES, "augmentation": "none", "variants": 1}, size=(400, 640)),
+    Node("4", "PersonalizeTrainEmbedding", (500, 80), {"learning_rate": 0.001, "rescale_from": 0, "rescale_to": 0},
+         size=(400, 150)),
+    Node("5", "PersonalizeTrainAdapter", (500, 290), {"previous": ("4", 0), **LORA}, size=(400, 210)),
+    Node("6", "PersonalizeDiffusionLoss", (500, 560), DIFFUSION, size=(400, 170)),
+    Node("7", "PersonalizeTrainingPrompts", (500, 790), TEMPLATES, size=(400, 220)),
+    Node("8", "PersonalizeTrain", (960, 80), {
+        **CHECKPOINT_WIRES, "subject": ("3", 0), "trainable": ("5", 0), "loss": ("6", 0), "recipe": ("7", 0), **TRAIN,
+        "name": "example-toy-lora", "preset": "custom", "steps": 600, "batch_size": 4, "save_every": 100,
+        "preview_every": 100}, size=(580, 1120)),
+    *draw_and_keep(9, 1600, train="8", prefix="personalize/example-toy-lora"),
+    Node("17", "PersonalizePromptTokens", (2060, 940), {
+        "clip": ("1", 1), "concept": ("8", 0), "text": SCENE, "neighbours": 5}, size=(460, 260)),
+), groups=(
+    Group("1 · Your subject", (20, 0, 440, 1280)),
+    Group("2 · What to learn", (480, 0, 440, 1280)),
+    Group("3 · Train", (940, 0, 620, 1280)),
+    Group("4 · Draw it, keep it", (1580, 0, 960, 1280)),
+), notes=(Note(TRAIN_LORA_NOTE, at=(-410, 40), size=(400, 460)),), pictured=(0, -20, 1580, 1320))
+
 TWO_STAGE_NOTE = """\
 **The two stages of the CoRe paper.** Stage 1 finds the word: an embedding, trained with CoRe. Stage 2 fits the \
 picture: the whole U-Net, with that word held fixed.
@@ -217,4 +260,4 @@ LOOK_INSIDE = Graph("look_inside", nodes=(
     Group("4 · Or look at a picture you have", (1660, 0, 1160, 1220)),
 ), notes=(Note(LOOK_INSIDE_NOTE, at=(-410, 40), size=(400, 380)),), pictured=(0, -20, 1660, 1260))
 
-GRAPHS = (TRAIN_EMBEDDING, TWO_STAGE, TEST_TIME, LOOK_INSIDE)
+GRAPHS = (TRAIN_EMBEDDING, TRAIN_LORA, TWO_STAGE, TEST_TIME, LOOK_INSIDE)

@@ -6,15 +6,13 @@ from support.vico_files import EMBEDDING
 
 from .graph import Graph, Group, Node, Note
 from .graphs import (CHECKPOINT_WIRES, CONCEPT, DIFFUSION, GREEN, LATENT, LOADER, PICTURES, RED, SAMPLER, SCENE,
-                     SUBJECT, TRAIN)
+                     SUBJECT, TEMPLATES, TRAIN)
 
 GIRL = "<example-girl>"
 NAME = EMBEDDING.removesuffix(".safetensors")
 ALL_PICTURES = {**PICTURES, "fit": "squash", "augmentation": "none", "variants": 1}
 TRAIN_VICO = {"learning_rate": 1e-5, "embedding_learning_rate": 0.005, "placement": "decoder", "object_mask": "Eq. 5"}
 REGULARISATION = {"weight": 0.0005, "target": "end of text", "placement": "decoder", "first_step": 1, "last_step": 0}
-PROMPTS = {"prompts": "\n".join(("a photo of a {}", "a picture of the {}", "a close look at a {}", "one {} in a picture",
-                                 "a view of the {}")), "captions": True}
 RUN = {**TRAIN, "preset": "ViCo", "steps": 400, "batch_size": 4, "save_every": 50, "preview_every": 100}
 APPLY = {"word": "", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "object_mask": "as trained",
          "halves": "both", "reuse_steps": 1, "size": 0, "fit": "squash"}
@@ -32,7 +30,7 @@ def learning(subject: str, x: int, first: int, name: str) -> tuple[Node, ...]:
         Node(diffusion, "PersonalizeDiffusionLoss", (x, 320), DIFFUSION, size=(400, 170)),
         Node(end, "PersonalizeEndOfTextRegularisation", (x, 550), {"previous": (diffusion, 0), **REGULARISATION},
              size=(400, 200)),
-        Node(prompts, "PersonalizeTrainingPrompts", (x, 810), PROMPTS, size=(400, 220)),
+        Node(prompts, "PersonalizeTrainingPrompts", (x, 810), TEMPLATES, size=(400, 220)),
         Node(references, "PersonalizeTrainingReferences", (x, 1090), {"recipe": (prompts, 0)}, size=(400, 60)),
         Node(train, "PersonalizeTrain", (x + 460, 80), {
             **CHECKPOINT_WIRES, "subject": (subject, 0), "trainable": (vico, 0), "loss": (end, 0),
