@@ -8,6 +8,7 @@ from pathlib import Path
 
 import comfy.sd
 import folder_paths
+import nodes
 import pytest
 import torch
 from comfy.model_sampling import V_PREDICTION
@@ -22,23 +23,28 @@ from personalize.nodes.attention.layers import attention_layers, unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.text.encode import encode
+from personalize.nodes.text.nodes_concept import PersonalizeLoadConcept, PersonalizeSaveConcept
+from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.text.spans import SPANS, TOKENS
+from personalize.nodes.training import job as job_module
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import Row
 from personalize.nodes.training.loop import Settings, Trainer
+from personalize.nodes.training.nodes_parts import TrainAdapter
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.vico.apply import Reference, Use, with_references
 from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
-from personalize.nodes.vico.nodes_apply import LoadViCo
+from personalize.nodes.vico.nodes_apply import MASKS as MASK_NAMES
+from personalize.nodes.vico.nodes_apply import ApplyViCo, LoadViCo
 from personalize.nodes.vico.nodes_train import TrainViCo
 from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.vico.prompts import layout_of_prompt
 from personalize.nodes.vico.terms import ReferenceAttentionLoss
 from support import vico_by_hand
 from support.inprocess import dynamic_vram
-from support.sampling import encoded, sample
+from support.sampling import difference, encoded, sample
 from support.vico_by_hand import DualStream
 
 pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to
@@ -385,14 +391,63 @@ def test_previews_read_a_picture_of_the_first_subject(sd15):
     assert not torch.equal(preview, sample(sd15.model, positive, negative, size=(8, 8)))
 
 
+@pytest.mark.parametrize("object_mask, variant, adapter", [
+    ("Eq. 5", "paper", True), ("as released", "released", False), ("none", "none", True), ("given mask", "paper", False)])
+def test_files_draw_as_the_trained_model_drew(sd15, monkeypatch, object_mask, variant, adapter):
+    """Stock LoRA loader, Load Concept, Load ViCo and Apply ViCo as trained, against the model inside its training."""
+    drawn, prompt = [], f"a photo of a {WORD}"
+
+    def after_step(training, trainer, record):
+        going_on = original(training, trainer, record)
+        if record["step"] == record["total"]:
+            for group in trainer.optimizer.param_groups:
+                for p in group["params"]:
+                    p.data = p.data.half().float()  # as in the files
+            clip = clip_with_vectors(trainer.session.clip, training._vectors())
+            layout = layout_of_prompt(clip, prompt, [WORD])
+            positive = encoded(clip, prompt, **{SPANS: dict(layout.spans), TOKENS: layout.tokens})
+            drawn.append(sample(trainer.session.model, positive, encoded(clip, ""), size=(8, 8)))
+        return going_on
+
+    original = job_module._Run._after_step
+    monkeypatch.setattr(job_module._Run, "_after_step", after_step)
+    oft = TrainAdapter.execute("OFT", 8, 0.0, 1e-2, True).args[0] if adapter else ()
+    parts = TrainViCo.execute(1e-2, 5e-3, "decoder", object_mask, oft).args[0]
+    job = make_job(sd15, f"vico-files-{variant}-{adapter}", steps=3, parts=parts, terms=method()["terms"],
+                   recipe=RECIPE, subjects=(with_masks(subject()),), settings=Settings(steps=3, batch_size=4))
+    saved, = run(job).report["saved"]
+    concept = PersonalizeLoadConcept.execute(saved["embeddings"][0], "", "").args[0]
+    vico, model = LoadViCo.execute("none", concept).args[0], sd15.model
+    assert vico.variant == variant
+    if adapter:
+        loras = Path(folder_paths.get_folder_paths("loras")[0])
+        model, = nodes.LoraLoaderModelOnly().load_lora_model_only(
+            model, str(Path(saved["files"][-1]).relative_to(loras)), 1.0)
+    pixels = job.subjects[0].pictures[0].variants
+
+    def draw(mask: str, model=model) -> Tensor:
+        with torch.inference_mode():
+            reading = ApplyViCo.execute(model, vico, sd15.vae, pixels, "", 1.0, 0.0, 1.0, mask, "both", 1, 0,
+                                        "squash").args[0]
+            positive = PersonalizeEncodeWithSpans.execute(sd15.clip, prompt, "", concept).args[0]
+        return sample(reading, positive, encoded(sd15.clip, ""), size=(8, 8))
+
+    assert difference(draw("as trained"), drawn[0]) < 1e-4
+    others = [mask for mask, name in MASK_NAMES.items() if name != variant]
+    assert len(others) == 2 and all(difference(draw(mask), drawn[0]) > 0.1 for mask in others)
+    assert not adapter or difference(draw("as trained", sd15.model), drawn[0]) > 0.1
+
+
 def test_every_saved_step_is_kept_and_found_by_its_concept(sd15):
     oft = AdapterPart("OFT", rank=8, alpha=0.0, lr=1e-3)
     job = make_job(sd15, "vico-steps", parts=(*method()["parts"], oft), save_every=2, recipe=RECIPE,
                    preview_every=4, terms=method()["terms"])
-    positive, negative = (encoded(sd15.clip, text) for text in ("a photo of a dog", ""))
-    before = sample(sd15.model, positive, negative)
+    before = encoded(sd15.clip, "a photo of a dog"), encoded(sd15.clip, "")
+    picture = sample(sd15.model, *before)
     last = run(job)
-    assert torch.equal(sample(sd15.model, positive, negative), before), "U-Net and text encoder are as they were"
+    after = encoded(sd15.clip, "a photo of a dog"), encoded(sd15.clip, "")
+    assert all(torch.equal(new[0][0], old[0][0]) for new, old in zip(after, before)), "the text encoder is as it was"
+    assert torch.equal(sample(sd15.model, *before), picture), "the U-Net is as it was"
     saved = last.report["saved"]
     assert [Path(file).name for each in saved for file in each["part_files"]] == [
         "image-blocks-000002.safetensors", "image-blocks-000004.safetensors"]
@@ -404,6 +459,14 @@ def test_every_saved_step_is_kept_and_found_by_its_concept(sd15):
         assert vico.source == f"image-blocks-{step:06d}.safetensors"
         assert (vico.variant, vico.words, vico.size, vico.text_width) == ("paper", ("<my-dog>",), 64, 32)
     assert not torch.equal(found[2].blocks["output", 4]["ff.net.2.bias"], found[4].blocks["output", 4]["ff.net.2.bias"])
+    for step, outcome in ((2, earlier), (4, last)):
+        saving = PersonalizeSaveConcept.execute(outcome.concepts, f"vico-chosen-{step}")
+        for name in (saving.args[0][0], next(each["embeddings"][0] for each in saved if each["step"] == step)):
+            concept = PersonalizeLoadConcept.execute(name, "", "").args[0]
+            vico = LoadViCo.execute("none", concept).args[0]
+            assert vico.source == found[step].source and concept[0].placeholder == WORD
+            assert torch.equal(vico.blocks["output", 4]["ff.net.2.bias"],
+                               found[step].blocks["output", 4]["ff.net.2.bias"])
     Path(saved[0]["part_files"][0]).unlink()
     with pytest.raises(ValueError, match="use_step is 2 but its file .*image-blocks-000002.* has been deleted"):
         run(replace(job, use_step=2))
