@@ -1,7 +1,6 @@
-"""The machinery of the claims: cells, pairing, lines and sheets, on the committed world or else on random networks."""
+"""The machinery of the claims: cells, pairing, lines, sheets and commands."""
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -13,60 +12,19 @@ import pytest
 import torch
 
 from claims import __main__ as command
-from claims.bounds import SUBJECT, ClassWord, Truth
 from claims.harness import Harness
-from claims.judging import judge
-from claims.options import TECHNIQUES, WEIGHTS
 from claims.report import results, results_by_kind, text, values_of
 from claims.sheet import GAP, GREY, HEADING, LABELS, TILE, sheet
 from claims.store import Cell, Drawn, Store
 from claims.task import task_for
 from claims.technique import Technique, load_technique
-from claims.training import Trained, subject_of, train
 from claims.world import Sampling, World
-from miniature.grammar import said
 from miniature.subjects import public_subjects
 from support.paths import TESTS
 
 SUBJECTS = public_subjects()
 QUICK = Sampling(steps=2)
 LINE = re.compile(r"(claim|mean|figure) core (\S+) (\w+)((?: -?\d+\.\d\d){1,3}| \S+ \(.* in \d+ cells\))$")
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory) -> tuple[Path, Path]:
-    """(checkpoint, oracle): the committed ones, or random networks of the same shape."""
-    committed = WEIGHTS / "miniature.safetensors", WEIGHTS / "oracle.safetensors"
-    if all(file.is_file() for file in committed):
-        return committed
-    from safetensors.torch import save_file
-
-    from miniature.autoencoder import initialise, new_autoencoder
-    from miniature.checkpoint import save_checkpoint
-    from miniature.network import new_networks
-    from miniature.oracle import Oracle
-
-    folder, networks, autoencoder = tmp_path_factory.mktemp("weights"), new_networks(3), new_autoencoder()
-    torch.manual_seed(0)
-    initialise(autoencoder)
-    with torch.no_grad():
-        for parameter in networks.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    save_checkpoint(networks, autoencoder, 0.8, folder / "miniature.safetensors", {})
-    save_file(Oracle().state_dict(), folder / "oracle.safetensors")
-    return folder / "miniature.safetensors", folder / "oracle.safetensors"
-
-
-@pytest.fixture(scope="module")
-def world(files) -> World:
-    """Loaded once for all tests."""
-    return World(*files)
-
-
-@pytest.fixture(scope="module")
-def task():
-    """One subject, two prompts."""
-    return task_for(SUBJECTS[0], "varied", 2, 0, QUICK)
 
 
 @dataclass(frozen=True)
@@ -158,173 +116,6 @@ def test_an_interrupted_cell_leaves_nothing(world, task, tmp_path):
         harness.cell(Stopped(), task)
     assert harness.find(Stopped(), task) is None and harness.find(Constant(), task) is not None
     assert {path.parent.name for path in tmp_path.rglob("*.*")} == {"constant"}
-
-
-# ---------------------------------------------------------------------------------------------- methods
-def test_methods_share_noise_and_training_leaves_the_checkpoint_as_it_was(world, task):
-    """An embedding that learns nothing draws, bit by bit, what the class word draws."""
-    from claims.techniques.core import Embedding, Learning
-
-    before = ClassWord().draw(world, task, None)
-    untouched = Embedding("TI+CoRe", Learning(2, 2, 0.0), rescaled=False).draw(world, task, None)
-    learned = Embedding("TI+CoRe", Learning(2, 2, 0.1)).draw(world, task, None)
-    after = ClassWord().draw(world, task, None)
-    for number in (0, 1):
-        assert torch.equal(before.pictures[number], untouched.pictures[number])
-        assert torch.equal(before.pictures[number], after.pictures[number])
-        assert not torch.equal(before.pictures[number], learned.pictures[number])
-    assert not torch.equal(*task.noise(world)) and not torch.equal(task.noise(world), task.noise(world, "again"))
-
-
-def test_refining_changes_only_the_vector_and_draws_only_what_failed(world, task):
-    from claims.techniques.core import Again, Learning, TestTime, concept_of, learned_by
-    from personalize.nodes.text.concept import initial_vectors
-
-    start = initial_vectors(concept_of(task), world.networks.clip)
-    missed = Cell(Drawn({}, start), {0: {"text": 1.0}, 1: {"text": 0.5}})
-    assert torch.equal(learned_by(missed, task).vectors["clip_l"], start["clip_l"])
-    tried, idle, refined = (method.draw(world, task, missed) for method in (
-        Again("", Constant()), TestTime("", Constant(), learning=Learning(1, 2, 0.0)),
-        TestTime("", Constant(), learning=Learning(1, 2, 0.1))))
-    assert list(tried.pictures) == list(refined.pictures) == [1]
-    assert torch.equal(tried.pictures[1], idle.pictures[1])
-    assert not torch.equal(tried.pictures[1], refined.pictures[1])
-    nothing = TestTime("", Constant()).draw(world, task, Cell(Drawn({}, start), {0: {"text": 1.0}}))
-    assert nothing.pictures == {}
-
-
-def test_second_stage_changes_the_model_only_while_it_draws(world, task):
-    from claims.techniques.core import Learning, SecondStage, concept_of, drawn_with
-    from personalize.nodes.text.concept import initial_vectors
-
-    start = Cell(Drawn({}, initial_vectors(concept_of(task), world.networks.clip)), {})
-    before = drawn_with(world, task, concept_of(task))
-    changed = SecondStage("", Constant(), Learning(1, 2, 1e-2)).draw(world, task, start)
-    assert not torch.equal(before[0], changed.pictures[0])
-    assert torch.equal(before, drawn_with(world, task, concept_of(task)))
-
-
-def test_image_blocks_are_drawn_again_from_what_their_cell_keeps(world, task, tmp_path):
-    """ViCo as trained, from its files, and with references used in other ways."""
-    from claims.techniques.vico import RELEASED, Learning, Look, Looking, ViCo
-
-    vico = ViCo("ViCo", Learning(2, 2, 1e-3))
-    harness, before = Harness(world, Store(tmp_path), lambda line: None), ClassWord().draw(world, task, None)
-    first, again, shared, released = (harness.cell(method, task).drawn for method in (
-        vico, Looking("again", vico, Look()), Looking("shared", vico, Look(halves="shared")),
-        Looking("released", vico, Look(object_mask=RELEASED))))
-    for number in (0, 1):
-        assert torch.equal(first.pictures[number], again.pictures[number])
-        assert not torch.equal(first.pictures[number], before.pictures[number])
-    assert any(not torch.equal(first.pictures[n], shared.pictures[n]) for n in (0, 1))
-    assert any(not torch.equal(first.pictures[n], released.pictures[n]) for n in (0, 1))
-    assert first.figures["mask_iou"] == again.figures["mask_iou"] and 0 <= first.figures["mask_iou"] <= 1
-    assert all(torch.equal(before.pictures[n], ClassWord().draw(world, task, None).pictures[n]) for n in (0, 1))
-
-
-def test_a_second_subject_takes_turns_with_its_own_word_and_pictures(world, task):
-    from claims.techniques.vico import starting_at, subject_beside
-    from personalize.nodes.training.diffusion import DiffusionLoss
-    from personalize.nodes.training.loop import Settings
-    from personalize.nodes.vico.nodes_train import TrainingReferences, TrainViCo
-
-    own, other, taught = subject_of(task, starting_at(task, "")), subject_beside(task), []
-    assert other.concept.placeholder != own.concept.placeholder and len(other.pictures) == 5
-    assert not any(torch.equal(one.variants, two.variants) for one in own.pictures for two in other.pictures)
-    parts, = TrainViCo.execute(1e-3, 5e-3, "decoder", "Eq. 5").args
-    trained = train(world, own, parts, (DiffusionLoss(),), Settings(2, 2), TrainingReferences.execute().args[0],
-                    lambda trainer: taught.append({row.subject for row in trainer.recipe.rows(
-                        trainer.subjects, trainer.step, 2, 0)["subject"]}), others=[other])
-    assert taught == [{0, 1}] * 2 and trained.concept.placeholder == own.concept.placeholder
-    blocks, = trained.files
-    names = [own.concept.placeholder, other.concept.placeholder]
-    assert json.loads(blocks.metadata["words"]) == names == [concept.placeholder for concept in trained.concepts]
-
-
-def test_two_subjects_are_drawn_each_with_its_word_and_its_reference(world):
-    """Words that learn nothing draw what both class words draw; blocks that learn change it."""
-    from claims.techniques.vico import Learning, companion
-    from claims.techniques.vico_two import TwoLooks, TwoWords, named, side_by_side
-
-    for subject in SUBJECTS:
-        task = task_for(subject, "varied", 2, 0, QUICK, side_by_side)
-        other = companion(subject.identity, 0).identity.kind
-        assert other != subject.identity.kind and task.kinds == ("beside", "beside")
-        assert {said(prompt).second_kind for prompt in task.prompts(SUBJECT)} == {other}
-        assert all(f"{SUBJECT} next to a <other> " in prompt and other not in prompt for prompt in named(task))
-    classes = ClassWord().draw(world, task, None).pictures
-    words, learned = (TwoWords("", Learning(1, 2, 0.0, rate)).draw(world, task, None).pictures for rate in (0.0, 0.1))
-    looks = TwoLooks("", Learning(1, 2, 0.1, 0.0)).draw(world, task, None).pictures
-    assert all(torch.allclose(classes[n], words[n], atol=1e-4) for n in (0, 1))
-    assert not any(torch.allclose(words[n], other[n], atol=1e-3) for n in (0, 1) for other in (learned, looks))
-
-
-def test_pull_of_a_term_is_measured_where_it_pulls():
-    norms = {"diffusion|word": 3.0, "diffusion|blocks": 4.0, "both|word": 6.0, "both|blocks": 8.0, "one|word": 1.5,
-             "one|blocks": 0.0, "none|word": 0.0, "none|blocks": 0.0}
-    history = [{"norms": dict.fromkeys(norms, 9.0)}, {"norms": {}}, {"norms": norms}]
-    expected = {"gradient_of_both": 2.0, "gradient_of_one": 0.5, "gradient_of_none": 0.0}
-    assert Trained(None, {}, history).figures() == pytest.approx(expected)
-    alone = [{"norms": {"diffusion|word": 3.0, "diffusion|blocks": 4.0}}] * 2
-    assert Trained(None, {}, alone).figures() == {}
-
-
-def test_unseen_reference_and_fit_of_masks(task):
-    from claims.techniques.vico import mask_figures, references, unseen_scene
-
-    for subject in SUBJECTS:
-        full = task_for(subject, "varied", 2, 0, QUICK)
-        scene = unseen_scene(full)
-        assert scene.identity == subject.identity and scene.background not in {s.background for s in full.scenes}
-    pictures, masks = references(task, 0)
-    assert pictures.shape == (1, 3, 128, 128) and masks.shape == (1, 1, 128, 128)
-    assert not any(torch.equal(pictures[0], picture) for picture in task.pictures)
-    truth = torch.zeros(1, 1, 8, 8)
-    truth[..., :4, :] = 1
-    found = torch.zeros(2, 1, 4, 4)
-    found[0, :, 1:3], found[1, :, :2] = 1, 1  # 4 of 12 patches, then all
-    assert mask_figures({0: found[0], 1: found[1]}, truth) == {"mask_iou": pytest.approx((4 / 12 + 1) / 2)}
-    assert mask_figures({}, truth) == {}
-
-
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
-def test_the_truth_shows_what_each_prompt_asks_for(subject):
-    task = task_for(subject, "varied", 24, 0, QUICK)
-    assert len(set(task.templates)) == 24
-    for prompt, kind in zip(task.prompts(SUBJECT), task.kinds, strict=True):
-        asked, scene = said(prompt), Truth._scene(task, prompt)
-        assert asked.pose in (None, scene.pose) and asked.background in (None, scene.background)
-        assert asked.accessory in (None, scene.accessory) and asked.style in (None, scene.style)
-        assert (asked.second_kind, asked.relation) == (
-            (scene.second.kind, scene.second.relation) if scene.second else (None, None))
-        if kind == "attribute":
-            assert (scene.identity.kind, scene.identity.pattern) == (subject.identity.kind, "plain")
-            assert scene.identity.first.name == asked.first
-        else:
-            assert scene.identity == subject.identity
-
-
-def test_looks_are_not_judged_where_the_prompt_changes_them(world):
-    task = task_for(SUBJECTS[0], "varied", 24, 0, QUICK)
-    verdict = judge(world, task, dict(enumerate(world.reconstruct(task.pictures[:1]).expand(24, -1, -1, -1))))
-    measured = {kind: {name for number, values in verdict.items() if task.kinds[number] == kind for name in values}
-                for kind in set(task.kinds)}
-    assert measured.pop("attribute") == {"text", "class"}
-    assert all({"identity", "colours", "colours_and_pattern"} <= names for names in measured.values())
-
-
-@pytest.mark.parametrize("name", TECHNIQUES)
-def test_techniques_name_methods_once_and_compare_what_exists(name):
-    technique = load_technique(name, quick=False)
-    names = [method.name for method in technique.methods]
-    assert len(set(names)) == len(names) and not any(re.search(r"\s", name) for name in names)
-    assert technique.against.keys() | set(technique.against.values()) <= set(names)
-
-
-def test_references_share_place_and_pose_only_in_the_limited_set():
-    varied, limited = (task_for(SUBJECTS[2], which, 24, 0, QUICK) for which in ("varied", "limited"))
-    assert varied.shared("pose") is None and varied.shared("background") is None
-    assert limited.shared("pose") == limited.scenes[0].pose and limited.pictures.shape == (5, 3, 128, 128)
 
 
 # ---------------------------------------------------------------------------------------------- report
