@@ -259,11 +259,14 @@ def test_word_is_found_by_clip_and_prompt_or_by_itself(scene):
         sample(scene.patched([nameless]), stock, scene.negative, steps=STEPS, cfg=CFG)
 
 
-def test_two_objects_have_the_words_of_the_training(scene):
-    """The first that ViCo was trained with is the first object's, wherever it stands in the prompt."""
+@pytest.mark.parametrize("trained, words", [((DOG, TOY), ("", "")), ((DOG,), ("", "")), ((), (DOG, "")),
+                                            ((), ("", TOY))], ids=str)
+def test_two_objects_have_a_word_each(scene, trained, words):
+    """The first that ViCo was trained with is the first object's, wherever it stands in the prompt; what is left is the
+    other's."""
     named = [dog(), Reference(latents(seed=8), TOY)]
-    nameless = [Reference(each.latents) for each in named]
-    model = with_references(scene.model, copy.deepcopy(scene.blocks), (DOG, TOY), nameless, Use("paper"), Record("A"))
+    nameless = [Reference(each.latents, word) for each, word in zip(named, words)]
+    model = with_references(scene.model, copy.deepcopy(scene.blocks), trained, nameless, Use("paper"), Record("A"))
     positive = scene.encode(f"one {TOY} and then a {DOG}")
     assert torch.equal(sample(model, positive, scene.negative, steps=STEPS, cfg=CFG),
                        sample(scene.patched(named), positive, scene.negative, steps=STEPS, cfg=CFG))

@@ -124,6 +124,15 @@ def run_in_page(path: Path, server, ui) -> None:
     assert any(output.get("images") for output in run.outputs.values())
 
 
+def test_a_prompt_without_the_word_is_told_at_the_sampler(template_server, ui):
+    path = PACK / "workflows" / "vico_apply.json"
+    definitions = template_server.get("/object_info")
+    document = with_values(quick(path, definitions), definitions, {"PersonalizeEncodeWithSpans": {"text": "a beach"}})
+    assert ui.load_workflow(document).problems == {}
+    assert ui.run().status == "success"
+    ui.page.get_by_text("Apply ViCo: the prompt does not hold <example-toy>, so the object mask is taken").wait_for()
+
+
 def report_of(run) -> dict:
     """What the Train node shows at its end."""
     return next(shown["personalize_training"][0] for shown in run.outputs.values() if "personalize_training" in shown)

@@ -1,16 +1,14 @@
 """Where the subject's word is in the prompts of a sampling run."""
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Collection, Mapping, Sequence
 
+from ..notice import notice
 from ..text.spans import END, LEARNED, SPANS, TOKENS, known_placeholders, spans_of
 from ..text.token_view import token_rows, token_texts
 from ..text.token_words import find_among
 from ..text.tokens import PromptTokenizer
-
-log = logging.getLogger("personalize")
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ def place_of(layout: Layout, word: str, trained: Sequence[str], others: Collecti
              ) -> tuple[str, tuple[int, ...]]:
     """`word` and its positions; for "" those of the one of `trained`, or else of the learned words, in the prompt.
 
-    others: words of other objects, which are not meant. Without the word, as released: the first end-of-text token, which sums the prompt up; a warning says so. Raises ValueError
+    others: words of other objects, which are not meant. Without the word, as released: the first end-of-text token, which sums the prompt up; the running node and the log say so. Raises ValueError
     if the prompt holds several words that could be meant, or if its end is not known either.
     """
     candidates = [word] if word else [name for name in trained if layout.positions(name)] or [
@@ -64,8 +62,8 @@ def place_of(layout: Layout, word: str, trained: Sequence[str], others: Collecti
     if END not in layout.tokens:
         raise ValueError(f"The prompt does not hold {missing}; write it there, and encode the prompt with Encode with "
                          "Spans.")
-    log.warning("Apply ViCo: the prompt does not hold %s, so the object mask is taken from its end-of-text token. "
-                "Write the word into the prompt, or into word what the prompt calls the subject.", missing)
+    notice(f"Apply ViCo: the prompt does not hold {missing}, so the object mask is taken from its end-of-text token. Write "
+           "the word into the prompt, or into word what the prompt calls the subject.")
     return END, (layout.tokens.index(END),)
 
 

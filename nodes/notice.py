@@ -1,0 +1,18 @@
+"""A sentence for whoever pressed Run, while a node is at work: in the log, and on that node in the page."""
+from __future__ import annotations
+
+import html
+import logging
+
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+
+log = logging.getLogger("personalize")
+
+
+def notice(sentence: str) -> None:
+    """Outside a graph only the log gets it."""
+    log.warning(sentence)
+    running, server = get_executing_context(), getattr(PromptServer, "instance", None)
+    if running is not None and server is not None:
+        server.send_progress_text(html.escape(sentence, quote=False), running.node_id)  # the page reads it as HTML
