@@ -19,10 +19,10 @@ APPLY = {"word": "", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, 
 MASKS = {"show": "each step", "strength": 0.6}
 
 
-def learning(subject: str, x: int, first: int, name: str) -> tuple[Node, ...]:
+def learning(subject: str, x: int, first: int, name: str, run: dict[str, object] = RUN) -> tuple[Node, ...]:
     """Six nodes with ids from `first` on, at column `x`: what is learned, what for, and Train.
 
-    subject: id of the last Subject. name: of the run.
+    subject: id of the last Subject. name: of the run. run: Train's numbers.
     """
     vico, diffusion, end, prompts, references, train = (str(first + number) for number in range(6))
     return (
@@ -34,7 +34,7 @@ def learning(subject: str, x: int, first: int, name: str) -> tuple[Node, ...]:
         Node(references, "PersonalizeTrainingReferences", (x, 1090), {"recipe": (prompts, 0)}, size=(400, 60)),
         Node(train, "PersonalizeTrain", (x + 460, 80), {
             **CHECKPOINT_WIRES, "subject": (subject, 0), "trainable": (vico, 0), "loss": (end, 0),
-            "recipe": (references, 0), "name": name, **RUN}, size=(580, 1120)))
+            "recipe": (references, 0), "name": name, **run}, size=(580, 1120)))
 
 
 def drawing(x: int, first: int, concept: tuple[str, int], model: tuple[str, int], image: tuple[str, int],
@@ -133,7 +133,7 @@ and each has its own mask. It helps where one picture does not show all of the s
 TWO_OBJECTS_NOTE = """\
 **Two subjects, one set of image blocks** (ViCo, Appendix J). The two *Subject* nodes take turns in the training. Then \
 each is shown its own reference: the first at *image*, the second at *image_2*; the mask of each comes from its own \
-word.
+word. 800 steps in place of 400, since each subject is in half of them.
 
 The second subject has one picture only, the drawn girl of ComfyUI: it is its own reference. **Your own**: name both \
 in *Concept*, drop pictures on *First subject*, and choose one in *Load Image* for the second.
@@ -151,7 +151,8 @@ TWO_OBJECTS = Graph("vico_two_objects", nodes=(
     Node("22", "PersonalizeSubject", (-420, 880), {
         "concept": ("20", 0), "images": ("21", 0), "previous": ("3", 0), **ALL_PICTURES, "folder": ""},
         "Second subject", (400, 320)),
-    *learning("22", 500, first=4, name="example-two-objects"),
+    *learning("22", 500, first=4, name="example-two-objects", run={
+        **RUN, "preset": "custom", "steps": 800, "save_every": 100}),
     Node("10", "ImageFromBatch", (1600, 850), {"image": ("3", 1), "batch_index": 0, "length": 1}, "First reference",
          (400, 110)),
     *drawing(1600, first=11, concept=("9", 0), model=("9", 1), image=("10", 0),
