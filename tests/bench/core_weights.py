@@ -62,6 +62,9 @@ def checkpoint(name: str, base: Path):
 
         return *sized.load(), inprocess.load_checkpoint(inprocess.provide_checkpoint("sd15", base)).vae
     if Path(name).is_file():
+        from miniature.models import register
+
+        register()
         link = base / "models" / "checkpoints" / Path(name).name
         link.symlink_to(Path(name).resolve())
         return inprocess.load_checkpoint(link.name)
