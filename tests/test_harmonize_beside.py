@@ -18,18 +18,8 @@ from support.companions import with_control, with_lora
 from support.inprocess import load_half
 from support.sampling import guided
 from support.swap_by_hand import kept_keys_and_values, swapping
-from support.swap_world import ByHand, World, close, far, half_mask, own_noise
+from support.swap_world import ByHand, World, any_world, close, far, half_mask, own_noise, world
 from tiny.ip_adapter import flat, state_dict
-
-
-@pytest.fixture
-def world(sd15):
-    return World(sd15)
-
-
-@pytest.fixture(params=["sd15", "sdxl"])
-def any_world(request):
-    return World(request.getfixturevalue(request.param))
 
 
 # ------------------------------------------------------------------------------------------------ beside others

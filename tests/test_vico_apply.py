@@ -19,21 +19,11 @@ from personalize.nodes.vico.nodes_apply import AS_TRAINED, ApplyViCo
 from support.companions import with_control
 from support.inprocess import load_half
 from support.sampling import difference, sample
-from support.vico_scene import CFG, DOG, MASKERS, STEPS, TOY, Scene, close, dog, latents
+from support.vico_scene import CFG, DOG, MASKERS, STEPS, TOY, Scene, any_scene, close, dog, latents, scene
 from tiny.models import WIDTH_L
 
 SHAPE = torch.zeros(1, 128, 128)
 SHAPE[:, 10:70, 30:128] = 1
-
-
-@pytest.fixture
-def scene(sd15):
-    return Scene(sd15)
-
-
-@pytest.fixture(params=["sd15", "sdxl"])
-def any_scene(request):
-    return Scene(request.getfixturevalue(request.param))
 
 
 def far(found: Tensor, other: Tensor) -> bool:

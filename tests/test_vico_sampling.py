@@ -20,17 +20,7 @@ from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support.companions import KINDS, composed
 from support.inprocess import dynamic_vram
 from support.sampling import encoded, guided, sample
-from support.vico_scene import CFG, DOG, STEPS, TOY, Scene, close, dog, latents
-
-
-@pytest.fixture
-def scene(sd15):
-    return Scene(sd15)
-
-
-@pytest.fixture(params=["sd15", "sdxl"])
-def any_scene(request):
-    return Scene(request.getfixturevalue(request.param))
+from support.vico_scene import CFG, DOG, STEPS, TOY, Scene, any_scene, close, dog, latents, scene
 
 
 # ------------------------------------------------------------------------------------------------ off

@@ -46,6 +46,7 @@ from support import vico_by_hand
 from support.inprocess import dynamic_vram
 from support.sampling import difference, encoded, sample
 from support.vico_by_hand import DualStream
+from support.vico_scene import MASKERS
 
 pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to
 WORD = "<my-dog>"
@@ -53,7 +54,6 @@ TEMPLATES = ("a photo of a {}", "{} on the very old wooden table", "two of my fr
 RECIPE = WithReferences(TemplateRecipe(TEMPLATES))
 TWO = (subject(), subject(placeholder="<my-toy>", count=2))
 WEIGHT = 0.3
-MASKS = {"paper": vico_by_hand.otsu_mask, "released": vico_by_hand.released_mask, "none": None}
 
 
 def method(variant="paper", **more):
@@ -82,7 +82,7 @@ class ByHand:
         positions = [tuple(tokens[i].span(batch.concept(row).placeholder)) for i, row in enumerate(rows)]
         assert len(set(positions)) > 1, "prompts of one batch must differ in where the word is"
         sampling = session.sampling
-        stream = DualStream(unet or unet_of(session.model), self.tensors, masker or MASKS[variant],
+        stream = DualStream(unet or unet_of(session.model), self.tensors, masker or MASKERS[variant],
                             variant == "released")
         references = batch.latents["reference"].clean[:, None]
         predicted = stream(sampling.calculate_input(latents.sigma, latents.noisy), references,

@@ -48,12 +48,14 @@ def place_of(layout: Layout, word: str, trained: Sequence[str], others: Collecti
              ) -> tuple[str, tuple[int, ...]]:
     """`word` and its positions; for "" those of the one of `trained`, or else of the learned words, in the prompt.
 
-    others: words of other objects, which are not meant. Without the word, as released: the first end-of-text token, which sums the prompt up; the running node and the log say so. Raises ValueError
-    if the prompt holds several words that could be meant, or if its end is not known either.
+    others: words of other objects, which are not meant. Without the word, as released: the first end-of-text token,
+    which sums the prompt up; the running node and the log say so. Raises ValueError if the prompt holds several words
+    that could be meant, or if its end is not known either.
     """
-    candidates = [word] if word else [name for name in trained if layout.positions(name)] or [
-        name for name in _learned(layout) if name not in others]
+    candidates = [word] if word else trained
     found = [name for name in candidates if layout.positions(name)]
+    if not word and not found:
+        found = [name for name in _learned(layout) if name not in others]
     if len(found) > 1:
         raise ValueError(f"The prompt holds {' and '.join(found)}; write into word which of them the reference shows.")
     if found:

@@ -1,6 +1,7 @@
 """What tests of Self-Attention Swap share: a checkpoint whose swaps show, its prompts, and the same run by hand."""
 from __future__ import annotations
 
+import pytest
 import torch
 
 from personalize.nodes.attention.layers import attention_layers, unet_of
@@ -63,6 +64,18 @@ def close(found, expected):
 def far(found, expected):
     """Different beyond doubt."""
     return float((found - expected).abs().max()) > 10 * TOLERANCE * float(expected.abs().max())
+
+
+@pytest.fixture
+def world(sd15) -> World:
+    """On SD1.5."""
+    return World(sd15)
+
+
+@pytest.fixture(params=["sd15", "sdxl"])
+def any_world(request) -> World:
+    """On each kind."""
+    return World(request.getfixturevalue(request.param))
 
 
 class ByHand:

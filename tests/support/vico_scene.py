@@ -5,6 +5,7 @@ import copy
 from collections.abc import Callable, Mapping
 
 import comfy.samplers
+import pytest
 import torch
 from torch import Tensor
 
@@ -106,6 +107,18 @@ class Scene:
             guided = denoised[1] + CFG * (denoised[0] - denoised[1])
             x = x + (x - guided) / sigma * (after - sigma)
         return base.process_latent_out(x)
+
+
+@pytest.fixture
+def scene(sd15) -> Scene:
+    """On SD1.5."""
+    return Scene(sd15)
+
+
+@pytest.fixture(params=["sd15", "sdxl"])
+def any_scene(request) -> Scene:
+    """On each kind."""
+    return Scene(request.getfixturevalue(request.param))
 
 
 def _concept(word: str, clip, seed: int) -> Concept:
