@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from claims import __main__ as command
 from claims.harness import Harness
@@ -18,7 +19,7 @@ from claims.sheet import GAP, GREY, HEADING, LABELS, TILE, sheet
 from claims.store import Cell, Drawn, Store
 from claims.task import task_for
 from claims.technique import Technique, load_technique
-from claims.world import Sampling, World
+from claims.world import Sampling, World, digest
 from miniature.subjects import public_subjects
 from support.paths import TESTS
 
@@ -97,6 +98,15 @@ def test_every_setting_names_another_cell(world, files, task):
         (world, method, task_for(SUBJECTS[0], "limited", 2, 0, QUICK)))]
     assert len(set(keys)) == len(keys)
     assert keys[0] == Harness(World(*files), Store(Path())).key(method, task_for(SUBJECTS[0], "varied", 2, 0, QUICK))
+
+
+def test_a_checkpoint_is_known_by_its_tensors_not_by_what_its_metadata_says():
+    tensors = {"a": torch.arange(3.0), "b": torch.zeros(2)}
+    files = [save({key: tensors[key] for key in order}, metadata)
+             for order, metadata in (("ab", None), ("ab", {"all": "0.8"}), ("ba", {"all": "0.9"}))]
+    others = [save(other) for other in (tensors | {"b": torch.ones(2)}, {"a": tensors["a"], "c": tensors["b"]})]
+    assert len({digest(file) for file in files}) == 1
+    assert len({digest(file) for file in (files[0], *others, b"")}) == 4
 
 
 def test_another_oracle_judges_anew_and_remakes_only_what_depends_on_it(world, files, task, tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
@@ -36,15 +37,23 @@ class Sampling:
     guidance: float = 5.0
 
 
+def digest(file: bytes) -> str:
+    """SHA-256 of a safetensors file's tensors, their names and places; b"" for no file."""
+    size = 8 + int.from_bytes(file[:8], "little")
+    header = json.loads(file[8:size] or "{}")
+    header.pop("__metadata__", None)
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode() + file[size:]).hexdigest()
+
+
 class World:
     """A checkpoint file and an oracle file, read once and loaded when they are first needed.
 
-    weights, judge: digests of both files. Without an oracle nothing can be judged.
+    weights, judge: digests of both, whatever their metadata claim. Without an oracle nothing can be judged.
     """
 
     def __init__(self, checkpoint: Path, oracle: Path | None = None):
         self._checkpoint, self._oracle = (file.read_bytes() if file else b"" for file in (checkpoint, oracle))
-        self.weights, self.judge = (hashlib.sha256(data).hexdigest() for data in (self._checkpoint, self._oracle))
+        self.weights, self.judge = map(digest, (self._checkpoint, self._oracle))
 
     @functools.cached_property
     def networks(self) -> Networks:

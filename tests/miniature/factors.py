@@ -15,7 +15,7 @@ INANIMATE = ("car", "teapot", "robot", "boat", "mushroom", "rocket")
 CLASSES = ANIMATE + INANIMATE
 
 NAMED_PATTERNS = ("plain", "striped", "banded", "spotted", "checkered", "two-tone")
-UNNAMED_PATTERNS = ("diagonal", "rings", "quarters", "zigzag")
+UNNAMED_PATTERNS = ("diagonal", "rings")
 PATTERNS = NAMED_PATTERNS + UNNAMED_PATTERNS
 
 # Sixteen hues (degrees / 360, saturation, value): even places have a name, odd ones lie between two names.

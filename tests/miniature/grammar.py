@@ -94,10 +94,11 @@ def _second_noun(scene: Scene, rng: random.Random) -> str:
     return article(_noun(other, rng, 0.5) if other else scene.second.kind)
 
 
-def _clauses(scene: Scene, rng: random.Random, pose_said: bool) -> tuple[list[str], str | None]:
-    """What is worn, where it is and how it stands, in any order; and the second object, which ends its noun phrase."""
+def _clauses(scene: Scene, rng: random.Random, pose: float) -> tuple[list[str], str | None]:
+    """What is worn, where it is and how it stands (``pose``: how often), in any order; and the second object, which ends
+    its noun phrase."""
     clauses = []
-    if not pose_said and rng.random() < (0.8 if scene.pose != "standing" else 0.3):
+    if rng.random() < pose * (0.8 if scene.pose != "standing" else 0.3):
         clauses.append(_pose_clause(scene.pose, scene.identity.kind, rng))
     if scene.accessory != "none" and rng.random() < 0.85:
         clauses.append(f"wearing {WORN[scene.accessory]}")
@@ -110,14 +111,14 @@ def _clauses(scene: Scene, rng: random.Random, pose_said: bool) -> tuple[list[st
     return clauses, second
 
 
-def caption(scene: Scene, rng: random.Random, noun: str | None = None, looks: float = 0.6) -> str:
+def caption(scene: Scene, rng: random.Random, noun: str | None = None, looks: float = 0.6, pose: float = 1.0) -> str:
     """A sentence about ``scene``. ``noun`` replaces the subject's words (a placeholder); ``looks``: how often the
-    identity of a nameable subject is said."""
+    identity of a nameable subject is said; ``pose``: how often its pose, beside the usual."""
     words = noun or _noun(scene.identity, rng, looks)
-    pose_said = noun is None and scene.pose != "standing" and rng.random() < 0.2
+    pose_said = noun is None and scene.pose != "standing" and rng.random() < 0.2 * pose
     if pose_said:
         words = f"{POSE_ADJECTIVES[scene.pose]} {words}"
-    clauses, second = _clauses(scene, rng, pose_said)
+    clauses, second = _clauses(scene, rng, 0.0 if pose_said else pose)
     place = [_place_clause(scene.background, rng)] if rng.random() < 0.85 else []
     if second is not None and rng.random() < 0.5:
         clauses = clauses + place + [second]

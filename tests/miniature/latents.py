@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from .autoencoder import load_autoencoder
 from .comfyui import fast_half
-from .data import draw_pictures, scenes
+from .data import draw_picture, draw_pictures, scenes
 from .deadline import Deadline
 from .factors import Scene, sample_scene, with_factors
 from .grammar import caption
@@ -23,7 +23,9 @@ from .network import POSITIONS, REFERENCE_SIZE, TextEncoder, TwinTextEncoder
 SHARD = 2048                  # scenes; the first half of them also has a reference picture of its subject
 REFERENCES = SHARD // 2
 SAME_POSE = 0.7               # references in the target's pose: where pose bias comes from
-CAPTIONS, QUIET_CAPTIONS = 5, 2   # sentences kept for each scene; quiet ones never describe the subject
+CAPTIONS, QUIET_CAPTIONS = 5, 2   # sentences kept for each scene; quiet ones stand beside references
+LOOKS = 0.85                  # how often a sentence says how a nameable subject looks; a quiet one never does,
+QUIET_POSE = 0.2              # and seldom its pose, as captions of photographs: the reference shows it
 
 
 def shard_scenes(number: int) -> tuple[list[Scene], list[Scene]]:
@@ -42,11 +44,14 @@ def _reference(target: Scene, rng: random.Random) -> Scene:
 
 
 def _shard_file(folder: Path, autoencoder_file: Path, number: int) -> Path:
-    weights = hashlib.sha256()
+    """Named by what its latents depend on: the encoder's weights and how scenes are drawn."""
+    made_from = hashlib.sha256()
     for key, tensor in sorted(load_file(autoencoder_file).items()):
         if key.startswith("taesd_encoder."):
-            weights.update((tensor + 0).numpy().tobytes())  # -0 becomes 0: a running mean may change its sign
-    return folder / "latents" / f"{weights.hexdigest()[:10]}-{number:04d}.safetensors"
+            made_from.update((tensor + 0).numpy().tobytes())  # -0 becomes 0: a running mean may change its sign
+    for scene in scenes(24, "train", 0):
+        made_from.update(draw_picture(scene).tobytes())
+    return folder / "latents" / f"{made_from.hexdigest()[:10]}-{number:04d}.safetensors"
 
 
 @torch.no_grad()
@@ -107,6 +112,6 @@ def load_corpus(files: list[Path], text: TextEncoder | TwinTextEncoder, on: torc
 def _captions(number: int, text: TextEncoder | TwinTextEncoder) -> torch.Tensor:
     rng = random.Random(f"captions {number}")
     targets, _ = shard_scenes(number)
-    looks = [0.6] * (CAPTIONS - QUIET_CAPTIONS) + [0.0] * QUIET_CAPTIONS
-    spoken = [caption(scene, rng, looks=share) for scene in targets for share in looks]
+    said = [(LOOKS, 1.0)] * (CAPTIONS - QUIET_CAPTIONS) + [(0.0, QUIET_POSE)] * QUIET_CAPTIONS
+    spoken = [caption(scene, rng, looks=looks, pose=pose) for scene in targets for looks, pose in said]
     return text.tokens(spoken).cpu().to(torch.uint8).view(SHARD, CAPTIONS, POSITIONS)

@@ -89,6 +89,7 @@ def oracle_loss(oracle: Oracle, scenes_: list[Scene], pictures: torch.Tensor, ma
     honest = torch.rand(len(pictures), 1, 1, 1, device=pictures.device) < 0.5
     seen = oracle.read(pictures, whole, mask, torch.where(honest, masks > 0.5, mask > 0).float())
     loss = sum(F.cross_entropy(seen[name].float(), labels[name]) for name in CHOICES)
+    loss = loss + 2 * F.cross_entropy(seen["pattern"].float(), labels["pattern"])  # the hardest
     known = labels["colors"] >= 0
     loss = loss + 3 * F.binary_cross_entropy_with_logits(seen["colors"].float()[known], labels["colors"][known])
     loss = loss + 2 * F.binary_cross_entropy_with_logits(seen["mask"].float(), masks)
@@ -161,7 +162,7 @@ def train_oracle(folder: Path, deadline: Deadline, on: torch.device, autoencoder
     pool = PairPool(POOL, run.step + 1, autoencoder, on)
     pool.refresh(POOL // 6)
     while run.step < steps and not deadline.over:
-        pool.refresh(2)
+        pool.refresh(6)
         scenes_, pictures, masks = pool.take()
         with torch.autocast(on.type, torch.bfloat16, enabled=fast_half(on)):
             loss = oracle_loss(oracle, scenes_, spoil(pictures).to(on), masks.to(on))

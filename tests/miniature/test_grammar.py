@@ -54,6 +54,12 @@ def test_unnamed_identities_are_never_described():
         assert (words.pattern, words.first) == (None, None)
 
 
+def test_a_caption_can_leave_looks_and_pose_to_a_reference():
+    rng = random.Random(4)
+    silent = [said(caption(sample_scene(rng), rng, looks=0.0, pose=0.0)) for _ in range(300)]
+    assert {(words.pattern, words.first, words.pose) for words in silent} == {(None, None, None)}
+
+
 @pytest.mark.parametrize("text, expected", [
     ("photo of a <my-dog> dog with jumping pose in beach background",
      Said(kind="dog", pose="jumping", background="beach", style="photo")),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from miniature.data import masks_tensor, pictures_tensor
-from miniature.factors import sample_identity, sample_scene, with_factors
+from miniature.factors import Identity, sample_identity, sample_scene, with_factors
 from miniature.measures import (
     bootstrap, colors_kept, kept_against_prompt, paired_difference, pose_bias, text_alignment,
 )
@@ -52,11 +52,16 @@ def test_only_prompts_that_ask_for_something_else_tell_of_a_bias():
     assert kept_against_prompt(judged, "a <it> jumping in the snow", "pose", None) is None
 
 
+def _hues(identity: Identity) -> set[int]:
+    return {identity.first.hue, identity.second.hue}
+
+
 def test_colours_are_found_in_every_reference_and_not_in_other_subjects():
     subjects = public_subjects()
     right = wrong = shown = 0
     for i, subject in enumerate(subjects):
-        stranger = subjects[(i + 5) % len(subjects)]
+        others = subjects[i + 1:] + subjects[:i]
+        stranger = next(other for other in others if not _hues(other.identity) & _hues(subject.identity))
         for scene in subject.sets["limited"][:2] + subject.sets["varied"][3:]:
             drawing = draw(scene)
             picture, judged = pictures_tensor([drawing])[0], perfect(scene, drawing)

@@ -77,6 +77,17 @@ def test_colours_are_seen():
     assert np.abs(inside - color_rgb(Color(0))).max() < 20
 
 
+@pytest.mark.parametrize("pattern", [name for name in PATTERNS if name != "plain"])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_both_colours_of_a_pattern_show_on_every_shape(kind, pattern):
+    """A pattern of which only one colour is seen would be a truth that nobody can read."""
+    first, second = Color(0), Color(10)
+    drawing = draw(with_factors(SCENE, identity=Identity(kind, pattern, first, second), style="drawing", accessory="none"))
+    pixels = drawing.picture[drawing.subject == 1].astype(int)
+    near = [np.abs(pixels - color_rgb(color)).max(1) < 24 for color in (first, second)]
+    assert min(each.sum() for each in near) > 0.2 * (near[0] | near[1]).sum()
+
+
 def test_stripes_are_at_least_sixteen_pixels_wide():
     identity = Identity("mushroom", "striped", Color(0), Color(10))
     for seed in range(10):

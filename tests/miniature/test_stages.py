@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from miniature import autoencoder, diffusion_training, latents, oracle_training
+from miniature import autoencoder, diffusion_training, latents, oracle_training, renderer
 from miniature.deadline import Deadline
 from miniature.grammar import identity_words
 from miniature.models import register
@@ -49,6 +49,14 @@ def test_autoencoder_continues_and_says_what_it_reached(folder):
     assert figures["steps"] == "3" and passed == (float(figures["held_out_db"]) >= autoencoder.GATE_DB)
     after = load_file(folder / "autoencoder.safetensors")
     assert before.keys() == after.keys() and any(not torch.equal(before[k], after[k]) for k in before)
+
+
+def test_latents_of_pictures_drawn_otherwise_are_not_taken(folder, tmp_path, monkeypatch):
+    encoder = folder / "autoencoder.safetensors"
+    made, again = (latents.make_shards(tmp_path, encoder, 1, 0, CPU, Deadline(5)) for _ in range(2))
+    monkeypatch.setattr(renderer, "STRIPE", renderer.STRIPE + 4)
+    other = latents.make_shards(tmp_path, encoder, 1, 0, CPU, Deadline(5))
+    assert made == again != other and all(file.is_file() for file in made + other)
 
 
 def test_the_decoder_can_be_trained_alone_so_that_latents_stay_good(folder, tmp_path):
