@@ -95,8 +95,8 @@ def _second_noun(scene: Scene, rng: random.Random) -> str:
 
 
 def _clauses(scene: Scene, rng: random.Random, pose: float) -> tuple[list[str], str | None]:
-    """What is worn, where it is and how it stands (``pose``: how often), in any order; and the second object, which ends
-    its noun phrase."""
+    """What is worn and how it stands (``pose``: see ``caption``), in any order; and the second object, which ends its
+    noun phrase."""
     clauses = []
     if rng.random() < pose * (0.8 if scene.pose != "standing" else 0.3):
         clauses.append(_pose_clause(scene.pose, scene.identity.kind, rng))
@@ -113,7 +113,7 @@ def _clauses(scene: Scene, rng: random.Random, pose: float) -> tuple[list[str], 
 
 def caption(scene: Scene, rng: random.Random, noun: str | None = None, looks: float = 0.6, pose: float = 1.0) -> str:
     """A sentence about ``scene``. ``noun`` replaces the subject's words (a placeholder); ``looks``: how often the
-    identity of a nameable subject is said; ``pose``: how often its pose, beside the usual."""
+    identity of a nameable subject is said; ``pose``: by what its pose's usual share is multiplied (0: never said)."""
     words = noun or _noun(scene.identity, rng, looks)
     pose_said = noun is None and scene.pose != "standing" and rng.random() < 0.2 * pose
     if pose_said:
