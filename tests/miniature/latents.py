@@ -43,15 +43,15 @@ def _reference(target: Scene, rng: random.Random) -> Scene:
             return scene
 
 
-def _shard_file(folder: Path, autoencoder_file: Path, number: int) -> Path:
-    """Named by what its latents depend on: the encoder's weights and how scenes are drawn."""
+def _fingerprint(autoencoder_file: Path) -> str:
+    """Of all that latents depend on: the encoder's weights and how scenes are drawn."""
     made_from = hashlib.sha256()
     for key, tensor in sorted(load_file(autoencoder_file).items()):
         if key.startswith("taesd_encoder."):
             made_from.update((tensor + 0).numpy().tobytes())  # -0 becomes 0: a running mean may change its sign
     for scene in scenes(24, "train", 0):
         made_from.update(draw_picture(scene).tobytes())
-    return folder / "latents" / f"{made_from.hexdigest()[:10]}-{number:04d}.safetensors"
+    return made_from.hexdigest()[:10]
 
 
 @torch.no_grad()
@@ -59,9 +59,9 @@ def make_shards(folder: Path, autoencoder_file: Path, count: int, workers: int, 
                 deadline: Deadline) -> list[Path]:
     """Files of the shards 0..count-1, drawing and encoding those that are missing; fewer when the deadline comes."""
     autoencoder = load_autoencoder(autoencoder_file).to(on, memory_format=torch.channels_last)
-    files = []
+    made_from, files = _fingerprint(autoencoder_file), []
     for number in range(count):
-        file = _shard_file(folder, autoencoder_file, number)
+        file = folder / "latents" / f"{made_from}-{number:04d}.safetensors"
         if not file.is_file():
             targets, references = shard_scenes(number)
             pictures = draw_pictures(targets + references, workers, deadline)

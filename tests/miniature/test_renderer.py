@@ -82,7 +82,8 @@ def test_colours_are_seen():
 def test_both_colours_of_a_pattern_show_on_every_shape(kind, pattern):
     """A pattern of which only one colour is seen would be a truth that nobody can read."""
     first, second = Color(0), Color(10)
-    drawing = draw(with_factors(SCENE, identity=Identity(kind, pattern, first, second), style="drawing", accessory="none"))
+    identity = Identity(kind, pattern, first, second)
+    drawing = draw(with_factors(SCENE, identity=identity, style="drawing", accessory="none"))
     pixels = drawing.picture[drawing.subject == 1].astype(int)
     near = [np.abs(pixels - color_rgb(color)).max(1) < 24 for color in (first, second)]
     assert min(each.sum() for each in near) > 0.2 * (near[0] | near[1]).sum()
