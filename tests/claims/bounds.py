@@ -1,12 +1,13 @@
 """What no method can beat, and what every method must: the ends of the scale."""
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
 from miniature.data import draw_all, pictures_tensor
-from miniature.factors import COLOR_NAMES, Color, Identity, Scene, Second
-from miniature.grammar import Said, said
+from miniature.factors import COLOR_NAMES, HUE_NAMES, TONES, Color, Identity, Scene, Second, color_rgb
+from miniature.grammar import Said, identity_words, said
 
 from .store import Cell, Drawn
 from .task import Task
@@ -27,6 +28,32 @@ class ClassWord:
         """See Method."""
         pictures = world.draw(world.encode(task.prompts(task.identity.kind)), task.noise(world), task.sampling)
         return Drawn(dict(enumerate(pictures)))
+
+
+@dataclass(frozen=True)
+class NearestWords:
+    """The prompts with the class word and the nearest looks that a caption can say: how far language alone goes."""
+
+    name: str = "nearest-words"
+    continues: None = None
+    revision: int = 1
+
+    def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
+        """See Method."""
+        words = f"{identity_words(nearest_named(task.identity))} {task.identity.kind}"
+        pictures = world.draw(world.encode(task.prompts(words)), task.noise(world), task.sampling)
+        return Drawn(dict(enumerate(pictures)))
+
+
+def nearest_named(identity: Identity) -> Identity:
+    """With the colours that are nearest in RGB among those that have words, and the most similar pattern."""
+    pattern = {"diagonal": "striped", "rings": "spotted"}.get(identity.pattern, identity.pattern)
+    return Identity(identity.kind, pattern, _nearest(identity.first), _nearest(identity.second))
+
+
+def _nearest(color: Color) -> Color:
+    spoken = [Color(hue, tone) for hue in range(len(HUE_NAMES)) for tone in range(len(TONES))]
+    return min(spoken, key=lambda other: math.dist(color_rgb(color), color_rgb(other)))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from claims.bounds import SUBJECT, ClassWord, Truth
+from claims.bounds import SUBJECT, ClassWord, Truth, nearest_named
 from claims.harness import Harness
 from claims.judging import judge
 from claims.options import TECHNIQUES
@@ -16,6 +16,7 @@ from claims.task import task_for
 from claims.technique import load_technique
 from claims.training import Trained, subject_of, train
 from claims.world import Sampling
+from miniature.factors import Color, color_rgb
 from miniature.grammar import said
 from miniature.subjects import public_subjects
 
@@ -164,6 +165,16 @@ def test_the_truth_shows_what_each_prompt_asks_for(subject):
             assert scene.identity.first.name == asked.first
         else:
             assert scene.identity == subject.identity
+
+
+@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+def test_nearest_words_are_what_a_caption_can_say_and_no_other_colour_is_nearer(subject):
+    near = nearest_named(subject.identity)
+    assert near.named and near.kind == subject.identity.kind and nearest_named(near) == near
+    for own, said_instead in ((subject.identity.first, near.first), (subject.identity.second, near.second)):
+        distances = {Color(hue, tone): sum((a - b) ** 2 for a, b in zip(color_rgb(own), color_rgb(Color(hue, tone))))
+                     for hue in range(16) for tone in range(3)}
+        assert distances[said_instead] == min(distances.values())
 
 
 def test_looks_are_not_judged_where_the_prompt_changes_them(world):

@@ -58,7 +58,6 @@ def _use_pictures(values: Values, name: str, class_word: str, prompt: str) -> No
 def _miniature(options: argparse.Namespace, base: Path) -> Setting:
     """The committed miniature, with a subject that it has never seen unless there are pictures of one's own."""
     values = _values(128, options.steps or 200, batch_size=4, variants=1, previews=4, draw_steps=20)
-    values["PersonalizeTrainEmbedding"]["learning_rate"] = 1.5e-3  # its token rows have 128 coordinates, not 768
     values["PersonalizeSubject"]["augmentation"] = "none"
     values["PersonalizeTrain"]["preview_prompt"] = "a photo of a {}"
     name, packs = _link(MINIATURE, base), {"personalize": PACK, "miniature": MINIATURE_PACK}
@@ -69,7 +68,7 @@ def _miniature(options: argparse.Namespace, base: Path) -> Setting:
     folder.mkdir(parents=True)
     for number, drawing in enumerate(draw_all(dog.sets["varied"]), 1):
         Image.fromarray(drawing.picture).save(folder / f"{number}.png")
-    _use_pictures(values, DRAWN, "dog", f"a photo of a <{DRAWN}> lying in the snow")
+    _use_pictures(values, DRAWN, "dog", f"a photo of a <{DRAWN}> next to a ball on the beach")
     templates = [template for kind in regularization_prompts("dog").values() for template in kind]
     values["PersonalizePromptSet"] = {"subject": "none", "own_prompts": "\n".join(templates)}
     return Setting(name, values, True, MINIATURE_NOTICE, packs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from PIL import Image
@@ -14,9 +15,10 @@ from .checkpoint import load_networks, save_checkpoint
 from .comfyui import fast_half
 from .deadline import Deadline
 from .diffusion import diffusion_loss, sample
-from .factors import sample_identity, sample_scene
-from .grammar import caption, said
+from .factors import CLASSES, HUE_NAMES, TONES, Color, Identity, sample_identity, sample_scene
+from .grammar import PLACES, article, caption, identity_words, said
 from .latents import QUIET_CAPTIONS, Corpus, load_corpus, make_shards
+from .measures import colors_kept
 from .network import new_networks, new_networks_xl
 from .oracle import Oracle, load_oracle
 from .picture_words import teach_words
@@ -107,14 +109,13 @@ class _Judge:
         self.oracle: Oracle | None = load_oracle(oracle_file).to(on) if oracle_file.is_file() else None
 
     def __call__(self, run: Run, networks: torch.nn.ModuleDict, count: int) -> bool:
-        run.swap_mean()
-        networks.eval()
         prompts = prompts_to_judge(count)
-        pictures = torch.cat([self._draw(networks, prompts[i:i + 24], seed=i) for i in range(0, count, 24)])
-        networks.train()
-        run.swap_mean()
+        pictures = self._draw_all(run, networks, prompts)
         contact_sheet(pictures[:48], 8, self.file.with_suffix(".png"))
         shares = factor_table(self.oracle, prompts, pictures) if self.oracle is not None else {}
+        if shares and count == CHECKED:
+            drawn = self._draw_all(run, networks, [prompt for prompt, _ in spoken_colors()])
+            shares["spoken_colors"] = spoken_colors_shown(self.oracle, drawn)
         table = " ".join(f"{name} {value:.2f}" for name, value in shares.items()) or "no oracle yet"
         self.deadline.log(f"{self.file.stem} {run.seen} pictures: {table}")
         self.save_checkpoint(run, networks, shares)
@@ -127,6 +128,15 @@ class _Judge:
         save_checkpoint(networks, self.autoencoder, self.spread, self.file, figures)
         run.swap_mean()
 
+    def _draw_all(self, run: Run, networks: torch.nn.ModuleDict, prompts: list[str]) -> torch.Tensor:
+        """By the mean weights."""
+        run.swap_mean()
+        networks.eval()
+        pictures = [self._draw(networks, prompts[i:i + 24], seed=i) for i in range(0, len(prompts), 24)]
+        networks.train()
+        run.swap_mean()
+        return torch.cat(pictures)
+
     def _draw(self, networks: torch.nn.ModuleDict, prompts: list[str], seed: int) -> torch.Tensor:
         latents = sample(networks, prompts, seed=seed)
         with torch.no_grad():
@@ -134,12 +144,12 @@ class _Judge:
 
 
 def prompts_to_judge(count: int) -> list[str]:
-    """Fixed prompts of the whole grammar for nameable subjects, half of them for combinations training never saw."""
+    """Fixed prompts of the whole grammar for subjects of basic colours, half of them for combinations training never saw."""
     rng = random.Random("prompts to judge")
     prompts = []
     while len(prompts) < count:
         split = "held_out" if len(prompts) % 2 else "train"
-        scene = sample_scene(rng, "all", sample_identity(rng, named=True))
+        scene = sample_scene(rng, "all", sample_identity(rng, basic=True))
         if scene.held_out == (split == "held_out"):
             prompts.append(caption(scene, rng))
     return prompts
@@ -154,6 +164,22 @@ def factor_table(oracle: Oracle, prompts: list[str], pictures: torch.Tensor) -> 
                 verdicts[name].append(right)
     every = [right for rights in verdicts.values() for right in rights]
     return {name: sum(v) / len(v) for name, v in sorted(verdicts.items())} | {"all": sum(every) / len(every)}
+
+
+def spoken_colors() -> list[tuple[str, Identity]]:
+    """A prompt for every colour that has words, classes and places by turns, and whom it asks for."""
+    colors = [Color(hue, tone) for tone in range(len(TONES)) for hue in range(len(HUE_NAMES))]
+    asked = [Identity(CLASSES[i % len(CLASSES)], "plain", color, color) for i, color in enumerate(colors)]
+    places = [phrases[0] for phrases in PLACES.values()]
+    return [(f"a photo of {article(f'{identity_words(identity)} {identity.kind}')} {places[i % 11]}", identity)
+            for i, identity in enumerate(asked)]
+
+
+def spoken_colors_shown(oracle: Oracle, pictures: torch.Tensor) -> float:
+    """Share of the pictures, one a prompt of ``spoken_colors``, whose subject has the colour."""
+    judged = [verdict for part in pictures.split(24) for verdict in oracle.judge(part)]
+    return fmean(colors_kept(picture, verdict, identity)
+                 for picture, verdict, (_, identity) in zip(pictures.cpu(), judged, spoken_colors(), strict=True))
 
 
 def contact_sheet(pictures: torch.Tensor, columns: int, file: Path) -> None:

@@ -18,14 +18,26 @@ NAMED_PATTERNS = ("plain", "striped", "banded", "spotted", "checkered", "two-ton
 UNNAMED_PATTERNS = ("diagonal", "rings")
 PATTERNS = NAMED_PATTERNS + UNNAMED_PATTERNS
 
-# Sixteen hues (degrees / 360, saturation, value): even places have a name, odd ones lie between two names.
-COLOR_NAMES = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
-HUES = (
+# Sixteen hues (degrees / 360, saturation, value) with a word each; the even ones, when vivid, are the basic colours that
+# prompts are checked for. Then sixteen without a word, each between two of the first: only novel subjects have them.
+HUE_NAMES = ("red", "scarlet", "orange", "gold", "yellow", "lime", "green", "teal", "cyan", "azure", "blue", "indigo",
+             "purple", "magenta", "pink", "rose")
+COLOR_NAMES = HUE_NAMES[::2]
+_SPOKEN = (
     (0.000, 0.86, 0.86), (0.045, 0.84, 0.92), (0.082, 0.92, 0.98), (0.115, 0.90, 0.98),
     (0.150, 0.85, 0.98), (0.225, 0.80, 0.86), (0.345, 0.78, 0.66), (0.430, 0.78, 0.74),
     (0.500, 0.78, 0.88), (0.560, 0.76, 0.88), (0.620, 0.82, 0.84), (0.700, 0.70, 0.76),
     (0.770, 0.68, 0.66), (0.840, 0.66, 0.76), (0.910, 0.46, 0.98), (0.960, 0.62, 0.92),
 )
+
+
+def _between(one: tuple[float, float, float], other: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Half way round the circle of hues from one to the next."""
+    turn = (other[0] - one[0]) % 1.0
+    return (one[0] + turn / 2) % 1.0, (one[1] + other[1]) / 2, (one[2] + other[2]) / 2
+
+
+HUES = _SPOKEN + tuple(map(_between, _SPOKEN, _SPOKEN[1:] + _SPOKEN[:1]))
 TONES = ("vivid", "dark", "pale")
 
 POSES = ("standing", "lying", "jumping", "upside down")
@@ -43,14 +55,22 @@ CONTEXTS_HELD_OUT = 12
 
 @dataclass(frozen=True)
 class Color:
-    """One of 48 colours: ``hue`` indexes HUES, ``tone`` indexes TONES. Only vivid colours of even hue have a name."""
+    """A colour: ``hue`` indexes HUES, ``tone`` indexes TONES. The 48 of the spoken hues have words."""
 
     hue: int
     tone: int = 0
 
     @property
     def name(self) -> str | None:
-        return COLOR_NAMES[self.hue // 2] if self.hue % 2 == 0 and self.tone == 0 else None
+        """The word of a basic colour: a vivid one of an even hue."""
+        return COLOR_NAMES[self.hue // 2] if self.words in COLOR_NAMES else None
+
+    @property
+    def words(self) -> str | None:
+        """What a caption calls it, as "teal" or "dark teal"."""
+        if self.hue >= len(HUE_NAMES):
+            return None
+        return HUE_NAMES[self.hue] if self.tone == 0 else f"{TONES[self.tone]} {HUE_NAMES[self.hue]}"
 
 
 @dataclass(frozen=True)
@@ -63,12 +83,20 @@ class Identity:
     second: Color
 
     @property
-    def named(self) -> bool:
-        """True when a caption can say it."""
+    def basic(self) -> bool:
+        """True when basic colours and the pattern's name say all of it."""
         return self.pattern in NAMED_PATTERNS and None not in (self.first.name, self.second.name)
 
     @property
+    def named(self) -> bool:
+        """True when a caption can say it."""
+        return self.pattern in NAMED_PATTERNS and None not in (self.first.words, self.second.words)
+
+    @property
     def held_out(self) -> bool:
+        """True when training never draws it: a tenth of what captions know, and all in a colour without words."""
+        if None in (self.first.words, self.second.words):
+            return True
         second = () if self.pattern == "plain" else (self.second.hue, self.second.tone)
         key = (self.kind, self.pattern, self.first.hue, self.first.tone, *second)
         return _hash("identity", *key) % IDENTITIES_HELD_OUT == 0
@@ -125,21 +153,22 @@ def contrast(first: Color, second: Color) -> float:
     return max(abs(a - b) for a, b in zip(color_rgb(first), color_rgb(second)))
 
 
-def sample_color(rng: random.Random, named: bool) -> Color:
-    if named:
+def sample_color(rng: random.Random, basic: bool) -> Color:
+    """A basic colour, or any that has words."""
+    if basic:
         return Color(2 * rng.randrange(len(COLOR_NAMES)))
-    return Color(rng.randrange(len(HUES)), rng.randrange(len(TONES)))
+    return Color(rng.randrange(len(HUE_NAMES)), rng.randrange(len(TONES)))
 
 
-def sample_identity(rng: random.Random, kind: str | None = None, named: bool | None = None) -> Identity:
-    """A random identity; ``named`` None draws a nameable one three times out of four."""
+def sample_identity(rng: random.Random, kind: str | None = None, basic: bool | None = None) -> Identity:
+    """A random identity; ``basic`` None draws one that is not basic three times out of five."""
     kind = kind or rng.choice(CLASSES)
-    named = rng.random() < 0.75 if named is None else named
+    basic = rng.random() < 0.4 if basic is None else basic
     while True:
-        pattern = rng.choice(NAMED_PATTERNS if named else PATTERNS)
-        first, second = sample_color(rng, named), sample_color(rng, named)
+        pattern = rng.choice(NAMED_PATTERNS if basic else PATTERNS)
+        first, second = sample_color(rng, basic), sample_color(rng, basic)
         identity = Identity(kind, pattern, first, second)
-        if contrast(first, second) > 110 and identity.named == named:
+        if contrast(first, second) > 110 and identity.basic == basic:
             return identity
 
 
@@ -147,7 +176,7 @@ def _sample_second(rng: random.Random, kind: str) -> Second:
     if rng.random() < 0.6:
         return Second(rng.choice(RELATIONS), rng.choice(PROPS))
     other = rng.choice([name for name in CLASSES if name != kind])
-    return Second("next to", other, sample_identity(rng, other, named=True))
+    return Second("next to", other, sample_identity(rng, other, basic=True))
 
 
 def _sample_any(rng: random.Random, identity: Identity | None) -> Scene:

@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 
 from .factors import (
-    ACCESSORIES, ANIMATE, BACKGROUNDS, CLASSES, COLOR_NAMES, NAMED_PATTERNS, POSES, PROPS, RELATIONS, Identity, Scene,
+    ACCESSORIES, ANIMATE, BACKGROUNDS, CLASSES, COLOR_NAMES, HUE_NAMES, NAMED_PATTERNS, POSES, PROPS, RELATIONS, TONES,
+    Identity, Scene,
 )
 
 MEDIA = {
@@ -40,7 +41,8 @@ POSE_ADJECTIVES = {"lying": "lying", "jumping": "jumping", "upside down": "upsid
 
 @dataclass(frozen=True)
 class Said:
-    """The factors a sentence states; None (or False) where it is silent. ``style`` follows from the medium."""
+    """The factors a sentence states; None (or False) where it is silent. ``style`` follows from the medium; of colours only
+    the basic ones are told."""
 
     kind: str | None = None
     pattern: str | None = None
@@ -59,12 +61,12 @@ def article(noun: str) -> str:
 
 
 def identity_words(identity: Identity) -> str:
-    """"red" or "red and blue striped"; raises ValueError for an identity that no caption can name."""
+    """"red" or "red and dark teal striped"; raises ValueError for an identity that no caption can name."""
     if not identity.named:
         raise ValueError(f"{identity} has no name")
     if identity.pattern == "plain":
-        return str(identity.first.name)
-    return f"{identity.first.name} and {identity.second.name} {identity.pattern}"
+        return str(identity.first.words)
+    return f"{identity.first.words} and {identity.second.words} {identity.pattern}"
 
 
 def _noun(identity: Identity, rng: random.Random, looks: float) -> str:
@@ -148,7 +150,7 @@ def _one(options: dict[str, str] | tuple[str, ...], text: str) -> str | None:
 def _split_second(text: str) -> tuple[str, str | None, str]:
     """(text without the second object, relation, words of the second object)."""
     nouns = "|".join(CLASSES + PROPS)
-    looks = "(?:(?:" + "|".join(COLOR_NAMES + NAMED_PATTERNS) + r"|and)\s+)*"
+    looks = "(?:(?:" + "|".join(TONES[1:] + HUE_NAMES + NAMED_PATTERNS) + r"|and)\s+)*"
     match = re.search(rf"\b(next to|on top of|and) (an? {looks}(?:{nouns}))\b", text)
     if match is None:
         return text, None, ""
@@ -165,13 +167,14 @@ def said(text: str) -> Said:
         rest = rest[medium.end():]
     for clause in (option for options in PLACES.values() for option in options):
         rest = re.sub(rf"\b{clause}\b", "", rest)
-    colors = re.findall(rf"\b({'|'.join(COLOR_NAMES)})\b", rest)
+    colors = re.findall(rf"\b((?:(?:{'|'.join(TONES[1:])}) )?(?:{'|'.join(HUE_NAMES)}))\b", rest)
+    basic = [color if color in COLOR_NAMES else None for color in (*colors, None, None)]
     pattern = _one(NAMED_PATTERNS[1:], rest)
     return Said(
         kind=_one(CLASSES, rest),
         pattern=pattern or ("plain" if colors else None),
-        first=colors[0] if colors else None,
-        second_color=colors[1] if len(colors) > 1 else None,
+        first=basic[0],
+        second_color=basic[1],
         pose=_one(POSES, rest),
         accessory=_one(ACCESSORIES[1:], rest) if "wearing" in rest else None,
         background=background,
@@ -198,5 +201,5 @@ def every_word() -> str:
     media = [word for words in MEDIA.values() for word in words]
     places = [phrase for phrases in PLACES.values() for phrase in phrases]
     extra = ["an", *_ARTICLES, "of", "with", "in", "background", "pose", "view", "wearing", "and", *WORN.values()]
-    return " ".join([*CLASSES, *PROPS, *COLOR_NAMES, *NAMED_PATTERNS, *POSES, *BACKGROUNDS, *RELATIONS, *media,
+    return " ".join([*CLASSES, *PROPS, *TONES[1:], *HUE_NAMES, *NAMED_PATTERNS, *POSES, *BACKGROUNDS, *RELATIONS, *media,
                      *places, *extra])

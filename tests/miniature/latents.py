@@ -99,7 +99,8 @@ class Corpus:
     spread: float
 
 
-def load_corpus(files: list[Path], text: TextEncoder | TwinTextEncoder, on: torch.device, log: Callable[[str], None]) -> Corpus:
+def load_corpus(files: list[Path], text: TextEncoder | TwinTextEncoder, on: torch.device,
+                log: Callable[[str], None]) -> Corpus:
     """Shards and freshly written captions, on the device."""
     shards = [load_file(file) for file in files]
     tokens = torch.cat([_captions(number, text) for number in range(len(files))])

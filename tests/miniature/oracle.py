@@ -128,7 +128,7 @@ def truth(scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
 
 def _color_flags(scene: Scene) -> list[float]:
     identity = scene.identity
-    if not identity.named:
+    if not identity.basic:
         return [-1.0] * len(COLOR_NAMES)
     shown = {identity.first.name} if identity.pattern == "plain" else {identity.first.name, identity.second.name}
     return [float(name in shown) for name in COLOR_NAMES]

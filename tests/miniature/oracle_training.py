@@ -91,7 +91,8 @@ def oracle_loss(oracle: Oracle, scenes_: list[Scene], pictures: torch.Tensor, ma
     loss = sum(F.cross_entropy(seen[name].float(), labels[name]) for name in CHOICES)
     loss = loss + 2 * F.cross_entropy(seen["pattern"].float(), labels["pattern"])  # the hardest
     known = labels["colors"] >= 0
-    loss = loss + 3 * F.binary_cross_entropy_with_logits(seen["colors"].float()[known], labels["colors"][known])
+    wrong = F.binary_cross_entropy_with_logits(seen["colors"].float()[known], labels["colors"][known], reduction="sum")
+    loss = loss + 3 * wrong / known.sum().clamp(min=1)
     loss = loss + 2 * F.binary_cross_entropy_with_logits(seen["mask"].float(), masks)
     likeness = seen["identity"][0::2] @ seen["identity"][1::2].T / 0.1
     partner = torch.arange(len(likeness), device=likeness.device)
@@ -110,7 +111,7 @@ def validate(oracle: Oracle, scenes_: list[Scene], pictures: torch.Tensor, masks
             for name, options in CHOICES.items():
                 right[name].append(judged.factors[name] == options[int(labels[name][i])])
             identity = scenes_[start + i].identity
-            if identity.named:
+            if identity.basic:
                 shown = {identity.first.name} | ({identity.second.name} if identity.pattern != "plain" else set())
                 right["colors"].append(judged.colors == shown)
             there, said = masks[start + i, 0] > 0.5, judged.mask > 0

@@ -1,6 +1,7 @@
 """Novel subjects: identities that no caption can name and no training picture ever showed.
 
 ``public_subjects`` is the fixed set, one subject of every class; ``fresh_subjects`` draws a hidden set from any seed.
+By turns a subject has one colour, which one word may carry, and a pattern in two colours, which is too much for a word.
 Every subject comes in three sets of five pictures: ``varied`` (places, poses, styles), ``limited`` (one place and one
 pose: the trap in which a method learns the context instead of the subject) and ``accompanied`` (a second object in
 every picture).
@@ -11,12 +12,13 @@ import random
 from dataclasses import dataclass
 
 from .factors import (
-    BACKGROUNDS, CLASSES, POSES, PROPS, RELATIONS, UNNAMED_PATTERNS, Identity, Scene, Second, contrast, sample_color,
+    BACKGROUNDS, CLASSES, HUE_NAMES, HUES, POSES, PROPS, RELATIONS, TONES, UNNAMED_PATTERNS, Color, Identity, Scene, Second,
+    contrast,
 )
 
 PICTURES = 5
 SETS = ("varied", "limited", "accompanied")
-PUBLIC_SEED = "public subjects 1"
+PUBLIC_SEED = "public subjects 2"
 
 
 @dataclass(frozen=True)
@@ -43,21 +45,32 @@ def _subjects(kinds: tuple[str, ...] | list[str], seed: str) -> tuple[Subject, .
     rng = random.Random(seed)
     subjects, taken = [], set()
     for number, kind in enumerate(kinds):
-        identity = _novel_identity(kind, rng)
+        draw = _patterned if number % 2 else _plain
+        identity = draw(kind, rng)
         while identity in taken:
-            identity = _novel_identity(kind, rng)
+            identity = draw(kind, rng)
         taken.add(identity)
         subjects.append(Subject(f"{number:02d}-{kind}", identity, _sets(identity, rng)))
     return tuple(subjects)
 
 
-def _novel_identity(kind: str, rng: random.Random) -> Identity:
-    """An unnamed pattern in two contrasting colours without a name, from the part of the world held out of training."""
+def _plain(kind: str, rng: random.Random) -> Identity:
+    """One colour without a word."""
+    color = _wordless(rng)
+    return Identity(kind, "plain", color, color)
+
+
+def _patterned(kind: str, rng: random.Random) -> Identity:
+    """An unnamed pattern in two contrasting colours without a word."""
     while True:
-        identity = Identity(kind, rng.choice(UNNAMED_PATTERNS), sample_color(rng, False), sample_color(rng, False))
-        nameless = identity.first.name is None and identity.second.name is None
-        if nameless and identity.held_out and contrast(identity.first, identity.second) > 120:
+        identity = Identity(kind, rng.choice(UNNAMED_PATTERNS), _wordless(rng), _wordless(rng))
+        if contrast(identity.first, identity.second) > 120:
             return identity
+
+
+def _wordless(rng: random.Random) -> Color:
+    """A colour between two that captions know, which training never shows."""
+    return Color(rng.randrange(len(HUE_NAMES), len(HUES)), rng.randrange(len(TONES)))
 
 
 def _sets(identity: Identity, rng: random.Random) -> dict[str, tuple[Scene, ...]]:

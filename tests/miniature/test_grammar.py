@@ -68,6 +68,8 @@ def test_a_caption_can_leave_looks_and_pose_to_a_reference():
     ("a painting of a red teapot on top of a box at night",
      Said(kind="teapot", pattern="plain", first="red", background="night", style="drawing", relation="on top of",
           second_kind="box")),
+    ("a dark red and blue striped dog next to a pale teal cat", Said(
+        kind="dog", pattern="striped", second_color="blue", relation="next to", second_kind="cat")),
     ("an upside down pink and cyan two-tone car", Said(kind="car", pattern="two-tone", first="pink",
                                                        second_color="cyan", pose="upside down")),
 ])

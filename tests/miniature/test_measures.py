@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from miniature.data import masks_tensor, pictures_tensor
-from miniature.factors import Identity, sample_identity, sample_scene, with_factors
+from miniature.factors import Identity, color_rgb, sample_identity, sample_scene, with_factors
 from miniature.measures import (
-    bootstrap, colors_kept, kept_against_prompt, paired_difference, pose_bias, text_alignment,
+    NEAR, bootstrap, colors_kept, kept_against_prompt, paired_difference, pose_bias, text_alignment,
 )
 from miniature.oracle import CHOICES, Judgement, truth
 from miniature.renderer import draw
@@ -52,8 +52,10 @@ def test_only_prompts_that_ask_for_something_else_tell_of_a_bias():
     assert kept_against_prompt(judged, "a <it> jumping in the snow", "pose", None) is None
 
 
-def _hues(identity: Identity) -> set[int]:
-    return {identity.first.hue, identity.second.hue}
+def _distance(one: Identity, other: Identity) -> float:
+    """Smallest RGB distance between a colour of one and a colour of the other."""
+    colors = [[torch.tensor(color_rgb(c), dtype=torch.float32) for c in (each.first, each.second)] for each in (one, other)]
+    return min(float((a - b).norm()) for a in colors[0] for b in colors[1])
 
 
 def test_colours_are_found_in_every_reference_and_not_in_other_subjects():
@@ -61,7 +63,7 @@ def test_colours_are_found_in_every_reference_and_not_in_other_subjects():
     right = wrong = shown = 0
     for i, subject in enumerate(subjects):
         others = subjects[i + 1:] + subjects[:i]
-        stranger = next(other for other in others if not _hues(other.identity) & _hues(subject.identity))
+        stranger = next(other for other in others if _distance(other.identity, subject.identity) > 2 * NEAR)
         for scene in subject.sets["limited"][:2] + subject.sets["varied"][3:]:
             drawing = draw(scene)
             picture, judged = pictures_tensor([drawing])[0], perfect(scene, drawing)

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from miniature.data import masks_tensor, pictures_tensor
-from miniature.factors import sample_scene
-from miniature.oracle import CLOSEUP, MARGIN, closeup
+from miniature.data import draw_all, masks_tensor, pictures_tensor
+from miniature.diffusion_training import spoken_colors, spoken_colors_shown
+from miniature.factors import BACKGROUNDS, Scene, sample_scene
+from miniature.oracle import CLOSEUP, MARGIN, closeup, load_oracle
 from miniature.renderer import draw
 
 
@@ -43,3 +44,13 @@ def test_the_closeup_does_not_depend_on_place_or_surroundings():
 def test_without_a_mask_the_frame_is_the_whole_picture():
     found = closeup(torch.rand(1, 3, 128, 128), torch.zeros(1, 1, 128, 128))
     assert found.shape == (1, 4, CLOSEUP, CLOSEUP) and found.abs().max() == 0
+
+
+def test_spoken_colours_are_found_in_what_the_renderer_draws_and_no_others():
+    asked = [identity for _, identity in spoken_colors()]
+    scenes_ = [Scene(identity, "standing", "none", BACKGROUNDS[i % 11], "photo", None, i) for i, identity in enumerate(asked)]
+    pictures = pictures_tensor(draw_all(scenes_))
+    assert all(identity.first.words in prompt and identity.kind in prompt for prompt, identity in spoken_colors())
+    assert len({identity.first.words for identity in asked}) == 48
+    assert spoken_colors_shown(load_oracle(), pictures) > 0.95
+    assert spoken_colors_shown(load_oracle(), pictures.roll(5, 0)) < 0.15

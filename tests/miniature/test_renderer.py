@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from miniature.factors import (
-    ACCESSORIES, ANIMATE, BACKGROUNDS, CLASSES, INANIMATE, PATTERNS, POSES, STYLES, Color, Identity, Scene, Second,
+    ACCESSORIES, ANIMATE, BACKGROUNDS, CLASSES, COLOR_NAMES, HUE_NAMES, INANIMATE, PATTERNS, POSES, STYLES, Color, Identity,
+    Scene, Second,
     color_rgb, contrast, sample_identity, sample_scene, with_factors,
 )
 from miniature.renderer import SIZE, draw
@@ -131,5 +132,17 @@ def test_named_identities_have_names_and_contrast():
     for _ in range(300):
         identity = sample_identity(rng)
         assert contrast(identity.first, identity.second) > 110
-        assert identity.named == (None not in (identity.first.name, identity.second.name)
-                                  and identity.pattern in PATTERNS[:6])
+        assert identity.named == (identity.pattern in PATTERNS[:6])
+        assert identity.basic == (identity.named and {identity.first.name, identity.second.name} <= {*COLOR_NAMES})
+
+
+def test_only_vivid_colours_of_even_hue_are_basic_and_those_between_two_words_have_none():
+    colors = {Color(hue, tone): (HUE_NAMES[hue], tone) for hue in range(16) for tone in range(3)}
+    assert len({color.words for color in colors}) == 48
+    for color, (word, tone) in colors.items():
+        assert color.words == ("", "dark ", "pale ")[tone] + word
+        assert color.name == (word if tone == 0 and color.hue % 2 == 0 else None)
+    for hue in range(16, 32):
+        middle, (one, other) = color_rgb(Color(hue)), (color_rgb(Color(h % 16)) for h in (hue - 16, hue - 15))
+        assert Color(hue).words is None and Color(hue).name is None
+        assert all(min(a, b) - 12 <= m <= max(a, b) + 60 for a, m, b in zip(one, middle, other)), hue

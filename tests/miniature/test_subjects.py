@@ -1,7 +1,7 @@
 """The novel subjects are unnameable, unseen and the same everywhere."""
 from __future__ import annotations
 
-from miniature.factors import CLASSES
+from miniature.factors import CLASSES, NAMED_PATTERNS
 from miniature.subjects import SETS, fresh_subjects, public_subjects
 
 
@@ -17,7 +17,10 @@ def test_public_set_has_a_subject_of_every_class_and_five_pictures_a_set():
 def test_no_caption_can_name_them_and_training_never_saw_them():
     for subject in public_subjects() + fresh_subjects(20, 3):
         assert not subject.identity.named and subject.identity.held_out
-        assert subject.identity.first.name is None and subject.identity.second.name is None
+        assert subject.identity.first.words is None and subject.identity.second.words is None
+    for subjects in (public_subjects(), fresh_subjects(20, 3)):
+        assert [subject.identity.pattern == "plain" for subject in subjects] == [True, False] * (len(subjects) // 2)
+        assert all(subject.identity.pattern not in NAMED_PATTERNS for subject in subjects[1::2])
 
 
 def test_limited_context_is_one_place_and_pose_and_varied_is_not():

@@ -163,7 +163,7 @@ def test_oracle_labels_agree_with_what_captions_say():
 
     rng = random.Random(9)
     for _ in range(200):
-        scene = sample_scene(rng, "all", sample_identity(rng, named=True))
+        scene = sample_scene(rng, "all", sample_identity(rng, basic=True))
         labels = truth([scene])
         seen = {name: options[int(labels[name][0])] for name, options in CHOICES.items()}
         colors = frozenset(name for name, flag in zip(COLOR_NAMES, labels["colors"][0].tolist()) if flag == 1)

@@ -72,7 +72,8 @@ def _diffusion(wanted: argparse.Namespace, deadline: Deadline) -> bool:
     passed = train_diffusion(wanted.out, deadline, device(), wanted.out / "autoencoder.safetensors",
                              wanted.out / "oracle.safetensors", name=name,
                              start=wanted.start / f"{name}.safetensors", batch=wanted.batch,
-                             shards=wanted.shards, workers=wanted.workers, pictures=wanted.pictures or PICTURES, teach=wanted.teach_pictures)
+                             shards=wanted.shards, workers=wanted.workers, pictures=wanted.pictures or PICTURES,
+                             teach=wanted.teach_pictures)
     deadline.log(f"diffusion gate {'passed' if passed else NOT_YET}")
     return passed
 
