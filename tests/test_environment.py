@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from environment import chromium, comfyui, packages
+from environment import chromium, comfyui, packages, setup
 from environment.report import SetupError
 from support.paths import PACK, TESTS
 
@@ -40,6 +41,14 @@ def test_a_python_that_cannot_run_comfyui_is_named(tmp_path):
 def test_an_unknown_version_is_refused_with_the_known_ones(tmp_path):
     with pytest.raises(SetupError, match=r"0\.1\.1 is not among .*0\.30\.0, .*0\.16\.3\. Give your own with --comfyui"):
         comfyui.fetch("0.1.1", tmp_path, Path(sys.executable))
+
+
+def test_too_little_room_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(packages, "NEEDED_GIGABYTES", 10**9)
+    monkeypatch.setattr(setup, "FOLDER", tmp_path)
+    with pytest.raises(SetupError, match=rf"GB are needed in {re.escape(str(tmp_path))}, but only \d+ GB are free"):
+        setup.prepare()
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_unreachable_index_is_told_in_a_sentence(tmp_path, monkeypatch):

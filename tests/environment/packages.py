@@ -20,14 +20,18 @@ def venv_python(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if platform.system() == "Windows" else "bin/python")
 
 
+def check_space(folder: Path) -> None:
+    """Raises SetupError unless `folder` has room for everything that a virtual environment of its own needs."""
+    free = shutil.disk_usage(folder).free / 1e9
+    if free < NEEDED_GIGABYTES:
+        raise SetupError(f"About {NEEDED_GIGABYTES} GB are needed in {folder}, but only {free:.0f} GB are free.")
+
+
 def create_venv(python: str, folder: Path) -> Path:
     """Make the virtual environment unless it is there; its interpreter."""
     interpreter, complete = venv_python(folder), folder / "complete"
     if complete.exists():
         return interpreter
-    free = shutil.disk_usage(folder.parent).free / 1e9
-    if free < NEEDED_GIGABYTES:
-        raise SetupError(f"About {NEEDED_GIGABYTES} GB are needed in {folder.parent}, but only {free:.0f} GB are free.")
     say(f"creating a virtual environment in {folder}")
     made = subprocess.run([python, "-m", "venv", "--clear", str(folder)], capture_output=True, text=True)
     if made.returncode != 0:
