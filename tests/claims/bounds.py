@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from miniature.data import draw_all, pictures_tensor
-from miniature.factors import COLOR_NAMES, HUE_NAMES, TONES, Color, Identity, Scene, Second, color_rgb
+from miniature.factors import COLOR_NAMES, SPOKEN_COLORS, Color, Identity, Scene, Second, color_rgb
 from miniature.grammar import Said, identity_words, said
 
 from .store import Cell, Drawn
@@ -26,8 +26,7 @@ class ClassWord:
 
     def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
         """See Method."""
-        pictures = world.draw(world.encode(task.prompts(task.identity.kind)), task.noise(world), task.sampling)
-        return Drawn(dict(enumerate(pictures)))
+        return Drawn(dict(enumerate(task.draw(world, task.identity.kind))))
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,8 @@ class NearestWords:
 
     def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
         """See Method."""
-        words = f"{identity_words(nearest_named(task.identity))} {task.identity.kind}"
-        pictures = world.draw(world.encode(task.prompts(words)), task.noise(world), task.sampling)
-        return Drawn(dict(enumerate(pictures)))
+        near = nearest_named(task.identity)
+        return Drawn(dict(enumerate(task.draw(world, f"{identity_words(near)} {near.kind}"))))
 
 
 def nearest_named(identity: Identity) -> Identity:
@@ -52,8 +50,7 @@ def nearest_named(identity: Identity) -> Identity:
 
 
 def _nearest(color: Color) -> Color:
-    spoken = [Color(hue, tone) for hue in range(len(HUE_NAMES)) for tone in range(len(TONES))]
-    return min(spoken, key=lambda other: math.dist(color_rgb(color), color_rgb(other)))
+    return min(SPOKEN_COLORS, key=lambda other: math.dist(color_rgb(color), color_rgb(other)))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +45,10 @@ class Task:
         size = (world.latent_channels, self.pictures.shape[2] // 8, self.pictures.shape[3] // 8)
         return torch.stack([torch.randn(size, generator=generator(self.seed, "claims", self.subject, template, purpose))
                             for template in self.templates])
+
+    def draw(self, world: World, words: str, clip: Any = None, model: Any = None) -> Tensor:
+        """A picture (3, 128, 128) a template, with `words` for the subject; clip, model: in place of the checkpoint's."""
+        return world.draw(world.encode(self.prompts(words), clip), self.noise(world), self.sampling, model)
 
     def shared(self, factor: str) -> str | None:
         """The value of a scene's factor ("pose", "background") if all references have the same."""

@@ -15,7 +15,7 @@ from .checkpoint import load_networks, save_checkpoint
 from .comfyui import fast_half
 from .deadline import Deadline
 from .diffusion import diffusion_loss, sample
-from .factors import CLASSES, HUE_NAMES, TONES, Color, Identity, sample_identity, sample_scene
+from .factors import CLASSES, SPOKEN_COLORS, Identity, sample_identity, sample_scene
 from .grammar import PLACES, article, caption, identity_words, said
 from .latents import QUIET_CAPTIONS, Corpus, load_corpus, make_shards
 from .measures import colors_kept
@@ -158,28 +158,25 @@ def prompts_to_judge(count: int) -> list[str]:
 def factor_table(oracle: Oracle, prompts: list[str], pictures: torch.Tensor) -> dict[str, float]:
     """Share of pictures that show each prompted factor; ``all``: mean over all prompted factors."""
     verdicts: dict[str, list[bool]] = defaultdict(list)
-    for start in range(0, len(prompts), 24):
-        for prompt, judged in zip(prompts[start:start + 24], oracle.judge(pictures[start:start + 24])):
-            for name, right in judged.agrees(said(prompt)).items():
-                verdicts[name].append(right)
+    for prompt, judged in zip(prompts, oracle.judge(pictures), strict=True):
+        for name, right in judged.agrees(said(prompt)).items():
+            verdicts[name].append(right)
     every = [right for rights in verdicts.values() for right in rights]
     return {name: sum(v) / len(v) for name, v in sorted(verdicts.items())} | {"all": sum(every) / len(every)}
 
 
 def spoken_colors() -> list[tuple[str, Identity]]:
     """A prompt for every colour that has words, classes and places by turns, and whom it asks for."""
-    colors = [Color(hue, tone) for tone in range(len(TONES)) for hue in range(len(HUE_NAMES))]
-    asked = [Identity(CLASSES[i % len(CLASSES)], "plain", color, color) for i, color in enumerate(colors)]
-    places = [phrases[0] for phrases in PLACES.values()]
-    return [(f"a photo of {article(f'{identity_words(identity)} {identity.kind}')} {places[i % 11]}", identity)
+    asked = [Identity(CLASSES[i % len(CLASSES)], "plain", color, color) for i, color in enumerate(SPOKEN_COLORS)]
+    places = [phrases[0] for phrases in PLACES.values()][:len(CLASSES) - 1]  # one fewer: no class keeps to one place
+    return [(f"a photo of {article(f'{identity_words(identity)} {identity.kind}')} {places[i % len(places)]}", identity)
             for i, identity in enumerate(asked)]
 
 
 def spoken_colors_shown(oracle: Oracle, pictures: torch.Tensor) -> float:
     """Share of the pictures, one a prompt of ``spoken_colors``, whose subject has the colour."""
-    judged = [verdict for part in pictures.split(24) for verdict in oracle.judge(part)]
-    return fmean(colors_kept(picture, verdict, identity)
-                 for picture, verdict, (_, identity) in zip(pictures.cpu(), judged, spoken_colors(), strict=True))
+    return fmean(colors_kept(picture, judged, identity) for picture, judged, (_, identity)
+                 in zip(pictures.cpu(), oracle.judge(pictures), spoken_colors(), strict=True))
 
 
 def contact_sheet(pictures: torch.Tensor, columns: int, file: Path) -> None:

@@ -63,7 +63,7 @@ class Color:
     @property
     def name(self) -> str | None:
         """The word of a basic colour: a vivid one of an even hue."""
-        return COLOR_NAMES[self.hue // 2] if self.words in COLOR_NAMES else None
+        return self.words if self.words in COLOR_NAMES else None
 
     @property
     def words(self) -> str | None:
@@ -71,6 +71,9 @@ class Color:
         if self.hue >= len(HUE_NAMES):
             return None
         return HUE_NAMES[self.hue] if self.tone == 0 else f"{TONES[self.tone]} {HUE_NAMES[self.hue]}"
+
+
+SPOKEN_COLORS = tuple(Color(hue, tone) for tone in range(len(TONES)) for hue in range(len(HUE_NAMES)))
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,11 @@ class Identity:
     pattern: str
     first: Color
     second: Color
+
+    @property
+    def colors(self) -> frozenset[Color]:
+        """Those that are seen."""
+        return frozenset((self.first,) if self.pattern == "plain" else (self.first, self.second))
 
     @property
     def basic(self) -> bool:

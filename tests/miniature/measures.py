@@ -51,11 +51,10 @@ def identity_similarity(judged: Judgement, reference: torch.Tensor) -> float:
 def colors_kept(picture: torch.Tensor, judged: Judgement, identity: Identity) -> bool:
     """True when each colour of the identity covers a fair part of the subject; picture (3, 128, 128) in 0..1."""
     pixels = 255 * picture.flatten(1).T[judged.mask.flatten() > 0]
-    wanted = {identity.first} if identity.pattern == "plain" else {identity.first, identity.second}
     if not len(pixels):
         return False
     return all(float(((pixels - torch.tensor(color_rgb(c), dtype=torch.float32)).norm(dim=1) < NEAR).float().mean()) > SHOWN
-               for c in wanted)
+               for c in identity.colors)
 
 
 def identity_kept(picture: torch.Tensor, judged: Judgement, identity: Identity) -> bool:

@@ -26,6 +26,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "style": STYLES, "second": SECONDS, "relation": ("none", *RELATIONS),
 }
 IDENTITY_WIDTH = 64
+READ_AT_ONCE = 24             # pictures
 CLOSEUP, MARGIN = 64, 1.1     # pixels of the enlarged subject; its frame beside the subject's own longer side
 WEIGHTS = Path(__file__).parent / "weights" / "oracle.safetensors"
 
@@ -130,7 +131,7 @@ def _color_flags(scene: Scene) -> list[float]:
     identity = scene.identity
     if not identity.basic:
         return [-1.0] * len(COLOR_NAMES)
-    shown = {identity.first.name} if identity.pattern == "plain" else {identity.first.name, identity.second.name}
+    shown = {color.name for color in identity.colors}
     return [float(name in shown) for name in COLOR_NAMES]
 
 
@@ -196,7 +197,10 @@ class Oracle(torch.nn.Module):
 
     @torch.no_grad()
     def judge(self, pictures: torch.Tensor) -> list[Judgement]:
-        """Pictures (B, 3, 128, 128) in 0..1. The subject is read under the oracle's own mask."""
+        """Pictures (B, 3, 128, 128) in 0..1, as many as there are. The subject is read under the oracle's own mask."""
+        return [judged for part in pictures.split(READ_AT_ONCE) for judged in self._judge(part)]
+
+    def _judge(self, pictures: torch.Tensor) -> list[Judgement]:
         seen = {name: values.float().cpu() for name, values in self(pictures.to(self.device)).items()}
         masks, identities = (seen["mask"] > 0).float(), seen["identity"]
         return [self._one({name: values[i] for name, values in seen.items()}, masks[i, 0], identities[i])

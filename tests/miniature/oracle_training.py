@@ -104,18 +104,14 @@ def validate(oracle: Oracle, scenes_: list[Scene], pictures: torch.Tensor, masks
     """Accuracy per factor, mean IoU of the mask (``mask``)."""
     right: dict[str, list[bool]] = {name: [] for name in FACTORS}
     overlaps = []
-    for start in range(0, len(scenes_), 24):
-        rows = slice(start, start + 24)
-        labels = truth(scenes_[rows])
-        for i, judged in enumerate(oracle.judge(pictures[rows])):
-            for name, options in CHOICES.items():
-                right[name].append(judged.factors[name] == options[int(labels[name][i])])
-            identity = scenes_[start + i].identity
-            if identity.basic:
-                shown = {identity.first.name} | ({identity.second.name} if identity.pattern != "plain" else set())
-                right["colors"].append(judged.colors == shown)
-            there, said = masks[start + i, 0] > 0.5, judged.mask > 0
-            overlaps.append(float((there & said).sum() / (there | said).sum()))
+    labels = truth(scenes_)
+    for i, (scene, judged) in enumerate(zip(scenes_, oracle.judge(pictures), strict=True)):
+        for name, options in CHOICES.items():
+            right[name].append(judged.factors[name] == options[int(labels[name][i])])
+        if scene.identity.basic:
+            right["colors"].append(judged.colors == {color.name for color in scene.identity.colors})
+        there, said = masks[i, 0] > 0.5, judged.mask > 0
+        overlaps.append(float((there & said).sum() / (there | said).sum()))
     figures = {name: sum(values) / len(values) for name, values in right.items()}
     return figures | {"mask": sum(overlaps) / len(overlaps)}
 

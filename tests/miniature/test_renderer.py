@@ -9,8 +9,7 @@ import pytest
 
 from miniature.factors import (
     ACCESSORIES, ANIMATE, BACKGROUNDS, CLASSES, COLOR_NAMES, HUE_NAMES, INANIMATE, PATTERNS, POSES, STYLES, Color, Identity,
-    Scene, Second,
-    color_rgb, contrast, sample_identity, sample_scene, with_factors,
+    Scene, Second, color_rgb, contrast, sample_identity, sample_scene, with_factors,
 )
 from miniature.renderer import SIZE, draw
 

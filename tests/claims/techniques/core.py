@@ -39,8 +39,8 @@ class Learning:
         return Settings(self.steps, self.batch, seed=seed)
 
 
-# The paper's rates, but for the U-Net: it has 2e-6 there, and seven times as many steps. Half of the paper's 300 steps of the
-# first stage, and 4 rows in place of 6: a cell of CoRe then takes a minute of one core, and a table of eight subjects an hour.
+# The paper's rates, but for the U-Net: it has 2e-6 there, and seven times as many steps. Half of the paper's 300 steps of
+# the first stage, and 4 rows in place of 6: a cell of CoRe then takes a minute of one core, a table of eight subjects an hour.
 STAGE_1 = Learning(150, 4, 5e-3)
 STAGE_2 = Learning(150, 4, 5e-5)
 TEST_TIME = Learning(10, 6, 5e-4)
@@ -155,8 +155,7 @@ def learned_by(cell: Cell, task: Task) -> Concept:
 
 def drawn_with(world: World, task: Task, concept: Concept, model=None) -> Tensor:
     """A picture a template, all with the concept."""
-    clip = apply_concepts(world.networks.clip, (concept,))
-    return world.draw(world.encode(task.prompts(SUBJECT), clip), task.noise(world), task.sampling, model)
+    return task.draw(world, SUBJECT, apply_concepts(world.networks.clip, (concept,)), model)
 
 
 def _length_ratio(concept: Concept, start: Concept, world: World) -> float:
