@@ -26,7 +26,7 @@ UNET = {
     "num_head_channels": -1, "use_linear_in_transformer": False, "legacy": False,
 }
 UNET_XL = {
-    **UNET, "transformer_depth": [0, 1, 2], "transformer_depth_middle": 2,
+    **UNET, "transformer_depth": [0, 1, 2], "transformer_depth_middle": 1,
     "transformer_depth_output": [0, 0, 1, 1, 2, 2],
     "context_dim": 2 * WIDTH, "use_linear_in_transformer": True, "num_classes": "sequential",
     "adm_in_channels": WIDTH + 6 * 256,
