@@ -14,7 +14,7 @@ from authoring.graph import model_of
 from authoring.graphs import CHECKPOINT, EMBEDDING
 from support import encoder_files, vico_files
 from support.paths import PACK, TESTS
-from support.workflows import to_prompt, with_values
+from support.workflows import to_prompt, with_defaults, with_values
 
 MAIN = PACK / "workflows" / "train_embedding_core.json"
 SAVED = TESTS / "saved_workflows"
@@ -78,10 +78,13 @@ def test_the_page_offers_the_checkpoint_where_comfyui_itself_does(path):
 
 @pytest.mark.parametrize("path", EVER_SHIPPED, ids=name_of)
 def test_workflow_opens_in_the_page_as_it_was_saved(path, template_server, ui):
+    """One of an earlier version may lack widgets that came later, and gets their defaults."""
     document = json.loads(path.read_text(encoding="utf-8"))
-    assert ui.load_workflow(path).problems == {}
+    problems = ui.load_workflow(path).problems
+    assert not problems or path not in SHIPPED and problems.keys() == {"values of later widgets"}
     sent = {node_id: {key: node[key] for key in ("class_type", "inputs")} for node_id, node in ui.prompt().items()}
-    assert to_prompt(document, template_server.get("/object_info")) == sent
+    definitions = template_server.get("/object_info")
+    assert with_defaults(to_prompt(document, definitions), definitions) == sent
 
 
 @pytest.mark.parametrize("path", EVER_SHIPPED, ids=name_of)

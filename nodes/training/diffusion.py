@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from .interfaces import Batch, DenoiserSide, Encode, Needs, Pass, Results, TextSide
-from .noise import output_error
+from .noise import output_error, output_slope
 
 ALWAYS = (1, 10**9)
+CONSTANT, MIN_SNR, DEBIASED = WEIGHTINGS = ("constant", "min-SNR", "debiased")
+MIN_SNR_GAMMA = 5.0
 
 
 def subject_pass(batch: Batch, text: TextSide) -> Pass:
@@ -24,11 +26,13 @@ class DiffusionLoss:
     """L = ‖ε − ε_θ(z_t, t, c(y))‖² (CoRe Eq. 1), mean over pixels and rows; the velocity for v-prediction models.
 
     background: weight, 0…1, of pixels outside the subject's mask; 1 ignores masks. Rows without a mask count whole.
+    noise_levels: one of WEIGHTINGS, how rows count by their noise (`noise_level_weights`).
     """
 
     weight: float = 1.0
     background: float = 1.0
     window: tuple[int, int] = ALWAYS
+    noise_levels: str = CONSTANT
     name: str = "diffusion"
 
     def needs(self, batch: Batch, text: TextSide, rng: torch.Generator) -> Needs:
@@ -39,7 +43,21 @@ class DiffusionLoss:
         """Scalar float32."""
         latents = batch.latents["subject"]
         error = output_error(model.sampling, latents, got.passes["prediction"]).square()
-        if latents.masks is None or self.background == 1:
-            return error.mean()
-        weight = self.background + (1 - self.background) * latents.masks
-        return ((error * weight).flatten(1).sum(1) / weight.expand_as(error).flatten(1).sum(1)).mean()
+        if latents.masks is not None and self.background != 1:
+            weight = self.background + (1 - self.background) * latents.masks
+            rows = (error * weight).flatten(1).sum(1) / weight.expand_as(error).flatten(1).sum(1)
+        else:
+            rows = error.flatten(1).mean(1)
+        return (rows * noise_level_weights(model.sampling, latents.sigma, self.noise_levels)).mean()
+
+
+def noise_level_weights(sampling, sigma: Tensor, how: str) -> Tensor:
+    """(B,) weights of the squared error of the network's output at noise levels σ (B,), where SNR = 1 / σ².
+
+    "constant": 1. "min-SNR": the error of the clean latent counts min(SNR, 5) times (Hang et al. 2023). "debiased": it
+    counts √SNR times (Yu et al. 2023), which is 1 / √SNR for the error of the noise.
+    """
+    if how == CONSTANT:
+        return torch.ones_like(sigma)
+    counts = sigma.reciprocal() if how == DEBIASED else sigma.square().reciprocal().clamp(max=MIN_SNR_GAMMA)
+    return output_slope(sampling, sigma).square() * counts

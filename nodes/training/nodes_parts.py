@@ -5,7 +5,7 @@ from comfy.weight_adapter import adapter_maps
 from comfy_api.latest import io
 
 from ..types import LossType, PromptSetType, RecipeType, TrainableType
-from .diffusion import ALWAYS, DiffusionLoss
+from .diffusion import ALWAYS, CONSTANT, WEIGHTINGS, DiffusionLoss
 from .parts.embedding import EmbeddingPart
 from .parts.weights import AdapterPart, UNetPart
 from .recipe import PHOTO, TemplateRecipe
@@ -127,15 +127,20 @@ class DiffusionLossNode(io.ComfyNode):
                 io.Int.Input("first_step", default=1, min=1, max=1000000, tooltip="First step at which it acts."),
                 io.Int.Input("last_step", default=0, min=0, max=1000000,
                              tooltip="Last step at which it acts; 0 for the end."),
+                io.Combo.Input("noise_levels", options=list(WEIGHTINGS), default=CONSTANT, optional=True,
+                               tooltip="How noise levels count. constant: as in the papers. debiased: the noisy ones, "
+                                       "which decide what is seen, count more: looks are learned sooner. min-SNR: the "
+                                       "nearly clean ones count less."),
                 LossType.Input("previous", optional=True, tooltip="Other losses that act at the same time."),
             ],
             outputs=[LossType.Output(display_name="loss", tooltip="The objective; chain several losses.")])
 
     @classmethod
-    def execute(cls, weight: float, background: float, first_step: int, last_step: int, previous=()) -> io.NodeOutput:
+    def execute(cls, weight: float, background: float, first_step: int, last_step: int, noise_levels: str = CONSTANT,
+                previous=()) -> io.NodeOutput:
         """The chain with one more loss."""
         window = (first_step, last_step or ALWAYS[1])
-        return io.NodeOutput((*previous, DiffusionLoss(weight, background, window)))
+        return io.NodeOutput((*previous, DiffusionLoss(weight, background, window, noise_levels)))
 
 
 class TrainingPrompts(io.ComfyNode):

@@ -23,11 +23,15 @@ def timestep_count(sampling) -> int:
 def output_error(sampling, latents: Noised, predicted: Tensor) -> Tensor:
     """Error of the network's own output (noise for eps-, velocity for v-prediction), (B, C, h, w) float32.
 
-    `calculate_denoised` is affine in the network's output, x̂ = a·x + b(σ)·output, so that the error of the output is
-    (x̂ − x) / b(σ): ε̂ − ε for eps-prediction (Eq. 1), v̂ − v for v-prediction, with any noise schedule.
+    With `output_slope` b that is (x̂ − x) / b(σ): ε̂ − ε for eps-prediction (Eq. 1), v̂ − v for v-prediction, with any
+    noise schedule.
     """
-    one = torch.ones_like(latents.clean[:, :1])
-    sigma = latents.sigma
+    return (predicted.float() - latents.clean) / output_slope(sampling, latents.sigma).view(-1, 1, 1, 1)
+
+
+def output_slope(sampling, sigma: Tensor) -> Tensor:
+    """b (B,) at noise levels σ (B,): `calculate_denoised` is affine in the network's output, x̂ = a·x + b(σ)·output."""
+    one = torch.ones(len(sigma), 1, 1, 1, device=sigma.device)
     slope = (sampling.calculate_denoised(sigma, one, torch.zeros_like(one))
              - sampling.calculate_denoised(sigma, torch.zeros_like(one), torch.zeros_like(one)))
-    return (predicted.float() - latents.clean) / slope
+    return slope.flatten()

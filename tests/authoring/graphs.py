@@ -15,7 +15,7 @@ CONCEPT = {"placeholder": SUBJECT, "class_words": "toy", "initial_words": "", "v
 PICTURES = {"folder": "example-toy", "size": 512, "fit": "crop", "augmentation": "as released", "variants": 16,
             "seed": 0, "pictures": "", "captions": ""}
 EMBEDDING_PART = {"learning_rate": 0.005, "rescale_from": 120, "rescale_to": 180}
-DIFFUSION = {"weight": 1.0, "background": 1.0, "first_step": 1, "last_step": 0}
+DIFFUSION = {"weight": 1.0, "background": 1.0, "first_step": 1, "last_step": 0, "noise_levels": "constant"}
 PROMPTS = {"subject": "inanimate", "background": True, "action": True, "outfit": True, "style": True, "colour": True,
            "file": "none", "own_prompts": ""}
 CORE = {"preset": "as released", "formulas": "as released", "lambda_emb": 0.00015, "lambda_attn": 0.05,
@@ -39,7 +39,7 @@ LEARN_WORD = (
     Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
     Node("3", "PersonalizeSubject", (40, 540), {"concept": ("2", 0), **PICTURES}, size=(400, 640)),
     Node("4", "PersonalizeTrainEmbedding", (500, 80), EMBEDDING_PART, size=(400, 150)),
-    Node("5", "PersonalizeDiffusionLoss", (500, 290), DIFFUSION, size=(400, 170)),
+    Node("5", "PersonalizeDiffusionLoss", (500, 290), DIFFUSION, size=(400, 180)),
     Node("6", "PersonalizePromptSet", (500, 520), PROMPTS, size=(400, 330)),
     Node("7", "PersonalizeCoReLoss", (500, 910), {"prompt_set": ("6", 0), "previous": ("5", 0), **CORE},
          size=(400, 290)),
@@ -121,7 +121,7 @@ TRAIN_LORA = Graph("train_lora", nodes=(
     Node("4", "PersonalizeTrainEmbedding", (500, 80), {"learning_rate": 0.001, "rescale_from": 0, "rescale_to": 0},
          size=(400, 150)),
     Node("5", "PersonalizeTrainAdapter", (500, 290), {"previous": ("4", 0), **LORA}, size=(400, 210)),
-    Node("6", "PersonalizeDiffusionLoss", (500, 560), DIFFUSION, size=(400, 170)),
+    Node("6", "PersonalizeDiffusionLoss", (500, 560), DIFFUSION, size=(400, 180)),
     Node("7", "PersonalizeTrainingPrompts", (500, 790), TEMPLATES, size=(400, 220)),
     Node("8", "PersonalizeTrain", (960, 80), {
         **CHECKPOINT_WIRES, "subject": ("3", 0), "trainable": ("5", 0), "loss": ("6", 0), "recipe": ("7", 0), **TRAIN,

@@ -27,7 +27,7 @@ def learning(subject: str, x: int, first: int, name: str, run: dict[str, object]
     vico, diffusion, end, prompts, references, train = (str(first + number) for number in range(6))
     return (
         Node(vico, "PersonalizeTrainViCo", (x, 80), TRAIN_VICO, size=(400, 180)),
-        Node(diffusion, "PersonalizeDiffusionLoss", (x, 320), DIFFUSION, size=(400, 170)),
+        Node(diffusion, "PersonalizeDiffusionLoss", (x, 320), DIFFUSION, size=(400, 180)),
         Node(end, "PersonalizeEndOfTextRegularisation", (x, 550), {"previous": (diffusion, 0), **REGULARISATION},
              size=(400, 200)),
         Node(prompts, "PersonalizeTrainingPrompts", (x, 810), TEMPLATES, size=(400, 220)),

@@ -125,16 +125,17 @@ class ComfyPage:
 
     def _problems(self, nodes: list[dict], document: dict) -> dict[str, object]:
         on_canvas = {node["id"]: node for node in nodes}
-        changed = []
+        changed, added = [], []
         for saved in document.get("nodes", []):
             values, node = saved.get("widgets_values"), on_canvas.get(str(saved["id"]))
             if node and not node["missing"] and isinstance(values, list) and values != node["serialized"]:
-                changed.append((saved["type"], values, node["serialized"]))
+                kept = values == node["serialized"][:len(values)]
+                (added if kept else changed).append((saved["type"], values, node["serialized"]))
         found = {
             "missing nodes": sorted({node["type"] for node in nodes if node["missing"]}),
             "inputs without widget": [(node["type"], node["lacking"]) for node in nodes if node["lacking"]],
             "bad values": [(node["type"], node["bad"]) for node in nodes if node["bad"]],
-            "changed values": changed, "notice": self.overlay()}
+            "changed values": changed, "values of later widgets": added, "notice": self.overlay()}
         return {name: value for name, value in found.items() if value}
 
     def press_run(self, timeout: float = 60) -> tuple[str | None, dict]:

@@ -33,6 +33,18 @@ def to_prompt(document: dict, definitions: Mapping[str, dict]) -> dict:
             for node in document["nodes"] if node["type"] in definitions}
 
 
+def with_defaults(prompt: dict, definitions: Mapping[str, dict]) -> dict:
+    """A prompt in API format with the default of every widget that it says nothing of, as the page fills them in."""
+    return {node_id: {**node, "inputs": {**_defaults(definitions[node["class_type"]]), **node["inputs"]}}
+            for node_id, node in prompt.items()}
+
+
+def _defaults(definition: dict) -> dict:
+    slots = _widget_slots(definition)
+    return {name: options["default"] for name, (_, options) in _declared(definition)
+            if name in slots and "default" in options}
+
+
 def _inputs(node: dict, definition: dict, sources: Mapping[int, list]) -> dict:
     saved = zip(_widget_slots(definition), node.get("widgets_values", []))
     values = {name: value for name, value in saved if name}

@@ -13,7 +13,7 @@ from personalize.nodes.core.presets import PRESETS, RELEASED, Weighting, core_te
 from personalize.nodes.core.test_time import Refinement, Scene, refine
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept, initial_vectors
-from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.diffusion import DEBIASED, DiffusionLoss
 from personalize.nodes.training.loop import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import UNetPart
@@ -66,10 +66,15 @@ class Embedding:
         started, before = time.monotonic(), concept_of(task)
         window = (self.learning.steps * 2 // 5, self.learning.steps * 3 // 5) if self.rescaled else (0, 0)
         trained = train(world, subject_of(task, before), [EmbeddingPart(self.learning.rate, *window)],
-                        (DiffusionLoss(), *self.terms(task)), self.learning.settings(task.seed))
+                        (self.diffusion, *self.terms(task)), self.learning.settings(task.seed))
         figures = {"learning_seconds": time.monotonic() - started, **trained.figures(),
                    "length_over_class_word": _length_ratio(trained.concept, before, world)}
         return Drawn(dict(enumerate(drawn_with(world, task, trained.concept))), trained.concept.vectors, figures)
+
+    @property
+    def diffusion(self) -> DiffusionLoss:
+        """As in the papers: all noise levels count alike."""
+        return DiffusionLoss()
 
     def terms(self, task: Task) -> tuple:
         """CoRe's loss terms on the regularization prompts of all kinds."""
@@ -77,6 +82,16 @@ class Embedding:
             return ()
         templates = [t for kind in regularization_prompts(task.identity.kind).values() for t in kind]
         return core_terms(tuple(templates), self.weighting, self.estimate)
+
+
+@dataclass(frozen=True)
+class Debiased(Embedding):
+    """The same with noisier levels counting more."""
+
+    @property
+    def diffusion(self) -> DiffusionLoss:
+        """√SNR times in the clean latent."""
+        return DiffusionLoss(noise_levels=DEBIASED)
 
 
 @dataclass(frozen=True)
@@ -174,7 +189,9 @@ def technique(quick: bool) -> Technique:
         Truth(), ClassWord(), NearestWords(),
         Embedding("TI", first, None, rescaled=False),
         Embedding("TI+rescaling", first, None),
+        Debiased("TI+debiased", first, None, rescaled=False),
         core,
+        Debiased("TI+CoRe+debiased", first),
         Embedding("TI+CoRe-equations", first, PRESETS["Eqs. 3–4"]),
         Embedding("TI+CoRe-estimator", first, estimate=True),
         Embedding("TI+CoRe-no-embedding-loss", first, replace(RELEASED, embedding=0.0)),
@@ -185,5 +202,5 @@ def technique(quick: bool) -> Technique:
         TestTime("failed+test-time", core, learning=refining),
     )
     against = {method.name: "TI" for method in methods if method.name != "TI"}
-    against |= {name: core.name for name in against if name.startswith("TI+CoRe-") or name == "TI+CoRe+U-Net"}
+    against |= {name: core.name for name in against if name.startswith(("TI+CoRe-", "TI+CoRe+"))}
     return Technique(methods, against | {"failed-again": "TI+CoRe", "failed+test-time": "failed-again"})
