@@ -10,7 +10,7 @@ from .terms import ContextAttentionLoss, ContextEmbeddingLoss, Formula
 # median ratio of both gradients' norms. Measured by tests/bench/core_weights.py --checkpoint sd15-size --size 256
 # --batch 2 at the second step (at the first all are zero), on random weights of SD1.5's topology with a text encoder of
 # the real size: 2.66 (quartiles 2.4 to 2.8) and 15.2 (13 to 22); at 64 px 2.78 and 24.6. Smaller random models give 1.3
-# to 1.7 and 11 to 56; the trained miniature, whose text encoder is 128 wide, 22 (15 to 126) and 25 (22 to 37).
+# to 1.7 and 11 to 56; the trained miniature, whose text encoder is 128 wide, 21 (12 to 42) and 26 (12 to 39).
 EMBEDDING_FACTOR = 2.7
 ATTENTION_FACTOR = 15.0
 
