@@ -20,6 +20,11 @@ def venv_python(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if platform.system() == "Windows" else "bin/python")
 
 
+def is_made(folder: Path) -> bool:
+    """True when `create_venv` has ended in `folder`."""
+    return (folder / "complete").exists()
+
+
 def check_space(folder: Path) -> None:
     """Raises SetupError unless `folder` has room for everything that a virtual environment of its own needs."""
     free = shutil.disk_usage(folder).free / 1e9
@@ -29,17 +34,16 @@ def check_space(folder: Path) -> None:
 
 def create_venv(python: str, folder: Path) -> Path:
     """Make the virtual environment unless it is there; its interpreter."""
-    interpreter, complete = venv_python(folder), folder / "complete"
-    if complete.exists():
-        return interpreter
+    if is_made(folder):
+        return venv_python(folder)
     say(f"creating a virtual environment in {folder}")
     made = subprocess.run([python, "-m", "venv", "--clear", str(folder)], capture_output=True, text=True)
     if made.returncode != 0:
         shutil.rmtree(folder, ignore_errors=True)
         raise SetupError(f"{python} -m venv failed. On Debian and Ubuntu `sudo apt-get install python3-venv` provides it. "
                          f"It said: {(made.stdout + made.stderr).strip()[-300:]}")
-    complete.touch()
-    return interpreter
+    (folder / "complete").touch()
+    return venv_python(folder)
 
 
 def pip(python: Path, arguments: list[str], log: Path) -> None:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from . import comfyui
-from .packages import check_space, create_venv, pip, venv_python
+from .packages import check_space, create_venv, is_made, pip, venv_python
 from .report import SetupError, say
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def prepare(version: str | None = None, own_comfyui: str | None = None, own_pyth
     FOLDER.mkdir(exist_ok=True)
     if own_comfyui:
         return _own(Path(own_comfyui).expanduser().resolve(), own_python)
-    if not (FOLDER / "venv").exists():
+    if not is_made(FOLDER / "venv"):
         check_space(FOLDER)
     python = create_venv(own_python or sys.executable, FOLDER / "venv")
     newest = comfyui.fetch(comfyui.NEWEST, FOLDER, python)

@@ -13,7 +13,6 @@ from miniature.models import register
 from miniature.network import new_networks
 from miniature.oracle import load_oracle
 from miniature.picture_words import teach_words
-from support.paths import TESTS
 
 CPU = torch.device("cpu")
 
@@ -113,12 +112,12 @@ def test_diffusion_writes_a_checkpoint_that_comfyui_loads(folder, base, name):
 
 @pytest.mark.slow
 def test_a_twin_without_weights_begins_from_the_miniature_beside_them(folder, tmp_path):
-    weights = TESTS / "miniature" / "weights"
-    (tmp_path / "miniature.safetensors").symlink_to(weights / "miniature.safetensors")
+    miniature = autoencoder.WEIGHTS.with_name("miniature.safetensors")
+    (tmp_path / miniature.name).symlink_to(miniature)
     run = folder / "twin"
     diffusion_training.train_diffusion(run, Deadline(5), CPU, folder / "autoencoder.safetensors", folder / "none", batch=4,
                                        start=tmp_path / "miniature_xl.safetensors", name="miniature_xl", shards=1, pictures=4)
-    trained, given = load_file(run / "miniature_xl.safetensors"), load_file(weights / "miniature.safetensors")
+    trained, given = load_file(run / "miniature_xl.safetensors"), load_file(miniature)
     for encoder in ("clip_l", "clip_g"):
         layer = "transformer.text_model.encoder.layers.0.mlp.fc1.weight"
         torch.testing.assert_close(trained[f"cond_stage_model.{encoder}.{layer}"], given[f"cond_stage_model.clip_l.{layer}"],

@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from miniature.autoencoder import WEIGHTS
 from miniature.checkpoint import load_networks
 from miniature.data import scenes
 from miniature.grammar import caption
 from miniature.network import new_networks, new_networks_xl
 from miniature.twin_start import start_twin
-from support.paths import TESTS
 
-MINIATURE = TESTS / "miniature" / "weights" / "miniature.safetensors"
+MINIATURE = WEIGHTS.with_name("miniature.safetensors")
 DEEP = "input_blocks.5.1"  # one transformer block in the miniature, two in the twin
 
 

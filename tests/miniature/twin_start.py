@@ -29,9 +29,10 @@ def start_twin(twin: torch.nn.ModuleDict, miniature_file: Path) -> None:
     towards_last = _towards_last(miniature["text"])
     given, own = miniature["unet"].state_dict(), twin["unet"].state_dict()
     for key, weight in own.items():
-        if key in given and not key.startswith("out.2."):
-            read = given[key] @ towards_last / 2 if key.endswith(CONTEXT_KEYS) else given[key]
-            weight.copy_((torch.cat([read, read], 1) if key.endswith(CONTEXT_KEYS) else read).reshape(weight.shape))
+        if key in given and key.endswith(CONTEXT_KEYS):
+            weight.copy_((given[key] @ towards_last / 2).repeat(1, 2))
+        elif key in given and not key.startswith("out.2."):
+            weight.copy_(given[key].reshape(weight.shape))
         elif ".transformer_blocks." in key and key.endswith(RESIDUAL_ENDS):
             weight.zero_()
 
