@@ -9,7 +9,7 @@ from typing import Callable
 from .judging import REVISION, judge
 from .store import Cell, Drawn, Store
 from .task import Task
-from .technique import Method
+from .technique import Method, ReadsVerdict
 from .world import World
 
 
@@ -20,13 +20,10 @@ class Harness:
         self.world, self.store, self.say = world, store, say
 
     def key(self, method: Method, task: Task) -> str:
-        """A name for everything that the pictures of a cell depend on, except the code.
-
-        What continues another cell may look at what the oracle said of that one.
-        """
+        """A name for everything that the pictures of a cell depend on, except the code."""
         from personalize.nodes.training.fingerprint import fingerprint
 
-        judged = self._judge if method.continues is not None else ""
+        judged = self._judge if _reads_verdict(method) else ""
         return fingerprint(self.world.weights, judged, method, task)
 
     def find(self, method: Method, task: Task) -> Cell | None:
@@ -63,6 +60,10 @@ class Harness:
                    "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")}
         self.say(f"{task.subject} {method.name} seed {task.seed}: {figures['seconds']:.0f} s, load {figures['load']:.1f}")
         return replace(drawn, figures={**figures, **drawn.figures})
+
+
+def _reads_verdict(method: Method | None) -> bool:
+    return method is not None and (isinstance(method, ReadsVerdict) or _reads_verdict(method.continues))
 
 
 def _name(method: Method, task: Task) -> tuple[str, str, int]:

@@ -24,6 +24,10 @@ class Method(Protocol):
         """Pictures for the task's templates from `task.noise`. `earlier`: the cell of `continues`."""
 
 
+class ReadsVerdict:
+    """Marks a method that looks at what the oracle said of the cell it continues: another oracle, another cell of it."""
+
+
 @dataclass(frozen=True)
 class Technique:
     """Methods in the order of the table. against: method -> the one that it is compared with, pictures paired.

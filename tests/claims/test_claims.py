@@ -18,7 +18,7 @@ from claims.report import results, results_by_kind, text, values_of
 from claims.sheet import GAP, GREY, HEADING, LABELS, TILE, sheet
 from claims.store import Cell, Drawn, Store
 from claims.task import task_for
-from claims.technique import Technique, load_technique
+from claims.technique import Method, ReadsVerdict, Technique, load_technique
 from claims.world import Sampling, World, digest
 from miniature.subjects import public_subjects
 from support.paths import TESTS
@@ -58,13 +58,20 @@ class Stopped(Constant):
 class Brighter:
     """A method that continues another one."""
 
-    continues: Constant
+    continues: Method
     name: str = "brighter"
     revision: int = 1
 
     def draw(self, world, task, earlier) -> Drawn:
         """See Method."""
-        return Drawn({number: earlier.drawn.pictures[number] + 0.2 for number in earlier.verdict})
+        return Drawn({number: picture + 0.2 for number, picture in earlier.drawn.pictures.items()})
+
+
+@dataclass(frozen=True)
+class Judged(Brighter, ReadsVerdict):
+    """And looks at what the oracle said of it."""
+
+    name: str = "judged"
 
 
 # ---------------------------------------------------------------------------------------------- cells
@@ -111,12 +118,13 @@ def test_a_checkpoint_is_known_by_its_tensors_not_by_what_its_metadata_says():
 
 def test_another_oracle_judges_anew_and_remakes_only_what_depends_on_it(world, files, task, tmp_path):
     made: list[str] = []
-    Harness(world, Store(tmp_path), made.append).cell(Brighter(Constant()), task)
     other = World(*files)
     other.judge = "another"
-    Harness(other, Store(tmp_path), made.append).cell(Brighter(Constant()), task)
-    assert [line.split()[1] for line in made] == ["constant", "brighter", "brighter"]
-    assert len(list(tmp_path.rglob("*.json"))) == 4
+    for oracle in (world, other):
+        Harness(oracle, Store(tmp_path), made.append).cell(Brighter(Judged(Constant())), task)
+        Harness(oracle, Store(tmp_path), made.append).cell(Brighter(Constant()), task)
+    assert [line.split()[1] for line in made] == ["constant", "judged", "brighter", "brighter", "judged", "brighter"]
+    assert len(list(tmp_path.rglob("*.json"))) == 8
 
 
 def test_an_interrupted_cell_leaves_nothing(world, task, tmp_path):

@@ -19,12 +19,14 @@ from .factors import (
     ACCESSORIES, BACKGROUNDS, CLASSES, COLOR_NAMES, PATTERNS, POSES, PROPS, RELATIONS, STYLES, Scene,
 )
 from .grammar import Said
+from .synthesis import EVIDENCE, SecondLook, explained, silhouettes
 
 SECONDS = ("none", *PROPS, *CLASSES)
 CHOICES: dict[str, tuple[str, ...]] = {
     "kind": CLASSES, "pattern": PATTERNS, "pose": POSES, "accessory": ACCESSORIES, "background": BACKGROUNDS,
     "style": STYLES, "second": SECONDS, "relation": ("none", *RELATIONS),
 }
+SECOND_LOOKS = {"kind": "overlaps", "pattern": "explained"}  # factors judged once more, and what by, as ``see`` names it
 IDENTITY_WIDTH = 64
 READ_AT_ONCE = 24             # pictures
 CLOSEUP, MARGIN = 64, 1.1     # pixels of the enlarged subject; its frame beside the subject's own longer side
@@ -171,6 +173,8 @@ class Oracle(torch.nn.Module):
         self.colors = torch.nn.Linear(wide, len(COLOR_NAMES))
         self.likeness = torch.nn.Sequential(torch.nn.Linear(close, 128), torch.nn.SiLU(),
                                             torch.nn.Linear(128, IDENTITY_WIDTH))
+        self.second_looks = torch.nn.ModuleDict({"kind": SecondLook(len(CLASSES), len(CLASSES)),
+                                                 "pattern": SecondLook(len(PATTERNS), EVIDENCE)})
 
     @property
     def device(self) -> torch.device:
@@ -196,12 +200,32 @@ class Oracle(torch.nn.Module):
         return F.normalize(self.likeness(self.subject(closeup(pictures, masks))).float(), dim=1)
 
     @torch.no_grad()
+    def see(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        """``forward`` of pictures (B, 3, 128, 128) in 0..1, on the CPU, and what second looks go by: ``overlaps``
+        (B, classes), the IoU of each class's silhouette with the mask, and ``explained`` (B, EVIDENCE)."""
+        seen = {name: values.float().cpu() for name, values in self(pictures.to(self.device)).items()}
+        masks = seen["mask"][:, 0] > 0
+        fits = [silhouettes(mask, POSES[i]) for mask, i in zip(masks, seen["pose"].argmax(1), strict=True)]
+        seen["overlaps"] = torch.stack([overlaps for overlaps, _ in fits])
+        kinds = self.looked_at("kind", seen).argmax(1).tolist()
+        seen["explained"] = torch.stack([
+            explained(picture, mask, CLASSES[kind], places[kind], overlaps[kind])
+            for picture, mask, kind, (overlaps, places) in zip(pictures.cpu(), masks, kinds, fits, strict=True)])
+        return seen
+
+    def looked_at(self, name: str, seen: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The logits of one of SECOND_LOOKS in what ``see`` saw, corrected."""
+        guess, evidence = (seen[key].to(self.device) for key in (name, SECOND_LOOKS[name]))
+        return self.second_looks[name](guess, evidence).cpu()
+
+    @torch.no_grad()
     def judge(self, pictures: torch.Tensor) -> list[Judgement]:
         """Pictures (B, 3, 128, 128) in 0..1, as many as there are. The subject is read under the oracle's own mask."""
         return [judged for part in pictures.split(READ_AT_ONCE) for judged in self._judge(part)]
 
     def _judge(self, pictures: torch.Tensor) -> list[Judgement]:
-        seen = {name: values.float().cpu() for name, values in self(pictures.to(self.device)).items()}
+        seen = self.see(pictures)
+        seen |= {name: self.looked_at(name, seen) for name in SECOND_LOOKS}
         masks, identities = (seen["mask"] > 0).float(), seen["identity"]
         return [self._one({name: values[i] for name, values in seen.items()}, masks[i, 0], identities[i])
                 for i in range(len(pictures))]

@@ -13,14 +13,17 @@ from .comfyui import fast_half
 from .data import draw_all, masks_tensor, pictures_tensor, scenes
 from .deadline import Deadline
 from .factors import CLASSES, POSES, Identity, Scene, sample_identity, sample_scene, with_factors
-from .oracle import CHOICES, Oracle, load_oracle, truth
+from .oracle import CHOICES, READ_AT_ONCE, SECOND_LOOKS, Oracle, load_oracle, truth
 from .renderer import draw
 from .run_state import Run, cosine
+from .synthesis import SecondLook
 
 STEPS = 4000
 KINDS, PAIRS = 4, 6           # a batch: four classes, six pairs of pictures of one identity each
 PEAK_RATE = 2e-3
 POOL = 2400                   # pairs of pictures kept drawn
+LOOKED_AT, LOOKS = 1920, 1500  # training scenes and steps of the second looks
+NO_GUESS, NO_FIT, BADLY = 0.5, 0.2, 0.6  # their rows without a guess, and whose options all fit at most so well
 CHECKED, TRIPLES = 480, 150   # held-out scenes and identity comparisons that the gate reads
 GATE, MASK_GATE = 0.98, 0.90
 FACTORS = (*CHOICES, "colors")
@@ -99,6 +102,39 @@ def oracle_loss(oracle: Oracle, scenes_: list[Scene], pictures: torch.Tensor, ma
     return loss + 0.5 * (F.cross_entropy(likeness, partner) + F.cross_entropy(likeness.T, partner))
 
 
+def fit_second_looks(oracle: Oracle, autoencoder: torch.nn.ModuleDict | None, count: int) -> None:
+    """The networks stay as they are; what they guess of ``count`` training scenes and of their reconstructions, spoilt as
+    in their own training, teaches the second looks when to follow the evidence."""
+    scenes_ = scenes(count, "train", 3)
+    views = [pictures_tensor(draw_all(scenes_))]
+    if autoencoder is not None:
+        views.append(reconstruct(autoencoder, views[0].to(oracle.device)).cpu())
+    parts = [oracle.see(spoil(part)) for view in views for part in view.split(READ_AT_ONCE)]
+    labels = truth(scenes_)
+    for name, evidence in SECOND_LOOKS.items():
+        guess, found = (torch.cat([part[key] for part in parts]) for key in (name, evidence))
+        _fit(oracle.second_looks[name], guess.to(oracle.device), found.to(oracle.device),
+             labels[name].repeat(len(views)).to(oracle.device))
+
+
+def _fit(look: SecondLook, guess: torch.Tensor, evidence: torch.Tensor, labels: torch.Tensor) -> None:
+    """Half of the rows have no guess: of scenes it was trained on it is right too often to leave anything to learn. In
+    others every option fits badly and the wrong one best, as on pictures that no renderer drew: there the guess is all."""
+    options = guess.shape[1]
+    optimizer = torch.optim.AdamW(look.requires_grad_(True).parameters(), weight_decay=0.05)
+    for step in range(LOOKS):
+        rows = torch.randint(len(labels), (256,), device=labels.device)
+        chance = torch.rand(len(rows), 1, device=labels.device)
+        fits, rest = evidence[rows].split([options, evidence.shape[1] - options], 1)
+        misfits = BADLY * torch.rand_like(chance) * fits.gather(1, torch.rand_like(fits).argsort(1))
+        found = torch.cat([torch.where(chance < NO_FIT, misfits, fits), rest], 1)
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(step, LOOKS, 1e-2, 50)
+        optimizer.zero_grad()
+        F.cross_entropy(look((chance < 1 - NO_GUESS) * guess[rows], found), labels[rows]).backward()
+        optimizer.step()
+
+
 @torch.no_grad()
 def validate(oracle: Oracle, scenes_: list[Scene], pictures: torch.Tensor, masks: torch.Tensor) -> dict[str, float]:
     """Accuracy per factor, mean IoU of the mask (``mask``)."""
@@ -165,18 +201,21 @@ def train_oracle(folder: Path, deadline: Deadline, on: torch.device, autoencoder
             loss = oracle_loss(oracle, scenes_, spoil(pictures).to(on), masks.to(on))
         run.update(loss, cosine(run.step, steps, PEAK_RATE, 200))
         if run.step % 500 == 0:
-            _evaluate(run, oracle, autoencoder, folder, deadline, 96)
+            _evaluate(run, oracle, autoencoder, folder, deadline, last=False)
     run.save()
-    return run.step >= steps and _evaluate(run, oracle, autoencoder, folder, deadline, CHECKED)
+    return run.step >= steps and _evaluate(run, oracle, autoencoder, folder, deadline, last=True)
 
 
 def _evaluate(run: Run, oracle: Oracle, autoencoder: torch.nn.ModuleDict | None, folder: Path, deadline: Deadline,
-              count: int) -> bool:
-    scenes_ = scenes(count, "held_out", 2)
+              last: bool) -> bool:
+    """What the running mean of the weights can do, logged and saved; second looks are fitted when it is the last."""
+    scenes_ = scenes(CHECKED if last else 96, "held_out", 2)
     drawings = draw_all(scenes_)
     pictures, masks = pictures_tensor(drawings), masks_tensor(drawings)
     rebuilt = reconstruct(autoencoder, pictures.to(oracle.device)).cpu() if autoencoder is not None else None
     run.swap_mean()
+    if last:
+        fit_second_looks(oracle.eval(), autoencoder, LOOKED_AT)
     figures, passed = _report(oracle.eval(), (scenes_, pictures, masks), rebuilt)
     deadline.log(f"oracle step {run.step} " + ", ".join(f"{name} {value}" for name, value in figures.items()))
     tensors = {key: value.detach().half().cpu().contiguous() for key, value in oracle.state_dict().items()}

@@ -15,9 +15,11 @@ from .shapes import ACCESSORY_ANCHOR, ACCESSORY_SHAPES, PAINTS, PROP_SHAPES, PRO
 SIZE = 128
 _OVER = 2                      # supersampling of the picture
 _CANVAS = SIZE * _OVER
-_LOCAL = 288                   # pixels of a shape's own square, before it is placed
+LOCAL = 288                    # pixels of a shape's own square, before it is placed
 _MARGIN = 0.28                 # free border around the 100 units, so that hats fit
-_UNIT = _LOCAL / (100 * (1 + 2 * _MARGIN))
+REACH = 1 + 2 * _MARGIN        # the square's side beside the 100 units
+_UNIT = LOCAL / (100 * REACH)
+TURN = {"standing": 0.0, "lying": 90.0, "jumping": -22.0, "upside down": 180.0}  # degrees, clockwise
 STRIPE = 17.0                  # width of a stripe in final pixels: two cells of the autoencoder
 _INK = (30, 26, 36)
 _PAPER = (252, 246, 232)
@@ -76,20 +78,32 @@ def _draw_part(pen: ImageDraw.ImageDraw, form: str, numbers: tuple[float, ...], 
 
 
 @lru_cache(maxsize=64)
-def _body_middle(shape: Shape) -> tuple[int, int]:
-    """(x, y) in local pixels: half of the body that can be seen lies left of it, and half above."""
-    body = Image.new("L", (_LOCAL, _LOCAL), 0)
+def covers(shape: Shape) -> tuple[Image.Image, Image.Image]:
+    """On a shape's own square, 255 each: where its body is seen, and all that it covers."""
+    body, whole = (Image.new("L", (LOCAL, LOCAL), 0) for _ in range(2))
     for paint, form, *numbers in shape.parts:
         _draw_part(ImageDraw.Draw(body), form, tuple(numbers), 255 * (paint == "body"))
-    rows, columns = np.asarray(body).nonzero()
+        _draw_part(ImageDraw.Draw(whole), form, tuple(numbers), 255)
+    return body, whole
+
+
+@lru_cache(maxsize=64)
+def body_middle(shape: Shape) -> tuple[int, int]:
+    """(x, y) in local pixels: half of the body that can be seen lies left of it, and half above."""
+    rows, columns = np.asarray(covers(shape)[0]).nonzero()
     return int(np.median(columns)), int(np.median(rows))
 
 
+def stripe_width(size: float) -> int:
+    """Local pixels of a stripe on a subject whose 100 units are ``size`` of the picture's side."""
+    return round(100 * STRIPE * _UNIT / (size * SIZE))
+
+
 @lru_cache(maxsize=512)
-def _pattern_cover(pattern: str, stripe: int, middle: tuple[int, int]) -> Image.Image:
+def pattern_cover(pattern: str, stripe: int, middle: tuple[int, int]) -> Image.Image:
     """Where the second colour shows on a shape's own square; ``stripe``: the coarsest width in local pixels;
     ``middle``: the body's, where the pattern is centred, so that both colours show on every shape."""
-    y, x = np.mgrid[0:_LOCAL, 0:_LOCAL].astype(np.float32)
+    y, x = np.mgrid[0:LOCAL, 0:LOCAL].astype(np.float32)
     x, y = x - middle[0], y - middle[1]
     if pattern == "plain":
         on = np.zeros_like(x, bool)
@@ -125,12 +139,12 @@ def _eroded(cover: Image.Image, by: int) -> Image.Image:
 
 
 def _shape_layer(shape: Shape, texture: Image.Image | None, outlined: bool) -> _Layer:
-    color = texture.copy() if texture is not None else Image.new("RGB", (_LOCAL, _LOCAL), PAINTS[shape.parts[0][0]])
-    cover = Image.new("L", (_LOCAL, _LOCAL), 0)
+    color = texture.copy() if texture is not None else Image.new("RGB", (LOCAL, LOCAL), PAINTS[shape.parts[0][0]])
+    cover = Image.new("L", (LOCAL, LOCAL), 0)
     cover_pen = ImageDraw.Draw(cover)
     for paint, form, *numbers in shape.parts:
         if paint == "body":
-            part = Image.new("L", (_LOCAL, _LOCAL), 0)
+            part = Image.new("L", (LOCAL, LOCAL), 0)
             _draw_part(ImageDraw.Draw(part), form, tuple(numbers), 255)
             color.paste(texture, (0, 0), part)
             cover.paste(255, (0, 0), part)
@@ -146,10 +160,10 @@ def _subject_layer(identity: Identity, scale: float, outlined: bool, rng: random
     def tinted(color: Color) -> tuple[int, int, int]:
         return color_rgb(color, (rng.uniform(-0.008, 0.008), rng.uniform(-0.02, 0.02)))
 
-    stripe = STRIPE * _OVER * _UNIT / scale
-    texture = Image.new("RGB", (_LOCAL, _LOCAL), tinted(identity.first))
+    stripe = stripe_width(scale * 100 / _CANVAS)
+    texture = Image.new("RGB", (LOCAL, LOCAL), tinted(identity.first))
     shape = SUBJECTS[identity.kind]
-    texture.paste(tinted(identity.second), (0, 0), _pattern_cover(identity.pattern, round(stripe), _body_middle(shape)))
+    texture.paste(tinted(identity.second), (0, 0), pattern_cover(identity.pattern, stripe, body_middle(shape)))
     return _shape_layer(shape, texture, outlined)
 
 
@@ -157,7 +171,7 @@ def _placement(scale: float, degrees: float, x: float, y: float) -> tuple[float,
     """Inverse affine map: centre of the 100-unit square to (x, y) canvas pixels, ``scale`` canvas pixels a unit."""
     k = _UNIT / scale
     c, s = k * np.cos(np.radians(degrees)), k * np.sin(np.radians(degrees))
-    middle = _LOCAL / 2
+    middle = LOCAL / 2
     return c, s, middle - c * x - s * y, -s, c, middle + s * x - c * y
 
 
@@ -225,9 +239,9 @@ class _Layout:
 @lru_cache(maxsize=4096)
 def _lowest(kind: str, degrees: int) -> float:
     """How far the lowest point of a turned subject lies below the centre of its square, in units."""
-    blank = Image.new("RGB", (_LOCAL, _LOCAL))
+    blank = Image.new("RGB", (LOCAL, LOCAL))
     cover = _shape_layer(SUBJECTS[kind], blank, False).cover.reduce(4).rotate(-degrees)
-    return (cover.getbbox()[3] * 4 - _LOCAL / 2) / _UNIT
+    return (cover.getbbox()[3] * 4 - LOCAL / 2) / _UNIT
 
 
 def _hat_top(scene: Scene) -> float:
@@ -238,8 +252,7 @@ def _hat_top(scene: Scene) -> float:
 
 
 def _layout(scene: Scene, rng: random.Random) -> _Layout:
-    degrees = {"standing": 0.0, "lying": 90.0, "jumping": -22.0, "upside down": 180.0}[scene.pose]
-    degrees += rng.uniform(-4, 4)
+    degrees = TURN[scene.pose] + rng.uniform(-4, 4)
     below = _lowest(scene.identity.kind, round(degrees)) / 100
     jumping, second = scene.pose == "jumping", scene.second
     ground = rng.uniform(0.87, 0.93)

@@ -28,7 +28,8 @@ def folder(tmp_path_factory):
     small = pytest.MonkeyPatch()
     sizes = {
         autoencoder: {"POOL": 16, "HELD_OUT": 4},
-        oracle_training: {"POOL": 288, "CHECKED": 8, "TRIPLES": 2, "KINDS": 2, "PAIRS": 2},
+        oracle_training: {"POOL": 288, "CHECKED": 8, "TRIPLES": 2, "KINDS": 2, "PAIRS": 2, "LOOKED_AT": 8,
+                          "LOOKS": 3},
         latents: {"SHARD": 16, "REFERENCES": 8},
         diffusion_training: {"CHECKED": 2},
     }
@@ -81,7 +82,9 @@ def test_oracle_is_trained_validated_and_loaded(folder):
     passed = oracle_training.train_oracle(folder, Deadline(5), CPU, folder / "autoencoder.safetensors", steps=2)
     figures = _metadata(folder / "oracle.safetensors")
     assert passed is False and {"renders kind", "reconstructions mask", "identity"} <= figures.keys()
-    judged = load_oracle(folder / "oracle.safetensors").judge(torch.rand(2, 3, 128, 128))
+    oracle = load_oracle(folder / "oracle.safetensors")
+    assert all(look.correct[-1].weight.any() for look in oracle.second_looks.values())
+    judged = oracle.judge(torch.rand(2, 3, 128, 128))
     assert judged[0].mask.shape == (128, 128) and judged[0].identity.norm() == pytest.approx(1, abs=1e-5)
 
 

@@ -9,6 +9,8 @@ from claims.world import Sampling, World
 from miniature.autoencoder import HELD_OUT, WEIGHTS, decibels, load_autoencoder, reconstruct
 from miniature.data import draw_all, masks_tensor, pictures_tensor, scenes
 from miniature.diffusion_training import factor_table, prompts_to_judge
+from miniature.oracle import load_oracle
+from miniature.oracle_training import GATE, MASK_GATE, validate
 
 ORACLE = WEIGHTS.with_name("oracle.safetensors")
 
@@ -33,6 +35,19 @@ def test_latents_are_neither_clamped_nor_idle():
         latents = load_autoencoder()["encoder"](pictures)
     assert (latents.abs() < 3).float().mean() > 0.98
     assert latents.std((0, 2, 3)).min() > 0.05
+
+
+@pytest.mark.slow
+def test_the_oracle_sees_in_scenes_that_no_gate_read_what_is_there():
+    with safe_open(ORACLE, "pt") as opened:
+        claimed = {name: float(value) for name, value in opened.metadata().items()}
+    assert all(value >= (MASK_GATE if name.endswith("mask") else GATE) for name, value in claimed.items() if name != "steps")
+    scenes_ = scenes(96, "held_out", 41)
+    drawings = draw_all(scenes_)
+    pictures, masks, oracle = pictures_tensor(drawings), masks_tensor(drawings), load_oracle(ORACLE)
+    for where, seen in (("renders", pictures), ("reconstructions", reconstruct(load_autoencoder(), pictures))):
+        for name, value in validate(oracle, scenes_, seen, masks).items():
+            assert value == pytest.approx(claimed[f"{where} {name}"], abs=0.04), (where, name)
 
 
 @pytest.mark.slow

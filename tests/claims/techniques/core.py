@@ -21,7 +21,7 @@ from personalize.nodes.training.parts.weights import UNetPart
 from ..bounds import SUBJECT, ClassWord, NearestWords, Truth
 from ..store import Cell, Drawn
 from ..task import Task
-from ..technique import Method, Technique
+from ..technique import Method, ReadsVerdict, Technique
 from ..training import subject_of, train
 from ..world import World, batched
 
@@ -114,7 +114,7 @@ class SecondStage:
 
 
 @dataclass(frozen=True)
-class Again:
+class Again(ReadsVerdict):
     """Prompts that failed, drawn once more from other noise: what a second try gives without any refinement."""
 
     name: str
