@@ -138,6 +138,9 @@ word. 800 steps in place of 400, since each subject is in half of them.
 The second subject has one picture only, the drawn girl of ComfyUI: it is its own reference. **Your own**: name both \
 in *Concept*, drop pictures on *First subject*, and choose one in *Load Image* for the second.
 
+**Say what each is**, as this prompt does: the class after its word keeps two subjects apart that would take each \
+other's shape.
+
 Try also *in the style of*: a {toy} in the style of {girl}.
 """.replace("{toy}", f"`{SUBJECT}`").replace("{girl}", f"`{GIRL}`")
 
@@ -156,7 +159,7 @@ TWO_OBJECTS = Graph("vico_two_objects", nodes=(
     Node("10", "ImageFromBatch", (1600, 850), {"image": ("3", 1), "batch_index": 0, "length": 1}, "First reference",
          (400, 110)),
     *drawing(1600, first=11, concept=("9", 0), model=("9", 1), image=("10", 0),
-             scene=f"a photo of a {SUBJECT} beside {GIRL} on a pebble beach", prefix="personalize/example-two-objects",
+             scene=f"a photo of a {SUBJECT} toy beside a {GIRL} girl on a pebble beach", prefix="personalize/example-two-objects",
              second={"image_2": ("21", 0), "word": SUBJECT, "word_2": GIRL}),
 ), groups=(
     Group("1 · Two subjects", (-440, 0, 900, 1280)),

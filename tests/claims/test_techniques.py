@@ -107,7 +107,7 @@ def test_a_second_subject_takes_turns_with_its_own_word_and_pictures(world, task
 def test_two_subjects_are_drawn_each_with_its_word_and_its_reference(world):
     """Words that learn nothing draw what both class words draw; blocks that learn change it."""
     from claims.techniques.vico import Learning, companion
-    from claims.techniques.vico_two import TwoLooks, TwoWords, named, side_by_side
+    from claims.techniques.vico_two import Otherwise, TwoLooks, TwoWords, named, side_by_side
 
     for subject in SUBJECTS:
         task = task_for(subject, "varied", 2, 0, QUICK, side_by_side)
@@ -115,11 +115,17 @@ def test_two_subjects_are_drawn_each_with_its_word_and_its_reference(world):
         assert other != subject.identity.kind and task.kinds == ("beside", "beside")
         assert {said(prompt).second_kind for prompt in task.prompts(SUBJECT)} == {other}
         assert all(f"{SUBJECT} next to a <other> " in prompt and other not in prompt for prompt in named(task))
+        assert all(f"{SUBJECT} {subject.identity.kind} next to a <other> {other} " in prompt for prompt in named(task, True))
     classes = ClassWord().draw(world, task, None).pictures
     words, learned = (TwoWords("", Learning(1, 2, 0.0, rate)).draw(world, task, None).pictures for rate in (0.0, 0.1))
-    looks = TwoLooks("", Learning(1, 2, 0.1, 0.0)).draw(world, task, None).pictures
-    assert all(torch.allclose(classes[n], words[n], atol=1e-4) for n in (0, 1))
-    assert not any(torch.allclose(words[n], other[n], atol=1e-3) for n in (0, 1) for other in (learned, looks))
+    looking = TwoLooks("", Learning(1, 2, 0.1, 0.0))
+    drawn = looking.draw(world, task, None)
+    alone, again, nouns = (Otherwise("", looking, nouns, references).draw(world, task, Cell(drawn, {})).pictures
+                           for nouns, references in ((False, False), (False, True), (True, True)))
+    assert all(torch.allclose(classes[n], words[n], atol=1e-4) and torch.allclose(words[n], alone[n], atol=1e-4)
+               and torch.equal(drawn.pictures[n], again[n]) for n in (0, 1))
+    assert not any(torch.allclose(one[n], other[n], atol=1e-3) for n in (0, 1)
+                   for one, other in ((words, learned), (words, drawn.pictures), (drawn.pictures, nouns)))
 
 
 def test_pull_of_a_term_is_measured_where_it_pulls():

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from miniature.factors import Identity
 from miniature.grammar import PLACES, article
@@ -22,7 +23,7 @@ from ..training import Trained, subject_of, train
 from ..world import World
 from .core import concept_of
 from .vico import (
-    EQUATION_5, MASKS, OTHER, Learning, Look, companion, companion_of, drawn_by, looking, subject_beside, train_blocks,
+    BLOCKS, EQUATION_5, MASKS, OTHER, Learning, Look, companion, companion_of, drawn_by, looking, subject_beside, train_blocks,
     vico_of,
 )
 
@@ -34,25 +35,19 @@ class TwoWords:
     name: str
     learning: Learning
     continues: None = None
-    revision: int = 1
+    revision: int = 2
 
     def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
         """See Method."""
         started = time.monotonic()
-        trained = self.trained(world, task)
+        learned = kept(self.trained(world, task))
         seconds = time.monotonic() - started
-        with torch.inference_mode():
-            pictures = drawn_by(world, task, named(task), trained.concepts, self.model(world, task, trained))
-        return Drawn(pictures, figures={"learning_seconds": seconds})
+        return Drawn(drawn_beside(world, task, learned, named(task)), learned, {"learning_seconds": seconds})
 
     def trained(self, world: World, task: Task) -> Trained:
         """Both words."""
         return train(world, subject_of(task, concept_of(task)), [EmbeddingPart(self.learning.embedding_rate)],
                      (DiffusionLoss(),), self.learning.settings(task.seed), others=[subject_beside(task)])
-
-    def model(self, world: World, task: Task, trained: Trained):
-        """What draws."""
-        return world.networks.model
 
 
 @dataclass(frozen=True)
@@ -63,18 +58,53 @@ class TwoLooks(TwoWords):
         """See TwoWords."""
         return train_blocks(world, task, self.learning, companion=True)
 
-    def model(self, world: World, task: Task, trained: Trained):
-        """See TwoWords."""
-        blocks, = trained.files
-        vico = vico_of(world, blocks.tensors, MASKS[EQUATION_5], task.pictures.shape[-1])
+
+@dataclass(frozen=True)
+class Otherwise:
+    """What `continues` has learned, drawn otherwise. nouns: the class word follows each learned one. references: used
+    where image blocks were trained."""
+
+    name: str
+    continues: TwoWords
+    nouns: bool = False
+    references: bool = True
+    revision: int = 1
+
+    def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
+        """See Method."""
+        learned = {name: tensor for name, tensor in earlier.drawn.learned.items()
+                   if self.references or not name.startswith(BLOCKS)}
+        return Drawn(drawn_beside(world, task, learned, named(task, self.nouns)))
+
+
+def kept(trained: Trained) -> dict[str, Tensor]:
+    """Vectors of both words, and image blocks if there are any, by names for a cell."""
+    vectors = {f"{concept.placeholder}.{key}": vector for concept in trained.concepts
+               for key, vector in concept.vectors.items()}
+    return vectors | {BLOCKS + name: tensor for file in trained.files for name, tensor in file.tensors.items()}
+
+
+@torch.inference_mode()
+def drawn_beside(world: World, task: Task, learned: Mapping[str, Tensor], prompts: Sequence[str]) -> dict[int, Tensor]:
+    """Number of the prompt -> picture, with both words; where image blocks were trained with a reference of each."""
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): tensor for name, tensor in learned.items() if name.startswith(prefix)}
+
+    starts = concept_of(task), subject_beside(task).concept
+    concepts = tuple(concept.with_vectors(part(f"{concept.placeholder}.")) for concept in starts)
+    model, blocks = world.networks.model, part(BLOCKS)
+    if blocks:
+        vico = vico_of(world, blocks, MASKS[EQUATION_5], task.pictures.shape[-1])
         other = companion_of(task).pictures[:1].movedim(1, -1)
-        return looking(world, vico, task.pictures[:1], Look(), image_2=other, word_2=OTHER)[0]
+        model = looking(world, vico, task.pictures[:1], Look(), image_2=other, word_2=OTHER)[0]
+    return drawn_by(world, task, prompts, concepts, model)
 
 
-def named(task: Task) -> list[str]:
-    """The prompts with both learned words."""
-    kind = companion(task.identity, task.seed).identity.kind
-    return [prompt.replace(article(kind), f"a {OTHER}") for prompt in task.prompts(SUBJECT)]
+def named(task: Task, nouns: bool = False) -> list[str]:
+    """The prompts with both learned words, each followed by its class word if `nouns`."""
+    own, other = task.identity.kind, companion(task.identity, task.seed).identity.kind
+    words = (f"{SUBJECT} {own}", f"{OTHER} {other}") if nouns else (SUBJECT, OTHER)
+    return [prompt.replace(article(other), f"a {words[1]}") for prompt in task.prompts(words[0])]
 
 
 def side_by_side(identity: Identity, seed: int) -> Mapping[str, Sequence[str]]:
@@ -84,9 +114,13 @@ def side_by_side(identity: Identity, seed: int) -> Mapping[str, Sequence[str]]:
 
 
 def technique(quick: bool) -> Technique:
-    """Class words, both learned words, and both with their references."""
+    """Class words, both learned words, and both with their references; then what it may be that mixes the two up."""
     learning = Learning()
     if quick:
         learning = replace(learning, steps=4, batch=2)
-    methods = ClassWord(), TwoWords("TI", learning), TwoLooks("ViCo", learning)
-    return Technique(methods, {"TI": "class-word", "ViCo": "TI"}, side_by_side)
+    words, looks = TwoWords("TI", learning), TwoLooks("ViCo", learning)
+    methods = (ClassWord(), words, looks, Otherwise("ViCo-words-alone", looks, references=False),
+               Otherwise("TI-with-nouns", words, nouns=True), Otherwise("ViCo-with-nouns", looks, nouns=True))
+    against = {"TI": "class-word", "ViCo": "TI", "ViCo-words-alone": "ViCo", "TI-with-nouns": "TI",
+               "ViCo-with-nouns": "ViCo"}
+    return Technique(methods, against, side_by_side)
