@@ -140,17 +140,14 @@ def _eroded(cover: Image.Image, by: int) -> Image.Image:
 
 def _shape_layer(shape: Shape, texture: Image.Image | None, outlined: bool) -> _Layer:
     color = texture.copy() if texture is not None else Image.new("RGB", (LOCAL, LOCAL), PAINTS[shape.parts[0][0]])
-    cover = Image.new("L", (LOCAL, LOCAL), 0)
-    cover_pen = ImageDraw.Draw(cover)
     for paint, form, *numbers in shape.parts:
         if paint == "body":
             part = Image.new("L", (LOCAL, LOCAL), 0)
             _draw_part(ImageDraw.Draw(part), form, tuple(numbers), 255)
             color.paste(texture, (0, 0), part)
-            cover.paste(255, (0, 0), part)
         else:
             _draw_part(ImageDraw.Draw(color), form, tuple(numbers), PAINTS[paint])
-            _draw_part(cover_pen, form, tuple(numbers), 255)
+    cover = covers(shape)[1]
     if outlined:
         color = Image.composite(color, Image.new("RGB", color.size, _INK), _eroded(cover, 4))
     return _Layer(color, cover)
@@ -239,8 +236,7 @@ class _Layout:
 @lru_cache(maxsize=4096)
 def _lowest(kind: str, degrees: int) -> float:
     """How far the lowest point of a turned subject lies below the centre of its square, in units."""
-    blank = Image.new("RGB", (LOCAL, LOCAL))
-    cover = _shape_layer(SUBJECTS[kind], blank, False).cover.reduce(4).rotate(-degrees)
+    cover = covers(SUBJECTS[kind])[1].reduce(4).rotate(-degrees)
     return (cover.getbbox()[3] * 4 - LOCAL / 2) / _UNIT
 
 

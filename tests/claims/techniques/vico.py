@@ -121,8 +121,7 @@ class ViCo:
         started = time.monotonic()
         trained = train_blocks(world, replace(task, pictures=task.pictures[:self.pictures]), self.learning, self.word,
                                self.placement, self.object_mask, self.regularisation, self.companion)
-        blocks, = trained.files
-        learned = {**trained.concept.vectors, **{BLOCKS + name: tensor for name, tensor in blocks.tensors.items()}}
+        learned = {**trained.concept.vectors, **kept_blocks(trained)}
         seconds = time.monotonic() - started
         pictures, figures = drawn_looking(world, task, learned, MASKS[self.object_mask], Look())
         return Drawn(pictures, learned, {"learning_seconds": seconds, **trained.figures(), **figures})
@@ -153,6 +152,16 @@ def train_blocks(world: World, task: Task, learning: Learning, word: str = "", p
         terms, = EndOfTextRegularisation.execute(regularisation, END, placement, 1, 0, terms).args
     return train(world, subject_of(task, starting_at(task, word)), parts, terms, learning.settings(task.seed),
                  TrainingReferences.execute().args[0], others=[subject_beside(task)] if companion else [])
+
+
+def kept_blocks(trained: Trained) -> dict[str, Tensor]:
+    """Image blocks by names for a cell; none where none were trained."""
+    return {BLOCKS + name: tensor for file in trained.files for name, tensor in file.tensors.items()}
+
+
+def part(learned: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What stands under a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in learned.items() if name.startswith(prefix)}
 
 
 def starting_at(task: Task, word: str) -> Concept:
@@ -203,9 +212,8 @@ def drawn_looking(world: World, task: Task, learned: Mapping[str, Tensor], varia
                   ) -> tuple[dict[int, Tensor], dict[str, float]]:
     """Pictures by number, and how well the object mask fits. variant: that of the training."""
     concept = concept_of(task).with_vectors({name: t for name, t in learned.items() if not name.startswith(BLOCKS)})
-    blocks = {name.removeprefix(BLOCKS): t for name, t in learned.items() if name.startswith(BLOCKS)}
     shown, truth = references(task, look.pictures)
-    patched, record = looking(world, vico_of(world, blocks, variant, shown.shape[-1]), shown, look)
+    patched, record = looking(world, vico_of(world, part(learned, BLOCKS), variant, shown.shape[-1]), shown, look)
     pictures = drawn_by(world, task, task.prompts(SUBJECT), (concept,), patched)
     return pictures, mask_figures(record.current.masks, truth)
 

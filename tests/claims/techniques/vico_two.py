@@ -23,8 +23,8 @@ from ..training import Trained, subject_of, train
 from ..world import World
 from .core import concept_of
 from .vico import (
-    BLOCKS, EQUATION_5, MASKS, OTHER, Learning, Look, companion, companion_of, drawn_by, looking, subject_beside, train_blocks,
-    vico_of,
+    BLOCKS, EQUATION_5, MASKS, OTHER, Learning, Look, companion, companion_of, drawn_by, kept_blocks, looking, part,
+    subject_beside, train_blocks, vico_of,
 )
 
 
@@ -81,18 +81,15 @@ def kept(trained: Trained) -> dict[str, Tensor]:
     """Vectors of both words, and image blocks if there are any, by names for a cell."""
     vectors = {f"{concept.placeholder}.{key}": vector for concept in trained.concepts
                for key, vector in concept.vectors.items()}
-    return vectors | {BLOCKS + name: tensor for file in trained.files for name, tensor in file.tensors.items()}
+    return vectors | kept_blocks(trained)
 
 
 @torch.inference_mode()
 def drawn_beside(world: World, task: Task, learned: Mapping[str, Tensor], prompts: Sequence[str]) -> dict[int, Tensor]:
     """Number of the prompt -> picture, with both words; where image blocks were trained with a reference of each."""
-    def part(prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): tensor for name, tensor in learned.items() if name.startswith(prefix)}
-
     starts = concept_of(task), subject_beside(task).concept
-    concepts = tuple(concept.with_vectors(part(f"{concept.placeholder}.")) for concept in starts)
-    model, blocks = world.networks.model, part(BLOCKS)
+    concepts = tuple(concept.with_vectors(part(learned, f"{concept.placeholder}.")) for concept in starts)
+    model, blocks = world.networks.model, part(learned, BLOCKS)
     if blocks:
         vico = vico_of(world, blocks, MASKS[EQUATION_5], task.pictures.shape[-1])
         other = companion_of(task).pictures[:1].movedim(1, -1)
