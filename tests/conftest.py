@@ -12,16 +12,22 @@ from pathlib import Path
 import pytest
 
 from environment import chromium
-from support import inprocess, pack
+from support import inprocess, pack, packs
 from support.paths import PACK, TESTS
 
 BASE = Path(tempfile.mkdtemp(prefix="personalize_tests_"))
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 NOT_RUN = pytest.StashKey[list]()
+WITHOUT_PACKS = pytest.StashKey[dict]()
 TINY_KINDS = ("sd15", "sd21", "sdxl", "sdxl_zsnr")
 
 inprocess.start(BASE)
 pack.make_importable()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--packs", type=lambda path: Path(path).resolve(), default=None,
+                     help="folder with checkouts of other packs, for the tests that run them beside this one")
 
 
 def pytest_unconfigure(config):
@@ -35,12 +41,33 @@ def pytest_collection_modifyitems(config, items):
         for mark in ("server", "browser"):
             if mark in item.fixturenames or mark == "server" and "start_server" in item.fixturenames:
                 item.add_marker(mark)
+    _leave_out_packs(config, items)
     if not IN_CI and chromium.find() is None:
         config.stash[NOT_RUN] = [item for item in items if item.get_closest_marker("browser")]
         items[:] = [item for item in items if not item.get_closest_marker("browser")]
 
 
+def _leave_out_packs(config, items):
+    """Set aside the tests marked with a pack that is not there."""
+    folder = config.getoption("packs")
+    left_out, kept = {}, []
+    for item in items:
+        reasons = [packs.why_not(mark.args[0], folder) for mark in item.iter_markers("pack")]
+        if any(reasons):
+            left_out.setdefault(next(filter(None, reasons)), []).append(item)
+        else:
+            kept.append(item)
+    config.stash[WITHOUT_PACKS] = {reason: len(those) for reason, those in left_out.items()}
+    config.hook.pytest_deselected(items=[item for those in left_out.values() for item in those])
+    items[:] = kept
+
+
 def pytest_terminal_summary(terminalreporter, config):
+    without_packs = config.stash.get(WITHOUT_PACKS, {})
+    if without_packs:
+        terminalreporter.section(f"{sum(without_packs.values())} tests of other packs were not run")
+        for reason, count in without_packs.items():
+            terminalreporter.write_line(f"{count} of {reason}")
     not_run = config.stash.get(NOT_RUN, [])
     if not_run:
         terminalreporter.section(f"{len(not_run)} browser tests were NOT run")
@@ -136,6 +163,14 @@ def execute(tiny_checkpoints):
     executor = ComfyExecutor()
     yield executor
     executor.close()
+
+
+@pytest.fixture
+def beside_packs(request, execute):
+    """`execute` with the packs that the test is marked with: @pytest.mark.pack("ComfyUI-ppm"). They stay loaded."""
+    for mark in request.node.iter_markers("pack"):
+        packs.load(mark.args[0], request.config.getoption("packs"), BASE, execute)
+    return execute
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,11 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--comfyui-version", metavar="VERSION", choices=comfyui.RELEASES,
                         help=f"fetch this ComfyUI (default {comfyui.NEWEST}); below the newest only the in-process tests run, "
                              f"one of {', '.join(comfyui.RELEASES)}")
+    parser.add_argument("--packs", metavar="FOLDER",
+                        help="also test beside other packs, whose checkouts this folder holds; they are only read")
     own, for_pytest = parser.parse_known_args()
+    if own.packs:
+        for_pytest.append(f"--packs={own.packs}")
     if own.comfyui_version and own.comfyui:
         parser.error("--comfyui-version fetches a ComfyUI: leave out --comfyui and COMFYUI_PATH")
     return own, for_pytest

@@ -88,6 +88,13 @@ class ComfyExecutor:
         """A caller like this one whose prompts share ComfyUI's (classic) cache of node results."""
         return _Session(self)
 
+    def load_pack(self, folder) -> None:
+        """Let ComfyUI load a pack of its folder custom_nodes. Raises RuntimeError; the cause is in the log."""
+        import nodes
+
+        if not self._worker.submit(lambda: self._finish(nodes.load_custom_node(str(folder)))).result():
+            raise RuntimeError(f"ComfyUI could not load {folder}")
+
     def close(self) -> None:
         """End the worker thread."""
         self._worker.submit(self._loop.close).result()
