@@ -8,19 +8,20 @@ from .concept import Concept, check_placeholder
 from .embedding_files import MARK, file_stem, load_embedding, save_embedding
 from .encoders import TextEncoder
 
+LONGEST_MADE_UP = 40  # letters of a file's name that become a word
 _FIELDS = ("placeholder", "class_words", "init_words")
 _NOT_SETTINGS = {*_FIELDS, MARK, "token", "name", "format"}
 
 
-def save_concept(concept: Concept, name: str = "") -> Path:
-    """Writes the concept's vectors and settings as an embedding file of a new name; "" is named after the placeholder.
+def save_concept(concept: Concept, name: str) -> Path:
+    """Writes the concept's vectors and settings as an embedding file of that name, see `save_embedding`.
 
     Raises ValueError if it has no vectors, or one per layer; else as `save_embedding`.
     """
     if not concept.vectors:
         raise ValueError(f"Concept {concept.placeholder} has learned nothing yet; connect the concept that Train "
                          f"gives.")
-    return save_embedding(name or file_stem(concept.placeholder), concept.vectors, concept_metadata(concept))
+    return save_embedding(name, concept.vectors, concept_metadata(concept))
 
 
 def concept_metadata(concept: Concept) -> dict[str, str]:
@@ -51,4 +52,4 @@ def _placeholder(said: Mapping[str, str], path: Path, class_words: str) -> str:
             return candidate
         except ValueError:
             continue
-    return f"<{file_stem(path.stem)}>"
+    return f"<{file_stem(path.stem[:LONGEST_MADE_UP])}>"

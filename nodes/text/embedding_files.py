@@ -1,17 +1,18 @@
 """Embedding files in ComfyUI's folders: what stock nodes read as `embedding:name`."""
 from __future__ import annotations
 
+import hashlib
+import os
+from collections import Counter
 from itertools import count
 from pathlib import Path
-from typing import Mapping, Sequence
+from typing import Iterator, Mapping, Sequence
 
 import folder_paths
 import torch
 from torch import Tensor
 
-from comfy.sd1_clip import expand_directory_list
-
-from ..files import safe_name, write_safetensors
+from ..files import ROOM_FOR_STEP, folded, holds, safe_name, write_safetensors
 from .embedding_formats import STANDARD_WIDTHS, read_embedding
 from .encoders import TextEncoder
 
@@ -21,7 +22,7 @@ _EXTENSIONS = (".safetensors", ".pt", ".bin")  # in the order in which ComfyUI t
 
 
 def save_embedding(name: str, vectors: Mapping[str, Tensor], metadata: Mapping[str, str], subfolder: str = "") -> Path:
-    """Writes an embedding file under a name that no file has yet and returns its path.
+    """Writes an embedding file and returns its path; nothing is written if that name's file has this content already.
 
     name: file name without extension, may hold subfolders; "-2", "-3", … is added while the name is taken in any
         embeddings folder, because `embedding:name` searches all of them and CLIP Text Encode caches by name.
@@ -31,8 +32,12 @@ def save_embedding(name: str, vectors: Mapping[str, Tensor], metadata: Mapping[s
     stem = safe_name(f"{subfolder}/{name}" if subfolder else name, "The file name")
     _check_vectors(vectors, stem)
     tensors = {key: value.detach().to("cpu", torch.float32) for key, value in vectors.items()}
-    path = embeddings_folder() / f"{_unused(stem)}.safetensors"
-    return write_safetensors(path, tensors, {**{k: str(v) for k, v in metadata.items()}, MARK: "1"})
+    about = {**{key: str(value) for key, value in metadata.items()}, MARK: "1"}
+    for path, taken_by in _candidates(stem, ".safetensors"):
+        if not taken_by:
+            return write_safetensors(path, tensors, about)
+        if taken_by == {os.path.realpath(path)} and holds(path, tensors, about):
+            return path
 
 
 def load_embedding(path: Path | str, encoders: Sequence[TextEncoder] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -82,8 +87,22 @@ def embeddings_folder() -> Path:
 
 def file_stem(placeholder: str, step: int | None = None) -> str:
     """File name for a placeholder, "<my-dog>" → "my-dog"; of a training step, "my-dog-000050"."""
-    stem = safe_name(placeholder.replace("/", "-").replace("\\", "-"), "The placeholder")
+    stem = safe_name(placeholder.replace("/", "-").replace("\\", "-"), "The placeholder", ROOM_FOR_STEP)
     return stem if step is None else f"{stem}-{step:06d}"
+
+
+def file_stems(placeholders: Sequence[str]) -> dict[str, str]:
+    """Placeholder → file name, another one for each.
+
+    Those that would share one, as "<my-dog>" and "my-dog!" do, get the beginning of a digest of the word: the same in
+    every run, whatever order they come in.
+    """
+    stems = {placeholder: file_stem(placeholder) for placeholder in placeholders}
+    for length in (6, 12):  # a word may be written like another one with its digest
+        names = Counter(map(folded, stems.values()))
+        stems = {word: f"{stem}-{_digest(word)[:length]}" if names[folded(stem)] > 1 else stem
+                 for word, stem in stems.items()}
+    return stems
 
 
 def _check_vectors(vectors: Mapping[str, Tensor], stem: str) -> None:
@@ -97,8 +116,20 @@ def _check_vectors(vectors: Mapping[str, Tensor], stem: str) -> None:
             raise ValueError(f"The vectors of {stem} for {key} hold NaN or infinite values; save an earlier step.")
 
 
-def _unused(stem: str) -> str:
-    folders = [Path(folder) for folder in expand_directory_list(folder_paths.get_folder_paths(KIND))]
-    candidates = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
-    return next(candidate for candidate in candidates if not any(
-        (folder / (candidate + extension)).is_file() for folder in folders for extension in ("", *_EXTENSIONS)))
+def _digest(word: str) -> str:
+    return hashlib.sha256(word.encode("utf-8")).hexdigest()
+
+
+def _candidates(stem: str, extension: str) -> Iterator[tuple[Path, set[str]]]:
+    """Paths for `stem`, `stem`-2, `stem`-3, …, each with the paths of all files that `embedding:` and its name may mean."""
+    depth = stem.count("/") + 1
+    files: dict[str, set[str]] = {}
+    for root in folder_paths.get_folder_paths(KIND):
+        for folder, _, names in os.walk(root, followlinks=True):
+            for name in names:
+                ending = "/".join(Path(folder, name).parts[-depth:])
+                files.setdefault(folded(ending), set()).add(os.path.realpath(Path(folder, name)))
+    for number in count(1):
+        name = stem if number == 1 else f"{stem}-{number}"
+        taken_by = set().union(*(files.get(folded(name + ending), ()) for ending in ("", *_EXTENSIONS)))
+        yield embeddings_folder() / f"{name}{extension}", taken_by

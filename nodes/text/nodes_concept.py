@@ -8,7 +8,7 @@ from ..types import ConceptType
 from .apply import apply_concepts
 from .concept import Concept, check_placeholder
 from .concept_files import load_concept, save_concept
-from .embedding_files import embedding_names, file_stem, find_embedding, load_embedding, prompt_text
+from .embedding_files import embedding_names, file_stems, find_embedding, load_embedding, prompt_text
 from .encoders import text_encoders
 
 NONE = "none"
@@ -108,9 +108,9 @@ class PersonalizeSaveConcept(io.ComfyNode):
             inputs=[
                 ConceptType.Input("concept", tooltip="A trained or loaded concept."),
                 io.String.Input("name", default="", tooltip="File name without extension, also with a folder, as "
-                                                            "dogs/rex. Empty: made of the placeholder. If the name is "
-                                                            "taken, -2, -3 and so on is added; nothing is ever "
-                                                            "overwritten.")],
+                                                            "dogs/rex. Empty: made of the placeholder. If another "
+                                                            "file has the name, -2, -3 and so on is added; nothing is "
+                                                            "ever overwritten.")],
             outputs=[io.String.Output(display_name="prompt_text", is_output_list=True,
                                       tooltip="What to write in a prompt, for example embedding:my-dog; one text for "
                                               "each concept.")])
@@ -119,8 +119,10 @@ class PersonalizeSaveConcept(io.ComfyNode):
     def execute(cls, concept, name) -> io.NodeOutput:
         """One file per concept of the wire."""
         name = name.strip()
-        paths = [save_concept(each, f"{name}-{file_stem(each.placeholder)}" if name and len(concept) > 1 else name)
-                 for each in concept]
+        stems = file_stems([each.placeholder for each in concept])
+        if name:
+            stems = {word: f"{name}-{stem}" if len(concept) > 1 else name for word, stem in stems.items()}
+        paths = [save_concept(each, stems[each.placeholder]) for each in concept]
         texts = [prompt_text(path) for path in paths]
         shown = "\n".join(f"{text}\n{path}" for text, path in zip(texts, paths))
         return io.NodeOutput(texts, ui=ui.PreviewText(shown))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..text.concept import Concept, initial_vectors
-from ..text.embedding_files import load_embedding
+from ..text.embedding_files import file_stems, load_embedding
 from ..text.encode import encode
 from ..text.encoders import text_encoders
 from .dataset import encode_pictures
@@ -210,6 +210,7 @@ def _check(job: Job) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
         raise ValueError(f"Two subjects share the placeholder {twice}; give each Subject node a Concept of its own.")
+    file_stems(names)
     text_encoders(job.clip)
 
 

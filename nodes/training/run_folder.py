@@ -12,13 +12,12 @@ import numpy as np
 import safetensors
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..files import atomic, safe_name, write_safetensors, write_text
+from ..files import ROOM_FOR_STEP, atomic, holds, safe_name, write_safetensors, write_text
 from ..text.concept import Concept
 from ..text.concept_files import concept_metadata
-from ..text.embedding_files import MARK, embeddings_folder, file_stem, prompt_text, save_embedding
+from ..text.embedding_files import MARK, file_stems, prompt_text, save_embedding
 from .interfaces import Artifact
 from .progress import jsonable
 
@@ -37,7 +36,7 @@ class RunFolder:
     """
 
     def __init__(self, name: str, key: str):
-        self.run = f"{safe_name(name, 'The name')}-{key[:8]}"
+        self.run = f"{safe_name(name, 'The name', ROOM_FOR_STEP)}-{key[:8]}"
         self.path = _folder(self.run)
         self.key = key
 
@@ -99,7 +98,9 @@ class RunFolder:
         left_out: whether a file was too large to be written}.
         """
         about = {"run": self.run, "step": str(step)}
-        paths = [self._save_embedding(concept, step, about) for concept in concepts]
+        stems = file_stems([concept.placeholder for concept in concepts])
+        paths = [save_embedding(f"{stems[concept.placeholder]}-{step:06d}", concept.vectors,
+                                {**concept_metadata(concept), **about}, subfolder=self.run) for concept in concepts]
         embeddings = [prompt_text(path) for path in paths]
         trained = Artifact("loras", "weights", weights)
         paths += self._save_tensors(trained, step, last)
@@ -116,15 +117,7 @@ class RunFolder:
         folder = Path(folder_paths.get_folder_paths(artifact.kind)[0]) / self.run
         path = folder / f"{artifact.name}-{step:06d}.safetensors"
         halves, about = _half(tensors), {**artifact.metadata, "run": self.run, "step": str(step), MARK: "1"}
-        return [path if _holds(path, halves) else write_safetensors(path, halves, about)]
-
-    def _save_embedding(self, concept: Concept, step: int, about: Mapping[str, str]) -> Path:
-        """Nothing is written again that is there already: CLIP Text Encode remembers files by their names."""
-        stem = file_stem(concept.placeholder, step)
-        path = embeddings_folder() / self.run / f"{stem}.safetensors"
-        if _holds(path, concept.vectors):
-            return path
-        return save_embedding(stem, concept.vectors, {**concept_metadata(concept), **about}, subfolder=self.run)
+        return [path if holds(path, halves) else write_safetensors(path, halves, about)]
 
 
 def saved_report(run: str) -> dict[str, Any]:
@@ -146,14 +139,6 @@ def _folder(run: str) -> Path:
 
 def _is_large(artifact: Artifact) -> bool:
     return sum(t.nbytes for t in artifact.tensors.values()) > LARGEST_WEIGHTS_PER_STEP
-
-
-def _holds(path: Path, tensors: Mapping[str, Tensor]) -> bool:
-    try:
-        stored = load_file(path)
-    except (OSError, safetensors.SafetensorError):
-        return False
-    return stored.keys() == tensors.keys() and all(torch.equal(stored[name], t) for name, t in tensors.items())
 
 
 def _half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
