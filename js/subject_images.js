@@ -8,7 +8,7 @@ import { PictureTray } from "./subject/tray.js";
 const NODE_TYPE = "PersonalizeSubject";
 const MIN_HEIGHT = 190;
 const MIN_WIDTH = 400;
-const EMPTY = { pictures: [], place: "nowhere", message: "" };
+const EMPTY = { pictures: [], count: 0, place: "nowhere", message: "" };
 
 /** node → its subject */
 const subjects = new Map();
@@ -23,7 +23,7 @@ class NodePictures {
     this.#node = node;
     this.tray = new PictureTray({
       add: (files) => this.add(files), remove: (name) => this.#choose(this.#shown().filter((other) => other !== name)),
-      useAll: () => this.#choose(this.#listing.pictures) });
+      useAll: () => this.#useAll() });
   }
 
   /** Asks the server again what the folder holds, and shows it. */
@@ -80,10 +80,15 @@ class NodePictures {
   }
 
   #choose(names) {
-    const { pictures } = this.#listing;
-    const isAll = names.length === pictures.length && names.every((name) => pictures.includes(name));
+    const { pictures, count } = this.#listing;
+    const isAll = names.length === count && names.every((name) => pictures.includes(name));
     this.#set("pictures", isAll ? "" : names.join("\n"));
     if (!names.length) this.#setFolder(""); // an empty choice would mean all of the folder
+    this.refresh();
+  }
+
+  #useAll() {
+    this.#set("pictures", "");
     this.refresh();
   }
 
@@ -94,9 +99,9 @@ class NodePictures {
   }
 
   #show() {
-    const { pictures, place } = this.#listing;
+    const { count, place } = this.#listing;
     const folder = this.#value("folder");
-    this.tray.show(this.#shown().map((name) => ({ name, url: pictureUrl(folder, name, place) })), pictures.length);
+    this.tray.show(this.#shown().map((name) => ({ name, url: pictureUrl(folder, name, place) })), count);
   }
 
   #shown() {

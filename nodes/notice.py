@@ -5,14 +5,15 @@ import html
 import logging
 
 from comfy_execution.utils import get_executing_context
-from server import PromptServer
+
+from .page import running_server
 
 log = logging.getLogger("personalize")
 
 
 def notice(sentence: str) -> None:
-    """Outside a graph only the log gets it."""
+    """Outside a graph, and without a server, only the log gets it."""
     log.warning(sentence)
-    running, server = get_executing_context(), getattr(PromptServer, "instance", None)
+    running, server = get_executing_context(), running_server()
     if running is not None and server is not None:
         server.send_progress_text(html.escape(sentence, quote=False), running.node_id)  # the page reads it as HTML

@@ -7,7 +7,7 @@ const SUFFIXES = /\.(png|jpe?g|webp|bmp|gif|tiff?|avif|hei[cf])$/i;
 export const isPicture = (file) => file.type.startsWith("image/") || SUFFIXES.test(file.name);
 export const isCaption = (file) => /\.txt$/i.test(file.name);
 
-/** {pictures: [names], place: "input" | "example" | "nowhere", message: sentence or ""} */
+/** {pictures: [names], count: of all in the folder, place: "input" | "example" | "nowhere", message: sentence or ""} */
 export async function listFolder(folder) {
   const query = new URLSearchParams({ folder });
   const answer = await api.fetchApi(`/personalize/pictures?${query}`, { cache: "no-store" });

@@ -1,3 +1,6 @@
+/** More than a chart has pixels; a run may have 100 000. */
+const MOST_RECORDS = 4000;
+
 /**
  * What the server has told about a training run, added up. Knows nothing of the page.
  *
@@ -7,7 +10,7 @@
 export class RunHistory {
   run = "";
   total = 0;
-  /** Step records in order: {step, loss, parts, norms, lr, seconds_left}; null in place of NaN. */
+  /** Step records in order, of many a part: {step, loss, parts, norms, lr, seconds_left}; null in place of NaN. */
   records = [];
   /** Preview pictures in order: {step, image: {filename, subfolder, type}, version}. */
   previews = [];
@@ -109,6 +112,7 @@ export class RunHistory {
     this.total = data.total ?? this.total;
     this.phase = "training";
     insertByStep(this.records, data);
+    if (this.records.length > MOST_RECORDS) this.records = halved(this.records);
   }
 
   #end(data) {
@@ -117,6 +121,17 @@ export class RunHistory {
     this.message = data.message ?? "";
   }
 }
+
+/** One of every two, of both the one with gradient norms, which are not measured in every step. */
+function halved(records) {
+  const isKept = (record, index) => {
+    if (index % 2 === 0) return hasNorms(record) || index === records.length - 1;
+    return !hasNorms(records[index - 1]);
+  };
+  return records.filter(isKept);
+}
+
+const hasNorms = ({ norms }) => Object.keys(norms ?? {}).length > 0;
 
 const bySteps = (left, right) => left.step - right.step;
 

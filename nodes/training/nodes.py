@@ -1,7 +1,9 @@
-"""Node classes of this room."""
-from . import routes  # noqa: F401  registers the page's addresses
+"""Node classes of this room, and the addresses that its page asks."""
+from ..page import add_routes
+from . import picture_routes, routes
 from .nodes_parts import NODES as PART_NODES
 from .nodes_subject import NODES as SUBJECT_NODES
 from .nodes_train import NODES as TRAIN_NODES
 
+add_routes((*routes.ROUTES, *picture_routes.ROUTES))
 NODES: list[type] = [*SUBJECT_NODES, *PART_NODES, *TRAIN_NODES]

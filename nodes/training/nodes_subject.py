@@ -8,7 +8,6 @@ from comfy_api.latest import io
 
 from ..text.concept import Concept
 from ..types import ConceptType, SubjectType
-from . import picture_routes
 from .augment import Augmentation, Fit, Preparation
 from .images import Source, prepare, sources_from_files, sources_from_tensors, with_captions
 from .interfaces import Subject
@@ -142,5 +141,4 @@ def _sources(folder: str, names: str, enough: int, images: Sequence[Any], masks:
     return sources
 
 
-picture_routes.register()
 NODES: list[type] = [PersonalizeSubject]

@@ -10,6 +10,7 @@ from .job import Job, run_job
 from .loop import Settings
 from .optimizer import OPTIMIZERS, SCHEDULES
 from .presets import CUSTOM, PRESETS
+from .progress import shown_report
 from .recipe import TemplateRecipe
 from .session import PRECISIONS
 
@@ -102,7 +103,7 @@ class Train(io.ComfyNode):
             model, _ = comfy.sd.load_lora_for_models(model, None, outcome.weights, 1.0, 0.0)
         losses = {"loss": [record["loss"] for record in outcome.report["history"]]}
         return io.NodeOutput(outcome.concepts, model, outcome.weights, losses,
-                             ui={"personalize_training": [dict(outcome.report)]})
+                             ui={"personalize_training": [shown_report(outcome.report)]})
 
 
 NODES = [Train]

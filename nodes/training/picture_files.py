@@ -39,10 +39,10 @@ def picture_folder(folder: str) -> Path:
     """
     inputs = Path(folder_paths.get_input_directory())
     path = _inside(inputs, folder, f"Folder '{folder}'")
-    if path.is_dir():
+    if os.path.isdir(path):  # of a name that no file can have it says no
         return path
     example = _inside(EXAMPLES, folder, f"Folder '{folder}'")
-    if example.is_dir():
+    if os.path.isdir(example):
         return example
     raise ValueError(f"Folder '{folder}' is not in ComfyUI's input folder; drop pictures on the node or choose a "
                      "folder that is there.")
@@ -84,7 +84,8 @@ def _inside(root: Path, name: str, what: str) -> Path:
     """`name` joined to `root`, proven to stay in it, also through links. Raises ValueError if it does not."""
     parts = PureWindowsPath(name.strip())
     real_root, path = os.path.realpath(root), os.path.join(root, name.strip())
-    if parts.drive or parts.root or ".." in parts.parts or not Path(os.path.realpath(path)).is_relative_to(real_root):
+    if (parts.drive or parts.root or ".." in parts.parts or "\0" in name
+            or not Path(os.path.realpath(path)).is_relative_to(real_root)):
         raise ValueError(f"{what} lies outside of ComfyUI's input folder; give a name inside it, such as my-dog, "
                          "without '..' and without a leading slash or drive.")
     return Path(path)

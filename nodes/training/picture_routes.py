@@ -1,29 +1,36 @@
 """Lets the page see which pictures a folder holds, before anything runs."""
 from __future__ import annotations
 
-from aiohttp import web
-from server import PromptServer
+import asyncio
+from typing import Any
 
+from aiohttp import web
+
+from ..page import answered
 from .picture_files import EXAMPLES, picture_folder, picture_paths
 
+ROUTES = web.RouteTableDef()
+MOST_SHOWN = 500
 
-async def list_pictures(request: web.Request) -> web.Response:
-    """GET /personalize/pictures?folder=my-dog → {"pictures": [names], "place": where, "message": sentence or ""}.
+
+@ROUTES.get("/personalize/pictures")
+@answered
+async def list_pictures(request: web.Request) -> dict[str, Any]:
+    """?folder=my-dog → {"pictures": [names], "count": of all, "place": where, "message": sentence or ""}.
 
     place: "input", "example" for pictures that come with the pack, or "nowhere".
     """
-    folder = request.query.get("folder", "").strip()
-    place = "nowhere"
+    return await asyncio.to_thread(_listing, request.query.get("folder", "").strip())
+
+
+def _listing(folder: str) -> dict[str, Any]:
+    names, place, message = [], "nowhere", ""
     try:
         place = "example" if picture_folder(folder).is_relative_to(EXAMPLES) else "input"
-        answer = {"pictures": [path.name for path in picture_paths(folder, "")], "place": place, "message": ""}
-    except ValueError as error:
-        answer = {"pictures": [], "place": place, "message": str(error)}
-    return web.json_response(answer)
-
-
-def register() -> None:
-    """Adds the route to ComfyUI's server, where there is one."""
-    running = getattr(PromptServer, "instance", None)
-    if running is not None:
-        running.routes.get("/personalize/pictures")(list_pictures)
+        names = [path.name for path in picture_paths(folder, "")]
+    except (ValueError, OSError) as error:
+        message = str(error)
+    if len(names) > MOST_SHOWN:
+        message = (f"Folder '{folder}' holds {len(names)} pictures; the first {MOST_SHOWN} are shown. Choose a folder "
+                   "that holds only those of your subject.")
+    return {"pictures": names[:MOST_SHOWN], "count": len(names), "place": place, "message": message}

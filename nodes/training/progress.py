@@ -1,15 +1,48 @@
 """One record of a run for the page, the files and whoever asks; one object of commands from the page to the run."""
 from __future__ import annotations
 
+import logging
 import math
 import threading
-from typing import Any, Literal
+from typing import Any, Literal, Mapping, Sequence
 
 import comfy.utils
-from server import PromptServer
+
+from ..page import tell
+
+log = logging.getLogger("personalize")
 
 Command = Literal["stop", "save", "sample"]
 EVENT = "personalize.training"
+RECORDS_SHOWN = 1000
+LINES_LOGGED = 10
+
+
+class Runs:
+    """The runs in progress in this process, for the threads that ask about them."""
+
+    def __init__(self) -> None:
+        self._lives: dict[str, Live] = {}
+
+    def find(self, run: str) -> Live | None:
+        """The run of that name, while it is in progress."""
+        return self._lives.get(run)
+
+    def in_progress(self) -> list[Live]:
+        """All runs in progress."""
+        return list(self._lives.values())
+
+    def add(self, live: Live) -> None:
+        """A run has begun."""
+        self._lives[live.run] = live
+
+    def remove(self, live: Live) -> None:
+        """A run has ended."""
+        if self._lives.get(live.run) is live:
+            del self._lives[live.run]
+
+
+RUNS = Runs()
 
 
 class Live:
@@ -19,8 +52,6 @@ class Live:
     report: {run, history, previews, saved, message}, the same object that the node shows when it has ended.
     """
 
-    _runs: dict[str, Live] = {}
-
     def __init__(self, run: str, name: str, node: str | None, total: int):
         self.run, self.name, self.node = run, name, node
         self.report: dict[str, Any] = {"run": run, "history": [], "previews": [], "saved": [], "message": ""}
@@ -29,21 +60,11 @@ class Live:
         self._bar = comfy.utils.ProgressBar(total)
 
     def __enter__(self) -> Live:
-        Live._runs[self.run] = self
+        RUNS.add(self)
         return self
 
     def __exit__(self, *_) -> None:
-        Live._runs.pop(self.run, None)
-
-    @staticmethod
-    def find(run: str) -> Live | None:
-        """The run of that name, while it is in progress."""
-        return Live._runs.get(run)
-
-    @staticmethod
-    def in_progress() -> list[Live]:
-        """All runs in progress."""
-        return list(Live._runs.values())
+        RUNS.remove(self)
 
     def command(self, command: Command) -> None:
         """Asks the run to do something after its current step; called from another thread."""
@@ -59,13 +80,36 @@ class Live:
 
     def step(self, record: dict) -> None:
         """One optimiser step is done."""
+        step, total = record["step"], record["total"]
         self.report["history"].append(jsonable(record))
-        self._bar.update_absolute(record["step"], record["total"])
+        self._bar.update_absolute(step, total)
+        if step * LINES_LOGGED // total > (step - 1) * LINES_LOGGED // total:
+            log.info("%s: step %d of %d, loss %.4g", self.run, step, total, record["loss"])
         self.send("step", **record)
 
     def send(self, kind: str, **data: Any) -> None:
-        """Tells the page; numbers that are not finite arrive as null."""
-        PromptServer.instance.send_sync(EVENT, jsonable({"node": self.node, "run": self.run, "kind": kind, **data}))
+        """Tells the page, and the log how a run has ended; numbers that are not finite arrive as null."""
+        if kind == "end":
+            log.info(data["message"])
+        tell(EVENT, jsonable({"node": self.node, "run": self.run, "kind": kind, **data}))
+
+
+def shown_report(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report with at most RECORDS_SHOWN step records, evenly chosen, the first and the last among them.
+
+    Of neighbours of which one is kept it is one with gradient norms, as they are not measured in every step.
+    """
+    history = list(report["history"])
+    if len(history) > RECORDS_SHOWN:
+        first, *between, last = history
+        size = -(-len(between) // (RECORDS_SHOWN - 2))
+        neighbours = (between[start:start + size] for start in range(0, len(between), size))
+        history = [first, *map(_kept, neighbours), last]
+    return {**report, "history": history}
+
+
+def _kept(neighbours: Sequence[dict]) -> dict:
+    return next((record for record in neighbours if record.get("norms")), neighbours[-1])
 
 
 def jsonable(value: Any) -> Any:

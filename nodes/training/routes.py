@@ -1,49 +1,59 @@
-"""What the page asks the server for while a run is in progress."""
+"""What the page asks the server for about runs in progress and ended."""
 from __future__ import annotations
+
+import asyncio
+from typing import Any
 
 from aiohttp import web
 
-from server import PromptServer
-
+from ..page import Refused, answered, json_object, shortened, text_in
 from .presets import PRESETS
-from .progress import Live
+from .progress import RUNS, shown_report
 from .run_folder import saved_report
 
-routes = PromptServer.instance.routes
+ROUTES = web.RouteTableDef()
 COMMANDS = ("stop", "save", "sample")
 
 
-@routes.post("/personalize/command")
-async def command(request: web.Request) -> web.Response:
+@ROUTES.post("/personalize/command")
+@answered
+async def command(request: web.Request) -> dict[str, Any]:
     """{"run", "command": "stop" | "save" | "sample"} → {"ok", "message"}."""
-    body = await request.json()
-    live = Live.find(str(body.get("run")))
-    if body.get("command") not in COMMANDS:
-        return web.json_response({"ok": False, "message": f"There is no command '{body.get('command')}'."}, status=400)
+    body = await json_object(request)
+    run, wanted = text_in(body, "run"), text_in(body, "command")
+    if wanted not in COMMANDS:
+        raise Refused(f"There is no command '{shortened(wanted)}'; there are {', '.join(COMMANDS)}.")
+    live = RUNS.find(run)
     if live is None:
-        return web.json_response({"ok": False, "message": f"The run '{body.get('run')}' is not in progress."}, status=404)
-    live.command(body["command"])
-    return web.json_response({"ok": True, "message": "It is done after the current step."})
+        raise Refused(f"The run '{shortened(run)}' is not in progress.", 404)
+    live.command(wanted)
+    return {"ok": True, "message": "It is done after the current step."}
 
 
-@routes.get("/personalize/runs/{run}")
-async def report(request: web.Request) -> web.Response:
-    """What a run has reported: so far while it is in progress, in all when it has ended; empty if there is no such run."""
+@ROUTES.get("/personalize/runs/{run}")
+@answered
+async def report(request: web.Request) -> dict[str, Any]:
+    """What a run has reported: so far while it is in progress, in all when it has ended; empty if there is no such run.
+
+    Of a long history as many records as a chart can show.
+    """
     run = request.match_info["run"]
-    live = Live.find(run)
+    live = RUNS.find(run)
     try:
-        return web.json_response(live.report if live else saved_report(run))
+        return await asyncio.to_thread(lambda: shown_report(live.report if live else saved_report(run)))
     except ValueError as error:
-        return web.json_response({"message": str(error)}, status=400)
+        raise Refused(str(error)) from error
 
 
-@routes.get("/personalize/runs")
-async def runs(request: web.Request) -> web.Response:
+@ROUTES.get("/personalize/runs")
+@answered
+async def runs(request: web.Request) -> list[dict[str, Any]]:
     """Runs in progress: [{"run", "name", "node"}]."""
-    return web.json_response([{"run": live.run, "name": live.name, "node": live.node} for live in Live.in_progress()])
+    return [{"run": live.run, "name": live.name, "node": live.node} for live in RUNS.in_progress()]
 
 
-@routes.get("/personalize/presets")
-async def presets(request: web.Request) -> web.Response:
+@ROUTES.get("/personalize/presets")
+@answered
+async def presets(request: web.Request) -> dict[str, Any]:
     """Preset → {widget of Train: value}."""
-    return web.json_response(PRESETS)
+    return PRESETS

@@ -121,16 +121,25 @@ class RunFolder:
 
 
 def saved_report(run: str) -> dict[str, Any]:
-    """What `RunFolder.save_report` last wrote of the run of that name; empty lists if there is nothing.
+    """What `RunFolder.save_report` last wrote of the run of that name; empty lists if there is nothing, or no report.
 
     Raises ValueError for a name that leads out of ComfyUI's output folder.
     """
     empty = {"run": run, "history": [], "previews": [], "saved": [], "message": ""}
     path = _folder(run) / REPORT
     try:
-        return {**empty, **json.loads(path.read_text(encoding="utf-8"))}
-    except (OSError, ValueError):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return empty
+    return {**empty, **stored} if _is_report(stored, empty) else empty
+
+
+def _is_report(stored: Any, empty: Mapping[str, Any]) -> bool:
+    if not isinstance(stored, dict):
+        return False
+    whole = {**empty, **stored}
+    return (all(type(whole[name]) is type(value) for name, value in empty.items())
+            and all(isinstance(entry, dict) for name in ("history", "previews", "saved") for entry in whole[name]))
 
 
 def _folder(run: str) -> Path:
