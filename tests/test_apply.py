@@ -126,7 +126,7 @@ def test_placeholders_are_whole_words(sd15):
 
     assert learned("qzx7, qzx7s (qzx7:1.1) 1qzx7 qzx7. <a>qzx7") == ["qzx7", "qzx7", "qzx7", "<a>", "qzx7"]
     assert learned("my_x_y _x_ (_x_)") == ["_x_", "_x_"]
-    assert learned("<a>b <A>") == ["<a>"]
+    assert learned("<a>b <A>") == ["<a>", "<a>"], "CLIP itself does not tell capitals apart"
 
 
 def test_embedding_files_still_work_beside_placeholders(sd15):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from personalize.nodes.core.presets import PRESETS, core_terms
+from personalize.nodes.text.placeholders import Placeholders
 from personalize.nodes.core.test_time import NoisedScene, Refinement, Scene, refine, template_of
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept
@@ -127,9 +128,9 @@ def test_noise_of_its_own_stays_in_the_later_half(sd15):
 
 @pytest.mark.parametrize("prompt, placeholder, template", [
     ("a <my-dog> here", "<my-dog>", "a {} here"), ("(<my-dog>:1.3), wet", "<my-dog>", "({}:1.3), wet"),
-    ("sks in sksland", "sks", "{} in sksland")])
+    ("sks in sksland", "sks", "{} in sksland"), ("embedding:sks, sks-2", "sks", "{}, sks-2")])
 def test_template(prompt, placeholder, template):
-    assert template_of(prompt, placeholder) == template
+    assert template_of(prompt, placeholder, Placeholders([placeholder, "<other>"]).find(prompt)) == template
 
 
 @pytest.mark.parametrize("prompt, message", [

@@ -1,15 +1,15 @@
 """CoRe at test time: a concept refined for one prompt, without the diffusion loss."""
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..text.apply import placeholder_pattern
+from ..text.apply import apply_concepts, words_in
 from ..text.concept import Concept, initial_vectors
+from ..text.placeholders import Found
 from ..training.dataset import encode_pictures
 from ..training.interfaces import Noised, Picture, Row, Stream, Subject, TrainingRun
 from ..training.loop import Latents, Settings, Trainer
@@ -57,7 +57,8 @@ def refine(model, clip, concepts: Sequence[Concept], how: Refinement, scene: Sce
     each_step: gets the training loop's record after each step. MODEL and CLIP stay as they are.
     Raises ValueError if the prompt holds no placeholder, or one more than once.
     """
-    held = [concept for concept in concepts if re.search(placeholder_pattern(concept.placeholder), how.prompt)]
+    places = words_in(apply_concepts(clip, concepts), how.prompt)
+    held = [concept for concept in concepts if any(found.word == concept.placeholder for found in places)]
     if not held:
         raise ValueError(f"The prompt '{how.prompt}' holds none of the placeholders "
                          f"{', '.join(c.placeholder for c in concepts)}; write one where the subject goes.")
@@ -65,21 +66,23 @@ def refine(model, clip, concepts: Sequence[Concept], how: Refinement, scene: Sce
     with training_session(model, clip) as session:
         for concept in held:
             others = {name: initial_vectors(c, clip) for name, c in current.items() if name != concept.placeholder}
-            current[concept.placeholder] = _refined(session, concept, others, how, scene, each_step)
+            template = template_of(how.prompt, concept.placeholder, places)
+            current[concept.placeholder] = _refined(session, concept, others, template, how, scene, each_step)
     return tuple(current.values())
 
 
-def template_of(prompt: str, placeholder: str) -> str:
-    """`prompt` with {} in the one place of `placeholder`. Raises ValueError if there are more."""
-    parts = re.split(placeholder_pattern(placeholder), prompt)
-    if len(parts) != 2:
-        raise ValueError(f"The prompt '{prompt}' holds {placeholder} {len(parts) - 1} times, but CoRe compares prompts "
+def template_of(prompt: str, placeholder: str, places: Sequence[Found]) -> str:
+    """`prompt` with {} in the one place of `placeholder`, out of those of all words. Raises ValueError if there
+    are more."""
+    own = [found for found in places if found.word == placeholder]
+    if len(own) != 1:
+        raise ValueError(f"The prompt '{prompt}' holds {placeholder} {len(own)} times, but CoRe compares prompts "
                          "with the subject in one place; write it once.")
-    return "{}".join(parts)
+    return f"{prompt[:own[0].start]}{{}}{prompt[own[0].end:]}"
 
 
-def _refined(session: Session, concept: Concept, others: Mapping[str, Mapping[str, Tensor]], how: Refinement,
-             scene: Scene, each_step: Callable[[dict], None]) -> Concept:
+def _refined(session: Session, concept: Concept, others: Mapping[str, Mapping[str, Tensor]], template: str,
+             how: Refinement, scene: Scene, each_step: Callable[[dict], None]) -> Concept:
     pictures = _pictures_of(concept, scene.subjects)
     subject = Subject(concept, pictures)
     latents: Latents = NoisedScene(scene.latents)
@@ -89,7 +92,7 @@ def _refined(session: Session, concept: Concept, others: Mapping[str, Mapping[st
         TrainingRun(session.model, session.clip, (subject,), session.device, how.seed))
     session.load()
     trainer = Trainer(session, (subject,), latents, [part],
-                      core_terms((template_of(how.prompt, concept.placeholder),), how.weighting),
+                      core_terms((template,), how.weighting),
                       TemplateRecipe(captions=False) if pictures else _NoPictures(),
                       Settings(how.steps, how.batch_size, seed=how.seed), others)
 

@@ -2,20 +2,23 @@
 from __future__ import annotations
 
 import copy
-import re
+import functools
 from types import SimpleNamespace
-from typing import Mapping, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from comfy.sd1_clip import SDTokenizer
 
+from ..notice import notice
 from .concept import Concept, initial_vectors
 from .encoders import text_encoders
+from .placeholders import EMBEDDING, Found, Placeholders
 
 # ComfyUI 0.16 returns (embedding, leftover), later versions (embedding, name, leftover).
-_NO_EMBEDDING = SDTokenizer._try_get_embedding(
-    SimpleNamespace(embedding_directory=[], embedding_size=1, embedding_key=""), "none")
+_TELLS_NAMES = len(SDTokenizer._try_get_embedding(
+    SimpleNamespace(embedding_directory=[], embedding_size=1, embedding_key=""), "none")) == 3
 # ComfyUI refuses to look outside its folders, so no file can be meant by a name that starts like this.
 _NO_FILE = "../personalize-"
 
@@ -24,12 +27,12 @@ def clip_with_vectors(clip, vectors: Mapping[str, Mapping[str, Tensor]]):
     """A clone of `clip` whose prompts understand placeholders; `clip` itself is unchanged.
 
     vectors: placeholder → encoder key → (n, d). A placeholder is found anywhere in a prompt, also weighted, before
-    punctuation and more than once. Encoding it equals encoding `embedding:name` of a file with the same vectors.
+    punctuation and more than once. Encoding it equals encoding `embedding:name` of a file with the same vectors; so
+    does `embedding:<placeholder>`, unless there is a file of that name.
     """
-    encoders = text_encoders(clip)
     taught = clip.clone()
-    taught.tokenizer = copy.copy(clip.tokenizer)
-    for encoder in encoders:
+    taught.tokenizer = _made(_TaughtTokenizers, clip.tokenizer)
+    for encoder in text_encoders(clip):
         rows = {placeholder: by_encoder[encoder.key] for placeholder, by_encoder in vectors.items()}
         setattr(taught.tokenizer, encoder.attribute, _taught(encoder.tokenizer, rows))
     return taught
@@ -48,34 +51,118 @@ def apply_concepts(clip, concepts: Sequence[Concept]):
     return clip_with_vectors(clip, vectors)
 
 
+def words_in(clip, prompt: str) -> list[Found]:
+    """Places of the words that `clip` was taught, in a prompt's text."""
+    tokenizer = text_encoders(clip)[0].tokenizer
+    return tokenizer.words_in(prompt) if isinstance(tokenizer, _TaughtTokenizer) else []
+
+
+class _Taught:
+    """What a tokenizer that was taught words can do beside its own class.
+
+    The class does the work, not an attribute of the object: other packs set attributes on tokenizers and delete them
+    when they are done, and what the class does is then there again.
+    """
+
+    made_of: tuple[type, type]
+
+    def __reduce__(self):
+        return _blank, self.made_of, vars(self)
+
+
+class _TaughtTokenizer(_Taught):
+    """Of one encoder. placeholder_rows: placeholder → (n, d). words: the same placeholders. other_embeddings: finds
+    embeddings in the class's place, as another pack had arranged; or None."""
+
+    placeholder_rows: Mapping[str, Tensor]
+    words: Placeholders
+    other_embeddings: Any = None
+
+    def tokenize_with_weights(self, text: str, *args, **kwargs):
+        """Words are put in as embeddings."""
+        names = {placeholder: f" {EMBEDDING}{_NO_FILE}{i} " for i, placeholder in enumerate(self.placeholder_rows)}
+        return super().tokenize_with_weights(self.words.replace(text, names.__getitem__, self._file_length),
+                                             *args, **kwargs)
+
+    def words_in(self, text: str) -> list[Found]:
+        """Where it will put in embeddings."""
+        return self.words.find(text, self._file_length)
+
+    def _try_get_embedding(self, embedding_name: str):
+        name, _, leftover = embedding_name.partition(" ")
+        number = name.removeprefix(_NO_FILE)
+        if number == name or not number.isdecimal():
+            return self._find_file(embedding_name)
+        rows = list(self.placeholder_rows.values())[int(number)]
+        return (rows, name, leftover.strip()) if _TELLS_NAMES else (rows, leftover.strip())
+
+    def _find_file(self, embedding_name: str):
+        return (self.other_embeddings or super()._try_get_embedding)(embedding_name)
+
+    def _file_length(self, name: str) -> int:
+        rows, *_, leftover = self._find_file(name.replace("\\(", "(").replace("\\)", ")"))
+        after = leftover.strip().replace("(", "\\(").replace(")", "\\)")
+        return 0 if rows is None else len(name) - len(after)
+
+
+class _TaughtTokenizers(_Taught):
+    """Of all encoders of a CLIP."""
+
+    def tokenize_with_weights(self, text: str | Sequence[str], *args, **kwargs):
+        """As the class does; says which words are lost if another pack has put its own tokenizers in their place."""
+        tokens = super().tokenize_with_weights(text, *args, **kwargs)
+        lost = self._lost([text] if isinstance(text, str) else text, tokens)
+        if lost:
+            notice(f"{' and '.join(lost)} was taught by Apply Concept, but this node splits prompts by rules of its own "
+                   "that know no taught words. Save the concept and write embedding: with its name here, or encode the "
+                   "prompt with CLIP Text Encode.")
+        return tokens
+
+    def _lost(self, texts: Sequence[str], tokens) -> list[str]:
+        replaced = [each for each in vars(self).values()
+                    if isinstance(each, _TaughtTokenizer) and "tokenize_with_weights" in vars(each)]
+        if not replaced:
+            return []
+        known, vectors = replaced[0], list(_tensors(tokens))
+        written = dict.fromkeys(found.word for text in texts for found in known.words_in(text))
+        return [word for word in written if not any(torch.equal(known.placeholder_rows[word][0], vector)
+                                                    for vector in vectors)]
+
+
 def _taught(tokenizer: SDTokenizer, rows: Mapping[str, Tensor]) -> SDTokenizer:
-    taught = copy.copy(tokenizer)
+    taught = _made(_TaughtTokenizer, tokenizer)
+    vars(taught).pop("tokenize_with_weights", None)
+    if "_try_get_embedding" in vars(taught):
+        taught.other_embeddings = vars(taught).pop("_try_get_embedding")
     taught.embedding_directory = tokenizer.embedding_directory or []
     taught.placeholder_rows = {**getattr(tokenizer, "placeholder_rows", {}), **rows}
-    if not taught.placeholder_rows:
-        return taught
-    names = {placeholder: f"{_NO_FILE}{i}" for i, placeholder in enumerate(taught.placeholder_rows)}
-    by_name = {name: taught.placeholder_rows[placeholder] for placeholder, name in names.items()}
-    pattern = re.compile("|".join(placeholder_pattern(p) for p in sorted(names, key=len, reverse=True)))
-    kind = type(tokenizer)
-
-    def tokenize_with_weights(text: str, *args, **kwargs):
-        return kind.tokenize_with_weights(taught, pattern.sub(lambda m: f" embedding:{names[m[0]]} ", text),
-                                          *args, **kwargs)
-
-    def find_embedding(text: str):
-        name, _, leftover = text.partition(" ")
-        if name not in by_name:
-            return tokenizer._try_get_embedding(text)
-        return (by_name[name], name, leftover.strip())[::2 if len(_NO_EMBEDDING) == 2 else 1]
-
-    taught.tokenize_with_weights = tokenize_with_weights
-    taught._try_get_embedding = find_embedding
+    taught.words = Placeholders(taught.placeholder_rows)
     return taught
 
 
-def placeholder_pattern(placeholder: str) -> str:
-    """Regular expression that finds `placeholder` in a prompt, but not inside a longer word."""
-    before = r"(?<!\w)" if re.match(r"\w", placeholder[0]) else ""
-    after = r"(?!\w)" if re.match(r"\w", placeholder[-1]) else ""
-    return before + re.escape(placeholder) + after
+def _made(adds: type, tokenizer):
+    """A copy of `tokenizer` whose class does what `adds` says, too."""
+    made = copy.copy(tokenizer)
+    if not isinstance(made, adds):
+        made.__class__ = _class(adds, type(tokenizer))
+    return made
+
+
+@functools.cache
+def _class(adds: type, kind: type) -> type:
+    return type(kind.__name__, (adds, kind), {"__module__": kind.__module__, "made_of": (adds, kind)})
+
+
+def _blank(adds: type, kind: type):
+    cls = _class(adds, kind)
+    return cls.__new__(cls)
+
+
+def _tensors(tokens) -> Iterator[Tensor]:
+    if isinstance(tokens, Tensor):
+        yield tokens
+    elif isinstance(tokens, (list, tuple)):
+        for each in tokens:
+            yield from _tensors(each)
+    elif isinstance(tokens, dict):
+        yield from _tensors(list(tokens.values()))

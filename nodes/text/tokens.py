@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Mapping
+from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -118,14 +118,15 @@ class PromptTokenizer:
         if template.count("{}") != 1:
             raise ValueError(f"Prompt template '{template}' has {template.count('{}')} slots but needs exactly one "
                              "{} where the subject goes.")
-        text = template.replace("{}", words)
+        stands_for = [Slot(words, i) for i in range(self.counts[words])] if words in self.counts else (
+            self.encoders[0].word_ids(words))
+        filled = self._tokenize(template.replace("{}", _FILLER), (*self.counts.items(), (_FILLER, len(stands_for))))
+        spans = dict(filled.spans)
+        places = spans.pop(_FILLER, ())
         if words in self.counts:
-            tokens = self(text)
-            return replace(tokens, spans=tokens.spans + ((FILLED, tokens.span(words)),))
-        ids = self.encoders[0].word_ids(words)
-        filled = self._tokenize(template.replace("{}", _FILLER), (*self.counts.items(), (_FILLER, len(ids))))
-        spans = tuple((FILLED if name == _FILLER else name, positions) for name, positions in filled.spans)
-        return replace(filled, text=text, chunks=_with_ids(filled.chunks, ids), spans=spans)
+            spans[words] = places = tuple(sorted((*spans.get(words, ()), *places)))
+        return replace(filled, text=template.replace("{}", words), chunks=_filled(filled.chunks, stands_for),
+                       spans=(*spans.items(), (FILLED, places)))
 
     def _tokenize(self, prompt: str, counts: tuple[tuple[str, int], ...]) -> PromptTokens:
         names = [name for name, _ in counts]
@@ -168,9 +169,9 @@ def _read(token, names: list[str]) -> int | Slot | FixedVector:
     return Slot(names[int(token[1])], int(token[2])) if torch.isinf(token[0]) else FixedVector(token.detach().clone())
 
 
-def _with_ids(chunks, ids: list[int]):
+def _filled(chunks, stands_for: Sequence[int | Slot]):
     def swap(token):
-        return ids[token.index] if isinstance(token, Slot) and token.placeholder == _FILLER else token
+        return stands_for[token.index] if isinstance(token, Slot) and token.placeholder == _FILLER else token
 
     return tuple((key, tuple(tuple((swap(token), weight) for token, weight in chunk) for chunk in rows))
                  for key, rows in chunks)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..text.placeholders import holds
 from .augment import GREY, Preparation, prepared
 from .interfaces import Picture
 from .picture_files import caption_beside, picture_paths
@@ -168,7 +169,7 @@ def _checked(source: Source) -> Source:
 
 def _filled(caption: str, placeholder: str, name: str) -> str:
     filled = caption.replace("{}", placeholder)
-    if filled and placeholder not in filled:
+    if filled and not holds(filled, placeholder):
         raise ValueError(f"The caption of {name}, '{caption}', does not name the subject; write {placeholder} or {{}} "
                          "where the subject is, or remove the caption.")
     return filled

@@ -1,6 +1,7 @@
 """What people put beside a patch on a MODEL: a LoRA, a ControlNet, attention patches of other packs."""
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -70,3 +71,26 @@ def with_attention_patches(model):
     patched.set_model_attn2_output_patch(lambda n, options: n * 1.05)
     patched.set_model_attn2_replace(replaced, "middle", 0)
     return patched
+
+
+@contextlib.contextmanager
+def own_tokenizers(clip):
+    """The CLIP while another pack encodes prompts with it: attributes on its tokenizers split every text by commas alone
+    and know no embeddings; they are deleted afterwards."""
+    taken = [each for each in vars(clip.tokenizer).values() if hasattr(each, "tokenize_with_weights")]
+
+    def of(tokenizer):
+        def tokenize_with_weights(text, *args, **kwargs):
+            ids = [token for part in text.split(",") for token in tokenizer.tokenizer(part)["input_ids"][1:-1]][:75]
+            ids = [tokenizer.start_token, *ids, tokenizer.end_token]
+            return [[(token, 1.0) for token in ids + [tokenizer.pad_token] * (77 - len(ids))]]
+
+        return tokenize_with_weights
+
+    for each in taken:
+        each.tokenize_with_weights = of(each)
+    try:
+        yield clip
+    finally:
+        for each in taken:
+            del each.tokenize_with_weights
