@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from environment import chromium
 from support import inprocess, pack, packs
@@ -104,12 +105,12 @@ def load_checkpoint(tiny_checkpoints):
 
 @pytest.fixture(scope="session")
 def _shared_checkpoints(tiny_checkpoints):
-    loaded: dict[str, inprocess.PristineCheckpoint] = {}
+    loaded: dict[tuple, inprocess.PristineCheckpoint] = {}
 
-    def get(kind: str) -> inprocess.PristineCheckpoint:
-        if kind not in loaded:
-            loaded[kind] = inprocess.PristineCheckpoint(tiny_checkpoints[kind])
-        return loaded[kind]
+    def get(kind: str, dtype=None) -> inprocess.PristineCheckpoint:
+        if (kind, dtype) not in loaded:
+            loaded[kind, dtype] = inprocess.PristineCheckpoint(tiny_checkpoints[kind], dtype)
+        return loaded[kind, dtype]
 
     return get
 
@@ -142,6 +143,27 @@ def sdxl(_shared_checkpoints):
 def sdxl_zsnr(_shared_checkpoints):
     """(model, clip, vae) of a tiny SDXL with v-prediction and zero terminal SNR."""
     yield from _lend(_shared_checkpoints("sdxl_zsnr"))
+
+
+@pytest.fixture(params=TINY_KINDS)
+def any_exact(request, _shared_checkpoints):
+    """(model, clip, vae) of each tiny kind in turn, the U-Net computing in float64."""
+    yield from _lend(_shared_checkpoints(request.param, torch.float64))
+
+
+@pytest.fixture
+def exact(_shared_checkpoints):
+    """Call with a kind for (model, clip, vae) whose U-Net computes in float64, so that what two ways of computing one
+    thing differ by is their formulas', not their processor's rounding. The end of the test checks them as `sd15`'s."""
+    lent = []
+
+    def lend(kind: str):
+        lent.append(_shared_checkpoints(kind, torch.float64))
+        return lent[-1].loaded
+
+    yield lend
+    for shared in lent:
+        shared.check()
 
 
 def _lend(shared: inprocess.PristineCheckpoint):

@@ -10,7 +10,7 @@ import torch
 from personalize.nodes.attention.layers import attention_layers, transformer_block
 from personalize.nodes.attention.words import words_of
 from personalize.nodes.text.spans import span_options
-from support.inprocess import load_half
+from support.inprocess import load_computing_in
 from support.recorded import PROMPT, by_hand, close, plain_run, recording
 from support.sampling import encoded, guided, sample
 
@@ -254,7 +254,7 @@ def test_maps_are_those_of_the_model_that_runs(sd15):
     import comfy.samplers
 
     model, clip, _ = sd15
-    copied, layer = load_half("sd15.safetensors", torch.float32), attention_layers(model)[0]
+    copied, layer = load_computing_in(torch.float32, "sd15.safetensors"), attention_layers(model)[0]
     weight = transformer_block(copied, layer).attn2.to_k.weight
     with torch.inference_mode():
         weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))

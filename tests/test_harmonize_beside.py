@@ -15,7 +15,7 @@ from personalize.nodes.visual_prompts.ip_adapter_files import read_ip_adapter
 from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support.companions import with_control, with_lora
-from support.inprocess import load_half
+from support.inprocess import load_computing_in
 from support.sampling import guided
 from support.swap_by_hand import kept_keys_and_values, swapping
 from support.swap_world import ByHand, World, any_world, close, far, half_mask, own_noise, world
@@ -145,7 +145,7 @@ def two_models():
 @pytest.mark.newer
 def test_a_guider_with_a_second_model(world, two_models):
     """DualModelGuider gives the negative side to another U-Net, in lists of its own."""
-    other = load_half("sd15.safetensors", torch.float32)
+    other = load_computing_in(torch.float32, "sd15.safetensors")
     other.add_patches({f"diffusion_model.{name}": (torch.randn(weight.shape, generator=generator(5)),)
                        for name, weight in unet_of(other).state_dict().items()
                        if name.endswith(("attn1.to_q.weight", "attn1.to_k.weight", "attn1.to_v.weight"))}, 0.1)
@@ -248,7 +248,7 @@ def test_areas(world):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(world, dtype):
-    half, seen = world.strong(load_half("sd15.safetensors", dtype)), set()
+    half, seen = world.strong(load_computing_in(dtype, "sd15.safetensors")), set()
     half.set_model_attn1_output_patch(lambda n, options: (seen.add(n.dtype), n)[1])
     how = {"steps": 2, "batch": 2}
     found = world.sample(world.swap(half, mask=half_mask(), noise="own")[0], **how)

@@ -17,7 +17,7 @@ from personalize.nodes.vico.apply import KEY, Reference, Use
 from personalize.nodes.vico.files import ViCo, metadata_of, read_vico
 from personalize.nodes.vico.nodes_apply import AS_TRAINED, ApplyViCo
 from support.companions import with_control
-from support.inprocess import load_half
+from support.inprocess import load_computing_in
 from support.sampling import difference, sample
 from support.vico_scene import CFG, DOG, MASKERS, STEPS, TOY, Scene, any_scene, close, dog, latents, scene
 from tiny.models import WIDTH_L
@@ -147,7 +147,7 @@ def test_file_of_the_authors_acts_as_released(scene, tmp_path, monkeypatch):
 def test_half_precision(scene, tmp_path, dtype):
     vico = saved(scene, tmp_path / "mine.safetensors", variant="paper", words=(DOG,), size=128)
     image = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(5))
-    half, seen = load_half("sd15.safetensors", dtype), set()
+    half, seen = load_computing_in(dtype, "sd15.safetensors"), set()
     patched, record = applied(scene, vico, image, half)
     blocks = patched.get_additional_models_with_key(KEY)[0].model
     for block in blocks.list:

@@ -15,7 +15,7 @@ from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support import companions
 from support.elite_by_hand import elite_by_hand, patches_by_hand, word_by_hand
 from support.failures import PromptFailed
-from support.inprocess import load_half
+from support.inprocess import load_computing_in
 from support.sampling import difference, encoded, guided, sample
 from tiny import elite as tiny
 from tiny import vision
@@ -59,12 +59,13 @@ def tokens():
 
 
 @pytest.fixture
-def scene(sd15, tokens):
-    """(model, conditioning with the word, negative, weights of the unpatched model)."""
+def scene(exact, tokens):
+    """(model in float64, conditioning with the word, negative, weights of the unpatched model)."""
+    model, clip, _ = exact("sd15")
     with torch.inference_mode():
-        positive = encode_with_picture(sd15.clip, tokens, PROMPT)
+        positive = encode_with_picture(clip, tokens, PROMPT)
     assert positive[0][1][SPANS] == {VISUAL: (WORD,)}
-    return sd15.model, positive, encoded(sd15.clip, ""), sd15.model.model.state_dict()
+    return model, positive, encoded(clip, ""), model.model.state_dict()
 
 
 def applied(model, elite, tokens, local_weight=0.8, text_weight=1.0, start=0.0, end=1.0):
@@ -192,7 +193,7 @@ def test_off_and_outside_the_window_is_bit_identical(elite, tokens, scene):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(dtype, elite, tokens, scene):
     model, positive, negative, _ = scene
-    half = load_half("sd15.safetensors", dtype)
+    half = load_computing_in(dtype, "sd15.safetensors")
     plain = [sample(each, positive, negative) for each in (half, model)]
     drawn = [sample(applied(each, elite, tokens), positive, negative) for each in (half, model)]
     assert difference(*drawn) < 2 * difference(*plain) < difference(drawn[1], plain[1])

@@ -109,8 +109,7 @@ def look_at_references(run: Callable, unet: nn.Module, layers: Sequence[Attentio
     with beside(), AttentionRecorder(unet, [Wanted(tuple(layers), "pixels", positions)]) as recorder, \
             _stopped_after(unet, layers[-1]), contextlib.suppress(_Stopped):
         run(latents, timesteps, context, y, None, options)
-    belongs = belongs.to(latents.device)
-    return {layer: Seen(taken.tokens[layer], maps @ belongs) for layer, maps in zip(layers, recorder.maps[0])}
+    return {layer: Seen(taken.tokens[layer], maps @ belongs.to(maps)) for layer, maps in zip(layers, recorder.maps[0])}
 
 
 @dataclass(eq=False)

@@ -42,9 +42,10 @@ def word_attention(query: Tensor, key: Tensor, heads: int, positions: Sequence[i
     query: (B, P, heads · d). key: (B, T, heads · d). Returns (B, P, heads, 1), in 0…1. As released the largest value is
     that of the whole batch; for one image it is the same.
     """
-    query, key = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key))
-    column = torch.stack([(q.float() @ k.float().mT * q.shape[-1] ** -0.5).softmax(-1)[..., list(positions)].sum(-1)
-                          for q, k in zip(query, key)])
+    wide = torch.promote_types(query.dtype, torch.float32)
+    by_head = [part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key)]
+    column = torch.stack([(q.to(wide) @ k.to(wide).mT * q.shape[-1] ** -0.5).softmax(-1)[..., list(positions)].sum(-1)
+                          for q, k in zip(*by_head)])
     return (column / column.amax((1, 2), keepdim=True)).mT[..., None].to(query.dtype)
 
 

@@ -45,7 +45,7 @@ def _perceptron(w, name, x):
 
 @contextlib.contextmanager
 def elite_by_hand(model, original, of_word, of_patches, rows, local_weight, output_gain=1.0, text_weight=1.0):
-    """While open, hooks make every cross-attention of the U-Net ELITE's.
+    """While open, hooks make every cross-attention of the U-Net, which computes in float64, ELITE's.
 
     original: the unpatched weights by key; what a LoRA added to them is added to ELITE's too.
     rows: for each row of the U-Net (position of the word, patches (P, d)), or None for a row without the picture.
@@ -57,9 +57,9 @@ def elite_by_hand(model, original, of_word, of_patches, rows, local_weight, outp
         block = lists[kind][index][1].transformer_blocks[0]
         key = f"diffusion_model.{kind}_block{'' if kind == 'middle' else f's.{index}'}.1.transformer_blocks.0.attn2"
         prefix = f"{name}_transformer_blocks_0_attn2"
-        own = {part: original[f"{key}.{part}.weight"].float() for part in ("to_k", "to_v")}
-        text = {part: text_weight * of_word[f"{prefix}_{part}.weight"] + (1 - text_weight) * own[part] for part in own}
-        local = [of_patches[f"{prefix}_{part}.weight"] for part in ("to_k", "to_v")]
+        own = {part: original[f"{key}.{part}.weight"].double() for part in ("to_k", "to_v")}
+        text = {part: text_weight * of_word[f"{prefix}_{part}.weight"].double() + (1 - text_weight) * own[part] for part in own}
+        local = [of_patches[f"{prefix}_{part}.weight"].double() for part in ("to_k", "to_v")]
         hooks += _layer(block, own, text, local, rows, local_weight / output_gain)
     try:
         yield
@@ -72,7 +72,7 @@ def _layer(block, own, text, local, rows, weight):
     attention, inputs = block.attn2, {}
 
     def weight_of(part):  # ELITE's, and what a LoRA has added
-        return text[part] + getattr(attention, part).weight.float() - own[part]
+        return text[part] + getattr(attention, part).weight.double() - own[part]
 
     def keep_context(module, args, kwargs):
         inputs["context"] = kwargs.get("context", args[1] if len(args) > 1 else None)
@@ -89,13 +89,13 @@ def _layer(block, own, text, local, rows, weight):
         for row, n, context, out in zip(rows, inputs["n"], inputs["context"], output):
             if row is not None:
                 position, patches = row
-                query = F.linear(n, attention.to_q.weight.float())[None]
+                query = F.linear(n, attention.to_q.weight)[None]
                 column = naive_attention(query, F.linear(context, weight_of("to_k"))[None], heads)[0, :, :, position]
-                key, value = (patches @ w.T for w in local)
+                key, value = (patches.double() @ w.T for w in local)
                 seen = naive_attention(query, key[None], heads)[0] * (column / column.max())[..., None]
                 dim = query.shape[-1] // heads
                 both = torch.cat([seen[h] @ value[:, dim * h:dim * (h + 1)] for h in range(heads)], -1)
-                out = out + weight * both @ to_out[0].weight.float().T
+                out = out + weight * both @ to_out[0].weight.T
             result.append(out)
         return torch.stack(result)
 

@@ -61,8 +61,9 @@ def load_checkpoint(name: str) -> Checkpoint:
 
 
 @torch.inference_mode()
-def load_half(name: str, dtype: torch.dtype):
-    """MODEL whose U-Net computes in float16 or bfloat16, as on GPUs, and does not only store its weights so."""
+def load_computing_in(dtype: torch.dtype, name: str):
+    """MODEL whose U-Net computes in this type and does not only store its weights so: float16 and bfloat16 as on GPUs,
+    float64 where two ways of computing one thing are compared."""
     import comfy.sd
     import folder_paths
 
@@ -85,14 +86,19 @@ def dynamic_vram():
 
 
 class PristineCheckpoint:
-    """A loaded checkpoint that many tests share, and the proof that each left it as it was."""
+    """A loaded checkpoint that many tests share, and the proof that each left it as it was.
 
-    def __init__(self, name: str):
-        self.name = name
+    dtype: what the U-Net computes in; None for what ComfyUI chooses.
+    """
+
+    def __init__(self, name: str, dtype: torch.dtype | None = None):
+        self.name, self.dtype = name, dtype
         self._load()
 
     def _load(self) -> None:
         self.loaded = load_checkpoint(self.name)
+        if self.dtype is not None:
+            self.loaded = self.loaded._replace(model=load_computing_in(self.dtype, self.name))
         self.originals = {key: weight.clone() for key, weight in self._weights()}
 
     def _modules(self):

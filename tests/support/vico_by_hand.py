@@ -26,10 +26,11 @@ class DualStream:
     def __init__(self, unet, tensors: Mapping[str, Tensor], mask: Masker | None, before_softmax: bool,
                  strength: float = 1.0):
         self.unet, self.mask, self.before_softmax, self.strength = unet, mask, before_softmax, strength
+        self.dtype = next(unet.parameters()).dtype
         self.blocks: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             place, _, rest = name.removeprefix("diffusion_model.").partition(".image_cross_attention.")
-            self.blocks.setdefault(place, {})[rest] = tensor
+            self.blocks.setdefault(place, {})[rest] = tensor.to(self.dtype)
 
     def __call__(self, x: Tensor, references: Tensor, timesteps: Tensor, context: Tensor, y: Tensor | None,
                  positions: Sequence[Sequence[Sequence[int]]], reference_context: Tensor | None = None,
@@ -44,14 +45,15 @@ class DualStream:
         from comfy.ldm.modules.diffusionmodules.openaimodel import timestep_embedding
 
         unet, count = self.unet, references.shape[1]
+        x, references, context = (given.to(self.dtype) for given in (x, references, context))
         own = context if reference_context is None else reference_context
         self.contexts, self.maps = (context, own.repeat_interleave(count, 0)), []
         self.positions = [where for row in positions for where in row]
         own_y = y if reference_y is None else reference_y
         self.embs = []
         for rows, vector in ((1, y), (count, own_y)):
-            emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels))
-            self.embs.append((emb if vector is None else emb + unet.label_emb(vector)).repeat_interleave(rows, 0))
+            emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels).to(self.dtype))
+            self.embs.append((emb if vector is None else emb + unet.label_emb(vector.to(self.dtype))).repeat_interleave(rows, 0))
         streams, skips = (x, references.flatten(0, 1)), []
         for i, block in enumerate(unet.input_blocks):
             streams = self._block(f"input_blocks.{i}", block, streams)
@@ -110,7 +112,7 @@ def image_block(weights: Mapping[str, Tensor], heads: int, x: Tensor, reference:
 
 def _text_block(block, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
     """The frozen transformer block, and its text attention's probabilities (R, heads, P, T)."""
-    weights = {name: p.float() for name, p in block.named_parameters()}
+    weights = {name: p.to(x.dtype) for name, p in block.named_parameters()}
     heads = block.attn1.heads
     normed = _norm(x, weights["norm1.weight"], weights["norm1.bias"])
     x = x + _attention(weights, "attn1", heads, normed, normed)[0]
