@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 import folder_paths
 from personalize.nodes.page import LARGEST_BODY
 from personalize.nodes.training import picture_routes, routes
+from personalize.nodes.training.picture_files import FolderContents
 from personalize.nodes.training.progress import RECORDS_SHOWN, RUNS, Live, shown_report
 from personalize.nodes.training.run_folder import RunFolder
 
@@ -126,7 +127,7 @@ def test_a_large_folder_is_shown_in_part():
     assert answer["message"].startswith("Folder 'many' holds 2000 pictures; the first 500 are shown.")
 
 
-@pytest.mark.parametrize("path, function", [("/personalize/pictures?folder=x", (picture_routes, "picture_paths")),
+@pytest.mark.parametrize("path, function", [("/personalize/pictures?folder=x", (picture_routes, "folder_contents")),
                                             ("/personalize/runs/x", (routes, "saved_report"))])
 def test_files_are_read_while_others_are_answered(path, function, monkeypatch, tmp_path):
     """The reading ends only when another request has been answered, so on the event loop it would never end."""
@@ -135,7 +136,7 @@ def test_files_are_read_while_others_are_answered(path, function, monkeypatch, t
 
     def slow(*arguments):
         assert other_answered.wait(20)
-        return real(*arguments) if module_and_name[1] == "saved_report" else [tmp_path / "1.png"]
+        return real(*arguments) if module_and_name[1] == "saved_report" else FolderContents((tmp_path / "1.png",))
 
     monkeypatch.setattr(*module_and_name, slow)
     monkeypatch.setattr(picture_routes, "picture_folder", lambda _: tmp_path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from personalize.nodes.training.images import Source, sources_from_files, sources_from_tensors, with_captions
+from personalize.nodes.training.images import Loaded, Source, sources_from_files, sources_from_tensors, with_captions
 from personalize.nodes.training.picture_files import EXAMPLES, fingerprint, folder_choices, picture_paths
 
 NAME = "<my-dog>"
@@ -33,11 +33,11 @@ def save(path, array: np.ndarray, **options) -> np.ndarray:
     return array
 
 
-def read(folder: str = "dogs", names: str = "") -> list[Source]:
-    return sources_from_files(folder, names, enough=1000)
+def read(folder: str = "dogs", names: str = "", enough: int = 1000) -> list[Loaded]:
+    return [source.load() for source in sources_from_files(folder, names, enough)]
 
 
-def levels(source: Source) -> np.ndarray:
+def levels(source: Loaded) -> np.ndarray:
     return (source.pixels.movedim(0, -1) * 255).round().to(torch.uint8).numpy()
 
 
@@ -79,8 +79,8 @@ def test_modes_of_files(folder):
     Image.fromarray(grey > 127).save(folder / "4 bits.png")
     Image.fromarray(grey).save(folder / "5 first of two.gif", save_all=True, append_images=[Image.new("L", (20, 12))])
     sources = read()
-    for source in (sources[0], sources[1], sources[4]):
-        assert np.array_equal(levels(source), np.repeat(grey[..., None], 3, axis=-1)), source.name
+    for number in (0, 1, 4):
+        assert np.array_equal(levels(sources[number]), np.repeat(grey[..., None], 3, axis=-1)), number
     assert np.array_equal(levels(sources[2]), drawing())
     assert np.array_equal(levels(sources[3])[..., 1], np.where(grey > 127, 255, 0))
     assert all(source.mask is None for source in sources)
@@ -109,9 +109,9 @@ def test_palette_transparency_and_opaque_alpha(folder):
 
 def test_large_pictures_are_read_smaller_by_whole_blocks(folder):
     large = save(folder / "a.png", drawing(96, 144))
-    [half] = sources_from_files("dogs", "", enough=40)
+    [half] = read(enough=40)
     assert np.abs(levels(half) - large.reshape(48, 2, 72, 2, 3).mean((1, 3))).max() <= 0.5
-    [whole] = sources_from_files("dogs", "", enough=49)
+    [whole] = read(enough=49)
     assert np.array_equal(levels(whole), large)
 
 
@@ -246,16 +246,16 @@ def test_batches_lists_and_masks_keep_their_order():
     assert [source.name for source in sources] == ["picture 3", "picture 4", "picture 5", "picture 6"]
     expected = [(images[0][0], masks[0][0]), (images[0][1], masks[0][1]), (images[1][0], masks[1][0, 0]),
                 (images[2], masks[2])]
-    for source, (image, mask) in zip(sources, expected, strict=True):
+    for source, (image, mask) in zip([source.load() for source in sources], expected, strict=True):
         assert torch.equal(source.pixels.movedim(0, -1), image) and torch.equal(source.mask[0], mask)
 
 
 def test_fourth_channel_is_a_mask_unless_there_are_masks():
     image = torch.rand(1, 9, 9, 4)
-    [source] = sources_from_tensors([image], [])
+    source = sources_from_tensors([image], [])[0].load()
     assert torch.equal(source.mask[0], image[0, ..., 3])
     assert torch.allclose(source.pixels[1], image[0, ..., 1] * image[0, ..., 3] + 0.5 * (1 - image[0, ..., 3]))
-    [source] = sources_from_tensors([image], [torch.ones(1, 9, 9)])
+    source = sources_from_tensors([image], [torch.ones(1, 9, 9)])[0].load()
     assert source.mask.min() == 1
 
 
@@ -270,11 +270,16 @@ def test_fourth_channel_is_a_mask_unless_there_are_masks():
 ])
 def test_bad_images_and_masks(images, masks, sentence):
     with pytest.raises(ValueError, match=sentence) as refused:
-        sources_from_tensors(images, masks)
+        for source in sources_from_tensors(images, masks):
+            source.load()
     assert "\n" not in str(refused.value)
 
 
 # ---------------------------------------------------------------------- captions
+def sources() -> list[Source]:
+    return sources_from_files("dogs", "", enough=1000)
+
+
 def captions(sources, *texts: str) -> list[str]:
     return [source.caption for source in with_captions(sources, texts, NAME)]
 
@@ -284,16 +289,16 @@ def test_captions_beside_the_pictures(folder):
         save(folder / f"{name}.png", drawing())
     (folder / "a.txt").write_text("a photo of <my-dog>\n on grass\n", encoding="utf-8-sig")
     (folder / "c.txt").write_text("ein {} über dem Zaun", encoding="utf-8")
-    assert captions(read(), "") == ["a photo of <my-dog> on grass", "", "ein <my-dog> über dem Zaun"]
-    assert captions(read(), "{}\n{} sits\n{} runs") == ["<my-dog>", "<my-dog> sits", "<my-dog> runs"]
+    assert captions(sources(), "") == ["a photo of <my-dog> on grass", "", "ein <my-dog> über dem Zaun"]
+    assert captions(sources(), "{}\n{} sits\n{} runs") == ["<my-dog>", "<my-dog> sits", "<my-dog> runs"]
 
 
 def test_captions_as_lines_and_as_a_list(folder):
     for name in "abc":
         save(folder / f"{name}.png", drawing())
-    assert captions(read(), "{} one\n\n{} three\n\n") == ["<my-dog> one", "", "<my-dog> three"]
-    assert captions(read(), "\n\n{} three") == ["", "", "<my-dog> three"]
-    assert captions(read(), "{}\none", "", "{} three") == ["<my-dog> one", "", "<my-dog> three"]
+    assert captions(sources(), "{} one\n\n{} three\n\n") == ["<my-dog> one", "", "<my-dog> three"]
+    assert captions(sources(), "\n\n{} three") == ["", "", "<my-dog> three"]
+    assert captions(sources(), "{}\none", "", "{} three") == ["<my-dog> one", "", "<my-dog> three"]
 
 
 @pytest.mark.parametrize("text, sentence", [
@@ -303,7 +308,7 @@ def test_bad_captions(folder, text, sentence):
     for name in "ab":
         save(folder / f"{name}.png", drawing())
     with pytest.raises(ValueError, match=sentence):
-        captions(read(), text)
+        captions(sources(), text)
 
 
 def test_caption_file_that_is_no_text(folder):

@@ -307,7 +307,7 @@ def test_route_lists_and_refuses(server):
     assert server.get("/personalize/pictures?folder=example-toy")["place"] == "example"
     answer = server.get("/personalize/pictures?folder=..%2Foutput")
     assert answer["pictures"] == [] and answer["place"] == "nowhere" and "outside" in answer["message"]
-    assert server.get("/personalize/pictures") == {"pictures": [], "count": 0, "place": "input", "message": ""}
+    assert server.get("/personalize/pictures") == {"pictures": [], "count": 0, "place": "input", "message": "", "left_out": ""}
 
 
 def test_thumbnails_lie_inside_the_node_beside_each_other(ui):

@@ -2,10 +2,11 @@
 import { api } from "../../../scripts/api.js";
 
 const PACK = new URL(import.meta.url).pathname.split("/extensions/")[1].split("/")[0];
-const SUFFIXES = /\.(png|jpe?g|webp|bmp|gif|tiff?|avif|hei[cf])$/i;
+const PICTURES = /\.(a?png|jpe?g|jpe|jfif|webp|bmp|dib|gif|tiff?|avif|hei[cf]|tga|p[pgbn]m|pfm|ico|jp2|mpo|pcx|qoi|psd|sgi|dds)$/i;
+const CAPTIONS = /\.(txt|caption)$/i;
 
-export const isPicture = (file) => file.type.startsWith("image/") || SUFFIXES.test(file.name);
-export const isCaption = (file) => /\.txt$/i.test(file.name);
+export const isPicture = (file) => PICTURES.test(file.name);
+export const isCaption = (file) => CAPTIONS.test(file.name);
 
 /** {pictures: [names], count: of all in the folder, place: "input" | "example" | "nowhere", message: sentence or ""} */
 export async function listFolder(folder) {

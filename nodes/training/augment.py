@@ -19,6 +19,8 @@ Fit = Literal["crop", "pad", "squash"]
 Augmentation = Literal["none", "flip", "as released"]
 
 GREY = 0.5
+CHANNELS = 4
+MOST_TIMES_ENOUGH = 4
 ROTATION_PROBABILITY, ROTATION_DEGREES, FLIP_PROBABILITY = 0.75, 45.0, 0.25
 
 
@@ -42,6 +44,11 @@ class Preparation:
         """Pixels of a shorter side beyond which a larger picture gains nothing."""
         return 2 * self.size
 
+    @property
+    def versions(self) -> int:
+        """How many of each picture are made."""
+        return {"none": 1, "flip": 2, "as released": self.variants}[self.augmentation]
+
 
 def prepared(picture: Tensor, how: Preparation, index: int) -> Tensor:
     """Variants (V, C, size, size) of a picture (C, H, W); V is 1, 2 with "flip", or `how.variants` "as released".
@@ -50,8 +57,10 @@ def prepared(picture: Tensor, how: Preparation, index: int) -> Tensor:
     """
     if how.augmentation == "as released":
         draws = torch.rand(how.variants, 5, generator=generator(how.seed, "augmentation", index)).tolist()
-        picture = _shrunk(picture, how.enough)
+        picture = _not_longer(_shrunk(picture, how.enough), MOST_TIMES_ENOUGH * how.enough)
         return torch.stack([as_released(picture, how.fit, how.size, *draw) for draw in draws])
+    if how.fit == "pad":
+        picture = _not_longer(picture, MOST_TIMES_ENOUGH * how.enough)
     plain = fitted(picture, how.fit, how.size)
     return torch.stack([plain, plain.flip(-1)] if how.augmentation == "flip" else [plain])
 
@@ -126,8 +135,16 @@ def _padded(picture: Tensor) -> Tensor:
 
 def _shrunk(picture: Tensor, shorter_side: int) -> Tensor:
     """A smaller version of a picture larger than needed, so that turning it many times stays quick."""
+    return _resized(picture, shorter_side / min(picture.shape[1:]))
+
+
+def _not_longer(picture: Tensor, longer_side: int) -> Tensor:
+    """A smaller version of a long picture, as the square canvas that holds it turned or padded grows with its length."""
+    return _resized(picture, longer_side / max(picture.shape[1:]))
+
+
+def _resized(picture: Tensor, factor: float) -> Tensor:
     _, height, width = picture.shape
-    factor = shorter_side / min(height, width)
     return picture if factor >= 1 else _scaled(picture, round(height * factor), round(width * factor))
 
 

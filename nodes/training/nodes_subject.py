@@ -6,12 +6,13 @@ from typing import Any, Sequence, get_args
 import comfy.utils
 from comfy_api.latest import io
 
+from ..notice import notice
 from ..text.concept import Concept
 from ..types import ConceptType, SubjectType
 from .augment import Augmentation, Fit, Preparation
-from .images import Source, prepare, sources_from_files, sources_from_tensors, with_captions
+from .images import Source, prepare, sources_from_tensors, sources_of, with_captions
 from .interfaces import Subject
-from .picture_files import fingerprint, folder_choices
+from .picture_files import FolderContents, fingerprint, folder_choices, folder_contents, some_of
 
 
 class PersonalizeSubject(io.ComfyNode):
@@ -51,10 +52,12 @@ class PersonalizeSubject(io.ComfyNode):
         """All inputs are lists, as `is_input_list` makes them: widgets of one value, wires of one or many."""
         subject_concept = _single(concept)
         how = Preparation(_multiple_of_8(size[0]), fit[0], augmentation[0], variants[0], seed[0])
-        sources = _sources(folder[0], pictures[0], how.enough, images, masks)
+        contents = folder_contents(folder[0] or "", pictures[0] or "")
+        sources = _sources(contents, how.enough, images, masks)
         sources = with_captions(sources, captions, subject_concept.placeholder)
         bar = comfy.utils.ProgressBar(len(sources))
         ready = prepare(sources, how, progress=lambda: bar.update(1))
+        _say_what_is_left_out(contents, ready.remarks)
         chain = tuple(subject for link in previous for subject in link)
         return io.NodeOutput((*chain, Subject(subject_concept, ready.pictures)), ready.pixels, ready.masks)
 
@@ -133,12 +136,18 @@ def _multiple_of_8(size: int) -> int:
     return size
 
 
-def _sources(folder: str, names: str, enough: int, images: Sequence[Any], masks: Sequence[Any]) -> list[Source]:
-    files = sources_from_files(folder, names, enough)
+def _sources(contents: FolderContents, enough: int, images: Sequence[Any], masks: Sequence[Any]) -> list[Source]:
+    files = sources_of(contents, enough)
     sources = files + sources_from_tensors(images, masks, first_number=len(files) + 1)
     if not sources:
         raise ValueError("The subject has no pictures; drop 4 or 5 on the node, choose a folder, or connect images.")
     return sources
+
+
+def _say_what_is_left_out(contents: FolderContents, remarks: Sequence[str]) -> None:
+    sentences = [contents.left_out_sentence(), f"Note: {some_of(remarks)}." if remarks else ""]
+    if any(sentences):
+        notice(" ".join(filter(None, sentences)))
 
 
 NODES: list[type] = [PersonalizeSubject]

@@ -3,13 +3,41 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
+from typing import Callable, Iterator, Mapping, Sequence
 
 import folder_paths
 
-# What Pillow cannot open is listed too: a picture that is refused by name is better than one that is left out silently.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif")
+from ..files import version_of
+
+# HEIC is listed although Pillow cannot open it: a phone's photo that is refused by name is better than one left out.
+SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif",
+            ".heic", ".heif", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".ico", ".jp2", ".mpo", ".pcx", ".qoi", ".psd",
+            ".sgi", ".dds")
+CAPTION_SUFFIXES = (".txt", ".caption")
 EXAMPLES = Path(__file__).resolve().parents[2] / "workflows" / "assets"
+SHOWN_NAMES, LONGEST_SHOWN = 5, 120
+_CLUTTER = ("thumbs.db", "desktop.ini")
+
+
+@dataclass(frozen=True)
+class FolderContents:
+    """What a folder holds.
+
+    pictures: in natural order. captions: picture → its caption file. left_out: name of a file that is not used → why.
+    """
+
+    pictures: tuple[Path, ...]
+    captions: Mapping[Path, Path] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def left_out_sentence(self) -> str:
+        """Names what is left out, or "" if nothing is."""
+        if not self.left_out:
+            return ""
+        named = [f"{shown_name(name)} ({why})" for name, why in self.left_out.items()]
+        return f"Not used from the folder: {some_of(named)}."
 
 
 def picture_paths(folder: str, names: str) -> list[Path]:
@@ -19,17 +47,22 @@ def picture_paths(folder: str, names: str) -> list[Path]:
     folder that is not there is looked for among the example pictures that come with the pack.
     Raises ValueError if something lies outside, is missing, or the folder holds no pictures.
     """
-    wanted = [line.strip() for line in names.splitlines() if line.strip()]
+    return list(folder_contents(folder, names).pictures)
+
+
+def folder_contents(folder: str, names: str = "") -> FolderContents:
+    """The pictures as `picture_paths` finds them, their captions, and what of the whole folder is left out."""
+    wanted = [line for line in re.split(r"[\r\n]+", names) if line.strip()]
     if not folder.strip() and not wanted:
-        return []
+        return FolderContents(())
     root = picture_folder(folder)
     if wanted:
-        return [_picture(root, name, folder) for name in wanted]
-    found = sorted((path.name for path in root.iterdir() if _is_picture(path)), key=_natural)
-    if not found:
-        raise ValueError(f"Folder '{folder}' holds no pictures ({', '.join(SUFFIXES)}); drop some on the node or "
-                         "choose another folder.")
-    return [_picture(root, name, folder) for name in found]
+        pictures = tuple(_picture(root, name, folder) for name in wanted)
+        return FolderContents(pictures, _captions(pictures))
+    contents = _all_of(root)
+    if not contents.pictures:
+        raise ValueError(_no_pictures(root, folder, contents))
+    return contents
 
 
 def picture_folder(folder: str) -> Path:
@@ -37,15 +70,14 @@ def picture_folder(folder: str) -> Path:
 
     Raises ValueError if it lies outside or is not there.
     """
-    inputs = Path(folder_paths.get_input_directory())
-    path = _inside(inputs, folder, f"Folder '{folder}'")
-    if os.path.isdir(path):  # of a name that no file can have it says no
-        return path
-    example = _inside(EXAMPLES, folder, f"Folder '{folder}'")
-    if os.path.isdir(example):
-        return example
-    raise ValueError(f"Folder '{folder}' is not in ComfyUI's input folder; drop pictures on the node or choose a "
-                     "folder that is there.")
+    what = f"Folder '{shown_name(folder)}'"
+    for root in (Path(folder_paths.get_input_directory()), EXAMPLES):
+        for name in dict.fromkeys((folder, folder.strip())):
+            path = _inside(root, name, what)
+            if os.path.isdir(path):
+                return path
+    raise ValueError(f"{what} is not in ComfyUI's input folder; drop pictures on the node or choose a folder that is "
+                     "there.")
 
 
 def folder_choices() -> list[str]:
@@ -54,49 +86,167 @@ def folder_choices() -> list[str]:
     return ["", *sorted({*folder_paths.get_input_subfolders(), *examples})]
 
 
-def caption_beside(picture: Path) -> str:
-    """Text of the .txt file of the same name, on one line; "" if there is none. Raises ValueError if it is no text."""
-    path = _caption_file(picture)
-    if not path.is_file():
-        return ""
-    try:
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"Caption file {path.name} cannot be read as UTF-8 text ({error}); save it again as plain "
-                         "text or remove it.") from error
-
-
 def fingerprint(folder: str, names: str) -> str:
     """Changes when one of the pictures or captions does. Raises ValueError as `picture_paths` does."""
-    files = [file for path in picture_paths(folder, names) for file in (path, _caption_file(path)) if file.is_file()]
-    return "\n".join(f"{file} {file.stat().st_mtime_ns} {file.stat().st_size}" for file in files)
+    contents = folder_contents(folder, names)
+    return "\n".join(version_of(file) for file in (*contents.pictures, *contents.captions.values()))
+
+
+def shown_name(name: str) -> str:
+    """A file's name as it can stand in a sentence: shortened, bytes that are no text and line breaks made �."""
+    readable = "".join(letter if letter.isprintable() else "�" for letter in name)
+    return readable if len(readable) <= LONGEST_SHOWN else f"{readable[:LONGEST_SHOWN - 1]}…"
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The names with commas between, after the first few only how many more there are."""
+    more = len(names) - SHOWN_NAMES
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def is_caption(name: str) -> bool:
+    """Whether a file of that name can hold a caption."""
+    return name.lower().endswith(CAPTION_SUFFIXES)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of that name is read as a picture."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def caption_names(picture: str) -> list[str]:
+    """Names in lower case of the files that may hold a picture's caption, the one that counts first."""
+    stem = os.path.splitext(picture)[0]
+    return [f"{name}{suffix}".lower() for name in (stem, picture) for suffix in CAPTION_SUFFIXES]
+
+
+def _all_of(root: Path) -> FolderContents:
+    pictures, texts, left_out = [], [], {}
+    for entry in _entries(root):
+        name = entry.name
+        if name.lower() in _CLUTTER or _is(entry.is_dir):
+            continue
+        if is_caption(name):
+            texts.append(name)
+        elif not is_picture(name):
+            if not name.startswith("."):
+                left_out[name] = "no picture"
+        elif name.startswith("."):
+            left_out[name] = "hidden, as its name begins with a dot"
+        elif not _is(entry.is_file):
+            left_out[name] = "no file, or a link to one that is gone"
+        else:
+            pictures.append(_linked_inside(root, entry))
+    found = _matched(pictures, texts)
+    used = {path.name for path in found.values()}
+    stems = {name for picture in pictures for name in caption_names(picture.name)}
+    left_out |= {name: "a second caption" if name.lower() in stems else "a caption without a picture"
+                 for name in sorted(texts, key=_natural) if name not in used}
+    return FolderContents(tuple(pictures), found, left_out)
+
+
+def _is(question: Callable[[], bool]) -> bool:
+    """The answer of a DirEntry, False where there is none, as for a link that leads to itself."""
+    try:
+        return question()
+    except OSError:
+        return False
+
+
+def _entries(root: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(root) as entries:
+            return sorted(entries, key=lambda entry: _natural(entry.name))
+    except OSError as error:
+        raise ValueError(f"Folder '{root.name}' cannot be opened ({error.strerror}); let ComfyUI read it, or choose "
+                         "another.") from error
+
+
+def _captions(pictures: Sequence[Path]) -> dict[Path, Path]:
+    found: dict[Path, Path] = {}
+    for folder in dict.fromkeys(picture.parent for picture in pictures):
+        texts = [entry.name for entry in _entries(folder) if is_caption(entry.name) and _is(entry.is_file)]
+        found |= _matched([picture for picture in pictures if picture.parent == folder], texts)
+    return found
+
+
+def _matched(pictures: Sequence[Path], texts: Sequence[str]) -> dict[Path, Path]:
+    """Picture → its caption file, whatever the capitals of the names."""
+    by_name: dict[str, str] = {}
+    for text in texts:
+        by_name.setdefault(text.lower(), text)
+    found = {}
+    for picture in pictures:
+        names = [by_name[name] for name in caption_names(picture.name) if name in by_name]
+        if names:
+            found[picture] = picture.with_name(names[0])
+    return found
+
+
+def _no_pictures(root: Path, folder: str, contents: FolderContents) -> str:
+    below = [entry.name for entry in _entries(root) if _is(entry.is_dir) and any(_picture_names(Path(entry.path)))]
+    if below:
+        return (f"Folder '{folder}' holds no pictures itself, but its folders do: {some_of(below)}; choose one of them, "
+                f"such as {folder}/{below[0]}.")
+    left_out = contents.left_out_sentence()
+    return (f"Folder '{folder}' holds no pictures ({', '.join(SUFFIXES)}); drop some on the node or choose another "
+            f"folder.{' ' * bool(left_out)}{left_out}")
+
+
+def _picture_names(folder: Path) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries if is_picture(entry.name))
+    except OSError:
+        return
 
 
 def _picture(root: Path, name: str, folder: str) -> Path:
-    path = _inside(root, name, f"Picture '{name}'")
-    if not path.is_file():
-        raise ValueError(f"Picture '{name}' is not in folder '{folder}'; drop it on the node again or remove it from "
-                         "the node.")
-    return path
+    """The picture that a line names: as it stands, without spaces around it, or with \\n for a line break."""
+    unescaped = name.replace("\\n", "\n").replace("\\r", "\r")
+    what = f"Picture '{shown_name(name)}'"
+    for candidate in dict.fromkeys((name, name.strip(), unescaped)):
+        path = _inside(root, candidate, what)
+        if os.path.isfile(path):
+            return path
+    raise ValueError(f"{what} is not in folder '{folder}'; drop it on the node again or remove it from the node.")
+
+
+def _linked_inside(root: Path, entry: os.DirEntry) -> Path:
+    """Raises ValueError for a link that leads out of the folder."""
+    if entry.is_symlink() and not _leads_into(root, entry.path):
+        raise ValueError(f"Picture '{shown_name(entry.name)}' is a link and lies outside of ComfyUI's input folder; put "
+                         "the picture itself into the folder, or remove the link.")
+    return Path(entry.path)
 
 
 def _inside(root: Path, name: str, what: str) -> Path:
     """`name` joined to `root`, proven to stay in it, also through links. Raises ValueError if it does not."""
-    parts = PureWindowsPath(name.strip())
-    real_root, path = os.path.realpath(root), os.path.join(root, name.strip())
-    if (parts.drive or parts.root or ".." in parts.parts or "\0" in name
-            or not Path(os.path.realpath(path)).is_relative_to(real_root)):
+    path = os.path.join(root, name)
+    try:
+        there = _is_plain(name) and os.path.lexists(path)
+        inside = (there or not _climbs(name)) and _leads_into(root, path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{what} is no name that a file can have; choose one that is in ComfyUI's input folder.") from error
+    if not inside:
         raise ValueError(f"{what} lies outside of ComfyUI's input folder; give a name inside it, such as my-dog, "
                          "without '..' and without a leading slash or drive.")
     return Path(path)
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+def _leads_into(root: Path, path: str) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
 
 
-def _caption_file(picture: Path) -> Path:
-    return picture.with_suffix(".txt")
+def _climbs(name: str) -> bool:
+    """Whether a name leads out of its folder on any system."""
+    parts = PureWindowsPath(name.strip())
+    return bool(parts.drive or parts.root or ".." in parts.parts)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether colons and backslashes are ordinary letters of this name, as on Linux and macOS."""
+    return os.sep == "/" and not name.startswith("/") and ".." not in name.split("/")
 
 
 def _natural(name: str) -> list:
