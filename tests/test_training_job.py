@@ -23,6 +23,7 @@ from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart, UNetPart
 from personalize.nodes.training.progress import Live
 from personalize.nodes.training.recipe import TemplateRecipe
+from personalize.nodes.training.run_key import run_key
 
 pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to
 
@@ -153,7 +154,7 @@ def test_interruption_keeps_the_work(sd15, after_step):
     after_step(2, interrupt)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         run(job)
-    assert job_module.RunFolder("interrupted", job_module._key(job)).state(10)[1] == 2
+    assert job_module.RunFolder("interrupted", run_key(job)).state(10)[1] == 2
     assert not comfy.model_management.in_training
 
 
@@ -165,13 +166,13 @@ def test_a_loss_that_is_no_number_stops_at_the_last_finite_step(sd15):
     job = make_job(sd15, "diverging", terms=(Diverging(),))
     with pytest.raises(TrainingDiverged, match=r"Step 3: the loss is not a number.*Step 2 of 4 is saved"):
         run(job)
-    state, step, history = job_module.RunFolder("diverging", job_module._key(job)).state(10)
+    state, step, history = job_module.RunFolder("diverging", run_key(job)).state(10)
     assert step == 2 and all(t.isfinite().all() for t in state.values())
 
 
 def test_losses_are_written_for_others(sd15):
     report = run(make_job(sd15, "losses")).report
-    folder = job_module.RunFolder("losses", job_module._key(make_job(sd15, "losses"))).path
+    folder = job_module.RunFolder("losses", run_key(make_job(sd15, "losses"))).path
     rows = list(csv.DictReader((folder / "losses.csv").open()))
     assert [float(row["loss"]) for row in rows] == [r["loss"] for r in report["history"]]
     assert json.loads((folder / "report.json").read_text())["history"][0]["parts"].keys() == {"diffusion"}

@@ -108,6 +108,8 @@ class Record:
     A sampler may run several times on the MODEL that carries the patch; the last runs are kept apart.
     """
 
+    NOT_IN_KEY = ("_samplings",)
+
     def __init__(self, made_by: str, every_step: bool = False, complete: bool = False):
         self.made_by, self.every_step, self.complete = made_by, every_step, complete
         self._samplings: deque[Sampling] = deque(maxlen=SAMPLINGS_KEPT)

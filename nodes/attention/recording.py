@@ -59,6 +59,7 @@ class _Recording:
     sigmas: tuple[float, float]
     chosen: Choice
     key: str
+    NOT_IN_KEY = ("key",)
 
     def sample(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
         """SAMPLER_SAMPLE wrapper."""

@@ -36,6 +36,7 @@ class Picture:
     masks: Tensor | None = None
     caption: str = ""
     name: str = ""
+    NOT_IN_KEY = ("name",)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -16,16 +16,14 @@ from ..text.embedding_files import file_stems, load_embedding
 from ..text.encode import encode
 from ..text.encoders import text_encoders
 from .dataset import encode_pictures
-from .fingerprint import fingerprint, weights_fingerprint
 from .interfaces import AttachedPart, KeepsFiles, LossTerm, Recipe, Subject, TrainablePart, TrainingRun, Vectors
 from .loop import OutOfMemory, Settings, Trainer, TrainingDiverged, is_out_of_memory
 from .passes import check_same_family
 from .preview import draw_preview
 from .progress import Live
 from .run_folder import LARGEST_STATE_PER_SAVE, RunFolder
+from .run_key import run_key
 from .session import Session, training_session
-
-NAMELESS = ("steps", "micro_batch", "checkpointing")  # settings that change how far or how, not what is learned
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def run_job(job: Job) -> Outcome:
     saved before the exception goes on. Raises ValueError with one sentence for input that cannot be trained.
     """
     _check(job)
-    folder = RunFolder(job.name, _key(job))
+    folder = RunFolder(job.name, run_key(job))
     if job.use_step:
         return _saved_outcome(job, folder)
     with training_session(job.model, job.clip, job.precision) as session, \
@@ -195,14 +193,6 @@ class _Run:
         about = {"run": self.folder.run, "step": str(step), "model": type(self.session.model.model).__name__}
         return tuple(s.concept.with_vectors(vectors[s.concept.placeholder], {**s.concept.settings, **about})
                      for s in self.job.subjects)
-
-
-def _key(job: Job) -> str:
-    settings = replace(job.settings, **{name: 0 for name in NAMELESS})
-    if job.settings.schedule != "constant":
-        settings = replace(settings, steps=job.settings.steps)
-    return fingerprint(weights_fingerprint(job.model), weights_fingerprint(job.clip.patcher), job.clip.layer_idx,
-                       job.subjects, job.parts, job.terms, job.recipe, settings, job.precision)
 
 
 def _check(job: Job) -> None:

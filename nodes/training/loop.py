@@ -47,6 +47,7 @@ class Settings:
     clip_gradients: float = 0.0
     seed: int = 0
     checkpointing: bool = False
+    NOT_IN_KEY = ("micro_batch", "checkpointing")  # how it is computed, not what
 
 
 class Latents(Protocol):

@@ -95,9 +95,8 @@ def training_session(model, clip, precision: str = "auto") -> Iterator[Session]:
     was_training = mm.in_training
     with torch.inference_mode(False), torch.enable_grad():
         session = Session(_static_clone(model), _clip_clone(clip), attention_layers(model))
-        dtype = _compute_dtype(model, precision)
-        if dtype is not None:
-            session.model.set_model_compute_dtype(dtype)
+        if _must_be_told(model, precision):
+            session.model.set_model_compute_dtype(compute_dtype(model, precision))
         try:
             mm.in_training = True
             with differentiable_text_model(session.clip):
@@ -149,15 +148,23 @@ def _clip_clone(clip):
     return clone
 
 
-def _compute_dtype(model, precision: str) -> torch.dtype | None:
+def compute_dtype(model, precision: str) -> torch.dtype:
+    """What the U-Net computes in while it is trained."""
     if precision != "auto":
         return PRECISIONS[precision]
     inference = model.model.get_dtype_inference()
     # fp16 gradients of a few text vectors underflow; bf16 keeps fp32's range
     if inference == torch.float16:
         return torch.bfloat16 if mm.should_use_bf16(model.load_device) else torch.float32
+    return inference
+
+
+def _must_be_told(model, precision: str) -> bool:
+    """Whether the U-Net would compute in another type by itself."""
+    inference = model.model.get_dtype_inference()
     # with dynamic VRAM weights keep their file's type, and a static clone casts them only when told to
-    return inference if any(weight.dtype != inference for weight in unet_of(model).parameters()) else None
+    return (precision != "auto" or inference == torch.float16
+            or any(weight.dtype != inference for weight in unet_of(model).parameters()))
 
 
 def _make_ordinary(module: nn.Module) -> None:

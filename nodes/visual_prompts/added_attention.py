@@ -56,6 +56,7 @@ class _Patches:
     end: float
     key: str
     _known: WeakKeyDictionary = field(default_factory=WeakKeyDictionary)
+    NOT_IN_KEY = ("key", "_known")
 
     def run(self, executor, x, timesteps, context, y, control, transformer_options, *args, **kwargs):
         """DIFFUSION_MODEL wrapper: inside the window gives the patches the U-Net that runs."""

@@ -1,0 +1,49 @@
+"""The name of a run: the same for everything that gives the same result, another one for everything else.
+
+Not in it: how far (steps, with a constant learning rate) and how a run is computed (micro_batch, gradient checkpointing: the
+same to rounding, and a run may continue with other ones); what is shown and saved on the way; the versions of ComfyUI, torch
+and this pack; where files lie; the device. FORMAT is raised when the same inputs begin to give another result.
+"""
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Iterator, Mapping
+
+from .description import clip_fingerprint, model_fingerprint, vae_fingerprint
+from .fingerprint import fingerprint
+from .session import compute_dtype
+
+if TYPE_CHECKING:
+    from .job import Job
+
+FORMAT = 2
+_EMBEDDING = "embedding:"
+
+
+def run_key(job: Job) -> str:
+    """Hexadecimal digest of all that the result of a job depends on."""
+    settings = replace(job.settings, steps=0) if job.settings.schedule == "constant" else job.settings
+    prompts = (job.subjects, job.terms, job.recipe)
+    return fingerprint(FORMAT, model_fingerprint(job.model), clip_fingerprint(job.clip), vae_fingerprint(job.vae),
+                       *prompts, _embedding_files(job, prompts), job.parts, settings, job.precision,
+                       compute_dtype(job.model, job.precision))
+
+
+def _embedding_files(job: Job, prompts: Any) -> dict[str, Any]:
+    """Tokens, with the vectors of embedding files as they are now, of every prompt that names such a file."""
+    words = [word for subject in job.subjects for word in (subject.concept.placeholder, subject.concept.class_words)]
+    named = {text for text in _texts(prompts) if _EMBEDDING in text}
+    filled = {text.replace("{}", word) for text in named for word in words}
+    return {text: job.clip.tokenize(text) for text in sorted(filled)}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            yield from _texts(getattr(value, field.name))
+    elif isinstance(value, (list, tuple, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(item)
