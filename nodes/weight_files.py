@@ -1,38 +1,36 @@
-"""Weights in files that others wrote, read without running any code in them."""
+"""Weights in files that others wrote: read without running any code in them, and checked before they are used."""
 from __future__ import annotations
 
-import pickle
-from contextlib import nullcontext
+import struct
+import zipfile
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, BinaryIO, Callable, Iterable, Iterator, Mapping, TypeVar
 
-import safetensors
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from .foreign.opened import Refused, opened
+from .foreign.safetensors_file import MOST_HEADER, read_header, read_safetensors
+from .foreign.shapes import MOST_LETTERS
+from .foreign.torch_file import read_torch
 
-def read_weights(path: Path, kind: str) -> tuple[Any, dict[str, str]]:
+_SAFETENSORS = (".safetensors", ".sft")
+_DAMAGED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, NotImplementedError, RuntimeError,
+            EOFError, struct.error, zipfile.BadZipFile)
+_AT_ONCE = 2**20  # numbers that are looked at together
+T = TypeVar("T")
+
+
+def read_weights(path: Path, kind: str, most_header: int = MOST_HEADER) -> tuple[Any, dict[str, str]]:
     """What a .safetensors file or a torch pickle holds, on the CPU, and the metadata of a .safetensors file.
 
-    kind: what the file should be, for messages: "embedding file". Raises ValueError with one sentence if it is damaged
-    or holds more than tensors, lists and dicts.
+    kind: what the file should be, for messages: "embedding file". most_header: bytes of a .safetensors file's header.
+    Memory stays within the size of the file and 64 MB. Raises ValueError with one sentence if the file cannot be read,
+    is damaged, or holds more than tensors, lists and dicts.
     """
-    path = Path(path)
-    try:
-        if path.suffix.lower() in (".safetensors", ".sft"):
-            with safetensors.safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
-        with _parameter_dicts_allowed():
-            return torch.load(path, map_location="cpu", weights_only=True), {}
-    except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error):
-            raise ValueError(f"{path.name} is a pickle that holds more than plain tensors and could run code when "
-                             "opened, so it was not opened; get it as .safetensors, or convert it where you trust "
-                             "it.") from error
-        raise damaged(path, kind) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, LookupError, TypeError, AttributeError) as error:
-        raise damaged(path, kind) from error
+    if Path(path).suffix.lower() in _SAFETENSORS:
+        return _read(path, kind, lambda file, size: read_safetensors(file, size, most_header))
+    return _read(path, kind, read_torch), {}
 
 
 def read_state_dict(path: Path, kind: str) -> dict[str, Tensor]:
@@ -40,7 +38,17 @@ def read_state_dict(path: Path, kind: str) -> dict[str, Tensor]:
     content, _ = read_weights(path, kind)
     if not isinstance(content, Mapping):
         raise damaged(path, kind)
-    return dict(_flat(content, ""))
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in _flat(content, ""):
+        if name in tensors or len(name) > MOST_LETTERS:
+            raise damaged(path, kind)
+        tensors[name] = tensor
+    return tensors
+
+
+def read_metadata(path: Path, kind: str) -> dict[str, str]:
+    """What a .safetensors file says of itself; its tensors are not read. Raises ValueError as `read_weights`."""
+    return _read(path, kind, read_header)[1]
 
 
 def damaged(path: Path, kind: str) -> ValueError:
@@ -48,15 +56,51 @@ def damaged(path: Path, kind: str) -> ValueError:
     return ValueError(f"{Path(path).name} is damaged or no {kind}; download or save it again.")
 
 
+def check_numbers(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raises ValueError if one of the (name, tensor) pairs is empty, or holds other than finite real numbers."""
+    for name, tensor in tensors:
+        if not tensor.is_floating_point():
+            raise ValueError(f"{Path(path).name} holds numbers of the type {str(tensor.dtype).removeprefix('torch.')} "
+                             f"(look at {name}), where trained weights are float32, float16 or bfloat16; get another "
+                             "file.")
+        if not tensor.numel():
+            raise ValueError(f"{Path(path).name} holds an empty tensor (look at {name}, {tuple(tensor.shape)}); get "
+                             "another file.")
+        if not is_finite(tensor):
+            raise ValueError(f"{Path(path).name} holds values that are not numbers (NaN or infinite, look at {name}); "
+                             "use an earlier file.")
+
+
+def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without numbers, float32 on the device "meta": to try out a network at no cost."""
+    return {name: torch.empty(weight.shape, device="meta") for name, weight in weights.items()}
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a real tensor are finite as float32; needs little memory of its own."""
+    if tensor.ndim and not tensor.is_contiguous() and tensor.shape[0] > 1:
+        return all(is_finite(part) for part in tensor)
+    return all(bool(part.float().isfinite().all()) for part in tensor.reshape(-1).split(_AT_ONCE))
+
+
+def _read(path: Path, kind: str, read: Callable[[BinaryIO, int], T]) -> T:
+    path = Path(path)
+    try:
+        with opened(path) as (file, size):
+            if not size:
+                raise Refused("is empty; download or save it again")
+            return read(file, size)
+    except Refused as error:
+        raise ValueError(f"{path.name} {error}.") from error
+    except MemoryError as error:
+        raise ValueError(f"{path.name} does not fit into memory; close other programs, or use a smaller file.") from error
+    except _DAMAGED as error:
+        raise damaged(path, kind) from error
+
+
 def _flat(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Tensor]]:
     for name, value in content.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         elif isinstance(value, Tensor):
-            yield f"{prefix}{name}", value.detach()
-
-
-def _parameter_dicts_allowed():
-    """Textual Inversion and ViCo save a ParameterDict: a module class without code of its own in what it restores."""
-    allow = getattr(torch.serialization, "safe_globals", None)
-    return allow([torch.nn.ParameterDict]) if allow else nullcontext()
+            yield f"{prefix}{name}", value

@@ -92,7 +92,7 @@ def test_tokens_equal_the_computation_by_hand(layout, subject, tmp_path):
     weights = tiny.write(tmp_path / "blip", WIDTH_L, layout)
     encoder = read_blip_diffusion(tmp_path / "blip")
     if layout == tiny.LAVIS:  # says nothing of heads: 64 wide, one each here
-        assert (encoder.picture_heads, encoder.query_heads, encoder.eps) == (0, 0, 1e-5)
+        assert (encoder.picture_heads, encoder.query_heads, encoder.eps) == (1, 1, 1e-5)
         encoder = type(encoder)(**{**vars(encoder), "picture_heads": 2, "query_heads": 2})
     assert encoder.side == tiny.SIDE and encoder.words.ids(subject) == tuple(SUBJECTS[subject])
     pixels = torch.randn(2, 3, tiny.SIDE, tiny.SIDE, generator=torch.Generator().manual_seed(1))
@@ -265,7 +265,7 @@ def test_foreign_and_damaged_folders_are_refused(folder, tmp_path):
             r"found \(9, 9\) for proj_layer.dense2.weight, expected \(32, 128\)")
     refused(lambda broken: (broken / "qformer" / "model.safetensors").unlink(), "lacks qformer/model.safetensors or")
     refused(lambda broken: (broken / "qformer" / "vocab.txt").unlink(), "There is no word list of BERT in .*qformer;")
-    refused(vocabulary([]), "has 0 words, expected 112|cannot be read")
+    refused(vocabulary([]), "has 0 words, expected 112")
     refused(vocabulary(tiny.WORDS[:-3]), "has 109 words, expected 112")
     moved = ["[CLS]", *tiny.WORDS[1:101], "x", *tiny.WORDS[102:]]
     refused(vocabulary(moved), r"\[CLS\] has the number 0, expected 101")

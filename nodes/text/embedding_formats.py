@@ -8,13 +8,15 @@ from typing import Any, Mapping
 import torch
 from torch import Tensor
 
-from ..weight_files import damaged, read_weights
+from ..foreign.text import short
+from ..weight_files import check_numbers, damaged, read_weights
 
 KIND = "embedding file"
 STANDARD_WIDTHS = {"clip_l": 768, "clip_h": 1024, "clip_g": 1280}
 _BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\.\*|[^.]+)")
 _SAID_BY_A1111 = ("name", "step", "sd_checkpoint_name")
-_NUMBERED = re.compile(r"(.+?)_v?(\d+)")
+_NUMBERED = re.compile(r"(.+?)_v?(\d{1,6})")
+MOST_VECTORS = 1_000  # of a word; a prompt's chunk has room for 75
 
 
 def read_embedding(path: Path, widths: Mapping[str, int] = STANDARD_WIDTHS) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -22,7 +24,8 @@ def read_embedding(path: Path, widths: Mapping[str, int] = STANDARD_WIDTHS) -> t
 
     widths: encoder key → d, tells which encoder a tensor without an encoder's name is for.
     metadata: a safetensors file's own; "token" is the word the file was trained with, where it names one.
-    Raises ValueError with one sentence if the file cannot be read safely or does not hold exactly one word.
+    Raises ValueError with one sentence if the file cannot be read safely, does not hold exactly one word, or holds a
+    vector that is not finite or zero for every encoder.
     """
     content, metadata = read_weights(path, KIND)
     entries, said = _entries(content, path)
@@ -30,8 +33,10 @@ def read_embedding(path: Path, widths: Mapping[str, int] = STANDARD_WIDTHS) -> t
     if len({len(rows) for rows in vectors.values()}) > 1:
         counts = ", ".join(f"{len(rows)} for {key}" for key, rows in vectors.items())
         raise ValueError(f"{path.name} has different numbers of vectors per text encoder ({counts}); export it again.")
-    if not all(torch.isfinite(rows).all() for rows in vectors.values()):
-        raise ValueError(f"{path.name} holds values that are not numbers (NaN or infinite); use an earlier file.")
+    silent = ~torch.stack([rows.any(-1) for rows in vectors.values()]).any(0)
+    if silent.any():
+        raise ValueError(f"Vector {1 + int(silent.int().argmax())} of {path.name} is zero, which says nothing in a prompt; "
+                         "use another file, or train the word again.")
     return vectors, {**said, **metadata}
 
 
@@ -42,8 +47,10 @@ def _entries(content: Any, path: Path) -> tuple[list[tuple[str, Tensor]], dict[s
     if not isinstance(content, Mapping):
         raise damaged(path, KIND)
     if "string_to_param" in content:
-        said = {key: str(content[key]) for key in _SAID_BY_A1111 if content.get(key) is not None}
-        return _tensors(_parameters(content["string_to_param"])), said
+        said = {key: str(content[key]) for key in _SAID_BY_A1111 if isinstance(content.get(key), (str, int))}
+        if not isinstance(content["string_to_param"], Mapping):
+            raise damaged(path, KIND)
+        return _tensors(content["string_to_param"]), said
     bundled = [(match[1], match[2], tensor) for name, tensor in _tensors(content)
                if (match := _BUNDLED.fullmatch(name))]
     if not bundled:
@@ -55,13 +62,8 @@ def _entries(content: Any, path: Path) -> tuple[list[tuple[str, Tensor]], dict[s
         "token": words[0]}
 
 
-def _parameters(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else vars(value).get("_parameters", {})
-
-
 def _tensors(content: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-    return [(str(name), value.detach()) for name, value in content.items()
-            if isinstance(value, Tensor) and value.is_floating_point() and value.ndim in (1, 2)]
+    return [(str(name), value) for name, value in content.items() if isinstance(value, Tensor) and value.ndim in (1, 2)]
 
 
 def _by_encoder(entries: list[tuple[str, Tensor]], widths: Mapping[str, int], path: Path) -> dict[str, Tensor]:
@@ -75,6 +77,12 @@ def _by_encoder(entries: list[tuple[str, Tensor]], widths: Mapping[str, int], pa
     if not groups:
         raise ValueError(f"{path.name} holds no embedding for a CLIP text encoder: found {_found(entries)}, expected "
                          f"vectors of width {_or(widths.values())}.")
+    for parts in groups.values():
+        count = sum(len(rows) for _, rows in parts)
+        if count > MOST_VECTORS:
+            raise ValueError(f"{path.name} holds {count} vectors, more than the {MOST_VECTORS} of any word; choose an "
+                             "embedding file.")
+        check_numbers(path, parts)
     return {key: _joined(parts, path).to(torch.float32, copy=True) for key, parts in groups.items()}
 
 
@@ -91,13 +99,13 @@ def _joined(parts: list[tuple[str, Tensor]], path: Path) -> Tensor:
 
 
 def _several(path: Path, words: list[str]) -> ValueError:
-    shown = ", ".join(words[:4]) + (", …" if len(words) > 4 else "")
+    shown = ", ".join(map(short, words[:4])) + (", …" if len(words) > 4 else "")
     return ValueError(f"{path.name} holds several words or is no embedding file (found {shown}); save the one you want "
                       "into a file of its own.")
 
 
 def _found(entries: list[tuple[str, Tensor]]) -> str:
-    shown = [f"{name} {tuple(tensor.shape)}" for name, tensor in entries[:3]]
+    shown = [f"{short(name)} {tuple(tensor.shape)}" for name, tensor in entries[:3]]
     return ", ".join(shown) + (f" and {len(entries) - 3} more" if len(entries) > 3 else "") or "no tensor"
 
 

@@ -1,10 +1,13 @@
 """Prompt templates with one slot, by kind: the PROMPT_SET that losses, recipes and measurements draw from."""
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Collection
+
+from ..foreign.text import read_text, short
 
 SLOT = "{}"
 OWN = "own"
@@ -12,6 +15,7 @@ BUNDLED = {"animate": ("background", "action", "outfit", "style", "colour"),
            "inanimate": ("background", "style", "colour"),
            "universal": ("background", "style", "colour")}
 _FOLDER = Path(__file__).parent / "prompt_sets"
+MOST_BYTES, MOST_PROMPTS, MOST_LETTERS = 4 * 2**20, 10_000, 2_000  # a training draws a few thousand prompts
 _HEADING = re.compile(r"\[([\w -]+)\]")
 
 
@@ -60,11 +64,8 @@ def bundled(subject: str, kinds: Collection[str] | None = None) -> PromptSet:
 
 
 def read_prompts(path: Path) -> PromptSet:
-    """Templates of a text file, see `parse`. Raises ValueError with one sentence if it is not UTF-8 text."""
-    try:
-        return parse(Path(path).read_text("utf-8-sig"), path.name)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not a text file in UTF-8; save it as plain UTF-8 text.") from error
+    """Templates of a text file, see `parse`. Raises ValueError with one sentence if it is no text in UTF-8 or too long."""
+    return parse(read_text(path, MOST_BYTES), Path(path).name)
 
 
 def parse(text: str, source: str) -> PromptSet:
@@ -72,11 +73,14 @@ def parse(text: str, source: str) -> PromptSet:
 
     Empty lines and lines that start with # are skipped. A line such as [action] gives the kind of the lines after it;
     before the first one the kind is "own". source: where the text is from, for messages.
-    Raises ValueError naming the line whose number of slots is not one.
+    Raises ValueError naming the line whose number of slots is not one, or which is too long.
     """
     prompts, kind = [], OWN
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         line = line.strip()
+        if len(line) > MOST_LETTERS:
+            raise ValueError(f"Line {number} of {source} has {len(line)} letters, more than the {MOST_LETTERS} of a prompt; "
+                             "write one prompt a line.")
         if not line or line.startswith("#"):
             continue
         if heading := _HEADING.fullmatch(line):
@@ -85,7 +89,9 @@ def parse(text: str, source: str) -> PromptSet:
         slots = line.count(SLOT)
         if slots != 1:
             found = f"has {slots} slots" if slots else "has no slot"
-            raise ValueError(f"Line {number} of {source} {found}: '{line}'; write exactly one {{}} where the subject "
+            raise ValueError(f"Line {number} of {source} {found}: '{short(line)}'; write exactly one {{}} where the subject "
                              "goes, for example: a {} on the beach.")
+        if len(prompts) == MOST_PROMPTS:
+            raise ValueError(f"{source} holds more than {MOST_PROMPTS} prompts; keep the best of them.")
         prompts.append((kind, line))
     return joined(PromptSet(tuple(prompts)))

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..attention.layers import AttentionLayer, attention_layers, transformer_block
 from ..text.concept import Concept
 from ..visual_prompts.folders import folder_of
-from ..weight_files import damaged, read_weights
+from ..foreign.text import parse_json, short
+from ..weight_files import check_numbers, damaged, read_weights
 from .blocks import MODULE, ImageBlocks, parameter_shapes
 from .maths import Variant
 
@@ -22,7 +23,9 @@ FOLDER = "vico"
 KIND = "ViCo file"
 FILE = "image-blocks"  # file name of this pack's own files, before the step
 FORMAT = "vico"  # value of the metadata key "format" in this pack's own files
-_KEY = re.compile(rf"(?:model\.)?(diffusion_model\.(input|output)_blocks\.(\d+)\.\d+\.{MODULE}\.)(.+)")
+_KEY = re.compile(rf"(?:model\.)?(diffusion_model\.(input|output)_blocks\.(\d{{1,3}})\.\d{{1,3}}\.{MODULE}\.)(.+)")
+
+LARGEST_SIDE, WIDEST_TEXT = 16_384, 65_536  # of what a file says of its training
 
 Block = tuple[str, int]
 
@@ -76,12 +79,16 @@ def read_vico(path: Path) -> ViCo:
     blocks: dict[Block, dict[str, Tensor]] = {}
     for name, tensor in content.items():
         if isinstance(tensor, Tensor) and (match := _KEY.fullmatch(str(name))):
-            blocks.setdefault((match[2], int(match[3])), {})[match[4]] = tensor.detach()
+            block = blocks.setdefault((match[2], int(match[3])), {})
+            if match[4] in block:
+                raise ValueError(f"{path.name} holds {match[4]} of {match[2]} block {match[3]} twice; get another file.")
+            block[match[4]] = tensor
     if not blocks:
         raise ValueError(f"{path.name} holds no image blocks of ViCo; choose a file that Train has saved in "
                          "models/vico, or one of the authors' cross_attention files.")
     for block, tensors in blocks.items():
         _check_whole(path, block, tensors)
+        check_numbers(path, tensors.items())
     return ViCo(path.name, blocks, **(_said(path, metadata) if metadata.get("format") == FORMAT else OFFICIAL))
 
 
@@ -102,7 +109,7 @@ def file_of_run(concept: Concept) -> Path:
     Raises ValueError if the concept does not come from such a training, or the file is gone.
     """
     run, step = (concept.settings.get(name, "") for name in ("run", "step"))
-    if not run or not step.isdecimal():
+    if not run or not re.fullmatch(r"[0-9]{1,9}", step):
         raise ValueError(f"Concept {concept.placeholder} does not say which training it comes from; choose a file of "
                          "models/vico.")
     name = f"{run}/{FILE}-{int(step):06d}.safetensors"
@@ -114,7 +121,8 @@ def file_of_run(concept: Concept) -> Path:
 
 
 def _check_whole(path: Path, block: Block, tensors: Mapping[str, Tensor]) -> None:
-    shapes = parameter_shapes(_width(tensors)) if "norm1.weight" in tensors else {}
+    named = "norm1.weight" in tensors and tensors["norm1.weight"].ndim == 1
+    shapes = parameter_shapes(_width(tensors)) if named and _width(tensors) else {}
     odd = next((name for name in sorted(shapes.keys() | tensors.keys())
                 if name not in shapes or name not in tensors or tensors[name].shape != shapes[name]), None)
     if odd is not None or not shapes:
@@ -124,12 +132,15 @@ def _check_whole(path: Path, block: Block, tensors: Mapping[str, Tensor]) -> Non
 
 def _said(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        said = {"variant": metadata["variant"], "words": tuple(map(str, json.loads(metadata["words"]))),
+        said = {"variant": metadata["variant"], "words": tuple(parse_json(metadata["words"].encode())),
                 "size": int(metadata["size"]), "text_width": int(metadata["text_width"])}
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(path, KIND) from error
+    if (not 1 <= said["size"] <= LARGEST_SIDE or not 1 <= said["text_width"] <= WIDEST_TEXT
+            or not all(isinstance(word, str) for word in said["words"])):
+        raise damaged(path, KIND)
     if said["variant"] not in get_args(Variant):
-        raise ValueError(f"{path.name} was trained with the object mask '{said['variant']}', which this version of the "
+        raise ValueError(f"{path.name} was trained with the object mask '{short(said['variant'])}', which this version of the "
                          "pack does not know; update the pack.")
     return said
 

@@ -8,6 +8,7 @@ computation runs when they are needed, so that the memory there holds one matrix
 """
 from __future__ import annotations
 
+import re
 from typing import Mapping, Sequence
 
 import torch
@@ -28,9 +29,9 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 def depth_of(weights: Weights, prefix: str) -> int:
-    """Number of layers whose names begin with `prefix` and a number."""
+    """Number of layers whose names begin with `prefix` and a number of up to three digits."""
     places = [name.removeprefix(prefix).partition(".")[0] for name in weights if name.startswith(prefix)]
-    return 1 + max((int(place) for place in places if place.isdigit()), default=-1)
+    return 1 + max((int(place) for place in places if re.fullmatch("[0-9]{1,3}", place)), default=-1)
 
 
 def picture_states(weights: Weights, pixels: Tensor, heads: int, eps: float, activation: str) -> Tensor:

@@ -1,19 +1,19 @@
 """BLIP-Diffusion folders, in the Hugging Face layout and in that of LAVIS."""
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
-from typing import Any, Iterator, Mapping
+from typing import Iterator, Mapping
 
 import folder_paths
 import torch
 from torch import Tensor
 
-from ..weight_files import read_state_dict
-from .blip_diffusion import ACTIVATIONS, picture_states, projected, query_states
+from ..weight_files import damaged, read_state_dict, shapes_of
+from .blip_diffusion import picture_states, projected, query_states
 from .blip_diffusion_layout import check_weights, from_lavis
+from .blip_diffusion_settings import read_settings
 from .folders import BLIP_DIFFUSION_FOLDER, folder_of
 from .pictures import Fit, pixel_values
 from .word_list import WordList, read_word_list
@@ -24,8 +24,8 @@ FILES = {HUGGING_FACE: ("qformer/model.safetensors", "qformer/pytorch_model.bin"
          LAVIS: ("blip_model/blip_weight.pt",)}
 LAVIS_PROJECTION = "proj_layer/proj_weight.pt"
 WORDS_IN = {HUGGING_FACE: ("qformer", "bert-base-uncased", "."), LAVIS: ("blip_model", "bert-base-uncased", ".")}
-MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-HEAD_WIDTH = 64  # where no config.json says how many heads there are
+LARGEST_SIDE, MOST_TOKENS = 1_024, 1_024  # of a picture in pixels, and of what the encoder makes of it; 224 and 16
+
 
 @dataclass(frozen=True, eq=False)
 class BlipDiffusion:
@@ -97,22 +97,13 @@ def read_blip_diffusion(folder: Path) -> BlipDiffusion:
         weights = from_lavis(weights) | {f"proj_layer.{name}": tensor for name, tensor in
                                        read_state_dict(_projection_file(folder), KIND).items()}
     check_weights(weights, path.name)
-    config = _json(folder / "qformer" / "config.json")
-    vision, qformer = config.get("vision_config", {}), config.get("qformer_config", {})
-    width, hidden = (weights[name].shape[-1] for name in ("visual_encoder.embeddings.class_embedding", "query_tokens"))
-    index = _json(folder / "model_index.json")
-    # The library transformers takes gelu where a config.json names none.
-    activation = vision.get("hidden_act", "gelu" if vision else "quick_gelu")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"{folder / 'qformer' / 'config.json'} names the activation {activation}, expected one of "
-                         f"{', '.join(ACTIVATIONS)}; take the file of Salesforce/blipdiffusion.")
     words = read_word_list([folder / place for place in WORDS_IN[layout]],
                            *(len(weights[f"embeddings.{table}_embeddings.weight"]) for table in ("word", "position")))
-    return BlipDiffusion(
-        folder.name, weights, words, vision.get("num_attention_heads", width // HEAD_WIDTH),
-        qformer.get("num_attention_heads", hidden // HEAD_WIDTH),
-        vision.get("layer_norm_eps", 1e-6 if layout == HUGGING_FACE else 1e-5), activation,
-        index.get("mean") or MEAN, index.get("std") or STD)
+    width, hidden = (weights[name].shape[-1] for name in ("visual_encoder.embeddings.class_embedding", "query_tokens"))
+    settings = read_settings(folder, width, hidden, 1e-6 if layout == HUGGING_FACE else 1e-5)
+    encoder = BlipDiffusion(folder.name, weights, words, **settings)
+    _try_out(encoder, path)
+    return encoder
 
 
 def _roots() -> list[Path]:
@@ -137,11 +128,12 @@ def _projection_file(folder: Path) -> Path:
     return folder / LAVIS_PROJECTION
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """What a settings file says; nothing if it is not there. Raises ValueError if it is damaged."""
-    if not path.is_file():
-        return {}
+def _try_out(encoder: BlipDiffusion, path: Path) -> None:
+    """Runs the encoder on shapes alone, so that weights that do not fit each other raise ValueError."""
+    trial = replace(encoder, weights=shapes_of(encoder.weights))
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); download it again.") from error
+        if not 0 < encoder.side <= LARGEST_SIDE or encoder.weights["query_tokens"].shape[1] > MOST_TOKENS:
+            raise RuntimeError(f"pictures of {encoder.side} pixels")
+        trial.see(torch.zeros(1, 3, encoder.side, encoder.side, device="meta"), "a")
+    except (LookupError, RuntimeError) as error:
+        raise damaged(path, KIND) from error

@@ -3,9 +3,12 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 
 from torch import Tensor
 
+from ..foreign.text import short
+from ..weight_files import check_numbers
 from .blip_diffusion import Weights, depth_of
 
 # LAVIS' names → Hugging Face's, in this order.
@@ -28,11 +31,13 @@ RENAMES = (
 
 
 def from_lavis(weights: Weights) -> dict[str, Tensor]:
-    """LAVIS' weights under Hugging Face's names and in their shapes."""
+    """LAVIS' weights under Hugging Face's names and in their shapes. Raises ValueError if two get the same name."""
     renamed = {}
     for name, tensor in weights.items():
         for pattern, to in RENAMES:
             name = re.sub(f"^{pattern}", to, name)
+        if name in renamed:
+            raise ValueError(f"The BLIP-Diffusion file holds {short(name)} twice; download the folder again.")
         renamed[name] = tensor
     for name in ("visual_encoder.embeddings.class_embedding", "visual_encoder.embeddings.position_embedding"):
         while name in renamed and renamed[name].ndim < 3:
@@ -41,19 +46,25 @@ def from_lavis(weights: Weights) -> dict[str, Tensor]:
 
 
 def check_weights(weights: Weights, file: str) -> None:
-    """Raises ValueError if a weight is missing or has another shape than the others ask for."""
+    """Raises ValueError if a weight is missing, has another shape than the others ask for, or holds other than finite
+    numbers."""
     sizes = ("visual_encoder.embeddings.class_embedding", "query_tokens", "embeddings.word_embeddings.weight")
     missing = [name for name in sizes if name not in weights]
     if missing:
-        shown = ", ".join(list(weights)[:3]) or "no tensor"
+        shown = ", ".join(map(short, list(weights)[:3])) or "no tensor"
         raise ValueError(f"{file} holds no BLIP-Diffusion encoder: found {shown}, expected {missing[0]}; put the "
                          "whole folder of Salesforce/blipdiffusion into models/diffusers/blipdiffusion.")
-    for name, shape in _expected_shapes(weights).items():
+    flat = next((name for name in sizes if not weights[name].ndim), None)
+    if flat:
+        raise ValueError(f"{file} is damaged: {flat} is a single number; download the folder again.")
+    shapes = _expected_shapes(weights)
+    for name, shape in shapes.items():
         found = tuple(weights[name].shape) if name in weights else "nothing"
         if found == "nothing" or len(found) != len(shape) or any(s not in (None, f) for s, f in zip(shape, found)):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
             raise ValueError(f"{file} is damaged or of another model: found {found} for {name}, expected ({wanted}); "
                              "download the folder again.")
+    check_numbers(Path(file), ((name, weights[name]) for name in shapes))
 
 
 def _expected_shapes(weights: Weights) -> dict[str, tuple[int | None, ...]]:
@@ -103,4 +114,5 @@ def _linear_shapes(shapes: dict[str, tuple[int | None, ...]], name: str, *sizes:
 
 
 def _rows(weights: Weights, name: str) -> int | None:
-    return len(weights[f"{name}.weight"]) if f"{name}.weight" in weights else None
+    weight = weights.get(f"{name}.weight")
+    return len(weight) if weight is not None and weight.ndim else None

@@ -11,7 +11,8 @@ from comfy.utils import unet_to_diffusers
 from torch import Tensor
 
 from ..attention.layers import AttentionLayer, attention_layers, transformer_block
-from ..weight_files import damaged, read_state_dict
+from ..foreign.text import short
+from ..weight_files import check_numbers, damaged, read_state_dict, shapes_of
 from .elite import LAYERS, mapped_patches, mapped_word
 
 KIND = "ELITE mapper"
@@ -99,23 +100,35 @@ def _read_mapper(path: Path) -> Mapper:
     network = {name: tensor for name, tensor in tensors.items() if name.startswith("mapping_")}
     names = [match[1] for name in tensors if (match := _ATTENTION.fullmatch(name)) and match[2] == PARTS[0]]
     if not network or not names:
-        shown = ", ".join(list(tensors)[:3]) or "no tensor"
+        shown = ", ".join(map(short, list(tensors)[:3])) or "no tensor"
         raise ValueError(f"{path.name} is no ELITE mapper: found {shown}, expected mapping_0.0.weight and "
                          "down_blocks_0_…_attn2_to_k.weight; choose global_mapper.pt or local_mapper.pt.")
     try:
         mapper = Mapper(path.name, network, {name: tuple(tensors[f"{name}_{part}.weight"] for part in PARTS)
                                              for name in names})
+        check_numbers(path, network.items())
+        for name, pair in mapper.keys_values.items():
+            check_numbers(path, ((name, part) for part in pair))
+            _check_pair(mapper, pair)
         _try_out(mapper)
-    except (KeyError, RuntimeError) as error:
+    except (LookupError, RuntimeError) as error:
         raise damaged(path, KIND) from error
     return mapper
 
 
+def _check_pair(mapper: Mapper, pair: tuple[Tensor, Tensor]) -> None:
+    key, value = pair
+    if key.ndim != 2 or key.shape != value.shape or key.shape[1] != mapper.token_width:
+        raise RuntimeError("keys and values do not fit the tokens")
+
+
 def _try_out(mapper: Mapper) -> None:
-    """Runs the network on zeros, so that missing or misshapen weights raise."""
-    states = [torch.zeros(1, 2, mapper.vision_width)] * len(LAYERS)
-    mapped_word(mapper.network, states[0])
-    mapped_patches(mapper.network, states, torch.ones(1, 1))
+    """Runs the network on shapes alone, so that missing or misshapen weights raise."""
+    network = shapes_of(mapper.network)
+    states = [torch.zeros(1, 2, mapper.vision_width, device="meta")] * len(LAYERS)
+    widths = mapped_word(network, states[0]).shape[-1], mapped_patches(network, states, torch.ones(1, 1, device="meta")).shape[-1]
+    if set(widths) != {mapper.token_width}:
+        raise RuntimeError("the networks give tokens of different widths")
 
 
 def _places(model) -> dict[AttentionLayer, tuple[str, str]]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..attention.layers import AttentionLayer, attention_layers, transformer_block
-from ..weight_files import damaged, read_state_dict
+from ..foreign.text import short
+from ..weight_files import check_numbers, damaged, read_state_dict, shapes_of
 from .ip_adapter import projected_embeds, projected_patches, resampled
 
 KIND = "IP-Adapter file"
@@ -20,6 +21,7 @@ PROJECTIONS: Mapping[str, Callable[[Mapping[str, Tensor], Tensor], Tensor]] = {
 FAMILIES = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL"}  # by width of the text tokens
 VISIONS = {(BASE, 768): "ViT-L/14", (BASE, 1024): "ViT-H/14", (BASE, 1280): "ViT-bigG/14",
            (PLUS, 1024): "ViT-L/14", (PLUS, 1280): "ViT-H/14", (PLUS, 1664): "ViT-bigG/14"}
+MOST_TOKENS = 4_096  # of a picture; published files give 4, 16 and 257
 # The files number all attention processors of diffusers' U-Net: down, up, middle; odd ones are cross-attention.
 BLOCK_ORDER = ("input", "output", "middle")
 
@@ -29,7 +31,7 @@ class IPAdapter:
     """One file.
 
     name: of the file. kind: "base", "plus" or "full face".
-    projection: weights that turn what CLIP Vision sees into tokens, float32 on the CPU.
+    projection: weights that turn what CLIP Vision sees into tokens, on the CPU; they are used in the tokens' dtype.
     keys_values: (to_k, to_v), each (channels, d), per cross-attention layer in the file's order.
     """
 
@@ -73,10 +75,10 @@ class IPAdapter:
 def read_ip_adapter(path: Path) -> IPAdapter:
     """The IP-Adapter in a file. Raises ValueError with one sentence if it holds none, or one that is not known here."""
     tensors = read_state_dict(path, KIND)
-    projection = {name: value.float() for name, value in _part(tensors, "image_proj.").items()}
+    projection = _part(tensors, "image_proj.")
     attention = _part(tensors, "ip_adapter.")
     if not projection or not attention:
-        shown = ", ".join(sorted({name.split(".")[0] for name in tensors})[:3]) or "no tensor"
+        shown = ", ".join(map(short, sorted({name.split(".")[0] for name in tensors})[:3])) or "no tensor"
         raise ValueError(f"{path.name} holds no IP-Adapter: found {shown}, expected image_proj and ip_adapter; choose "
                          "a file such as ip-adapter_sd15.safetensors or ip-adapter-plus_sdxl_vit-h.safetensors.")
     adapter = IPAdapter(path.name, _kind(projection, attention, path), projection, _keys_values(attention, path))
@@ -92,32 +94,34 @@ def _kind(projection: Mapping[str, Tensor], attention: Mapping[str, Tensor], pat
     for kind, tensor in ((BASE, "proj.weight"), (PLUS, "latents"), (FULL, "proj.3.weight")):
         if tensor in projection and not any("lora" in name for name in attention):
             return kind
-    raise ValueError(f"{path.name} is an IP-Adapter of another kind (found {', '.join(list(projection)[:3])}); FaceID "
+    raise ValueError(f"{path.name} is an IP-Adapter of another kind (found {', '.join(map(short, list(projection)[:3]))}); FaceID "
                      "files need a face recogniser that this node does not have: use a base, plus or full-face file.")
 
 
 def _keys_values(attention: Mapping[str, Tensor], path: Path) -> tuple[tuple[Tensor, Tensor], ...]:
-    numbers = sorted(int(match[1]) for name in attention if (match := re.fullmatch(r"(\d+)\.to_k_ip\.weight", name)))
+    numbers = sorted(int(match[1]) for name in attention if (match := re.fullmatch(r"(\d{1,4})\.to_k_ip\.weight", name)))
     try:
         pairs = tuple((attention[f"{n}.to_k_ip.weight"], attention[f"{n}.to_v_ip.weight"]) for n in numbers)
     except KeyError as error:
         raise damaged(path, KIND) from error
-    if numbers != list(range(1, 2 * len(numbers), 2)):
+    if not numbers or numbers != list(range(1, 2 * len(numbers), 2)):
         raise ValueError(f"{path.name} is incomplete: its layers are numbered {numbers[:4]}…, expected 1, 3, 5, …; "
                          "download it again.")
     return pairs
 
 
 def _check(adapter: IPAdapter, path: Path) -> None:
-    """Tries the projection on zeros, so that a file with missing or misshapen weights is refused here."""
-    shape = (1, adapter.vision_width) if adapter.kind == BASE else (1, 2, adapter.vision_width)
+    """Tries the projection on shapes alone, so that a file with missing or misshapen weights is refused here."""
+    check_numbers(path, adapter.projection.items())
     try:
-        width = adapter.tokens(torch.zeros(shape)).shape[-1]
-    except (KeyError, RuntimeError, ValueError) as error:
+        shape = (1, adapter.vision_width) if adapter.kind == BASE else (1, 2, adapter.vision_width)
+        _, count, width = PROJECTIONS[adapter.kind](shapes_of(adapter.projection), torch.zeros(shape, device="meta")).shape
+    except (LookupError, RuntimeError, ValueError) as error:
         raise damaged(path, KIND) from error
-    if any(part.shape != key.shape or part.shape[1:] != (width,)
+    if count > MOST_TOKENS or any(part.shape != key.shape or part.shape[1:] != (width,)
            for key, value in adapter.keys_values for part in (key, value)):
         raise damaged(path, KIND)
+    check_numbers(path, (("to_k_ip or to_v_ip", part) for pair in adapter.keys_values for part in pair))
 
 
 def _described(layers: int, width: int) -> str:
