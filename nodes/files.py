@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import secrets
+import shutil
+import time
 import unicodedata
 from pathlib import Path, PureWindowsPath
-from typing import Iterator, Mapping
+from typing import BinaryIO, Callable, Iterable, Iterator, Mapping
 
 import safetensors
 import safetensors.torch
@@ -15,51 +18,96 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+try:
+    import fcntl
+except ImportError:  # Windows itself keeps others from deleting a file that is open
+    fcntl = None
+
+MARK = "personalize"  # metadata key of every file this pack wrote; its value is the version of the metadata
+RETRY_SECONDS = 5.0
+_TEMPORARY = ".personalize-*.tmp"
+_DAY = 24 * 60 * 60
+_LOCK = "lock"
+_PASSING = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.EAGAIN, errno.ENOENT} | ({5, 32, 33} if os.name == "nt" else set())
 LONGEST_NAME = 200  # bytes in UTF-8: file systems take 255, and numbers, extensions and ".tmp" are added
 ROOM_FOR_STEP = 40  # bytes that a run adds to what a person typed: a digest of 8 letters, a step
 _NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
 _RESERVED_BY_WINDOWS = re.compile(r"^(con|prn|aux|nul|(?:com|lpt)[\d¹²³])(?=\.|$)", re.IGNORECASE)
+_OS_ERROR = re.compile(r"os error (\d+)")
+
+
+class NotWritten(OSError):
+    """A file that could not be written, in one sentence; what stood there before is unchanged.
+
+    path: of the file. reason: what the system said.
+    """
+
+    def __init__(self, path: Path, reason: str):
+        super().__init__(f"Could not write {path}: {reason}. Nothing that was there before has changed; make room or make "
+                         "the folder writable, then run again.")
+        self.path, self.reason = path, reason
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
     """Writes `tensors` (any device, any dtype, moved to the CPU) and returns `path`; folders are made as needed.
 
     What is on the disk is compared with `tensors`, bit by bit, before it takes the place of an older file.
-    Raises OSError with one sentence if it cannot be written; an older file is then unchanged.
+    Raises NotWritten if it cannot be written; an older file is then unchanged.
     """
     stored = _stored(tensors)
-    with atomic(path) as unfinished:
+
+    def write(unfinished: Path) -> None:
         safetensors.torch.save_file(stored, unfinished, dict(metadata or {}))
         _check_written(unfinished, stored)
-    return Path(path)
+
+    return write_file(path, write)
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Writes `text` in UTF-8 and returns `path`. Raises OSError as `write_safetensors` does."""
-    with atomic(path) as unfinished:
-        unfinished.write_bytes(text.encode("utf-8"))
-    return Path(path)
+    """Writes `text` in UTF-8, unless the file holds it already, and returns `path`. Raises as `write_safetensors`."""
+    content = text.encode("utf-8")
+    with contextlib.suppress(OSError):
+        if Path(path).read_bytes() == content:
+            return Path(path)
+    return write_file(path, lambda unfinished: unfinished.write_bytes(content))
 
 
-@contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Gives the path of a new file beside `path`, which takes the place of `path` when the context ends well.
+def write_file(path: Path, write: Callable[[Path], object]) -> Path:
+    """Lets `write` make a new file, which takes the place of `path` when it is whole and on the disk; returns `path`.
 
-    On any exception it is removed and `path` is unchanged. Raises OSError with one sentence if writing fails.
+    A write that is denied, as by a virus scanner or a sync client that looks at the file, is tried again for
+    RETRY_SECONDS. Raises NotWritten if writing fails; on any exception the new file is removed and `path` is unchanged.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield unfinished
-        _flush_to_disk(unfinished)
-        os.replace(unfinished, path)
-    except (OSError, SafetensorError) as error:
-        raise OSError(f"Could not write {path}: {_reason(error)}. Nothing that was there before has changed; make room "
-                      "or make the folder writable, then run again.") from error
-    finally:
+    path, started = Path(path), time.monotonic()
+    while True:
+        try:
+            _write_once(path, write)
+            return path
+        except (OSError, SafetensorError) as error:
+            if not _may_pass(error) or time.monotonic() - started > RETRY_SECONDS:
+                raise NotWritten(path, reason(error)) from error
+        time.sleep(RETRY_SECONDS / 20)
+
+
+def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
+    """Removes what killed writers left unfinished in and below `folders`; returns the folders that are gone.
+
+    What is still being written, by this or another process, is locked and stays. Where a file system knows no locks,
+    what was begun in the last day stays.
+    """
+    removed = []
+    for folder in folders:
         with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+            for path in list(Path(folder).rglob(_TEMPORARY)):
+                if _remove_leftover(path):
+                    removed.append(path)
+    return removed
+
+
+def check_writable(folder: Path) -> None:
+    """Makes `folder` and writes a byte there, which is removed again. Raises OSError if that fails."""
+    with _workplace(folder) as inside:
+        (inside / "byte").write_bytes(b"\0")
 
 
 def version_of(path: Path | None) -> str:
@@ -108,6 +156,68 @@ def holds(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         return False
 
 
+def reason(error: Exception) -> str:
+    """Why writing failed, without a full stop."""
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        return f"{error.filename} is a file where a folder should be"
+    return getattr(error, "strerror", None) or str(error).rstrip(".")
+
+
+def _write_once(path: Path, write: Callable[[Path], object]) -> None:
+    with _workplace(path.parent) as folder:
+        unfinished = folder / "unfinished"
+        write(unfinished)
+        _flush_to_disk(unfinished)
+        os.replace(unfinished, path)
+
+
+@contextlib.contextmanager
+def _workplace(parent: Path) -> Iterator[Path]:
+    """A new folder in `parent`, removed in the end; its lock ends with the process, however that ends."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = parent / _TEMPORARY.replace("*", secrets.token_hex(4))
+    folder.mkdir()
+    try:
+        with open(folder / _LOCK, "xb") as held:
+            if fcntl:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftover(folder: Path) -> bool:
+    lock = folder / _LOCK
+    try:
+        with open(lock, "rb+") as file:
+            if fcntl and not _is_unlocked(file):
+                return False
+        lock.unlink()
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
+
+
+def _is_unlocked(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return time.time() - os.fstat(file.fileno()).st_mtime > _DAY
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same write may succeed in a moment."""
+    told = _OS_ERROR.search(str(error))
+    return (getattr(error, "errno", None) or (int(told[1]) if told else 0)) in _PASSING
+
+
 def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors on the CPU, contiguous, each with memory of its own, as the safetensors format wants them."""
     seen: set[int] = set()
@@ -136,7 +246,3 @@ def _bytes(tensor: Tensor) -> Tensor:
 def _flush_to_disk(path: Path) -> None:
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).rstrip(".")

@@ -140,11 +140,13 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
-def test_a_disk_that_is_really_full_is_reported(tmp_path, monkeypatch):
-    (tmp_path / ".a.txt.00.tmp").symlink_to("/dev/full")
-    monkeypatch.setattr(files.secrets, "token_hex", lambda _: "00")
+def test_a_disk_that_is_really_full_is_reported(tmp_path):
+    def write(unfinished):
+        unfinished.symlink_to("/dev/full")
+        unfinished.write_text("x")
+
     with pytest.raises(OSError, match="No space left on device"):
-        files.write_text(tmp_path / "a.txt", "x")
+        files.write_file(tmp_path / "a.txt", write)
     assert not list(tmp_path.iterdir())
 
 
@@ -175,9 +177,12 @@ def test_what_is_on_the_disk_is_compared_before_it_counts(tmp_path, monkeypatch)
 
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path):
-    with pytest.raises(KeyboardInterrupt), files.atomic(tmp_path / "a.txt") as unfinished:
+    def write(unfinished):
         unfinished.write_text("half")
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write_file(tmp_path / "a.txt", write)
     assert not list(tmp_path.iterdir())
 
 

@@ -12,12 +12,11 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..files import ROOM_FOR_STEP, folded, holds, safe_name, write_safetensors
+from ..files import MARK, ROOM_FOR_STEP, folded, holds, safe_name, write_safetensors
 from .embedding_formats import STANDARD_WIDTHS, read_embedding
 from .encoders import TextEncoder
 
 KIND = "embeddings"
-MARK = "personalize"  # metadata key of every file this pack wrote; its value is the version of the metadata
 _EXTENSIONS = (".safetensors", ".pt", ".bin")  # in the order in which ComfyUI tries them
 
 

@@ -232,6 +232,7 @@ class Artifact:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+WEIGHTS = ("loras", "weights")  # kind of folder and stem of the file of trained weights
 Vectors = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -254,7 +255,11 @@ class TrainingRun:
 
 
 class TrainablePart(Protocol):
-    """Settings of what is optimised: what the TRAINABLE wire carries."""
+    """Settings of what is optimised: what the TRAINABLE wire carries.
+
+    A part may have `keeps`: (kind of folder, stem) of each file that it has saved beside the embeddings, so that a saved
+    step can be told from half of one.
+    """
 
     def attach(self, run: TrainingRun) -> AttachedPart:
         """Creates the float32 parameters on the run's clones; called before the models are loaded."""

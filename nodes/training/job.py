@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-import folder_paths
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,13 +15,18 @@ from ..text.embedding_files import file_stems, load_embedding
 from ..text.encode import encode
 from ..text.encoders import text_encoders
 from .dataset import encode_pictures
-from .interfaces import AttachedPart, KeepsFiles, LossTerm, Recipe, Subject, TrainablePart, TrainingRun, Vectors
+from .interfaces import (WEIGHTS, Artifact, AttachedPart, KeepsFiles, LossTerm, Recipe, Subject, TrainablePart,
+                         TrainingRun, Vectors)
 from .loop import OutOfMemory, Settings, Trainer, TrainingDiverged, is_out_of_memory
+from .optimizer import state_size
 from .passes import check_same_family
+from .preflight import Saves, check_places, check_room
 from .preview import draw_preview
 from .progress import Live
-from .run_folder import LARGEST_STATE_PER_SAVE, RunFolder
+from .run_folder import RunFolder
 from .run_key import run_key
+from .saved_steps import kept_files, missing_file, reconciled
+from .saving import Learned, NotSaved, Saver
 from .session import Session, training_session
 
 
@@ -82,7 +86,7 @@ def run_job(job: Job) -> Outcome:
                 error = OutOfMemory("The models, the parts to train and the pictures do not fit into memory together; "
                                     "connect Train Embedding or Train Adapter alone at trainable, or set size of "
                                     "Subject lower.")
-            if isinstance(error, ValueError):
+            if isinstance(error, (ValueError, OSError)):
                 live.send("error", message=str(error))
             raise error
 
@@ -92,6 +96,7 @@ class _Run:
 
     def __init__(self, job: Job, folder: RunFolder, live: Live, session: Session):
         self.job, self.folder, self.live, self.session = job, folder, live, session
+        self.saver = Saver(folder, live, job.settings.steps)
 
     def train(self) -> Outcome:
         job, session = self.job, self.session
@@ -99,19 +104,22 @@ class _Run:
         done = resumed[1] if resumed else 0
         data = None
         if done < job.settings.steps:
+            check_places(self.folder, [s.concept for s in job.subjects], [kind for kind, _ in kept_files(job.parts)],
+                         job.settings.steps)
             data = encode_pictures(job.vae, session.model, job.subjects, job.settings.seed)
         self._attach()
         trainer = Trainer(session, job.subjects, data, self.attached, job.terms, job.recipe, job.settings, self.frozen)
         if resumed:
             trainer.load_state_dict(*resumed)
-            self.live.report.update(self.folder.report(), history=list(trainer.history))
+            self.live.report.update(_known(job, self.folder), history=list(trainer.history))
         self.live.send("start", name=job.name, total=job.settings.steps, first_step=done, resumed_from=done,
                        groups=[g.name for part in self.attached for g in part.groups],
                        terms=[term.name for term in job.terms])
         if done < job.settings.steps:
+            check_room(self.folder, self._saves(trainer))
             self._loop(trainer, done)
         else:
-            self._save(trainer, last=True)
+            self._save(trainer, last=True, state_too=False)
         return self._outcome(trainer)
 
     def _attach(self) -> None:
@@ -133,16 +141,23 @@ class _Run:
         try:
             trainer.run(self._after_step)
         except (TrainingDiverged, OutOfMemory) as error:
-            where = self._save(trainer, last=True) if trainer.step > saved_at else ""
+            where = self._saved_in_the_end(trainer) if trainer.step > saved_at else ""
             raise type(error)(f"{error} {where}".strip()) from error
         except BaseException:
             if trainer.step > saved_at:
                 self.live.send("end", step=trainer.step, total=self.job.settings.steps, stopped=True,
-                               message=self._save(trainer, last=True), losses={})
+                               message=self._saved_in_the_end(trainer))
             raise
         message = self._save(trainer, last=True)
         self.live.send("end", step=trainer.step, total=self.job.settings.steps, message=message,
-                       stopped=trainer.step < self.job.settings.steps, losses=self.folder.save_report(self.live.report))
+                       stopped=trainer.step < self.job.settings.steps)
+
+    def _saved_in_the_end(self, trainer: Trainer) -> str:
+        """What was saved, or what could not be, where the run ends by another exception."""
+        try:
+            return self._save(trainer, last=True)
+        except NotSaved as error:
+            return str(error)
 
     def _after_step(self, trainer: Trainer, record: dict) -> bool:
         job, step = self.job, record["step"]
@@ -158,26 +173,31 @@ class _Run:
         size = self.job.subjects[0].pictures[0].variants.shape[1:3]
         prompt = self.job.preview_prompt.replace("{}", self.job.subjects[0].concept.placeholder)
         picture = draw_preview(self.session, self.job.vae, prompt, self._vectors(), size, self.job.settings.seed)
-        shown = {"step": step, "image": self.folder.save_preview(picture, step)}
-        self.live.report["previews"] = [p for p in self.live.report["previews"] if p["step"] != step] + [shown]
-        self.live.send("preview", **shown)
+        self.saver.save_preview(picture, step)
 
-    def _save(self, trainer: Trainer, last: bool) -> str:
-        """Writes state, files and report; returns the sentence that says where they are."""
+    def _saves(self, trainer: Trainer) -> Saves:
+        """What is still to be saved."""
+        job, done, steps = self.job, trainer.step, self.job.settings.steps
         state = trainer.state_dict()
-        if last or sum(t.nbytes for t in state.values()) <= LARGEST_STATE_PER_SAVE:
-            self.folder.save_state(state, trainer.step, trainer.history)
-        artifacts = [artifact for part in self.attached if isinstance(part, KeepsFiles) for artifact in part.files()]
-        saved = self.folder.save_step(trainer.step, self._concepts(trainer.step), self._weights(), last, artifacts)
-        self.live.report["saved"] = [s for s in self.live.report["saved"] if s["step"] != trainer.step] + [saved]
-        self.live.send("saved", **saved)
-        files = ", ".join(_shown(Path(file)) for file in (*saved["files"], *saved["part_files"]))
-        message = (f"Step {trainer.step} of {self.job.settings.steps} is saved: {files}. In a prompt write "
-                   f"{' and '.join(saved['embeddings'])}. Losses, previews and the state to continue from are in "
-                   f"{_shown(self.folder.path)}.")
-        self.live.report["message"] = message
-        self.folder.save_report(self.live.report)
-        return message
+        size, count = sum(t.nbytes for t in state.values()), len(state)
+        if not done:
+            more = state_size(job.settings.optimizer, [group for part in self.attached for group in part.groups])
+            size, count = size + more[0], count + more[1]
+        ahead = range(done + 1, steps + 1)
+        pictures = [step for step in range(done, steps + 1) if _due(step, job.preview_every)]
+        return Saves([step for step in ahead if _due(step, job.save_every) or step == steps], self._concepts(steps),
+                     [Artifact(*WEIGHTS, self._weights()), *self._artifacts()], size, count, len(pictures),
+                     job.subjects[0].pictures[0].variants[0].numel())
+
+    def _save(self, trainer: Trainer, last: bool, state_too: bool = True) -> str:
+        """Returns the sentence that says where everything is. Raises NotSaved."""
+        step = trainer.step
+        learned = Learned(step, self._concepts(step), self._weights(), self._artifacts(),
+                          trainer.state_dict() if state_too else {}, trainer.history)
+        return self.saver.save(learned, last)
+
+    def _artifacts(self) -> list[Artifact]:
+        return [artifact for part in self.attached if isinstance(part, KeepsFiles) for artifact in part.files()]
 
     def _outcome(self, trainer: Trainer) -> Outcome:
         return Outcome(self._concepts(trainer.step), self._weights(), dict(self.live.report))
@@ -212,33 +232,31 @@ def _check_words(parts: Sequence[AttachedPart]) -> None:
                          "as well, unless its embedding_learning_rate is 0.")
 
 
+def _known(job: Job, folder: RunFolder) -> dict[str, Any]:
+    return reconciled(folder.report(), [s.concept.placeholder for s in job.subjects], job.parts)
+
+
 def _saved_outcome(job: Job, folder: RunFolder) -> Outcome:
     """The concepts and weights that an earlier execution saved at `use_step`."""
-    report, step = folder.report(), job.use_step
+    report, step = _known(job, folder), job.use_step
     saved = {s["step"]: s for s in report["saved"]}
     if step not in saved:
+        said = next((s for s in folder.report()["saved"] if s["step"] == step), None)
+        deleted = said and missing_file(said)
+        if deleted:
+            raise ValueError(f"use_step is {step} but its file {deleted} has been deleted; choose another step, or 0 for "
+                             "the last.")
         raise ValueError(f"use_step is {step} but this run has saved steps {', '.join(map(str, saved)) or 'none'}; choose "
                          "one of them, or 0 for the last.")
     if saved[step].get("left_out"):
         raise ValueError(f"use_step is {step} but the trained weights were saved only at the last step, as files of "
                          f"more than 300 MB are; set use_step to 0, or train anew with steps set to {step}.")
     files = [Path(file) for file in saved[step]["files"]]
-    more = [Path(file) for file in saved[step].get("part_files", ())]
-    deleted = next((file for file in (*files, *more) if not file.exists()), None)
-    if deleted:
-        raise ValueError(f"use_step is {step} but its file {deleted} has been deleted; choose another step, or 0 for the "
-                         "last.")
     encoders, about = text_encoders(job.clip), {"run": folder.run, "step": str(step)}
     concepts = tuple(subject.concept.with_vectors(load_embedding(file, encoders)[0], {**subject.concept.settings, **about})
                      for subject, file in zip(job.subjects, files, strict=False))
     weights = load_file(files[-1]) if len(files) > len(concepts) else {}
     return Outcome(concepts, weights, report)
-
-
-def _shown(path: Path) -> str:
-    """The path as a person knows it: within ComfyUI's folder, where it is there."""
-    home = Path(folder_paths.base_path)
-    return path.relative_to(home).as_posix() if path.is_relative_to(home) else str(path)
 
 
 def _due(step: int, every: int) -> bool:

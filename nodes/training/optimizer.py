@@ -12,6 +12,7 @@ from .interfaces import ParamGroup
 # Of torch.optim all that need nothing but a gradient of any shape.
 OPTIMIZERS = tuple(name for name in ("AdamW", "Adam", "NAdam", "RAdam", "Adamax", "Adafactor", "Adagrad", "Adadelta",
                                      "RMSprop", "SGD", "ASGD", "Rprop") if hasattr(torch.optim, name))
+_KEPT = {"Adafactor": 0, "SGD": 0, "Adagrad": 1, "RMSprop": 1, "ASGD": 1}  # tensors a parameter, of the others 2
 SCHEDULES = ("constant", "linear", "cosine")
 
 
@@ -38,6 +39,12 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{i}.{name}": value.detach() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
             for i, p in enumerate(_parameters(optimizer)) for name, value in optimizer.state.get(p, {}).items()
             if value is not None}
+
+
+def state_size(name: str, groups: Sequence[ParamGroup]) -> tuple[int, int]:
+    """Bytes and number of the tensors that `optimizer_tensors` will return after the first step."""
+    kept, parameters = _KEPT.get(name, 2), [p for group in groups for p in group.params]
+    return kept * sum(p.nbytes for p in parameters), (kept + 1) * len(parameters)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:

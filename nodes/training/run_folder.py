@@ -5,20 +5,21 @@ import csv
 import io
 import json
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
-import folder_paths
 import numpy as np
 import safetensors
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..files import ROOM_FOR_STEP, atomic, holds, safe_name, write_safetensors, write_text
+from ..files import MARK, ROOM_FOR_STEP, NotWritten, holds, safe_name, write_file, write_safetensors, write_text
+from ..locations import first_folder, location_of, path_at
+from ..run_files import RUNS, output_folder
 from ..text.concept import Concept
 from ..text.concept_files import concept_metadata
-from ..text.embedding_files import MARK, file_stems, prompt_text, save_embedding
-from .interfaces import Artifact
+from ..text.embedding_files import embeddings_folder, file_stems, prompt_text, save_embedding
+from .interfaces import WEIGHTS, Artifact
 from .progress import jsonable
 
 STATES = "state-*.safetensors"
@@ -26,6 +27,21 @@ LARGEST_STATE_KEPT_PER_STEP = 2**20
 REPORT = "report.json"
 LARGEST_WEIGHTS_PER_STEP = 300 * 2**20
 LARGEST_STATE_PER_SAVE = 2**30
+
+
+class Attempts:
+    """Writes that do not stop each other. failed: those that could not be done, in order."""
+
+    def __init__(self):
+        self.failed: list[NotWritten] = []
+
+    def __call__(self, write: Callable[..., Any], *args: Any) -> Any:
+        """What `write(*args)` returns, or None where that could not be written."""
+        try:
+            return write(*args)
+        except NotWritten as error:
+            self.failed.append(error)
+            return None
 
 
 class RunFolder:
@@ -37,7 +53,7 @@ class RunFolder:
 
     def __init__(self, name: str, key: str):
         self.run = f"{safe_name(name, 'The name', ROOM_FOR_STEP)}-{key[:8]}"
-        self.path = _folder(self.run)
+        self.path = output_folder(self.run)
         self.key = key
 
     def state(self, most: int) -> tuple[dict[str, Tensor], int, list[dict]] | None:
@@ -49,20 +65,24 @@ class RunFolder:
                     if about.get("fingerprint") != self.key or int(about["step"]) > most:
                         continue
                     tensors = {name: file.get_tensor(name) for name in file.keys()}
-            except (OSError, safetensors.SafetensorError):
+                return tensors, int(about["step"]), json.loads(about["history"])
+            except (OSError, safetensors.SafetensorError, KeyError, ValueError):
                 continue
-            return tensors, int(about["step"]), json.loads(about["history"])
         return None
+
+    def state_path(self, step: int) -> Path:
+        """Where the state after `step` goes."""
+        return self.path / STATES.replace("*", f"{step:06d}")
 
     def save_state(self, tensors: Mapping[str, Tensor], step: int, history: Sequence[dict]) -> None:
         """Everything needed to resume after `step`, in a file of its own; large states replace the earlier ones."""
-        path = self.path / STATES.replace("*", f"{step:06d}")
+        path = self.state_path(step)
         about = {"fingerprint": self.key, "step": str(step), "history": json.dumps(jsonable(list(history)))}
         write_safetensors(path, tensors, about)
         if sum(t.nbytes for t in tensors.values()) > LARGEST_STATE_KEPT_PER_STEP:
             for earlier in self.path.glob(STATES):
                 if earlier.name < path.name:
-                    earlier.unlink()
+                    _remove(earlier)
 
     def report(self) -> dict[str, Any]:
         """What was last written by `save_report`; empty lists before that."""
@@ -76,48 +96,67 @@ class RunFolder:
         rows = csv.writer(table)
         rows.writerow(["step", "loss", *terms])
         rows.writerows([r["step"], r["loss"], *(r["parts"].get(name, "") for name in terms)] for r in history)
-        json_path = write_text(self.path / REPORT, json.dumps(jsonable(report)))
-        csv_path = write_text(self.path / "losses.csv", table.getvalue())
+        stored = {**report, "saved": [_with_paths(saved, _stored_path) for saved in report["saved"]]}
+        csv_path = self.path / "losses.csv"
+        attempts = Attempts()
+        attempts(write_text, csv_path, table.getvalue())
+        json_path = write_text(self.path / REPORT, json.dumps(jsonable(stored)))
+        for error in attempts.failed:
+            raise error
         return {"json": str(json_path), "csv": str(csv_path)}
+
+    def preview_path(self, step: int) -> Path:
+        """Where the preview after `step` goes."""
+        return self.path / f"preview-{step:06d}.png"
 
     def save_preview(self, image: Tensor, step: int) -> dict[str, str]:
         """Writes a picture (H, W, 3) in 0…1; returns how the page asks the server for it."""
-        name = f"preview-{step:06d}.png"
         pixels = (image.clamp(0, 1).cpu().numpy() * 255).round().astype(np.uint8)
-        with atomic(self.path / name) as unfinished:
-            Image.fromarray(pixels).save(unfinished, format="PNG")
-        return {"filename": name, "subfolder": f"personalize/{self.run}", "type": "output"}
+        path = write_file(self.preview_path(step), lambda unfinished: Image.fromarray(pixels).save(unfinished, format="PNG"))
+        return preview_image(self.run, path.name)
 
     def save_step(self, step: int, concepts: Sequence[Concept], weights: Mapping[str, Tensor], last: bool,
-                  artifacts: Sequence[Artifact] = ()) -> dict[str, Any]:
+                  artifacts: Sequence[Artifact] = (), attempts: Attempts | None = None) -> dict[str, Any]:
         """Writes the concepts' embeddings and the weights of a step as files that stock nodes load, and what else the
-        parts keep.
+        parts keep: the smallest first, and each although another could not be written.
 
         Files of more than 300 MB are only written for the last step.
         Returns {step, embeddings: what to write in a prompt, files: paths, part_files: paths of the artifacts,
-        left_out: whether a file was too large to be written}.
+        left_out: whether a file was too large to be written} of what is written; what could not be is in `attempts`.
         """
+        attempts = attempts or Attempts()
         about = {"run": self.run, "step": str(step)}
         stems = file_stems([concept.placeholder for concept in concepts])
-        paths = [save_embedding(f"{stems[concept.placeholder]}-{step:06d}", concept.vectors,
-                                {**concept_metadata(concept), **about}, subfolder=self.run) for concept in concepts]
-        embeddings = [prompt_text(path) for path in paths]
-        trained = Artifact("loras", "weights", weights)
-        paths += self._save_tensors(trained, step, last)
-        more = [path for artifact in artifacts for path in self._save_tensors(artifact, step, last)]
-        return {"step": step, "embeddings": embeddings, "files": list(map(str, paths)),
-                "part_files": list(map(str, more)),
-                "left_out": not last and any(map(_is_large, (trained, *artifacts)))}
+        embeddings = [attempts(self._save_embedding, concept, f"{stems[concept.placeholder]}-{step:06d}", about)
+                      for concept in concepts]
+        trained = Artifact(*WEIGHTS, weights)
+        wanted = [artifact for artifact in (trained, *artifacts) if artifact.tensors]
+        kept = sorted((artifact for artifact in wanted if last or not is_large(artifact)), key=size_of)
+        written = {id(artifact): attempts(self._save_tensors, artifact, step) for artifact in kept}
+        embeddings = [path for path in embeddings if path]
+        files = [*embeddings, written.get(id(trained))]
+        more = [written.get(id(artifact)) for artifact in artifacts]
+        return {"step": step, "embeddings": list(map(prompt_text, embeddings)), "files": [str(f) for f in files if f],
+                "part_files": [str(f) for f in more if f], "left_out": len(kept) < len(wanted)}
 
-    def _save_tensors(self, artifact: Artifact, step: int, last: bool) -> list[Path]:
-        """The path of the file in half precision; none if there is nothing to save or it is too large."""
-        tensors = artifact.tensors
-        if not tensors or not last and _is_large(artifact):
-            return []
-        folder = Path(folder_paths.get_folder_paths(artifact.kind)[0]) / self.run
-        path = folder / f"{artifact.name}-{step:06d}.safetensors"
-        halves, about = _half(tensors), {**artifact.metadata, "run": self.run, "step": str(step), MARK: "1"}
-        return [path if holds(path, halves) else write_safetensors(path, halves, about)]
+    def tensors_path(self, artifact: Artifact, step: int) -> Path:
+        """Where what an artifact holds after `step` goes."""
+        return first_folder(artifact.kind) / self.run / f"{artifact.name}-{step:06d}.safetensors"
+
+    def embedding_paths(self, concepts: Sequence[Concept], step: int) -> list[Path]:
+        """Where the embeddings of the concepts after `step` go, if there are no others of these names."""
+        stems = file_stems([concept.placeholder for concept in concepts])
+        return [embeddings_folder() / self.run / f"{stems[concept.placeholder]}-{step:06d}.safetensors"
+                for concept in concepts]
+
+    def _save_tensors(self, artifact: Artifact, step: int) -> Path:
+        """The path of the file in half precision."""
+        path, halves = self.tensors_path(artifact, step), _half(artifact.tensors)
+        about = {**artifact.metadata, "run": self.run, "step": str(step), MARK: "1"}
+        return path if holds(path, halves) else write_safetensors(path, halves, about)
+
+    def _save_embedding(self, concept: Concept, name: str, about: Mapping[str, str]) -> Path:
+        return save_embedding(name, concept.vectors, {**concept_metadata(concept), **about}, subfolder=self.run)
 
 
 def saved_report(run: str) -> dict[str, Any]:
@@ -126,12 +165,13 @@ def saved_report(run: str) -> dict[str, Any]:
     Raises ValueError for a name that leads out of ComfyUI's output folder.
     """
     empty = {"run": run, "history": [], "previews": [], "saved": [], "message": ""}
-    path = _folder(run) / REPORT
+    path = output_folder(safe_name(run, "The run's name")) / REPORT
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        report = {**empty, **stored} if _is_report(stored, empty) else empty
+        return {**report, "saved": [_with_paths(saved, _present_path) for saved in report["saved"]]}
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
         return empty
-    return {**empty, **stored} if _is_report(stored, empty) else empty
 
 
 def _is_report(stored: Any, empty: Mapping[str, Any]) -> bool:
@@ -142,12 +182,40 @@ def _is_report(stored: Any, empty: Mapping[str, Any]) -> bool:
             and all(isinstance(entry, dict) for name in ("history", "previews", "saved") for entry in whole[name]))
 
 
-def _folder(run: str) -> Path:
-    return Path(folder_paths.get_output_directory()) / "personalize" / safe_name(run, "The run's name")
+def preview_image(run: str, name: str) -> dict[str, str]:
+    """How the page asks the server for a preview of a run."""
+    return {"filename": name, "subfolder": f"{RUNS}/{run}", "type": "output"}
 
 
-def _is_large(artifact: Artifact) -> bool:
-    return sum(t.nbytes for t in artifact.tensors.values()) > LARGEST_WEIGHTS_PER_STEP
+def size_of(artifact: Artifact) -> int:
+    """Bytes of an artifact's tensors."""
+    return sum(t.nbytes for t in artifact.tensors.values())
+
+
+def is_large(artifact: Artifact) -> bool:
+    """Whether it is saved at the last step only."""
+    return size_of(artifact) > LARGEST_WEIGHTS_PER_STEP
+
+
+def _with_paths(saved: Mapping[str, Any], changed: Callable[[Any], Any]) -> dict[str, Any]:
+    return {**saved, **{field: [changed(path) for path in saved.get(field, ())] for field in ("files", "part_files")}}
+
+
+def _stored_path(path: str) -> dict[str, str]:
+    return location_of(Path(path))
+
+
+def _present_path(stored: dict[str, str] | str) -> str:
+    """Reports of earlier versions hold whole paths."""
+    return stored if isinstance(stored, str) else str(path_at(stored))
+
+
+def _remove(path: Path) -> None:
+    """A file that someone holds open is removed with the next ones."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        pass
 
 
 def _half(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -72,6 +72,7 @@ class ImageAttentionPart:
     variant: Variant = "paper"
     given_masks: bool = False
     weight_decay: float | None = None
+    keeps = ((FOLDER, FILE),)
 
     def attach(self, run: TrainingRun) -> AttachedImageAttention:
         """Float32 blocks with random weights, as the authors start. Raises ValueError if the model has some already."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from comfy.weight_adapter import adapter_maps
 
-from ..interfaces import Batch, ParamGroup, TrainingRun, Vectors
+from ..interfaces import WEIGHTS, Batch, ParamGroup, TrainingRun, Vectors
 from ..seeds import generator
 
 Side = Literal["text", "unet"]
@@ -52,6 +52,7 @@ class UNetPart:
 
     lr: float = 2e-6
     weight_decay: float | None = None
+    keeps = (WEIGHTS,)
 
     def attach(self, run: TrainingRun) -> AttachedWeights:
         """Differences of zero for every weight and bias."""
@@ -79,6 +80,7 @@ class AdapterPart:
     attention_only: bool = True
     lr: float = 1e-4
     weight_decay: float | None = None
+    keeps = (WEIGHTS,)
 
     def attach(self, run: TrainingRun) -> AttachedWeights:
         """Adapters that start as the identity. Raises ValueError if this ComfyUI has no such algorithm."""
