@@ -5,11 +5,12 @@ Their tensors go by the names of the authors' files: `diffusion_model.output_blo
 from __future__ import annotations
 
 import math
-from typing import Iterator, Literal, Mapping, Sequence
+from functools import partial
+from typing import Any, Iterator, Literal, Mapping, Sequence
 
 import comfy.ops
 import torch
-from comfy.ldm.modules.attention import BasicTransformerBlock, CrossAttention
+from comfy.ldm.modules.attention import BasicTransformerBlock, CrossAttention, optimized_attention
 from torch import Tensor, nn
 
 from ..attention.layers import AttentionLayer, spatial_transformer, unet_of
@@ -53,22 +54,25 @@ class ImageBlock(BasicTransformerBlock):
                          operations=_Operations)
 
     def forward(self, x: Tensor, reference: Tensor, mask: Tensor | None, variant: Variant,
-                rows: Tensor | None = None) -> Tensor:
+                rows: Tensor | None = None, options: Mapping[str, Any] | None = None) -> Tensor:
         """(R, Q, width) from x (R, Q, width) and the reference's tokens (m, K, width) with mask (m, K) or None.
 
         rows: (R,) int64, on the CPU or with x, which of the m each row of x looks at; None if m is R or 1.
+        options: transformer_options, which may choose another computation of attention.
         """
         normed = self.norm1(x)
-        x = x + _attended(self.attn1, normed, self.attn1.to_k(normed), self.attn1.to_v(normed))
+        x = x + _attended(self.attn1, normed, self.attn1.to_k(normed), self.attn1.to_v(normed), options)
         key, value = self.attn2.to_k(reference), self.attn2.to_v(reference)
         if rows is not None:
             key, value, mask = key[rows], value[rows], None if mask is None else mask[rows]
-        x = x + _attended(self.attn2, self.norm2(x), key, value, mask, variant)
+        x = x + _attended(self.attn2, self.norm2(x), key, value, options, mask, variant)
         return x + self.ff(self.norm3(x))
 
 
-def _attended(module: CrossAttention, normed: Tensor, key: Tensor, value: Tensor, *masking) -> Tensor:
-    return module.to_out(attention(module.to_q(normed), key, value, module.heads, *masking))
+def _attended(module: CrossAttention, normed: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any] | None,
+              mask: Tensor | None = None, variant: Variant = "paper") -> Tensor:
+    attend = partial(optimized_attention, attn_precision=module.attn_precision, transformer_options=options)
+    return module.to_out(attention(module.to_q(normed), key, value, module.heads, mask, variant, attend))
 
 
 class ImageBlocks(nn.Module):

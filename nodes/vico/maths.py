@@ -5,7 +5,8 @@ softmax(QKᵀ/√d), the column of S*.
 """
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Callable, Literal
 
 import torch
 from torch import Tensor
@@ -55,22 +56,29 @@ def given_mask(covered: Tensor, variant: Variant) -> Tensor:
     return covered >= covered.amax(-1, keepdim=True) / 2 if variant == "released" else covered
 
 
+def scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
+    """softmax(QKᵀ/√d + mask) V, each (R, …, heads · d); mask (R or 1, 1, K) or None."""
+    by_head = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
+    found = F.scaled_dot_product_attention(*by_head, attn_mask=None if mask is None else mask[:, None])
+    return found.transpose(1, 2).flatten(2)
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None,
-              variant: Variant = "paper") -> Tensor:
+              variant: Variant = "paper", attend: Callable[..., Tensor] = scaled_dot_product) -> Tensor:
     """Attention of the picture to the reference, (R, Q, heads · d).
 
     query: (R, Q, heads · d); key, value: (R or 1, K, heads · d); mask: (R or 1, K) in 0…1 or bool, 1 on the subject.
+    attend: computes as `scaled_dot_product` does.
     Eq. 5: (M̂ ⊙ softmax(QKᵀ/√d)) V, so that what lies outside adds nothing. "released": patches outside are left out
     of the softmax, so that the others share all of the attention.
     """
     before_softmax = None
     if mask is not None and variant == "released":
-        before_softmax = mask.bool()[:, None, None, :]
+        before_softmax = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask.bool(), -math.inf)[:, None]
     elif mask is not None:
         value = value * mask.to(value.dtype)[..., None]
-    by_head = (t.expand(len(query), -1, -1).unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
-    found = F.scaled_dot_product_attention(*by_head, attn_mask=before_softmax)
-    return found.transpose(1, 2).flatten(2)
+    key, value = (t.expand(len(query), -1, -1) for t in (key, value))
+    return attend(query, key, value, heads, mask=before_softmax)
 
 
 def end_of_text_regularisation(subject: Tensor, end: Tensor) -> Tensor:

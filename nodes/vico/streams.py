@@ -60,20 +60,21 @@ class Reading:
     rows: Tensor | None = None
     strength: float = 1.0
 
-    def __call__(self, layer: AttentionLayer, x: Tensor) -> Tensor:
-        """(R, P, width) in place of a layer's output of this shape."""
+    def __call__(self, layer: AttentionLayer, x: Tensor, options: Mapping[str, Any]) -> Tensor:
+        """(R, P, width) in place of a layer's output of this shape. options: transformer_options of the run."""
         if self.rows is None:
-            return self._read(layer, x, None)
+            return self._read(layer, x, None, options)
         reading = self.rows >= 0
         if reading.all():
-            return self._read(layer, x, self.rows)
+            return self._read(layer, x, self.rows, options)
         result = x.clone()
-        result[reading] = self._read(layer, x[reading], self.rows[reading])
+        result[reading] = self._read(layer, x[reading], self.rows[reading], options)
         return result
 
-    def _read(self, layer: AttentionLayer, x: Tensor, rows: Tensor | None) -> Tensor:
+    def _read(self, layer: AttentionLayer, x: Tensor, rows: Tensor | None, options: Mapping[str, Any]) -> Tensor:
         found = self.features[layer]
-        output = self.blocks[layer](x, found.tokens, found.mask, self.variant, rows if len(found.tokens) > 1 else None)
+        rows = rows if len(found.tokens) > 1 else None
+        output = self.blocks[layer](x, found.tokens, found.mask, self.variant, rows, options)
         return output if self.strength == 1 else torch.lerp(x, output, self.strength)
 
 
@@ -89,8 +90,9 @@ def image_attention(unet: nn.Module, layers: Sequence[AttentionLayer]) -> Iterat
 
 
 def _through_call(layer: AttentionLayer, module, args, kwargs: Mapping[str, Any], output: Tensor) -> Tensor | None:
-    call = kwargs.get("transformer_options", {}).get(CALL)
-    return None if call is None else call(layer, output)
+    options = kwargs.get("transformer_options", {})
+    call = options.get(CALL)
+    return None if call is None else call(layer, output, options)
 
 
 def look_at_references(run: Callable, unet: nn.Module, layers: Sequence[AttentionLayer], latents: Tensor,
@@ -118,7 +120,7 @@ class _Taking:
 
     tokens: dict[AttentionLayer, Tensor] = field(default_factory=dict)
 
-    def __call__(self, layer: AttentionLayer, x: Tensor) -> Tensor:
+    def __call__(self, layer: AttentionLayer, x: Tensor, options: Mapping[str, Any]) -> Tensor:
         self.tokens.setdefault(layer, x)
         return x
 

@@ -101,7 +101,7 @@ class LocalAttention:
             positions = _in_copies(*places[index], text.shape[1])
             column = word_attention(rows, attention.to_k(text), layer.heads, positions)
             seen = optimized_attention(rows, *self.patches.rows(layer, rows), layer.heads,
-                                       attn_precision=options.get("attn_precision"))
+                                       attn_precision=options.get("attn_precision"), transformer_options=options)
             parts.append((seen.unflatten(-1, (layer.heads, -1)) * column).flatten(2))
         return torch.cat(parts) * self.weight
 

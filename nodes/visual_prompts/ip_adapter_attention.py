@@ -47,7 +47,7 @@ class TokenAttention:
         if tokens is None:
             return torch.zeros_like(query)
         return optimized_attention(query, *tokens.rows(layer, query), layer.heads,
-                                   attn_precision=options.get("attn_precision"))
+                                   attn_precision=options.get("attn_precision"), transformer_options=options)
 
 
 def token_attention(model, adapter: IPAdapter, tokens: VisualTokens, weight: float,
