@@ -8,7 +8,9 @@ import { PictureTray } from "./subject/tray.js";
 const NODE_TYPE = "PersonalizeSubject";
 const MIN_HEIGHT = 190;
 const MIN_WIDTH = 400;
-const EMPTY = { pictures: [], count: 0, place: "nowhere", message: "" };
+const ADVICE = "drop PNG, JPEG or WebP files, and .txt or .caption files";
+const SHOWN_NAMES = 5;
+const EMPTY = { pictures: [], count: 0, place: "nowhere", message: "", left_out: "" };
 
 /** node → its subject */
 const subjects = new Map();
@@ -35,25 +37,28 @@ class NodePictures {
     if (turn !== this.#refreshes) return; // a later question has been asked since
     this.#listing = listing;
     this.tray.showError(listing.message);
+    this.tray.showNote(this.#chosen().length ? "" : listing.left_out);
     this.#show();
   }
 
   /** Uploads pictures and captions, into a new folder if none is chosen. */
   async add(files) {
-    const strange = files.find((file) => !isPicture(file) && !isCaption(file));
-    const advice = "drop PNG, JPEG or WebP files, and .txt captions";
-    if (strange) return this.tray.showError(`${strange.name} is not a picture; ${advice}.`);
+    const usable = files.filter((file) => isPicture(file) || isCaption(file));
+    const strange = files.filter((file) => !usable.includes(file)).map((file) => file.name);
+    const problem = strange.length ? `${someOf(strange)} ${strange.length > 1 ? "are" : "is"} not a picture; ${ADVICE}.` : "";
+    if (!usable.length) return this.tray.showError(problem);
     this.tray.showBusy(true);
     try {
       const folder = await this.#folderForUploads();
-      const names = await uploadPictures(files, folder);
+      const names = await uploadPictures(usable, folder);
       const chosen = folder === this.#value("folder") ? this.#chosen() : [];
       this.#setFolder(folder);
-      this.#set("pictures", chosen.length ? [...new Set([...chosen, ...names])].join("\n") : "");
+      this.#set("pictures", chosen.length ? asLines([...new Set([...chosen, ...names])]) : "");
       await this.refresh();
-    } catch (problem) {
+      if (problem) this.tray.showError(problem);
+    } catch (failure) {
       await this.refresh();
-      this.tray.showError(`${problem.message}.`);
+      this.tray.showError(`${failure.message}.`);
     } finally {
       this.tray.showBusy(false);
     }
@@ -82,7 +87,7 @@ class NodePictures {
   #choose(names) {
     const { pictures, count } = this.#listing;
     const isAll = names.length === count && names.every((name) => pictures.includes(name));
-    this.#set("pictures", isAll ? "" : names.join("\n"));
+    this.#set("pictures", isAll ? "" : asLines(names));
     if (!names.length) this.#setFolder(""); // an empty choice would mean all of the folder
     this.refresh();
   }
@@ -110,11 +115,12 @@ class NodePictures {
   }
 
   #chosen() {
-    return this.#value("pictures").split("\n").map((name) => name.trim()).filter((name) => name);
+    const lines = this.#value("pictures").split("\n").filter((line) => line.trim());
+    return lines.map((line) => line.replaceAll("\\n", "\n").replaceAll("\\r", "\r"));
   }
 
   #value(name) {
-    return String(widgetOf(this.#node, name)?.value ?? "").trim();
+    return String(widgetOf(this.#node, name)?.value ?? "");
   }
 
   #set(name, value) {
@@ -182,6 +188,14 @@ function onExecutionError({ node_id, node_type, exception_message }) {
   for (const [node, subject] of subjects) {
     if (String(node_id).split(":").at(-1) === String(node.id)) subject.tray.showError(exception_message?.trim() ?? "");
   }
+}
+
+/** File names as the widget holds them: one a line, line breaks in them written out. */
+const asLines = (names) => names.map((name) => name.replaceAll("\n", "\\n").replaceAll("\r", "\\r")).join("\n");
+
+function someOf(names) {
+  const more = names.length - SHOWN_NAMES;
+  return names.slice(0, SHOWN_NAMES).join(", ") + (more > 0 ? ` and ${more} more` : "");
 }
 
 function refreshAll() {

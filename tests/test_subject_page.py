@@ -248,8 +248,13 @@ def test_own_pictures_take_the_place_of_some_chosen_of_the_example(ui):
 def test_wrong_files_and_failed_uploads_are_told(ui, server):
     tray = opened(ui)
     tray.drop({"red.png": DOGS["red.png"], "clip.mp4": b"film"})
-    tray.wait_for_error("clip.mp4 is not a picture; drop PNG, JPEG or WebP files, and .txt captions.")
-    assert tray.names() == [] and list((server.base / "input").iterdir()) == []
+    tray.wait_for_error("clip.mp4 is not a picture; drop PNG, JPEG or WebP files, and .txt or .caption files.")
+    assert tray.names() == ["red.png"]
+    tray = opened(ui)
+    tray.drop({"clip.mp4": b"film"})
+    tray.wait_for_error("clip.mp4 is not a picture")
+    assert tray.names() == [] and not (server.base / "input/my-dog-2").exists()
+    shutil.rmtree(server.base / "input/my-dog")
     ui.js(REFUSE_UPLOADS, True)
     tray.drop({"red.png": DOGS["red.png"]})
     assert tray.wait_for_error("red.png could not be uploaded: the server answered 413").endswith(".")
@@ -258,6 +263,23 @@ def test_wrong_files_and_failed_uploads_are_told(ui, server):
     tray.drop({"red.png": DOGS["red.png"]})
     tray.wait_for(["red.png"])
     assert tray.error() == ""
+
+
+def test_what_a_folder_holds_besides_pictures_is_named(ui, server):
+    (server.base / "input/mixed").mkdir()
+    for name in ("red.jpe", "clip.mp4"):
+        (server.base / "input/mixed" / name).write_bytes(DOGS["red.png"])
+    tray = opened(ui, folder="mixed")
+    tray.wait_for(["red.jpe"])
+    tray.root.get_by_text("Not used from the folder: clip.mp4 (no picture).").wait_for(timeout=10_000)
+
+
+def test_captions_are_uploaded_beside_their_pictures_under_their_own_suffix(ui, server):
+    tray, folder = opened(ui), server.base / "input/my-dog"
+    tray.drop({"red.png": DOGS["red.png"], "green.png": DOGS["green.png"], "RED.caption": b"{} is red",
+               "green.png.txt": b"{} is green"})
+    tray.wait_for(["green.png", "red.png"])
+    assert (folder / "red.caption").read_bytes() == b"{} is red" and (folder / "green.txt").read_bytes() == b"{} is green"
 
 
 def test_the_sentence_of_a_failed_run_is_on_the_node(ui, server):

@@ -3,6 +3,7 @@ import { api } from "../../../scripts/api.js";
 
 const PACK = new URL(import.meta.url).pathname.split("/extensions/")[1].split("/")[0];
 const PICTURES = /\.(a?png|jpe?g|jpe|jfif|webp|bmp|dib|gif|tiff?|avif|hei[cf]|tga|p[pgbn]m|pfm|ico|jp2|mpo|pcx|qoi|psd|sgi|dds)$/i;
+const SHOWN_BY_BROWSERS = /\.(a?png|jpe?g|jpe|jfif|webp|bmp|gif|avif|ico|mpo)$/i;
 const CAPTIONS = /\.(txt|caption)$/i;
 
 export const isPicture = (file) => PICTURES.test(file.name);
@@ -21,7 +22,8 @@ export function pictureUrl(folder, name, place) {
   const parts = [...folder.split("/"), ...name.split("/")].filter((part) => part);
   const ofPack = [PACK, "assets", ...parts].map(encodeURIComponent).join("/");
   if (place === "example") return api.apiURL(`/workflow_templates/${ofPack}`);
-  const query = new URLSearchParams({ filename: parts.pop(), subfolder: parts.join("/"), type: "input" });
+  const shown = SHOWN_BY_BROWSERS.test(name) ? {} : { preview: "webp;80" };
+  const query = new URLSearchParams({ filename: parts.pop(), subfolder: parts.join("/"), type: "input", ...shown });
   return api.apiURL(`/view?${query}`);
 }
 
@@ -39,10 +41,13 @@ export async function unusedFolder(wanted) {
  */
 export async function uploadPictures(files, folder) {
   const kept = new Map();
-  for (const file of files.filter(isPicture)) kept.set(stem(file.name), await upload(file, file.name, folder, false));
+  for (const file of files.filter(isPicture)) {
+    kept.set(stem(file.name).toLowerCase(), await upload(file, file.name, folder, false));
+  }
   for (const file of files.filter(isCaption)) {
-    const picture = kept.get(stem(file.name)) ?? file.name;
-    await upload(file, `${stem(picture)}.txt`, folder, true);
+    const named = stem(file.name); // of dog.txt or dog.jpg.txt
+    const picture = kept.get(named.toLowerCase()) ?? kept.get(stem(named).toLowerCase()) ?? file.name;
+    await upload(file, `${stem(picture)}.${suffix(file.name)}`, folder, true);
   }
   return [...kept.values()];
 }
@@ -59,3 +64,4 @@ async function upload(file, name, folder, overwrite) {
 }
 
 const stem = (name) => name.replace(/\.[^.]*$/, "");
+const suffix = (name) => name.slice(name.lastIndexOf(".") + 1).toLowerCase();

@@ -1,7 +1,7 @@
 /** What is drawn on a Subject node: thumbnails of its pictures, and a place to drop more. */
 import { element, icon, setText } from "../shared/dom.js";
 
-const ACCEPTED = "image/*,.heic,.heif,.tif,.tiff,.txt";
+const ACCEPTED = "image/*,.heic,.heif,.tif,.tiff,.tga,.ppm,.pgm,.pbm,.pnm,.pfm,.jp2,.mpo,.pcx,.qoi,.psd,.sgi,.dds,.txt,.caption";
 
 export class PictureTray {
   root = element("div", { class: "pz-theme pz-tray", role: "region", "aria-label": "Pictures" });
@@ -12,6 +12,7 @@ export class PictureTray {
     onclick: () => this.#actions.useAll() });
   #error = element("div", { class: "pz-error", role: "alert", hidden: true });
   #grid = element("div", { class: "pz-tray-grid", role: "list" });
+  #note = element("div", { class: "pz-message", role: "status", hidden: true });
   #hint = element("div", { class: "pz-tray-hint" }, "Drop 4 or 5 pictures of your subject here");
   #chooser = element("input", {
     type: "file", multiple: "", accept: ACCEPTED, hidden: true, onchange: () => this.#onChosen() });
@@ -20,11 +21,11 @@ export class PictureTray {
   constructor(actions) {
     this.#actions = actions;
     const choose = element("button", {
-      type: "button", class: "pz-button", title: "Upload pictures, and .txt captions of the same name",
+      type: "button", class: "pz-button", title: "Upload pictures, and .txt or .caption files of the same name",
       onclick: () => this.#chooser.click() }, icon("upload"), " Choose pictures");
     this.root.append(
       element("div", { class: "pz-row" }, this.#count, element("div", { class: "pz-group" }, this.#all, choose)),
-      this.#error, this.#hint, this.#grid, this.#chooser);
+      this.#error, this.#note, this.#hint, this.#grid, this.#chooser);
     this.root.addEventListener("dragover", (event) => this.#onDrag(event));
     this.root.addEventListener("dragleave", () => this.root.classList.remove("pz-dropping"));
     this.root.addEventListener("drop", (event) => this.#onDrop(event));
@@ -43,6 +44,12 @@ export class PictureTray {
   showError(sentence) {
     setText(this.#error, sentence);
     this.#error.hidden = !sentence;
+  }
+
+  /** What of the folder is not used, as one sentence, or "" for nothing. */
+  showNote(sentence) {
+    setText(this.#note, sentence);
+    this.#note.hidden = !sentence;
   }
 
   showBusy(isBusy) {

@@ -1,0 +1,178 @@
+"""What pictures may take of memory: counted and refused in a sentence before anything is decoded or drawn."""
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+import sys
+import weakref
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from personalize.nodes.training import picture_bounds
+from personalize.nodes.training.augment import Preparation, prepared
+from personalize.nodes.training.images import Loaded, Source, prepare, sources_from_files, sources_from_tensors
+from support import picture_zoo as zoo
+from support.paths import TESTS
+
+MEGABYTE = 2**20
+
+
+@pytest.fixture
+def folder(base):
+    """A new folder `dogs` in ComfyUI's input folder."""
+    path = base / "input" / "dogs"
+    path.mkdir()
+    yield path
+    shutil.rmtree(path)
+
+
+def empty_png(width: int, height: int) -> bytes:
+    """A small file of that many grey pixels, all black."""
+    packed, row = zlib.compressobj(), bytes(width + 1)
+    rows = b"".join(packed.compress(row) for _ in range(height)) + packed.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (b"\x89PNG\r\n\x1a\n" + zoo.chunk(b"IHDR", header) + zoo.chunk(b"IDAT", rows) + zoo.chunk(b"IEND", b""))
+
+
+def declared_png(width: int, height: int) -> bytes:
+    """A PNG that declares a size and holds no pixels: only its header can be read."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + zoo.chunk(b"IHDR", header) + zoo.chunk(b"IDAT", b"") + zoo.chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("width, height, sentence", [
+    (30000, 10, "more than 8 times as long as wide; cut it around the subject"),
+    (10, 30000, "more than 8 times as long as wide"), (801, 100, "more than 8 times"), (7, 7, "at least 8 on each side"),
+    (20000, 5001, "more than the 100 million that are read; make it smaller"),
+    (20000, 10000, "million .*that are read; make it smaller"), (2**31 - 1, 2**31 - 1, "million .*that are read|cannot be read")])
+def test_a_size_that_is_refused_before_decoding(folder, width, height, sentence):
+    (folder / "a.png").write_bytes(declared_png(width, height))
+    with pytest.raises(ValueError, match=f"^a.png .*{sentence}") as refused:
+        sources_from_files("dogs", "a.png", 1024)[0].load()
+    assert "\n" not in str(refused.value)
+
+
+def test_the_bounds_themselves_are_allowed():
+    picture_bounds.check_shape("a", 800, 100)
+    picture_bounds.check_shape("a", 12500, 8000)
+    picture_bounds.check_shape("a", 8, 8)
+    for image in (torch.rand(1, 801, 100, 3), torch.rand(1, 100, 801, 3)):
+        with pytest.raises(ValueError, match="^picture 1 is .* more than 8 times as long as wide"):
+            sources_from_tensors([image], [])[0].load()
+
+
+def never_read() -> Loaded:
+    raise AssertionError("read before the memory was counted")
+
+
+@pytest.mark.parametrize("how, remedy", [
+    (Preparation(1024, "crop", "as released", 16, 0), "set variants to at most 10, or size lower, or use fewer pictures"),
+    (Preparation(2048, "crop", "flip", 16, 0), "set size lower, or use fewer pictures")])
+def test_a_hundred_large_pictures_are_counted_first(monkeypatch, how, remedy):
+    monkeypatch.setattr(picture_bounds.mm, "get_free_memory", lambda device: 2**40)
+    number = 100 if how.augmentation == "as released" else 300
+    with pytest.raises(ValueError, match=rf"^{number} pictures, .* of memory but only 16.0 GB a subject may take; {remedy}"):
+        prepare([Source("a", never_read)] * number, how)
+
+
+def test_the_remedy_is_enough(monkeypatch):
+    monkeypatch.setattr(picture_bounds.mm, "get_free_memory", lambda device: 2**40)
+    picture_bounds.check_memory(100, Preparation(1024, "crop", "as released", 10, 0))
+    with pytest.raises(ValueError, match="at most 10"):
+        picture_bounds.check_memory(100, Preparation(1024, "crop", "as released", 11, 0))
+
+
+def test_what_is_free_counts_too(monkeypatch):
+    monkeypatch.setattr(picture_bounds.mm, "get_free_memory", lambda device: 3 * MEGABYTE * 1024)
+    with pytest.raises(ValueError, match=r"take 4.2 GB of memory but only 3.0 GB are free; set variants to at most 11"):
+        prepare([Source("a", never_read)] * 16, Preparation(1024, "crop", "as released", 16, 0))
+
+
+def test_a_batch_of_thousands_of_images_is_counted_too(monkeypatch):
+    monkeypatch.setattr(picture_bounds, "LARGEST_SUBJECT", 100 * MEGABYTE)
+    batch = torch.zeros(1, 16, 16, 3).expand(5000, 16, 16, 3)
+    with pytest.raises(ValueError, match="^5000 pictures, 1 of each, at 512×512 take 19.5 GB"):
+        prepare(sources_from_tensors([batch], []), Preparation(512, "crop", "none", 1, 0))
+
+
+def test_one_picture_at_a_time_is_held_at_its_full_size():
+    read, held = [], []
+
+    def load() -> Loaded:
+        held.append(sum(pixels() is not None for pixels in read))
+        pixels = np.zeros((3, 100, 100), np.float32)
+        read.append(weakref.ref(pixels))
+        return Loaded(torch.from_numpy(pixels), None)
+
+    prepare([Source(f"{number}", load) for number in range(12)], Preparation(32, "crop", "none", 1, 0))
+    assert held == [0] + [1] * 11
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+def test_a_long_picture_is_turned_on_a_bounded_canvas(fit, monkeypatch):
+    """The canvas of a picture turned by 45° is as wide as both its sides together over √2."""
+    from personalize.nodes.training import augment
+
+    largest, rotated = [], augment.rotated
+
+    def watched(picture, degrees):
+        turned = rotated(picture, degrees)
+        largest.append(turned[0].numel())
+        return turned
+
+    monkeypatch.setattr(augment, "rotated", watched)
+    how = Preparation(16, fit, "as released", 20, 0)
+    prepared(torch.rand(3, 64, 512), how, 0)
+    assert len(largest) > 5 and max(largest) <= (how.enough * 5) ** 2 / 2 * 1.1
+
+
+def test_padding_a_long_picture_is_bounded(monkeypatch):
+    from personalize.nodes.training import augment
+
+    sides, padded = [], augment._padded
+
+    def watched(picture):
+        sides.append(max(picture.shape))
+        return padded(picture)
+
+    monkeypatch.setattr(augment, "_padded", watched)
+    assert prepared(torch.rand(3, 100, 800), Preparation(16, "pad", "none", 1, 0), 0).shape == (1, 3, 16, 16)
+    assert sides == [4 * 32]
+
+
+PEAKS = """
+import resource, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1]]
+from support import inprocess, pack
+inprocess.start(Path(sys.argv[2])); pack.make_importable()
+from personalize.nodes.training.augment import Preparation
+from personalize.nodes.training.images import prepare, sources_from_files
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for name in sys.argv[3:]:
+    try:
+        prepare(sources_from_files("", name, 1024), Preparation(512, "crop", "as released", 4, 0))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the peak in KB")
+def test_peaks_of_small_files_that_are_large_pictures(tmp_path):
+    """MB beyond what importing takes, in a process of its own; 30000 × 10 took 4900 before."""
+    (tmp_path / "input").mkdir()
+    most = {"long.png": (empty_png(30000, 10), 50), "huge.png": (empty_png(20000, 20000), 50),
+            "allowed.png": (empty_png(8000, 1000), 600)}
+    for name, (data, _) in most.items():
+        (tmp_path / "input" / name).write_bytes(data)
+    done = subprocess.run([sys.executable, "-c", PEAKS, str(TESTS), str(tmp_path), *most], capture_output=True, text=True,
+                          check=True, timeout=300)
+    assert done.stderr.count("cut it around the subject") == done.stderr.count("million pixels that are read") == 1
+    for peak, (_, allowed) in zip(map(int, done.stdout.split()), most.values(), strict=True):
+        assert peak < allowed, done.stdout
