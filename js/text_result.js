@@ -4,6 +4,7 @@ import { chain, loadStyle, takePlaceOfFormer } from "./shared/nodes.js";
 
 const NODE_TYPES = [
   "PersonalizeSaveConcept", "PersonalizePromptTokens", "PersonalizeManageSteps", "PersonalizeOrthogonalize",
+  "PersonalizeSaveViCo",
 ];
 const MIN_HEIGHT = 80;
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import secrets
@@ -10,7 +11,7 @@ import shutil
 import time
 import unicodedata
 from pathlib import Path, PureWindowsPath
-from typing import BinaryIO, Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO, Callable, Iterable, Iterator, Mapping
 
 import safetensors
 import safetensors.torch
@@ -31,6 +32,7 @@ _LOCK = "lock"
 _PASSING = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.EAGAIN, errno.ENOENT} | ({5, 32, 33} if os.name == "nt" else set())
 LONGEST_NAME = 200  # bytes in UTF-8: file systems take 255, and numbers, extensions and ".tmp" are added
 ROOM_FOR_STEP = 40  # bytes that a run adds to what a person typed: a digest of 8 letters, a step
+DIFFERS = "what was read back differs from what was written"
 _NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
 _RESERVED_BY_WINDOWS = re.compile(r"^(con|prn|aux|nul|(?:com|lpt)[\d¹²³])(?=\.|$)", re.IGNORECASE)
 _OS_ERROR = re.compile(r"os error (\d+)")
@@ -61,6 +63,28 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         _check_written(unfinished, stored)
 
     return write_file(path, write)
+
+
+def write_torch(path: Path, content: Mapping[str, Any]) -> Path:
+    """Writes dicts of tensors as `torch.save` does and returns `path`; the same content gives the same bytes.
+
+    Raises as `write_safetensors`.
+    """
+    data = torch_bytes(content)
+
+    def write(unfinished: Path) -> None:
+        unfinished.write_bytes(data)
+        if unfinished.read_bytes() != data:
+            raise OSError(DIFFERS)
+
+    return write_file(path, write)
+
+
+def torch_bytes(content: Mapping[str, Any]) -> bytes:
+    """What `write_torch` writes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -232,7 +256,7 @@ def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check_written(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if not holds(path, tensors):
-        raise OSError("what was read back differs from what was written")
+        raise OSError(DIFFERS)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

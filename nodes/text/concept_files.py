@@ -6,6 +6,7 @@ from typing import Mapping, Sequence
 
 from .concept import Concept, check_placeholder
 from .embedding_files import MARK, file_stem, load_embedding, save_embedding
+from .embedding_layouts import SAFETENSORS
 from .encoders import TextEncoder
 
 LONGEST_MADE_UP = 40  # letters of a file's name that become a word
@@ -13,15 +14,15 @@ _FIELDS = ("placeholder", "class_words", "init_words")
 _NOT_SETTINGS = {*_FIELDS, MARK, "token", "name", "format"}
 
 
-def save_concept(concept: Concept, name: str) -> Path:
-    """Writes the concept's vectors and settings as an embedding file of that name, see `save_embedding`.
+def save_concept(concept: Concept, name: str, layout: str = SAFETENSORS) -> Path:
+    """Writes the concept's vectors and settings as an embedding file of that name and layout, see `save_embedding`.
 
     Raises ValueError if it has no vectors, or one per layer; else as `save_embedding`.
     """
     if not concept.vectors:
         raise ValueError(f"Concept {concept.placeholder} has learned nothing yet; connect the concept that Train "
                          f"gives.")
-    return save_embedding(name, concept.vectors, concept_metadata(concept))
+    return save_embedding(name, concept.vectors, concept_metadata(concept), layout=layout)
 
 
 def concept_metadata(concept: Concept) -> dict[str, str]:

@@ -12,30 +12,33 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..files import MARK, ROOM_FOR_STEP, folded, holds, safe_name, write_safetensors
+from ..files import MARK, ROOM_FOR_STEP, folded, holds, safe_name, torch_bytes, write_safetensors, write_torch
 from .embedding_formats import STANDARD_WIDTHS, read_embedding
+from .embedding_layouts import LAYOUTS, SAFETENSORS, Layout
 from .encoders import TextEncoder
 
 KIND = "embeddings"
 _EXTENSIONS = (".safetensors", ".pt", ".bin")  # in the order in which ComfyUI tries them
 
 
-def save_embedding(name: str, vectors: Mapping[str, Tensor], metadata: Mapping[str, str], subfolder: str = "") -> Path:
+def save_embedding(name: str, vectors: Mapping[str, Tensor], metadata: Mapping[str, str], subfolder: str = "",
+                   layout: str = SAFETENSORS) -> Path:
     """Writes an embedding file and returns its path; nothing is written if that name's file has this content already.
 
     name: file name without extension, may hold subfolders; "-2", "-3", … is added while the name is taken in any
         embeddings folder, because `embedding:name` searches all of them and CLIP Text Encode caches by name.
     vectors: encoder key ("clip_l", "clip_g", "clip_h") → (n, d), stored as float32.
-    Raises ValueError if the name leaves the folder or a vector is not finite, OSError if the file cannot be written.
+    layout: SAFETENSORS or one of LAYOUTS, which keep of the metadata only the "placeholder".
+    Raises ValueError if the name leaves the folder, a vector is not finite or the layout cannot hold them all, OSError
+    if the file cannot be written.
     """
     stem = safe_name(f"{subfolder}/{name}" if subfolder else name, "The file name")
     _check_vectors(vectors, stem)
-    tensors = {key: value.detach().to("cpu", torch.float32) for key, value in vectors.items()}
-    about = {**{key: str(value) for key, value in metadata.items()}, MARK: "1"}
-    for path, taken_by in _candidates(stem, ".safetensors"):
+    file = _WholeFile(vectors, metadata) if layout == SAFETENSORS else _PickledFile(vectors, metadata, LAYOUTS[layout])
+    for path, taken_by in _candidates(stem, file.extension):
         if not taken_by:
-            return write_safetensors(path, tensors, about)
-        if taken_by == {os.path.realpath(path)} and holds(path, tensors, about):
+            return file.write(path)
+        if taken_by == {os.path.realpath(path)} and file.is_at(path):
             return path
 
 
@@ -113,6 +116,36 @@ def _check_vectors(vectors: Mapping[str, Tensor], stem: str) -> None:
                              "holds (number of vectors, width).")
         if not torch.isfinite(value).all():
             raise ValueError(f"The vectors of {stem} for {key} hold NaN or infinite values; save an earlier step.")
+
+
+class _WholeFile:
+    """ComfyUI's own layout: every encoder's vectors under its key, and all that is known of them."""
+
+    extension = ".safetensors"
+
+    def __init__(self, vectors: Mapping[str, Tensor], metadata: Mapping[str, str]):
+        self.tensors = {key: value.detach().to("cpu", torch.float32) for key, value in vectors.items()}
+        self.metadata = {**{key: str(value) for key, value in metadata.items()}, MARK: "1"}
+
+    def is_at(self, path: Path) -> bool:
+        return holds(path, self.tensors, self.metadata)
+
+    def write(self, path: Path) -> Path:
+        return write_safetensors(path, self.tensors, self.metadata)
+
+
+class _PickledFile:
+    """Another tool's layout."""
+
+    def __init__(self, vectors: Mapping[str, Tensor], metadata: Mapping[str, str], layout: Layout):
+        self.extension = layout.extension
+        self.content = layout.of(metadata["placeholder"], vectors)
+
+    def is_at(self, path: Path) -> bool:
+        return path.read_bytes() == torch_bytes(self.content)
+
+    def write(self, path: Path) -> Path:
+        return write_torch(path, self.content)
 
 
 def _digest(word: str) -> str:

@@ -9,6 +9,7 @@ from .apply import apply_concepts
 from .concept import Concept, check_placeholder
 from .concept_files import load_concept, save_concept
 from .embedding_files import embedding_names, file_stems, find_embedding, load_embedding, prompt_text
+from .embedding_layouts import LAYOUTS, SAFETENSORS
 from .encoders import text_encoders
 
 NONE = "none"
@@ -110,19 +111,24 @@ class PersonalizeSaveConcept(io.ComfyNode):
                 io.String.Input("name", default="", tooltip="File name without extension, also with a folder, as "
                                                             "dogs/rex. Empty: made of the placeholder. If another "
                                                             "file has the name, -2, -3 and so on is added; nothing is "
-                                                            "ever overwritten.")],
+                                                            "ever overwritten."),
+                io.Combo.Input("format", options=[SAFETENSORS, *LAYOUTS], default=SAFETENSORS, optional=True,
+                               tooltip="safetensors: ComfyUI's own, with all settings. The others are for other programs: "
+                                       "A1111 and diffusers (Textual Inversion), the scripts of Textual Inversion and "
+                                       "ViCo, diffusers, CoRe's scripts; they hold the vectors of one text encoder and "
+                                       "no settings.")],
             outputs=[io.String.Output(display_name="prompt_text", is_output_list=True,
                                       tooltip="What to write in a prompt, for example embedding:my-dog; one text for "
                                               "each concept.")])
 
     @classmethod
-    def execute(cls, concept, name) -> io.NodeOutput:
+    def execute(cls, concept, name, format=SAFETENSORS) -> io.NodeOutput:
         """One file per concept of the wire."""
         name = name.strip()
         stems = file_stems([each.placeholder for each in concept])
         if name:
             stems = {word: f"{name}-{stem}" if len(concept) > 1 else name for word, stem in stems.items()}
-        paths = [save_concept(each, stems[each.placeholder]) for each in concept]
+        paths = [save_concept(each, stems[each.placeholder], format) for each in concept]
         texts = [prompt_text(path) for path in paths]
         shown = "\n".join(f"{text}\n{path}" for text, path in zip(texts, paths))
         return io.NodeOutput(texts, ui=ui.PreviewText(shown))
