@@ -2,16 +2,18 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
 
 from personalize.nodes.text import prompts
 from personalize.nodes.text.prompts import BUNDLED, PromptSet, bundled, joined, parse, read_prompts
+from support.paths import PACK
 from support.prompts_by_hand import words_to_ids
 
 
-@pytest.mark.parametrize("subject, about", [("animate", 100), ("inanimate", 100), ("universal", 50)])
+@pytest.mark.parametrize("subject, about", [("animate", 100), ("inanimate", 100), ("universal", 50), ("pictures", 81)])
 def test_bundled_sets(subject, about):
     found = bundled(subject)
     assert found.kinds == BUNDLED[subject] and len(found.prompts) == about
@@ -24,6 +26,18 @@ def test_bundled_sets(subject, about):
         assert 1 <= len(words) <= 12 and len(words_to_ids(template.replace("{}", ""))) < 16
         assert all(word.strip(".,'-").replace("-", "").replace("'", "").isalnum() for word in words), template
     assert all(len(bundled(subject, [kind]).prompts) >= 10 for kind in BUNDLED[subject])
+
+
+def test_vico_is_trained_with_as_many_prompts_as_its_authors_have():
+    prompts = bundled("pictures")
+    assert [len(prompts.of([kind]).prompts) for kind in prompts.kinds] == [27] * 3
+    for kind in prompts.kinds:
+        assert [t.replace(kind, "photo") for t in prompts.of([kind]).templates] == list(prompts.of(["photo"]).templates)
+    for name in ("vico_train", "vico_two_objects"):
+        nodes = json.loads((PACK / "workflows" / f"{name}.json").read_text("utf-8"))["nodes"]
+        typed, = (node["widgets_values"] for node in nodes if node["type"] == "PersonalizeTrainingPrompts")
+        chosen, = (node["widgets_values"] for node in nodes if node["type"] == "PersonalizePromptSet")
+        assert (typed[0], chosen[0]) == ("", "pictures")
 
 
 def test_kinds_are_selectable():

@@ -93,6 +93,8 @@ def test_prompt_set(execute):
     assert prompts == bundled("inanimate", ["colour"])
     prompts, _ = run_set(execute, subject="universal", own_prompts="a {} of my own\nA red  {}")
     assert prompts.prompts == (*bundled("universal").prompts, ("own", "a {} of my own"))
+    prompts, _ = run_set(execute, subject="pictures", **{kind: False for kind in KINDS})
+    assert prompts == bundled("pictures") and len(prompts.prompts) == 81, "the switches are not about these"
 
 
 def test_prompt_set_from_a_file_that_changes(execute, base):

@@ -17,12 +17,12 @@ from .token_view import nearest_words, report, table, token_rows, token_texts, v
 from .tokens import PromptTokenizer
 
 NONE = "none"
-KINDS = tuple(dict.fromkeys(kind for kinds in BUNDLED.values() for kind in kinds))
 _KIND_TOOLTIPS = {"background": "Use the bundled prompts about places and surroundings.",
                   "action": "Use the bundled prompts about what it does; only animate has them.",
                   "outfit": "Use the bundled prompts about what it wears; only animate has them.",
                   "style": "Use the bundled prompts about paintings, sculptures and other media.",
                   "colour": "Use the bundled prompts about colours and light."}
+KINDS = tuple(_KIND_TOOLTIPS)  # those with a switch of their own
 
 
 class PersonalizePromptSet(io.ComfyNode):
@@ -38,8 +38,9 @@ class PersonalizePromptSet(io.ComfyNode):
             inputs=[
                 io.Combo.Input("subject", options=[*BUNDLED, NONE], default="animate",
                                tooltip="Bundled prompts for people and animals (animate, 100), for objects (inanimate, "
-                                       "100), or for any subject (universal, 50), as in CoRe's three lists. none: only "
-                                       "your own."),
+                                       "100), or for any subject (universal, 50), as in CoRe's three lists; pictures: "
+                                       "81 to train with, as many as Textual Inversion and ViCo have, for Training "
+                                       "Prompts. none: only your own."),
                 *(io.Boolean.Input(kind, default=True, tooltip=_KIND_TOOLTIPS[kind]) for kind in KINDS),
                 io.Combo.Input("file", options=[NONE, *_text_files()], default=NONE,
                                tooltip="Text file of ComfyUI's input folder with prompts of your own, one a line, each "
@@ -72,7 +73,7 @@ class PersonalizePromptSet(io.ComfyNode):
     @classmethod
     def execute(cls, subject, file, own_prompts, previous=None, **kinds) -> io.NodeOutput:
         """PROMPT_SET and its templates."""
-        chosen = [kind for kind in KINDS if kinds[kind]]
+        chosen = [kind for kind in BUNDLED.get(subject, ()) if kinds.get(kind, True)]
         path = _own_file(file)
         prompts = joined(previous or PromptSet(()), bundled(subject, chosen) if subject != NONE else PromptSet(()),
                          read_prompts(path) if path else PromptSet(()), parse(own_prompts, "own_prompts"))

@@ -13,7 +13,8 @@ SLOT = "{}"
 OWN = "own"
 BUNDLED = {"animate": ("background", "action", "outfit", "style", "colour"),
            "inanimate": ("background", "style", "colour"),
-           "universal": ("background", "style", "colour")}
+           "universal": ("background", "style", "colour"),
+           "pictures": ("photo", "drawing", "picture")}
 _FOLDER = Path(__file__).parent / "prompt_sets"
 MOST_BYTES, MOST_PROMPTS, MOST_LETTERS = 4 * 2**20, 10_000, 2_000  # a training draws a few thousand prompts
 _HEADING = re.compile(r"\[([\w -]+)\]")
@@ -58,7 +59,7 @@ def joined(*sets: PromptSet) -> PromptSet:
 
 
 def bundled(subject: str, kinds: Collection[str] | None = None) -> PromptSet:
-    """The pack's own set for a subject, "animate", "inanimate" or "universal"; all kinds, or only the given ones."""
+    """The pack's own set of this name in BUNDLED; all kinds, or only the given ones."""
     prompts = parse((_FOLDER / f"{subject}.txt").read_text("utf-8"), f"{subject}.txt")
     return prompts if kinds is None else prompts.of(kinds)
 

@@ -40,7 +40,8 @@ class TrainEmbedding(io.ComfyNode):
             node_id="PersonalizeTrainEmbedding", display_name="Train Embedding", category=CATEGORY,
             description="Trains the vectors that the subjects' placeholders stand for; no weight of the model changes.",
             inputs=[
-                _learning_rate(5e-3, "CoRe and Textual Inversion: 0.005."),
+                _learning_rate(5e-3, "CoRe: 0.005. Textual Inversion: 0.005 times GPUs times batch size, 0.04 in its "
+                                     "paper."),
                 io.Int.Input("rescale_from", default=120, min=0, max=100000,
                              tooltip="Step after which each vector's length is remembered. CoRe: 120 of 300 steps."),
                 io.Int.Input("rescale_to", default=180, min=0, max=100000,

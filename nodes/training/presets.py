@@ -5,8 +5,9 @@ from typing import Any
 
 CUSTOM = "custom"
 
-# CoRe: the authors' training scripts (github.com/pangy9/CoRe, train.sh); Textual Inversion: Gal et al. 2022, section 4;
-# ViCo: its section 3.4, with the weight decay that PyTorch's AdamW has where none is set, as in the authors' code.
+# CoRe: the authors' training scripts (github.com/pangy9/CoRe, train.sh), since the paper gives no numbers; Textual
+# Inversion: Gal et al. 2022, section 4; ViCo: its section 3.4. Both codes set no weight decay: AdamW's own is 0.01.
+# What the codes of the latter two do otherwise is told on the help page of Train.
 PRESETS: dict[str, dict[str, Any]] = {
     "CoRe stage 1: embedding": dict(steps=300, batch_size=6, optimizer="AdamW", weight_decay=0.01, schedule="constant",
                                     warmup_steps=0, clip_gradients=0.0),

@@ -32,7 +32,8 @@ class TrainViCo(io.ComfyNode):
             inputs=[
                 learning_rate_input("learning_rate", 1e-5, "Step size for the image blocks, 0 to 10. ViCo: 0.00001."),
                 learning_rate_input("embedding_learning_rate", 5e-3,
-                                    "Step size for the word's vectors, 0 to 10. ViCo: 0.005. 0: they stay as they are."),
+                                    "Step size for the word's vectors, 0 to 10. ViCo: 0.005; the authors' code "
+                                    "multiplies it by the number of GPUs, 0.02 with their 4. 0: they stay as they are."),
                 _placement("Where image blocks stand, one after every other block with text attention. decoder: the "
                            "paper's four of SD1.x. encoder, both: for comparison (Fig. 8)."),
                 io.Combo.Input("object_mask", options=[*MASKS, GIVEN],

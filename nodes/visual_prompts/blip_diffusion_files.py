@@ -15,7 +15,7 @@ from .blip_diffusion import picture_states, projected, query_states
 from .blip_diffusion_layout import check_weights, from_lavis
 from .blip_diffusion_settings import read_settings
 from .folders import BLIP_DIFFUSION_FOLDER, folder_of
-from .pictures import Fit, pixel_values
+from .pictures import Fit, pixel_values, rounded_to_even
 from .word_list import WordList, read_word_list
 
 KIND = "BLIP-Diffusion file"
@@ -54,7 +54,7 @@ class BlipDiffusion:
 
     def tokens(self, image: Tensor, subject: str, fit: Fit, device: torch.device) -> Tensor:
         """Visual tokens (B, M, h), float32 on the CPU, of pictures (B, H, W, 3) of a subject, picture by picture."""
-        pixels = pixel_values(image, self.side, self.mean, self.std, fit)
+        pixels = pixel_values(image, self.side, self.mean, self.std, fit, rounded_to_even)
         return torch.cat([self.see(picture[None].to(device), subject).cpu() for picture in pixels])
 
     def see(self, pixels: Tensor, subject: str) -> Tensor:

@@ -66,9 +66,9 @@ class EncodePictureBlipDiffusion(io.ComfyNode):
                                                 "Transparent parts are made grey."),
                 io.String.Input("subject", default="dog",
                                 tooltip="What in the picture is meant, in a word or two: dog, teddy bear."),
-                io.Combo.Input("fit", options=[SQUASH, CROP],
-                               tooltip="squash: the whole picture, its proportions changed, as in diffusers. crop: the "
-                                       "square in the middle, as in LAVIS."),
+                io.Combo.Input("fit", options=[CROP, SQUASH],
+                               tooltip="crop: the square in the middle, as in the authors' code (LAVIS). squash: the whole "
+                                       "picture, its proportions changed, as in diffusers."),
                 io.Combo.Input("pictures", options=list(SEVERAL),
                                tooltip="With several pictures: average of their tokens, as in LAVIS; all tokens of all "
                                        "pictures; or the first picture for the first image of the batch and so on.")],

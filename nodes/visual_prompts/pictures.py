@@ -2,17 +2,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Sequence
+from typing import Callable, Literal, Sequence
 
 import comfy.model_management
+import numpy as np
 import torch
-from comfy.clip_model import clip_preprocess
+from PIL import Image
 from torch import Tensor
 
 GREY = 0.5
 CROP, SQUASH = "crop", "squash"
-LONGEST = 2  # times the shorter side: what lies further out cannot reach the square in the middle
+LONGEST = 8  # times the shorter side
 Fit = Literal["crop", "squash"]
+
+
+def rounded_down(number: int) -> int:
+    """Half of it, as the library transformers crops."""
+    return number // 2
+
+
+def rounded_to_even(number: int) -> int:
+    """Half of it, as torchvision crops."""
+    return round(number / 2)
 
 
 @dataclass(frozen=True)
@@ -46,14 +57,36 @@ def checked(image: Tensor, name: str = "image") -> Tensor:
     return image.expand(*image.shape[:-1], 3)
 
 
-def pixel_values(image: Tensor, size: int, mean: list[float], std: list[float], fit: Fit) -> Tensor:
-    """`checked` pictures (B, H, W, 3) as an encoder wants them: (B, 3, size, size), bicubic, normalised.
+def pixel_values(image: Tensor, size: int, mean: list[float], std: list[float], fit: Fit,
+                 half: Callable[[int], int] = rounded_down) -> Tensor:
+    """`checked` pictures (B, H, W, 3) as an encoder wants them: (B, 3, size, size), normalised.
 
+    They are resized as the authors' code does it, by Pillow's bicubic filter on 8-bit pictures.
     fit: "crop" takes the square in the middle, "squash" the whole picture without keeping its proportions.
+    half: how many of n pixels too many are cut off at the top or left. The library transformers rounds down, torchvision
+        to the nearest even number.
     """
+    ready = [_square(picture, size, fit, half) for picture in image]
+    return ((torch.stack(ready) - torch.tensor(mean)) / torch.tensor(std)).movedim(-1, 1)
+
+
+def _square(picture: Tensor, size: int, fit: Fit, half: Callable[[int], int]) -> Tensor:
+    """(size, size, 3) of a picture (H, W, 3), all in 0…1 and steps of 1/255."""
+    file = Image.fromarray((picture * 255).round().to(torch.uint8).numpy())
+    sides = (size, size)
     if fit == CROP:
-        image = _without_far_ends(image)
-    return torch.cat([clip_preprocess(picture[None], size, mean, std, fit == CROP) for picture in image])
+        file = _without_far_ends(file)
+        sides = tuple(size * side // min(file.size) for side in file.size)
+    resized = file.resize(sides, Image.Resampling.BICUBIC)
+    left, top = (half(side - size) for side in sides)
+    return torch.from_numpy(np.array(resized.crop((left, top, left + size, top + size)))).float() / 255
+
+
+def _without_far_ends(file: Image.Image) -> Image.Image:
+    """A very long picture without what lies too far out to reach the square in its middle: saves memory."""
+    longest = LONGEST * min(file.size)
+    left, top = (max(0, (side - longest) // 2) for side in file.size)
+    return file.crop((left, top, file.width - left, file.height - top))
 
 
 def see(clip_vision, pixels: Tensor, layers: Sequence[int]) -> Seen:
@@ -85,10 +118,3 @@ def checked_vision(clip_vision):
     if kind != "clip_vision_model":
         raise ValueError(f"clip_vision is a {kind.replace('_', ' ')}; load a CLIP ViT in Load CLIP Vision.")
     return clip_vision
-
-
-def _without_far_ends(image: Tensor) -> Tensor:
-    """A very long picture without what a square crop from its middle would cut off anyway: saves memory."""
-    longest = LONGEST * min(image.shape[1:3])
-    top, left = (max(0, (side - longest) // 2) for side in image.shape[1:3])
-    return image[:, top:image.shape[1] - top, left:image.shape[2] - left]

@@ -6,13 +6,15 @@ from support.vico_files import EMBEDDING
 
 from .graph import Graph, Group, Node, Note
 from .graphs import (CHECKPOINT_WIRES, CONCEPT, DIFFUSION, GREEN, LATENT, LOADER, PICTURES, RED, SAMPLER, SCENE,
-                     SUBJECT, TEMPLATES, TRAIN)
+                     SUBJECT, TRAIN)
 
 GIRL = "<example-girl>"
 NAME = EMBEDDING.removesuffix(".safetensors")
 ALL_PICTURES = {**PICTURES, "fit": "squash", "augmentation": "none", "variants": 1}
 TRAIN_VICO = {"learning_rate": 1e-5, "embedding_learning_rate": 0.005, "placement": "decoder", "object_mask": "Eq. 5"}
 REGULARISATION = {"weight": 0.0005, "target": "end of text", "placement": "decoder", "first_step": 1, "last_step": 0}
+PROMPTS = {"subject": "pictures", "background": True, "action": True, "outfit": True, "style": True, "colour": True,
+           "file": "none", "own_prompts": ""}
 RUN = {**TRAIN, "preset": "ViCo", "steps": 400, "batch_size": 4, "save_every": 50, "preview_every": 100}
 APPLY = {"word": "", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "object_mask": "as trained",
          "halves": "both", "reuse_steps": 1, "size": 0, "fit": "squash"}
@@ -20,18 +22,20 @@ MASKS = {"show": "each step", "strength": 0.6}
 
 
 def learning(subject: str, x: int, first: int, name: str, run: dict[str, object] = RUN) -> tuple[Node, ...]:
-    """Six nodes with ids from `first` on, at column `x`: what is learned, what for, and Train.
+    """Six nodes with ids from `first` on and the prompts' with id 30, at column `x`: what is learned, what for, Train.
 
     subject: id of the last Subject. name: of the run. run: Train's numbers.
     """
     vico, diffusion, end, prompts, references, train = (str(first + number) for number in range(6))
     return (
         Node(vico, "PersonalizeTrainViCo", (x, 80), TRAIN_VICO, size=(400, 180)),
-        Node(diffusion, "PersonalizeDiffusionLoss", (x, 320), DIFFUSION, size=(400, 180)),
-        Node(end, "PersonalizeEndOfTextRegularisation", (x, 550), {"previous": (diffusion, 0), **REGULARISATION},
+        Node(diffusion, "PersonalizeDiffusionLoss", (x, 310), DIFFUSION, size=(400, 180)),
+        Node(end, "PersonalizeEndOfTextRegularisation", (x, 540), {"previous": (diffusion, 0), **REGULARISATION},
              size=(400, 200)),
-        Node(prompts, "PersonalizeTrainingPrompts", (x, 810), TEMPLATES, size=(400, 220)),
-        Node(references, "PersonalizeTrainingReferences", (x, 1090), {"recipe": (prompts, 0)}, size=(400, 60)),
+        Node("30", "PersonalizePromptSet", (x, 790), PROMPTS, size=(400, 340)),
+        Node(prompts, "PersonalizeTrainingPrompts", (x, 1180), {
+            "prompts": "", "captions": True, "prompt_set": ("30", 0)}, size=(400, 170)),
+        Node(references, "PersonalizeTrainingReferences", (x, 1400), {"recipe": (prompts, 0)}, size=(400, 60)),
         Node(train, "PersonalizeTrain", (x + 460, 80), {
             **CHECKPOINT_WIRES, "subject": (subject, 0), "trainable": (vico, 0), "loss": (end, 0),
             "recipe": (references, 0), "name": name, **run}, size=(580, 1120)))
@@ -69,7 +73,7 @@ TRAIN_NOTE = """\
 stays as it is. *Save Image* shows the toy in a new scene, *Masks of the reference* what ViCo looked at.
 
 **Your own subject**: name it in *Concept*, drop 4 to 7 pictures on *Subject*, write its word into the prompt. \
-*Training Prompts* must be true of your pictures: for drawings write drawing in the place of photo.
+*Prompt Set* gives *Training Prompts* 81 prompts of a picture, a photo and a drawing, as many as the authors train with.
 
 **Steps.** 300 follow the prompt better, 400 keep more of the subject: click a preview on *Train* to use its step.
 
@@ -89,11 +93,11 @@ TRAIN_VICO_GRAPH = Graph("vico_train", nodes=(
              prefix=f"personalize/{NAME}"),
     Node("20", "PersonalizeSaveConcept", (1600, 1020), {"concept": ("9", 0), "name": NAME}, size=(400, 180)),
 ), groups=(
-    Group("1 · Your subject", (20, 0, 440, 1280)),
-    Group("2 · What to learn", (480, 0, 440, 1280)),
-    Group("3 · Train", (940, 0, 620, 1280)),
-    Group("4 · Draw it with a reference", (1580, 0, 1420, 1280)),
-), notes=(Note(TRAIN_NOTE, at=(-410, 40), size=(400, 440)),), pictured=(480, -20, 2540, 1320))
+    Group("1 · Your subject", (20, 0, 440, 1500)),
+    Group("2 · What to learn", (480, 0, 440, 1500)),
+    Group("3 · Train", (940, 0, 620, 1500)),
+    Group("4 · Draw it with a reference", (1580, 0, 1420, 1500)),
+), notes=(Note(TRAIN_NOTE, at=(-410, 40), size=(400, 440)),), pictured=(480, -20, 2540, 1540))
 
 
 def apply_graph(name: str, pictures: str, note: str) -> Graph:
@@ -162,11 +166,11 @@ TWO_OBJECTS = Graph("vico_two_objects", nodes=(
              scene=f"a photo of a {SUBJECT} toy beside a {GIRL} girl on a pebble beach", prefix="personalize/example-two-objects",
              second={"image_2": ("21", 0), "word": SUBJECT, "word_2": GIRL}),
 ), groups=(
-    Group("1 · Two subjects", (-440, 0, 900, 1280)),
-    Group("2 · What to learn", (480, 0, 440, 1280)),
-    Group("3 · Train", (940, 0, 620, 1280)),
-    Group("4 · Draw both", (1580, 0, 1420, 1280)),
-), notes=(Note(TWO_OBJECTS_NOTE, at=(-900, 40), size=(400, 400)),), pictured=(480, -20, 2540, 1320))
+    Group("1 · Two subjects", (-440, 0, 900, 1500)),
+    Group("2 · What to learn", (480, 0, 440, 1500)),
+    Group("3 · Train", (940, 0, 620, 1500)),
+    Group("4 · Draw both", (1580, 0, 1420, 1500)),
+), notes=(Note(TWO_OBJECTS_NOTE, at=(-900, 40), size=(400, 400)),), pictured=(480, -20, 2540, 1540))
 
 VICO_GRAPHS = (TRAIN_VICO_GRAPH, apply_graph("vico_apply", "toy-1.jpg", APPLY_NOTE),
                apply_graph("vico_two_references", "toy-1.jpg\ntoy-4.jpg", TWO_REFERENCES_NOTE), TWO_OBJECTS)

@@ -114,9 +114,9 @@ HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", nodes=(
     Node("1", "DiffusersLoader", (40, TOP), {"model_path": BLIP_DIFFUSION}, title="BLIP-Diffusion's own model",
          size=(400, 120)),
     Node("2", "PersonalizeLoadBlipDiffusion", (40, 260), {"folder": BLIP_DIFFUSION}, size=(400, 80)),
-    *reference(20, 400, fit="squash"),
+    *reference(20, 400, fit="crop"),
     Node("4", "PersonalizeEncodePictureBlipDiffusion", (40, 1340), {
-        "blip_diffusion": ("2", 0), "image": ("21", 1), "subject": "toy", "fit": "squash", "pictures": "average"},
+        "blip_diffusion": ("2", 0), "image": ("21", 1), "subject": "toy", "fit": "crop", "pictures": "average"},
          size=(400, 190)),
     Node("5", "PersonalizeEncodePromptWithPicture", (500, TOP), {
         "clip": ("1", 1), "visual_tokens": ("4", 0), "prompt": "a {} toy swimming in a river", "repeats": 0,
