@@ -176,6 +176,20 @@ def test_lora_before_or_after_is_the_same(elite, tokens, scene):
     assert torch.equal(before, after) and not torch.equal(before, without)
 
 
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_prompts_whose_tokens_stand_in_pairs(elite, tokens, scene, sd15, order):
+    """With positive weights alone they are the plain prompt once the model has taken them apart."""
+    model, positive, negative, _ = scene
+    paired, clip = companions.with_pairs(model, sd15.clip)
+    patched = applied(paired, elite, tokens) if order == "before" else companions.with_pairs(
+        applied(model, elite, tokens), sd15.clip)[0]
+    with torch.inference_mode():
+        in_pairs = encode_with_picture(clip, tokens, PROMPT)
+    drawn = sample(patched, in_pairs, encoded(clip, ""))
+    assert in_pairs[0][0].shape[1] == 154
+    assert difference(drawn, sample(applied(model, elite, tokens), positive, negative)) < CLOSE
+
+
 def test_off_and_outside_the_window_is_bit_identical(elite, tokens, scene):
     model, positive, negative, _ = scene
     def drawn(*settings):

@@ -8,6 +8,7 @@ import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from torch import Tensor
 
+from ..text.pairs import keys_of
 from .layers import AttentionLayer, Place, place_in
 from .softmax import chosen_keys
 
@@ -20,10 +21,22 @@ class TokenGroups:
 
     positions: per group the positions of its tokens in the conditioning, counted over all chunks, start token at 0.
     length: tokens T of the conditioning.
+    pairs: whether it holds each of them twice, as text.pairs says; both count as one.
     """
 
     positions: tuple[tuple[int, ...], ...]
     length: int
+    pairs: bool = False
+
+    def keys(self, context: Tensor) -> Tensor:
+        """(rows, T or copies of T, C) from a context that other patches may have taken apart already."""
+        return keys_of(context) if self.pairs else context
+
+    def in_copies(self, keys: int) -> list[list[int]]:
+        """Positions per group among this number of keys: ComfyUI repeats a context so that it fits a longer one's batch."""
+        copies = max(keys // self.length, 1) if keys % self.length == 0 else 1
+        return [[copy * self.length + position for position in group for copy in range(copies)]
+                for group in self.positions]
 
 
 class MapCapture:
@@ -53,10 +66,11 @@ class MapCapture:
         if layer is not None:
             rows = _rows_of_each(n, options)
             for index, groups in (self._wanted(options) if rows else {}).items():
-                if context.shape[1] < groups.length:
-                    continue
                 part = slice(index * rows, (index + 1) * rows)
-                query, key = block.attn2.to_q(n[part]), block.attn2.to_k(context[part])
+                text = groups.keys(context[part])
+                if text.shape[1] < groups.length:
+                    continue
+                query, key = block.attn2.to_q(n[part]), block.attn2.to_k(text)
                 maps = _group_maps(query, key, layer.heads, groups)
                 self._found(layer, index, maps.unflatten(-1, tuple(options["activations_shape"][-2:])), options)
         return n, context, value
@@ -87,10 +101,9 @@ def _rows_of_each(n: Tensor, options: Options) -> int:
 
 
 def _group_maps(query: Tensor, key: Tensor, heads: int, groups: TokenGroups) -> Tensor:
-    """(rows, n, pixels). ComfyUI repeats a context so that it fits the batch of longer ones; copies are added up."""
-    copies = max(key.shape[1] // groups.length, 1) if key.shape[1] % groups.length == 0 else 1
-    tokens = [(group, copy * groups.length + position) for group, positions in enumerate(groups.positions)
-              for position in positions for copy in range(copies)]
+    """(rows, n, pixels); a context's copies are added up."""
+    tokens = [(group, position) for group, positions in enumerate(groups.in_copies(key.shape[1]))
+              for position in positions]
     index = torch.tensor([token for _, token in tokens], device=query.device).expand(query.shape[0], -1)
     of_group = torch.tensor([group for group, _ in tokens], device=query.device)
     found = chosen_keys(query, key, heads, index)

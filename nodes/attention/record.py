@@ -25,6 +25,7 @@ class Sampling:
     steps: steps of the schedule.
     masks: step → (images, h, w) in 0..1, what the patch used.
     present, absent: words that some conditioning held, and words asked for that none held.
+    unread: why words could not be looked for in some conditionings.
     result: the sampled latent (images, C, H, W) as the sampler gives it, once it has ended.
     branch_latent: latent of a second branch after sampling, or None.
     of_references: maps and masks, images and size are not those of the sampled pictures but of reference pictures that
@@ -38,6 +39,7 @@ class Sampling:
     masks: dict[int, Tensor] = field(default_factory=dict)
     present: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
     result: Tensor | None = None
     branch_latent: Tensor | None = None
     _sums: dict[tuple[AttentionLayer, str], dict[int, tuple[Tensor, Tensor]]] = field(default_factory=dict)
@@ -59,21 +61,28 @@ class Sampling:
 
     def require_maps(self, made_by: str, word: str | None = None) -> None:
         """Raises ValueError saying why there are no maps (of `word`), and what to do."""
+        sentence = self.why_no_maps(made_by, word)
+        if sentence:
+            raise ValueError(sentence)
+
+    def why_no_maps(self, made_by: str, word: str | None = None) -> str:
+        """Why there are no maps (of `word`), and what to do; "" if there are."""
         if word in self.words or (word is None and self.words):
-            return
+            return ""
         asked = (word,) if word else self.present or self.absent
+        unread = "".join(f"A positive conditioning cannot be read: {reason}. " for reason in self.unread)
         if not asked:
-            raise ValueError("The positive conditioning does not say where words are. Encode it with Encode with "
-                             f"Spans, or connect clip and prompt to {made_by} and write the words there.")
+            return (f"The positive conditioning does not say where words are. {unread}Encode it with Encode with "
+                    f"Spans, or connect clip and prompt to {made_by} and write the words there.")
         named = f"'{', '.join(asked)}'"
         if set(asked) <= set(self.present):
-            raise ValueError(f"{made_by} recorded nothing of {named}: no step lies between its start_percent and "
-                             "end_percent, or another node's patch before it rearranges the batch; put "
-                             f"{made_by} before that node.")
+            return (f"{made_by} recorded nothing of {named}: no step lies between its start_percent and "
+                    "end_percent, or another node's patch before it rearranges the batch; put "
+                    f"{made_by} before that node.")
         found = f"It has maps of: {', '.join(self.words)}. " if self.words else ""
-        raise ValueError(f"{made_by} found no {named} in the positive conditioning. {found}Write the words as they "
-                         "stand in the prompt, and encode it with Encode with Spans, or connect clip and prompt to "
-                         f"{made_by}.")
+        return (f"{made_by} found no {named} in the positive conditioning. {unread}{found}Write the words as they "
+                "stand in the prompt, and encode it with Encode with Spans, or connect clip and prompt to "
+                f"{made_by}.")
 
     def map(self, word: str, layer: AttentionLayer, step: int | None = None) -> Tensor | None:
         """Attention to `word` (images, h, w) in a step, or as mean over the recorded steps; None if there is none."""

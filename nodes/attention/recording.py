@@ -11,12 +11,13 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 from torch.nn import functional
 
+from ..notice import notice
 from .capture import MapCapture, Options, step_of
 from .layers import AttentionLayer, Place, blocks_by_place
 from .maps import resized
 from .record import Record
 from .sides import tell_sides
-from .words import Watched, Words, watched_chunks, watched_conditionings
+from .words import Watched, Words, unread_conditionings, watched_chunks, watched_conditionings
 
 
 Choice = Callable[["tuple[int, int]"], Sequence[AttentionLayer]]
@@ -70,10 +71,14 @@ class _Recording:
         begun = self.record.begin(run.images, run.size, len(sigmas) - 1)
         begun.present = tuple(dict.fromkeys(name for each in run.conditionings.values() for name in each.names))
         begun.absent = tuple(name for name in self.words.names if name not in begun.present)
+        begun.unread = unread_conditionings(guider, self.words)
         options = extra_args["model_options"]
         options = {**options, "transformer_options": {**options["transformer_options"], self.key: run}}
         samples = executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
         self.record.finish(guider.inner_model.process_latent_out(samples.to(torch.float32)))
+        missing = begun.why_no_maps(self.record.made_by)
+        if missing:
+            notice(missing)
         return samples
 
     def blocks(self, options: Options) -> Mapping[Place, tuple[AttentionLayer, BasicTransformerBlock]]:

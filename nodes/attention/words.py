@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 from uuid import UUID
 
 from torch import Tensor
 
+from ..text.pairs import in_pairs, token_count
 from ..text.spans import LENGTH, SPANS, TOKENS, known_placeholders, spans_of
 from ..text.token_words import find_among
 from ..text.tokens import PromptTokenizer
@@ -29,14 +30,28 @@ class Words:
     length: int = 0
 
     def of(self, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """Name → positions in a conditioning with these options; what it does not hold is left out."""
-        tokens = options["cross_attn"].shape[1]
-        known = dict(options.get(SPANS, {})) if tokens >= options.get(LENGTH, 0) else {}
+        """Name → positions in a conditioning with these options; what it does not hold is left out.
+
+        Tokens joined to the end of a prompt leave the words in their places.
+        """
+        tokens = token_count(options["cross_attn"])
+        known = dict(options.get(SPANS, {})) if tokens >= options.get(LENGTH, 1) else {}
         if self.length == tokens:
             known = {**self.positions, **known}
         texts = options.get(TOKENS, ()) if tokens >= len(options.get(TOKENS, ())) else ()
         found = {name: tuple(known.get(name, ())) or find_among(name, texts) for name in self.names or known}
         return {name: positions for name, positions in found.items() if positions}
+
+
+    def unread(self, options: Mapping[str, Any]) -> str:
+        """Why positions do not hold for a conditioning with these options; "" if they do or it has none."""
+        tokens, expected = token_count(options["cross_attn"]), options.get(LENGTH, self.length)
+        if not tokens:
+            return "it was zeroed out"
+        if tokens < expected or LENGTH not in options and expected not in (0, tokens):
+            return (f"it has {tokens} tokens where its prompt has {expected}, so another text was encoded, or another "
+                    "node has changed it")
+        return ""
 
 
 @dataclass(frozen=True)
@@ -86,25 +101,42 @@ def words_of(names: Sequence[str], clip=None, prompt: str | None = None, source:
     return Words(tuple(names), spans, tokenizer(prompt).length)
 
 
+def groups_in(cond: Tensor, positions: Iterable[tuple[int, ...]]) -> TokenGroups:
+    """Groups of a conditioning's (R, T, C) tokens."""
+    return TokenGroups(tuple(positions), token_count(cond), in_pairs(cond))
+
+
 def watched_conditionings(guider, words: Words) -> dict[UUID, Watched]:
     """Positive conditionings of a guider that is about to sample and hold any of the words, by id.
 
     Raises nothing if there are none. Call it from inside sampling (SAMPLER_SAMPLE), when areas are resolved.
     """
     found = {}
+    for name, options in _positive_conditionings(guider):
+        positions = words.of(options)
+        if positions:
+            groups = groups_in(options["cross_attn"], positions.values())
+            mask = options["mask"] * options.get("mask_strength", 1.0) if "mask" in options else None
+            found[options["uuid"]] = Watched(name, tuple(positions), groups, options.get("area"), mask,
+                                             options.get("strength", 1.0))
+    return found
+
+
+def unread_conditionings(guider, words: Words) -> tuple[str, ...]:
+    """Why words cannot be found in some of the positive conditionings that `watched_conditionings` looks at."""
+    reasons = (words.unread(options) for _, options in _positive_conditionings(guider))
+    return tuple(dict.fromkeys(filter(None, reasons)))
+
+
+def _positive_conditionings(guider) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(name of the list, options) of each that holds text."""
     for name, originals in guider.original_conds.items():
         if side_named(name) == "negative":
             continue
         resolved = {options["uuid"]: options for options in reversed(guider.conds[name])}
         for uuid in (options["uuid"] for options in originals):
-            options = resolved.get(uuid, {})
-            positions = words.of(options) if "cross_attn" in options else {}
-            if positions:
-                groups = TokenGroups(tuple(positions.values()), options["cross_attn"].shape[1])
-                mask = options["mask"] * options.get("mask_strength", 1.0) if "mask" in options else None
-                found[uuid] = Watched(name, tuple(positions), groups, options.get("area"), mask,
-                                      options.get("strength", 1.0))
-    return found
+            if "cross_attn" in resolved.get(uuid, {}):
+                yield name, resolved[uuid]
 
 
 def watched_chunks(options: Options, conditionings: Mapping[UUID, Watched]) -> dict[int, Watched]:

@@ -15,6 +15,7 @@ from ..training.interfaces import Noised, Picture, Row, Stream, Subject, Trainin
 from ..training.loop import Latents, Settings, Trainer
 from ..training.noise import add_noise, timestep_count
 from ..training.parts.embedding import EmbeddingPart
+from ..training.passes import check_same_family
 from ..training.recipe import TemplateRecipe
 from ..training.seeds import generator
 from ..training.session import Session, training_session
@@ -91,6 +92,7 @@ def _refined(session: Session, concept: Concept, others: Mapping[str, Mapping[st
     part = EmbeddingPart(how.learning_rate).attach(
         TrainingRun(session.model, session.clip, (subject,), session.device, how.seed))
     session.load()
+    check_same_family(session)
     trainer = Trainer(session, (subject,), latents, [part],
                       core_terms((template,), how.weighting),
                       TemplateRecipe(captions=False) if pictures else _NoPictures(),

@@ -12,7 +12,7 @@ from ..types import VisualTokensType
 from ..visual_prompts.tokens import VisualTokens
 from .basis import TOKENS_OF, WORDS
 from .orchestration import (
-    Basis, BasisChoice, Entry, check_fits, joined, visual_positions, with_appended, with_replaced,
+    Basis, BasisChoice, Entry, check_fits, check_tokens, joined, visual_positions, with_appended, with_replaced,
 )
 
 CATEGORY = "personalize/harmonize"
@@ -83,6 +83,8 @@ class PersonalizeOrthogonalize(io.ComfyNode):
         if visual_tokens is not None and last_tokens:
             raise ValueError("visual_tokens is connected and last_tokens is set; the picture's tokens can come from "
                              "one place only: disconnect the one or set the other to 0.")
+        for entry in (*conditioning, *(caption or ())):
+            check_tokens(entry)
         choice = BasisChoice(parse_words(subject), basis, clip, prompt)
         shared = joined([choice.of(entry, visual_positions(entry, 0)) for entry in caption]) if caption else None
         harmonized, found, bases, lines = [], [], [], []

@@ -7,6 +7,7 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
+from ..text.pairs import token_count
 from ..text.spans import LENGTH, SPANS, TOKENS, VISUAL
 from ..text.token_view import token_rows, token_texts
 from ..visual_prompts.tokens import WORD_LIKE, VisualTokens
@@ -136,6 +137,18 @@ def with_appended(entry: Entry, vectors: Tensor) -> list:
     tokens = options.get(TOKENS, ())
     known = {TOKENS: (*tokens, *[VISUAL] * added)} if len(tokens) == length else {TOKENS: ()}
     return [context, {**options, **known, SPANS: spans, LENGTH: length + added}]
+
+
+def check_tokens(entry: Entry) -> None:
+    """Raises ValueError if a conditioning's tokens are not those of a prompt, each once."""
+    tokens = token_count(entry[0])
+    if not tokens:
+        raise ValueError("The conditioning was zeroed out, so there is nothing to orthogonalize to; connect the prompt "
+                         "itself.")
+    if tokens < entry[0].shape[1]:
+        raise ValueError("The conditioning holds every token twice, as CLIP NegPip encodes prompts, and a picture's "
+                         "tokens cannot stand among those; encode the prompt with the CLIP before CLIP NegPip, and use "
+                         "the MODEL before it too.")
 
 
 def check_fits(tokens: VisualTokens, entry: Entry) -> None:

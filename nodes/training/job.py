@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..text.concept import Concept, initial_vectors
 from ..text.embedding_files import file_stems, load_embedding
-from ..text.encode import encode
 from ..text.encoders import text_encoders
 from .dataset import encode_pictures
 from .interfaces import (WEIGHTS, Artifact, AttachedPart, KeepsFiles, LossTerm, Recipe, Subject, TrainablePart,
@@ -133,8 +132,7 @@ class _Run:
                                 if s.concept.placeholder not in trained}
 
     def _loop(self, trainer: Trainer, done: int) -> None:
-        with torch.no_grad():
-            check_same_family(self.session, encode(self.session.clip, [_nothing(trainer)], [{}]))
+        check_same_family(self.session)
         if self.job.preview_every and not done:
             self._preview(0)
         saved_at = trainer.step
@@ -261,7 +259,3 @@ def _saved_outcome(job: Job, folder: RunFolder) -> Outcome:
 
 def _due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
-
-
-def _nothing(trainer: Trainer):
-    return trainer.objective.text.tokenizer("a photo")

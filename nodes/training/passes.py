@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..attention.layers import spatial_transformer, transformer_block, unet_of
 from ..attention.recorder import AttentionRecorder, PassStopped, Wanted
-from ..text.encode import Encoded, encode_together
-from ..text.tokens import PromptTokens
+from ..text.encode import Encoded, encode, encode_together
+from ..text.tokens import PromptTokenizer, PromptTokens
 from .checkpointing import gradient_checkpointing
 from .interfaces import (RUNNING, AttachedPart, Batch, DenoiserSide, Encode, LossTerm, Maps, Needs, Pass, Results,
                          RunningPass, TextSide, Vectors)
@@ -276,12 +276,18 @@ def denoise(session: Session, noisy: Tensor, sigma: Tensor, context: Encoded, ru
     return model.apply_model(noisy, sigma, transformer_options=options, **tensors)
 
 
-def check_same_family(session: Session, encoded: Encoded) -> None:
-    """Raises ValueError if the CLIP's encodings do not fit the model's cross-attention."""
+def check_same_family(session: Session) -> None:
+    """Raises ValueError if the CLIP's encodings do not fit the model's cross-attention, or its prompts' tokens."""
+    with torch.no_grad():
+        encoded = encode(session.clip, [PromptTokenizer(session.clip, {})("a photo")], [{}])
     takes = transformer_block(session.model, session.layers[0]).attn2.to_k.weight.shape[1]
     if encoded.cond.shape[-1] != takes:
         raise ValueError(f"The CLIP makes encodings of width {encoded.cond.shape[-1]} but the model "
                          f"{type(session.model.model).__name__} takes {takes}; use the CLIP of the same checkpoint.")
+    if encoded.cond.shape[1] != encoded.tokens[0].length:
+        raise ValueError(f"The CLIP makes {encoded.cond.shape[1]} tokens of a prompt that has {encoded.tokens[0].length}, "
+                         "as CLIP NegPip does, so a word could not be told from its neighbours; train with the CLIP and "
+                         "the MODEL from before that node.")
 
 
 def _encodes(needs: Needs) -> Iterator[Encode]:

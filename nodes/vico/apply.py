@@ -18,6 +18,7 @@ from ..attention.maps import mean_over_layers
 from ..attention.masks import on_grid
 from ..attention.record import Record, layer_grid
 from ..attention.sides import list_at, side_named, tell_sides
+from ..text.pairs import in_pairs
 from .blocks import ImageBlocks
 from .maths import Variant, given_mask, object_mask
 from .prompts import Layout, layout_of_conditioning, place_of
@@ -92,12 +93,18 @@ def _check(model) -> None:
 @dataclass(frozen=True, eq=False)
 class _Prompt:
     """A conditioning as the U-Net gets it: context (n, T, C), y (n, A) or None; and each object's word with its
-    positions."""
+    positions, counted among its tokens, which may stand in pairs."""
 
     context: Tensor
     y: Tensor | None
     words: tuple[str, ...]
     positions: tuple[tuple[int, ...], ...]
+    pairs: bool
+
+    @property
+    def shape(self) -> tuple[int, bool]:
+        """What prompts that share a run of the U-Net have in common."""
+        return self.context.shape[1], self.pairs
 
 
 @dataclass(eq=False)
@@ -205,8 +212,8 @@ class Applied:
         step, sigma = step_of(options), float(options["sigmas"][0])
         now = x.device, step // self.use.reuse if self.use.reuse > 1 else sigma
         new = [source for source in sources if source not in run.features or run.features[source][0] != now]
-        for length in dict.fromkeys(run.prompts[source].context.shape[1] for source in new):
-            together = [source for source in new if run.prompts[source].context.shape[1] == length]
+        for shape in dict.fromkeys(run.prompts[source].shape for source in new):
+            together = [source for source in new if run.prompts[source].shape == shape]
             for source, seen in zip(together, self._look(run, together, forward, unet, x, timesteps, options)):
                 run.features[source] = now, self._masked(run, source, seen, step)
         return [run.features[source][1] for source in sources]
@@ -229,7 +236,7 @@ class Applied:
         def look(rows: slice) -> dict[AttentionLayer, Seen]:
             return look_at_references(forward, unet, self.blocks.layers, latents[rows],
                                       timesteps[:1].expand(len(latents[rows])), context[rows],
-                                      None if y is None else y[rows], groups[rows], options)
+                                      None if y is None else y[rows], groups[rows], options, prompts[0].pairs)
 
         runs = [look(slice(first, first + at_once)) for first in range(0, len(latents), at_once)]
         sizes = [len(prompt.context) * pictures for prompt in prompts]
@@ -304,7 +311,8 @@ def _prompt(options: Mapping[str, Any], words: tuple[str, ...], positions: tuple
     """The conditioning with positions that it has; where it is shorter they move to its last token."""
     conds = options["model_conds"]
     context, y = conds["c_crossattn"].cond, conds.get("y")
-    last = context.shape[1] - 1
+    pairs = in_pairs(context)
+    last = context.shape[1] // (2 if pairs else 1) - 1
     inside = tuple(tuple(min(position, last) for position in group) for group in positions)
     y = None if y is None else y.cond.expand(len(context), *y.cond.shape[1:])
-    return _Prompt(context, y, words, inside)
+    return _Prompt(context, y, words, inside, pairs)

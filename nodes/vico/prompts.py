@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Collection, Mapping, Sequence
 
 from ..notice import notice
-from ..text.spans import END, LEARNED, SPANS, TOKENS, known_placeholders, spans_of
+from ..text.pairs import token_count
+from ..text.spans import END, LEARNED, LENGTH, SPANS, TOKENS, known_placeholders, spans_of
 from ..text.token_view import token_rows, token_texts
 from ..text.token_words import find_among
 from ..text.tokens import PromptTokenizer
@@ -35,9 +36,13 @@ def layout_of_conditioning(options: Mapping[str, Any], prompt: Layout | None) ->
 
     Raises ValueError if neither says where words are.
     """
-    if SPANS in options:
+    tokens = token_count(options["cross_attn"])
+    if not tokens:
+        raise ValueError("A positive conditioning was zeroed out, so it holds no word that Apply ViCo could look for; "
+                         "connect the prompt itself.")
+    if SPANS in options and options.get(LENGTH, 0) <= tokens:
         return Layout(options[SPANS], tuple(options.get(TOKENS, ())))
-    if prompt is None or len(prompt.tokens) != options["cross_attn"].shape[1]:
+    if prompt is None or len(prompt.tokens) != tokens:
         raise ValueError("A positive conditioning does not say where the subject's word is, which Apply ViCo needs for "
                          "the object mask. Encode every positive prompt with Encode with Spans, or connect clip and "
                          "write the same text into prompt on Apply ViCo.")

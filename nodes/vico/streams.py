@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..attention.layers import AttentionLayer, spatial_transformer, transformer_block
 from ..attention.recorder import AttentionRecorder, Wanted, beside
+from ..text.pairs import taken_apart
 from .blocks import ImageBlocks
 from .maths import Variant
 
@@ -96,17 +97,19 @@ def _through_call(layer: AttentionLayer, module, args, kwargs: Mapping[str, Any]
 
 
 def look_at_references(run: Callable, unet: nn.Module, layers: Sequence[AttentionLayer], latents: Tensor,
-                       timesteps: Tensor, context: Tensor, y: Tensor | None, groups: Groups, options: Mapping[str, Any]
-                       ) -> dict[AttentionLayer, Seen]:
+                       timesteps: Tensor, context: Tensor, y: Tensor | None, groups: Groups, options: Mapping[str, Any],
+                       pairs: bool = False) -> dict[AttentionLayer, Seen]:
     """One run of the U-Net on references, up to the last of the layers; call it inside `image_attention`.
 
     run: the U-Net's own forward, without wrappers. latents: (m, C, h, w). timesteps: (m,). context: (m, T, C).
     y: (m, A) or None. groups: per row n groups of token positions, each with at least one.
     options: transformer_options of the picture's run; patches of others are left out, as they are made for its rows.
+    pairs: whether the context's tokens stand in pairs, see text.pairs.
     """
     taken = _Taking()
     options = {**{key: value for key, value in options.items() if key not in OF_OTHERS},
-               "cond_or_uncond": [0], "uuids": [None], CALL: taken}
+               "cond_or_uncond": [0], "uuids": [None], CALL: taken,
+               "patches": {"attn2_patch": [taken_apart]} if pairs else {}}
     positions, belongs = _columns(groups)
     with beside(), AttentionRecorder(unet, [Wanted(tuple(layers), "pixels", positions)]) as recorder, \
             _stopped_after(unet, layers[-1]), contextlib.suppress(_Stopped):

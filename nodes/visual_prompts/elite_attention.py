@@ -10,8 +10,9 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.branch import branch_conditionings, in_branch
+from ..attention.capture import TokenGroups
 from ..attention.layers import AttentionLayer
-from ..attention.words import Words, watched_chunks, watched_conditionings
+from ..attention.words import Words, groups_in, watched_chunks, watched_conditionings
 from ..text.spans import VISUAL
 from .added_attention import Options, with_added_attention
 from .elite import word_attention
@@ -98,28 +99,23 @@ class LocalAttention:
             if index not in places:
                 parts.append(torch.zeros_like(rows))
                 continue
-            positions = _in_copies(*places[index], text.shape[1])
-            column = word_attention(rows, attention.to_k(text), layer.heads, positions)
+            keys = attention.to_k(places[index].keys(text))
+            column = word_attention(rows, keys, layer.heads, places[index].in_copies(keys.shape[1])[0])
             seen = optimized_attention(rows, *self.patches.rows(layer, rows), layer.heads,
                                        attn_precision=options.get("attn_precision"), transformer_options=options)
             parts.append((seen.unflatten(-1, (layer.heads, -1)) * column).flatten(2))
         return torch.cat(parts) * self.weight
 
     @staticmethod
-    def _words(options: Options) -> dict[int, tuple[Sequence[int], int]]:
-        """Index in options["cond_or_uncond"] → positions of the word, and tokens T of its conditioning."""
+    def _words(options: Options) -> dict[int, TokenGroups]:
+        """Index in options["cond_or_uncond"] → the word's places in its conditioning."""
         if in_branch(options):
             held = {each["uuid"]: _place(each) for each in branch_conditionings(options)}
             return {index: held[uuid] for index, uuid in enumerate(options["uuids"]) if held.get(uuid)}
         chunks = watched_chunks(options, options.get(KEY, {}))
-        return {index: (each.groups.positions[0], each.groups.length) for index, each in chunks.items()}
+        return {index: each.groups for index, each in chunks.items()}
 
 
-def _place(conditioning: Mapping[str, Any]) -> tuple[Sequence[int], int] | None:
+def _place(conditioning: Mapping[str, Any]) -> TokenGroups | None:
     positions = PICTURE.of(conditioning).get(VISUAL)
-    return (positions, conditioning["cross_attn"].shape[1]) if positions else None
-
-
-def _in_copies(positions: Sequence[int], length: int, tokens: int) -> list[int]:
-    """ComfyUI repeats a context that shares a batch with a longer one: the word's places in all copies."""
-    return [copy + position for copy in range(0, tokens - tokens % length, length) for position in positions]
+    return groups_in(conditioning["cross_attn"], [positions]) if positions else None

@@ -94,3 +94,20 @@ def own_tokenizers(clip):
     finally:
         for each in taken:
             del each.tokenize_with_weights
+
+
+def with_pairs(model, clip):
+    """(MODEL, CLIP) of a pack that knows negative weights: every token stands twice in a conditioning, for its key and,
+    times −1 where its weight is negative, for its value; the model takes the two apart again."""
+    clip, model = clip.clone(), model.clone()
+    for name in [name for name in ("clip_l", "clip_g", "clip_h") if hasattr(clip.cond_stage_model, name)]:
+        encoder = getattr(clip.cond_stage_model, name)
+
+        def encode(chunks, stock=encoder.encode_token_weights):
+            cond, *more = stock([[(token, abs(weight)) for token, weight in chunk] for chunk in chunks])
+            signs = torch.tensor([-1.0 if weight < 0 else 1.0 for chunk in chunks for _, weight in chunk])
+            return torch.stack([cond, cond * signs.to(cond)[:, None]], 2).flatten(1, 2), *more
+
+        clip.patcher.add_object_patch(f"{name}.encode_token_weights", encode)
+    model.set_model_attn2_patch(lambda n, context, value, options: (n, context[:, 0::2], value[:, 1::2]))
+    return model, clip

@@ -6,14 +6,17 @@ from pathlib import Path
 
 import pytest
 
+ADV_CLIP_EMB, PROMPT_CONTROL = "ComfyUI_ADV_CLIP_emb", "comfyui-prompt-control"
+PPM, SMZ, IPADAPTER = "ComfyUI-ppm", "ComfyUI_smZNodes", "ComfyUI_IPAdapter_plus"
+ANIMATEDIFF, IMPACT = "ComfyUI-AnimateDiff-Evolved", "ComfyUI-Impact-Pack"
 # Modules that ComfyUI does not bring. They are asked for before a pack is imported: some install them by themselves.
 NEEDS: dict[str, tuple[str, ...]] = {
-    "ComfyUI_smZNodes": ("lark", "compel"),
-    "ComfyUI-Impact-Pack": ("cv2", "skimage", "piexif", "segment_anything", "dill", "matplotlib", "git"),
+    SMZ: ("lark", "compel"),
+    IMPACT: ("cv2", "skimage", "piexif", "segment_anything", "dill", "matplotlib", "git"),
 }
 # What a pack imports for other families of models and the ComfyUI under test no longer has: (module, name).
 GONE: dict[str, tuple[tuple[str, str], ...]] = {
-    "ComfyUI-ppm": (("comfy.ldm.cosmos.predict2", "apply_rotary_pos_emb"),),
+    PPM: (("comfy.ldm.cosmos.predict2", "apply_rotary_pos_emb"),),
 }
 
 
