@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import comfy.model_management
 from personalize.nodes.training import picture_bounds
 from personalize.nodes.training.augment import Preparation, prepared
 from personalize.nodes.training.images import Loaded, Source, prepare, sources_from_files, sources_from_tensors
@@ -73,21 +74,21 @@ def never_read() -> Loaded:
     (Preparation(1024, "crop", "as released", 16, 0), "set variants to at most 10, or size lower, or use fewer pictures"),
     (Preparation(2048, "crop", "flip", 16, 0), "set size lower, or use fewer pictures")])
 def test_a_hundred_large_pictures_are_counted_first(monkeypatch, how, remedy):
-    monkeypatch.setattr(picture_bounds.mm, "get_free_memory", lambda device: 2**40)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 2**40)
     number = 100 if how.augmentation == "as released" else 300
-    with pytest.raises(ValueError, match=rf"^{number} pictures, .* of memory but only 16.0 GB a subject may take; {remedy}"):
+    with pytest.raises(ValueError, match=rf"^{number} pictures, .* of memory but only 16.0 GB are allowed; {remedy}"):
         prepare([Source("a", never_read)] * number, how)
 
 
 def test_the_remedy_is_enough(monkeypatch):
-    monkeypatch.setattr(picture_bounds.mm, "get_free_memory", lambda device: 2**40)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 2**40)
     picture_bounds.check_memory(100, Preparation(1024, "crop", "as released", 10, 0))
     with pytest.raises(ValueError, match="at most 10"):
         picture_bounds.check_memory(100, Preparation(1024, "crop", "as released", 11, 0))
 
 
 def test_what_is_free_counts_too(monkeypatch):
-    monkeypatch.setattr(picture_bounds.mm, "get_free_memory", lambda device: 3 * MEGABYTE * 1024)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 3 * MEGABYTE * 1024)
     with pytest.raises(ValueError, match=r"take 4.2 GB of memory but only 3.0 GB are free; set variants to at most 11"):
         prepare([Source("a", never_read)] * 16, Preparation(1024, "crop", "as released", 16, 0))
 

@@ -8,11 +8,12 @@ import sys
 
 import pytest
 
+from personalize.nodes.picture_names import SUFFIXES
+from personalize.nodes.text.nodes_prompts import _text_files
 from personalize.nodes.training.captions import LARGEST_FILE, captions_for
 from personalize.nodes.training.fingerprint import fingerprint as digest
 from personalize.nodes.training.images import sources_from_files
-from personalize.nodes.training.picture_files import (SUFFIXES, fingerprint, folder_contents, picture_folder,
-                                                      picture_paths)
+from personalize.nodes.training.picture_files import fingerprint, folder_contents, picture_folder, picture_paths
 from support import picture_zoo as zoo
 from support.paths import PACK
 
@@ -164,7 +165,8 @@ def test_txt_counts_before_caption(folder):
 
 
 @pytest.mark.parametrize("content, sentence", [
-    (b"{} " * LARGEST_FILE, "a.txt holds more than 64 KB"), (b"caf\xe9 {}", "a.txt cannot be read as UTF-8 text")])
+    (b"{} " * LARGEST_FILE, "a.txt has 197 KB, more than the 65.5 KB"),
+    (b"caf\xe9 {}", "a.txt is not a text file in UTF-8")])
 def test_a_caption_file_that_is_none(folder, content, sentence):
     (folder / "a.png").write_bytes(PNG)
     (folder / "a.txt").write_bytes(content)
@@ -199,3 +201,20 @@ def test_only_line_breaks_divide_captions():
     text = "{} one two\r\n{} three four\r{} five"
     assert captions_for(list("abc"), ["", "", ""], (text,), NAME) == [
         "<my-dog> one two", "<my-dog> three four", "<my-dog> five"]
+
+
+def test_prompt_lists_are_offered_but_captions_are_not(folder):
+    for name in ("a.jpe", "prompts.json"):
+        (folder / name).write_bytes(PNG)
+    for name in ("a.TXT", "a.jpe.txt", "prompts.txt", "PROMPTS.TXT", "b.caption"):
+        (folder / name).write_text("a {}")
+    assert _text_files() == ["dogs/PROMPTS.TXT", "dogs/prompts.txt"]
+
+
+def test_the_list_of_prompt_files_is_bounded(folder, monkeypatch):
+    from personalize.nodes.text import nodes_prompts
+
+    monkeypatch.setattr(nodes_prompts, "MOST_FILES", 20)
+    for number in range(50):
+        (folder / f"{number}.txt").write_text("a {}")
+    assert len(_text_files()) == 20

@@ -85,3 +85,14 @@ def test_the_maths_side_does_not_import_comfyui():
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names} | {
         node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported == {"__future__", "io", "re", "dataclasses", "pathlib", "typing", "foreign.text"}
+
+
+def test_templates_of_automatic1111():
+    found = parse("a photo of a [name]\n[name]\n[style]\na [name], oil", "subject.txt")
+    assert found.prompts == (("own", "a photo of a {}"), ("own", "{}"), ("style", "a {}, oil"))
+    with pytest.raises(ValueError, match=r"^Line 2 of subject.txt has \[filewords\], a picture's caption.* captions of Subject"):
+        parse("a [name]\na [name], [filewords]", "subject.txt")
+
+
+def test_only_line_breaks_divide_prompts():
+    assert parse("a {} one two\ra {} three\u2028four\r\n", "x").templates == ("a {} one two", "a {} three\u2028four")

@@ -314,5 +314,5 @@ def test_bad_captions(folder, text, sentence):
 def test_caption_file_that_is_no_text(folder):
     save(folder / "a.png", drawing())
     (folder / "a.txt").write_bytes(b"\xff\xfe\x00d")
-    with pytest.raises(ValueError, match="a.txt cannot be read as UTF-8 text"):
+    with pytest.raises(ValueError, match="a.txt is not a text file in UTF-8"):
         read()

@@ -8,6 +8,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..files import version_of
+from ..picture_names import caption_names, is_picture
 from ..types import ConceptType, PromptSetType
 from .apply import apply_concepts
 from .encoders import text_encoders
@@ -17,6 +18,7 @@ from .token_view import nearest_words, report, table, token_rows, token_texts, v
 from .tokens import PromptTokenizer
 
 NONE = "none"
+MOST_FILES = 1000
 _KIND_TOOLTIPS = {"background": "Use the bundled prompts about places and surroundings.",
                   "action": "Use the bundled prompts about what it does; only animate has them.",
                   "outfit": "Use the bundled prompts about what it wears; only animate has them.",
@@ -164,9 +166,16 @@ def _clip_and_text(text_tooltip: str) -> list:
 
 
 def _text_files() -> list[str]:
+    """Text files of the input folder but for captions beside pictures, the first MOST_FILES that are found."""
     folder = Path(folder_paths.get_input_directory())
-    return sorted(Path(root, name).relative_to(folder).as_posix() for root, _, names in os.walk(folder)
-                  for name in names if name.lower().endswith(".txt"))
+    found: list[str] = []
+    for root, _, names in os.walk(folder):
+        captions = {caption for name in names if is_picture(name) for caption in caption_names(name)}
+        found += [Path(root, name).relative_to(folder).as_posix() for name in names
+                  if name.lower().endswith(".txt") and name.lower() not in captions]
+        if len(found) >= MOST_FILES:
+            break
+    return sorted(found[:MOST_FILES])
 
 
 def _own_file(name: str | None) -> Path | None:

@@ -10,6 +10,7 @@ from typing import Collection
 from ..foreign.text import read_text, short
 
 SLOT = "{}"
+NAME, FILEWORDS = "[name]", "[filewords]"  # the subject and a picture's caption in AUTOMATIC1111's templates
 OWN = "own"
 BUNDLED = {"animate": ("background", "action", "outfit", "style", "colour"),
            "inanimate": ("background", "style", "colour"),
@@ -73,12 +74,12 @@ def parse(text: str, source: str) -> PromptSet:
     """Templates of `text`, one a line, each once.
 
     Empty lines and lines that start with # are skipped. A line such as [action] gives the kind of the lines after it;
-    before the first one the kind is "own". source: where the text is from, for messages.
+    before the first one the kind is "own". [name] is a slot too. source: where the text is from, for messages.
     Raises ValueError naming the line whose number of slots is not one, or which is too long.
     """
     prompts, kind = [], OWN
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
-        line = line.strip()
+        line = line.strip().replace(NAME, SLOT)
         if len(line) > MOST_LETTERS:
             raise ValueError(f"Line {number} of {source} has {len(line)} letters, more than the {MOST_LETTERS} of a prompt; "
                              "write one prompt a line.")
@@ -92,6 +93,9 @@ def parse(text: str, source: str) -> PromptSet:
             found = f"has {slots} slots" if slots else "has no slot"
             raise ValueError(f"Line {number} of {source} {found}: '{short(line)}'; write exactly one {{}} where the subject "
                              "goes, for example: a {} on the beach.")
+        if FILEWORDS in line:
+            raise ValueError(f"Line {number} of {source} has {FILEWORDS}, a picture's caption, which a list of prompts does "
+                             "not know; write such a line at captions of Subject.")
         if len(prompts) == MOST_PROMPTS:
             raise ValueError(f"{source} holds more than {MOST_PROMPTS} prompts; keep the best of them.")
         prompts.append((kind, line))

@@ -5,26 +5,23 @@ import re
 from pathlib import Path
 from typing import Sequence
 
+from ..foreign.text import read_text
 from ..text.placeholders import Placeholders
+from ..text.prompts import FILEWORDS, NAME, SLOT
 from .picture_files import shown_name
 
 LARGEST_FILE = 2**16  # bytes; a prompt of CLIP holds some hundred words
-NAME, FILEWORDS = "[name]", "[filewords]"  # what AUTOMATIC1111's templates call the placeholder and the caption beside
 
 
 def read_caption(path: Path | None) -> str:
     """Text of a caption file, on one line; "" for no file. Raises ValueError if it is too large or no text."""
     if path is None:
         return ""
-    name = shown_name(path.name)
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise ValueError(f"Caption file {name} holds more than {LARGEST_FILE // 1024} KB, which is no caption; shorten "
-                             "it or remove it.")
-        return " ".join(path.read_text(encoding="utf-8-sig").split())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"Caption file {name} cannot be read as UTF-8 text ({error}); save it again as plain text or "
-                         "remove it.") from error
+        return " ".join(read_text(path, LARGEST_FILE).split())
+    except OSError as error:
+        raise ValueError(f"Caption file {shown_name(path.name)} cannot be read ({error.strerror}); remove it, or let ComfyUI "
+                         "read it.") from error
 
 
 def captions_for(names: Sequence[str], beside: Sequence[str], texts: Sequence[str], placeholder: str) -> list[str]:
@@ -54,7 +51,7 @@ def _lines(text: str) -> list[str]:
 
 def _filled(caption: str, placeholder: str, name: str) -> str:
     word = Placeholders([placeholder])
-    filled = word.replace(caption.replace("{}", placeholder).replace(NAME, placeholder), lambda found: found)
+    filled = word.replace(caption.replace(SLOT, placeholder).replace(NAME, placeholder), lambda found: found)
     if filled and not word.find(filled):
         raise ValueError(f"The caption of {name}, '{caption}', does not name the subject; write {placeholder} or {{}} "
                          f"where the subject is, put it before every caption by writing {{}}, {FILEWORDS} at captions, or "

@@ -8,7 +8,6 @@ gradients to the trainable vectors.
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from typing import Iterator, Sequence
 
@@ -20,12 +19,11 @@ from ..attention.recorder import AttentionRecorder, PassStopped, Wanted
 from ..text.encode import Encoded, encode, encode_together
 from ..text.tokens import PromptTokenizer, PromptTokens
 from .checkpointing import gradient_checkpointing
+from .encoding_cache import EncodingCache
 from .interfaces import (RUNNING, AttachedPart, Batch, DenoiserSide, Encode, LossTerm, Maps, Needs, Pass, Results,
                          RunningPass, TextSide, Vectors)
 from .seeds import generator
 from .session import Session
-
-CACHED_ENCODINGS = 512
 
 
 @dataclass
@@ -54,7 +52,7 @@ class Objective:
                  frozen: Vectors, seed: int, checkpointing: bool):
         self.session, self.parts, self.terms, self.text = session, parts, terms, text
         self.frozen, self.seed, self.checkpointing = frozen, seed, checkpointing
-        self._constant: OrderedDict[Encode, Encoded] = OrderedDict()
+        self._constant = EncodingCache()
 
     def active(self, step: int) -> list[LossTerm]:
         """Terms whose window holds `step`."""
@@ -142,7 +140,7 @@ class _Work:
     def __init__(self, objective: Objective, batch: Batch):
         self.objective, self.batch = objective, batch
         self.leaves: dict[Encode, Leaf] = {}
-        self.fixed: dict[Encode, Encoded] = {}
+        self.fixed = EncodingCache()
         self.passes: dict[Pass, tuple[Tensor | None, dict[Maps, tuple[Tensor, ...]]]] = {}
         learned = {name: rows for part in objective.parts for name, rows in part.vectors(batch).items()}
         self.vectors = {**objective.frozen, **learned}
@@ -209,15 +207,12 @@ class _Work:
             self.leaves[request] = Leaf(encoded, Encoded(encoded.tokens, encoded.cond.detach().requires_grad_(), pooled))
 
     def _without_gradient(self, request: Encode) -> Encoded:
-        constant = request.original or not self._is_trained(request)
-        cache = self.objective._constant if constant else self.fixed
-        key = replace(request, grad=False)
-        if key not in cache:
-            with torch.no_grad(), self._bypassing(request.original):
-                cache[key], = self._encode([request])
-            if len(cache) > CACHED_ENCODINGS:
-                cache.popitem(last=False)
-        return cache[key]
+        cache = self.fixed if self._is_trained(request) and not request.original else self.objective._constant
+        return cache.get(replace(request, grad=False), lambda: self._encode_without_gradient(request))
+
+    def _encode_without_gradient(self, request: Encode) -> Encoded:
+        with torch.no_grad(), self._bypassing(request.original):
+            return self._encode([request])[0]
 
     def _encode(self, requests: Sequence[Encode]) -> list[Encoded]:
         prompts = [self._prompts(request) for request in requests]

@@ -1,10 +1,7 @@
 """Bounds on the memory that pictures take, checked before anything is decoded or drawn."""
 from __future__ import annotations
 
-import torch
-
-import comfy.model_management as mm
-
+from ..memory import check_fits, free_memory
 from .augment import CHANNELS, Preparation
 
 SMALLEST = 8
@@ -29,17 +26,8 @@ def check_shape(name: str, width: int, height: int) -> None:
 
 def check_memory(pictures: int, how: Preparation) -> None:
     """Raises ValueError if that many pictures, all their versions, take more memory than is allowed or free."""
-    one = how.versions * how.size**2 * CHANNELS * BYTES
-    needed, free = (pictures + 1) * one, mm.get_free_memory(torch.device("cpu"))
-    if needed <= min(LARGEST_SUBJECT, free):
-        return
-    allowed = "are free" if free < LARGEST_SUBJECT else "a subject may take"
-    most = int(min(LARGEST_SUBJECT, free) * how.versions // needed)
-    remedy = f"variants to at most {most}, or size lower" if how.augmentation == "as released" and most else "size lower"
-    raise ValueError(f"{pictures} pictures, {how.versions} of each, at {how.size}×{how.size} take {_gigabytes(needed)} of "
-                     f"memory but only {_gigabytes(min(LARGEST_SUBJECT, free))} {allowed}; set {remedy}, or use fewer "
-                     "pictures.")
-
-
-def _gigabytes(count: float) -> str:
-    return f"{count / 2**30:.1f} GB"
+    needed = (pictures + 1) * how.versions * how.size**2 * CHANNELS * BYTES
+    most = int(min(LARGEST_SUBJECT, free_memory()) * how.versions // needed)
+    variants = f"variants to at most {most}, or size lower" if how.augmentation == "as released" and most else "size lower"
+    check_fits(needed, LARGEST_SUBJECT, f"{pictures} pictures, {how.versions} of each, at {how.size}×{how.size}",
+               f"set {variants}, or use fewer pictures")

@@ -10,12 +10,8 @@ from typing import Callable, Iterator, Mapping, Sequence
 import folder_paths
 
 from ..files import version_of
+from ..picture_names import SUFFIXES, caption_names, is_caption, is_picture
 
-# HEIC is listed although Pillow cannot open it: a phone's photo that is refused by name is better than one left out.
-SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif",
-            ".heic", ".heif", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".ico", ".jp2", ".mpo", ".pcx", ".qoi", ".psd",
-            ".sgi", ".dds")
-CAPTION_SUFFIXES = (".txt", ".caption")
 EXAMPLES = Path(__file__).resolve().parents[2] / "workflows" / "assets"
 SHOWN_NAMES, LONGEST_SHOWN = 5, 120
 _CLUTTER = ("thumbs.db", "desktop.ini")
@@ -102,22 +98,6 @@ def some_of(names: Sequence[str]) -> str:
     """The names with commas between, after the first few only how many more there are."""
     more = len(names) - SHOWN_NAMES
     return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
-def is_caption(name: str) -> bool:
-    """Whether a file of that name can hold a caption."""
-    return name.lower().endswith(CAPTION_SUFFIXES)
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file of that name is read as a picture."""
-    return name.lower().endswith(SUFFIXES)
-
-
-def caption_names(picture: str) -> list[str]:
-    """Names in lower case of the files that may hold a picture's caption, the one that counts first."""
-    stem = os.path.splitext(picture)[0]
-    return [f"{name}{suffix}".lower() for name in (stem, picture) for suffix in CAPTION_SUFFIXES]
 
 
 def _all_of(root: Path) -> FolderContents:
