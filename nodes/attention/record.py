@@ -1,6 +1,7 @@
 """What a patch saw while sampling: filled during the run, read by nodes that run after the sampler."""
 from __future__ import annotations
 
+import threading
 from collections import deque
 from dataclasses import dataclass, field
 
@@ -122,6 +123,7 @@ class Record:
     def __init__(self, made_by: str, every_step: bool = False, complete: bool = False):
         self.made_by, self.every_step, self.complete = made_by, every_step, complete
         self._samplings: deque[Sampling] = deque(maxlen=SAMPLINGS_KEPT)
+        self._lock = threading.Lock()  # several GPUs may have a thread each
 
     def begin(self, images: int, size: tuple[int, int], steps: int, of_references: bool = False) -> Sampling:
         """A sampling run of latents (images, C, *size) starts: what is added from now on belongs to it.
@@ -172,8 +174,9 @@ class Record:
         sums = resized(maps.detach().float() * weights[:, None], grid)
         weights = resized(weights, grid)
         dtype = torch.float16 if self.every_step else torch.float32
-        for i, word in enumerate(words):
-            run.add(step if self.every_step else ALL_STEPS, layer, word, sums[:, i], weights, dtype)
+        with self._lock:
+            for i, word in enumerate(words):
+                run.add(step if self.every_step else ALL_STEPS, layer, word, sums[:, i], weights, dtype)
 
     def add_mask(self, step: int, mask: Tensor) -> None:
         """Keeps the mask (1 or images, h, w) in 0..1 that the patch used in `step`."""

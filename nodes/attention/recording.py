@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ..notice import notice
 from .capture import MapCapture, Options, step_of
+from .devices import copies_by_device, device_of
 from .layers import AttentionLayer, Place, blocks_by_place
 from .maps import resized
 from .record import Record
@@ -44,13 +45,12 @@ def recording_model(model, record: Record, layers: Sequence[AttentionLayer], wor
 @dataclass(frozen=True)
 class _Run:
     """One sampling run: what it works on, reached through the run's own options. blocks: of the U-Net that runs, which
-    need not be that of the MODEL: with scheduled LoRAs ComfyUI may sample with a copy."""
+    need not be that of the MODEL: with scheduled LoRAs ComfyUI may sample with a copy; with several GPUs by device."""
 
     conditionings: Mapping[UUID, Watched]
     images: int
     size: tuple[int, int]
-    blocks: Mapping[Place, tuple[AttentionLayer, BasicTransformerBlock]]
-    device: torch.device
+    blocks: Mapping[torch.device | None, Mapping[Place, tuple[AttentionLayer, BasicTransformerBlock]]]
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,10 @@ class _Recording:
     def sample(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
         """SAMPLER_SAMPLE wrapper."""
         size = tuple(noise.shape[-2:])
-        blocks = blocks_by_place(guider.inner_model.diffusion_model, self.chosen(size))
-        run = _Run(watched_conditionings(guider, self.words), noise.shape[0], size, blocks,
-                   guider.model_patcher.load_device)
+        unets = {None: guider.inner_model, **{device: copy.model for device, copy in copies_by_device(guider).items()}}
+        layers = self.chosen(size)
+        blocks = {device: blocks_by_place(model.diffusion_model, layers) for device, model in unets.items()}
+        run = _Run(watched_conditionings(guider, self.words), noise.shape[0], size, blocks)
         begun = self.record.begin(run.images, run.size, len(sigmas) - 1)
         begun.present = tuple(dict.fromkeys(name for each in run.conditionings.values() for name in each.names))
         begun.absent = tuple(name for name in self.words.names if name not in begun.present)
@@ -84,9 +85,7 @@ class _Recording:
     def blocks(self, options: Options) -> Mapping[Place, tuple[AttentionLayer, BasicTransformerBlock]]:
         """Layers to look at in this call, with their modules."""
         run: _Run | None = options.get(self.key)
-        if run is None or options.get("multigpu_thread_device", run.device) != run.device:
-            return {}
-        return run.blocks
+        return {} if run is None else run.blocks[device_of(options)]
 
     def wanted(self, options: Options) -> dict[int, object]:
         """Token groups of the conditionings to look at in this call."""

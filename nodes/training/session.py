@@ -17,6 +17,7 @@ import comfy.model_patcher
 import comfy.patcher_extension
 from comfy.ldm.modules.attention import attention_pytorch
 
+from ..attention.devices import MULTIGPU
 from ..attention.layers import AttentionLayer, attention_layers, unet_of
 from ..text.encode import differentiable_text_model
 from .block_patches import differentiable_patches
@@ -95,6 +96,7 @@ def training_session(model, clip, precision: str = "auto") -> Iterator[Session]:
     was_training = mm.in_training
     with torch.inference_mode(False), torch.enable_grad():
         session = Session(_static_clone(model), _clip_clone(clip), attention_layers(model))
+        session.model.remove_additional_models(MULTIGPU)  # previews too are drawn on the GPU that trains
         if _must_be_told(model, precision):
             session.model.set_model_compute_dtype(compute_dtype(model, precision))
         try:

@@ -7,19 +7,19 @@ from typing import Any, Literal, Mapping, Sequence
 from uuid import UUID
 
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.branch import in_branch
 from ..attention.capture import Options, step_of
+from ..attention.devices import copies_by_device, device_of
 from ..attention.layers import AttentionLayer, unet_of
 from ..attention.maps import mean_over_layers
 from ..attention.masks import on_grid
 from ..attention.record import Record, layer_grid
 from ..attention.sides import list_at, side_named, tell_sides
 from ..text.pairs import in_pairs
-from .blocks import ImageBlocks
+from .blocks import ImageBlocks, patcher_of
 from .maths import Variant, given_mask, object_mask
 from .prompts import Layout, layout_of_conditioning, place_of
 from .streams import CALL, Features, Reading, Seen, image_attention, look_at_references
@@ -76,7 +76,7 @@ def with_references(model, blocks: ImageBlocks, trained: Sequence[str], referenc
     tell_sides(patched)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, applied.sample)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, applied.diffusion_model)
-    patched.set_additional_models(KEY, [ModelPatcher(blocks, model.load_device, model.offload_device)])
+    patched.set_additional_models(KEY, [patcher_of(blocks, model.load_device, model.offload_device)])
     return patched
 
 
@@ -109,11 +109,14 @@ class _Prompt:
 
 @dataclass(eq=False)
 class _Run:
-    """One sampling run. prompts: the first one is positive. features: what was last seen with each prompt, and when."""
+    """One sampling run. prompts: the first one is positive. blocks: of each GPU, where several share the picture.
+    features: what was last seen with each prompt on each device, and when."""
 
     latents: Tensor
     prompts: Mapping[Source, _Prompt]
-    features: dict[Source, tuple[Any, Mapping[AttentionLayer, Features]]] = field(default_factory=dict)
+    blocks: Mapping[torch.device, ImageBlocks]
+    features: dict[tuple[torch.device, Source], tuple[float, Mapping[AttentionLayer, Features]]] = field(
+        default_factory=dict)
 
     @property
     def main(self) -> Source:
@@ -165,7 +168,9 @@ class Applied:
             alike = first.get(source[1], main)
             prompts[source] = _prompt(prepared[source], alike.words, alike.positions)
         latents = torch.cat([reference.latents for reference in self.references]).to(noise.device)
-        return _Run(latents, prompts)
+        blocks = {device: model.get_additional_models_with_key(KEY)[0].model
+                  for device, model in copies_by_device(guider).items()}
+        return _Run(latents, prompts, blocks)
 
     def _positive_prompt(self, options: Mapping[str, Any]) -> _Prompt:
         layout = layout_of_conditioning(options, self.prompt)
@@ -188,7 +193,7 @@ class Applied:
         with contextlib.nullcontext() if self.hooked else image_attention(unet, self.blocks.layers):
             features = self._features(run, list(dict.fromkeys(filter(None, sources))), executor.original, unet, x,
                                       timesteps, options)
-            reading = self._reading(features, sources, x)
+            reading = self._reading(run.blocks.get(device_of(options), self.blocks), features, sources, x)
             return executor(x, timesteps, context, y, control, {**options, CALL: reading}, **kwargs)
 
     def _sources(self, run: _Run, x: Tensor, options: Options) -> tuple[Source | None, ...]:
@@ -209,14 +214,14 @@ class Applied:
     def _features(self, run: _Run, sources: Sequence[Source], forward, unet, x: Tensor, timesteps: Tensor,
                   options: Options) -> list[Mapping[AttentionLayer, Features]]:
         """What the image blocks read with each prompt; only what the run has not seen yet is computed."""
-        step, sigma = step_of(options), float(options["sigmas"][0])
-        now = x.device, step // self.use.reuse if self.use.reuse > 1 else sigma
-        new = [source for source in sources if source not in run.features or run.features[source][0] != now]
+        step, sigma, device = step_of(options), float(options["sigmas"][0]), device_of(options) or x.device
+        now = step // self.use.reuse if self.use.reuse > 1 else sigma
+        new = [source for source in sources if run.features.get((device, source), (None,))[0] != now]
         for shape in dict.fromkeys(run.prompts[source].shape for source in new):
             together = [source for source in new if run.prompts[source].shape == shape]
             for source, seen in zip(together, self._look(run, together, forward, unet, x, timesteps, options)):
-                run.features[source] = now, self._masked(run, source, seen, step)
-        return [run.features[source][1] for source in sources]
+                run.features[device, source] = now, self._masked(run, source, seen, step)
+        return [run.features[device, source][1] for source in sources]
 
     def _look(self, run: _Run, together: Sequence[Source], forward, unet, x: Tensor, timesteps: Tensor, options: Options
               ) -> list[dict[AttentionLayer, Seen]]:
@@ -283,8 +288,8 @@ class Applied:
         if drawn:
             self.record.add_mask(step, mean_over_layers(drawn, max(tuple(each.shape[-2:]) for each in drawn)))
 
-    def _reading(self, features: Sequence[Mapping[AttentionLayer, Features]], sources: Sequence[Source | None],
-                 x: Tensor) -> Reading:
+    def _reading(self, blocks: ImageBlocks, features: Sequence[Mapping[AttentionLayer, Features]],
+                 sources: Sequence[Source | None], x: Tensor) -> Reading:
         """What the call's rows read: those of one conditioning follow each other, image by image."""
         distinct, images = list(dict.fromkeys(filter(None, sources))), len(x) // len(sources)
         counts = [len(next(iter(each.values())).tokens) for each in features]
@@ -293,7 +298,7 @@ class Applied:
                 for source in sources for image in range(images)]
         joined = {layer: _joined([each[layer] for each in features]) for layer in self.blocks.layers}
         whole = len(set(rows)) == 1 and sum(counts) == 1
-        return Reading(self.blocks, joined, self.use.variant, None if whole else torch.tensor(rows), self.use.strength)
+        return Reading(blocks, joined, self.use.variant, None if whole else torch.tensor(rows), self.use.strength)
 
 
 def _parted(runs: Sequence[Seen], sizes: list[int]) -> list[Seen]:

@@ -4,6 +4,7 @@ Their tensors go by the names of the authors' files: `diffusion_model.output_blo
 """
 from __future__ import annotations
 
+import copy
 import math
 from functools import partial
 from typing import Any, Iterator, Literal, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, Iterator, Literal, Mapping, Sequence
 import comfy.ops
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock, CrossAttention, optimized_attention
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ..attention.layers import AttentionLayer, spatial_transformer, unet_of
@@ -113,6 +115,17 @@ class ImageBlocks(nn.Module):
         for layer, block in zip(self.layers, self.list, strict=True):
             for name, parameter in block.named_parameters():
                 parameter.copy_(tensors[layer.block][name])
+
+
+def patcher_of(blocks: ImageBlocks, load_device: torch.device, offload_device: torch.device) -> ModelPatcher:
+    """What ComfyUI loads the blocks by; where core's MultiGPU nodes copy a MODEL they get a copy of the blocks."""
+    patcher = ModelPatcher(blocks, load_device, offload_device)
+    patcher.cached_patcher_init = _patcher_of_copy, (blocks, load_device, offload_device)
+    return patcher
+
+
+def _patcher_of_copy(blocks: ImageBlocks, *devices: torch.device) -> ModelPatcher:
+    return patcher_of(copy.deepcopy(blocks), *devices)
 
 
 def parameter_shapes(width: int) -> dict[str, torch.Size]:

@@ -31,8 +31,8 @@ PATCHES = ("Apply IP-Adapter", "Apply ELITE", "Apply ViCo", "Self-Attention Swap
 class Patched(NamedTuple):
     """A patch, and what is sampled with it.
 
-    apply: MODEL → MODEL. calls: attentions of its own in each run of the U-Net on both sides of guidance; `None` where
-    it adds runs of the U-Net. record: what it fills, or None.
+    apply: MODEL → MODEL. calls: attentions that it adds to a step with both sides of guidance, at least. record: what
+    it fills, or None.
     """
 
     apply: object
@@ -50,7 +50,8 @@ def patch_on(name: str, checkpoint, folder) -> Patched:
     positive, negative = encoded(clip, "a photo of a dog"), encoded(clip, "")
     if name == "Apply IP-Adapter":
         adapter = read_ip_adapter(saved(official(model, TABLES["sd15"], "plus"), folder / "plus.safetensors"))
-        tokens = VisualTokens(torch.randn(1, 5, adapter.token_width), "IP-Adapter", torch.zeros(1, 5, adapter.token_width))
+        width = adapter.token_width
+        tokens = VisualTokens(torch.randn(1, 5, width), "IP-Adapter", torch.zeros(1, 5, width))
         return Patched(lambda given: ApplyIPAdapter.execute(given, adapter, tokens, 1.0, 0.0, 1.0).args[0],
                        positive, negative, 2 * len(layers))
     if name == "Apply ELITE":
@@ -64,13 +65,13 @@ def patch_on(name: str, checkpoint, folder) -> Patched:
                        encode_with_picture(clip, tokens, "a photo of a {}"), negative, len(layers))
     if name == "Apply ViCo":
         scene, record = Scene(checkpoint), Record("Apply ViCo")
-        return Patched(lambda given: scene.patched((dog(),), Use("released"), given, record), scene.positive, scene.negative,
-                       2 * len(scene.blocks.layers), record)
+        return Patched(lambda given: scene.patched((dog(),), Use("released"), given, record),
+                       scene.positive, scene.negative, 2 * len(scene.blocks.layers), record)
     if name == "Self-Attention Swap":
         world = World(checkpoint)
-        return Patched(lambda given: world.swap(given, where="everywhere", start=0.0)[0], world.positive, world.negative,
-                       len(layers))
+        return Patched(lambda given: world.swap(given, where="everywhere", start=0.0)[0],
+                       world.positive, world.negative, len(layers))
     words = World(checkpoint)
     record = Record("Record Attention")
-    return Patched(lambda given: recording_model(given, record, layers, Words(("dog",))), words.positive, words.negative,
-                   0, record)
+    return Patched(lambda given: recording_model(given, record, layers, Words(("dog",))),
+                   words.positive, words.negative, 0, record)
