@@ -18,7 +18,8 @@ from personalize.nodes.training import job as job_module
 from personalize.nodes.training import run_folder
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.job import Job, run_job
-from personalize.nodes.training.loop import Settings, TrainingDiverged
+from personalize.nodes.training.failures import TrainingDiverged
+from personalize.nodes.training.loop import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart, UNetPart
 from personalize.nodes.training.progress import Live
@@ -164,7 +165,7 @@ def test_a_loss_that_is_no_number_stops_at_the_last_finite_step(sd15):
             return super().__call__(got, batch, model) * (float("nan") if batch.step == 3 else 1.0)
 
     job = make_job(sd15, "diverging", terms=(Diverging(),))
-    with pytest.raises(TrainingDiverged, match=r"Step 3: the loss is not a number.*Step 2 of 4 is saved"):
+    with pytest.raises(TrainingDiverged, match=r"Step 3: the loss diffusion is not a number any more.*Step 2 of 4 is saved"):
         run(job)
     state, step, history = job_module.RunFolder("diverging", run_key(job)).state(10)
     assert step == 2 and all(t.isfinite().all() for t in state.values())

@@ -15,7 +15,8 @@ import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.loop import OutOfMemory, Settings
+from personalize.nodes.training.failures import OutOfMemory
+from personalize.nodes.training.loop import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 

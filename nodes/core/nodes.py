@@ -151,6 +151,9 @@ def _looked_at(model, latent: dict | None, size: int) -> Tensor:
     if samples.ndim != 4 or samples.shape[1] != latent_format.latent_channels:
         raise ValueError(f"latent has the shape {tuple(samples.shape)} but the model takes latents of "
                          f"{latent_format.latent_channels} channels; encode a picture with this checkpoint's VAE.")
+    if not samples.isfinite().all():
+        raise ValueError("latent holds values that are not numbers; look at the sampler or VAE that made it, or disconnect "
+                         "it.")
     return latent_format.process_in(samples.float().cpu())
 
 

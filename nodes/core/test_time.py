@@ -11,6 +11,7 @@ from ..text.apply import apply_concepts, words_in
 from ..text.concept import Concept, initial_vectors
 from ..text.placeholders import Found
 from ..training.dataset import encode_pictures
+from ..training.failures import NodeInputs
 from ..training.interfaces import Noised, Picture, Row, Stream, Subject, TrainingRun
 from ..training.loop import Latents, Settings, Trainer
 from ..training.noise import add_noise, timestep_count
@@ -20,6 +21,9 @@ from ..training.recipe import TemplateRecipe
 from ..training.seeds import generator
 from ..training.session import Session, training_session
 from .presets import Weighting, core_terms
+
+
+INPUTS = NodeInputs(fewer_rows=False, precision=False, smaller="set batch_size or size lower, or connect smaller pictures")
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def _refined(session: Session, concept: Concept, others: Mapping[str, Mapping[st
     trainer = Trainer(session, (subject,), latents, [part],
                       core_terms((template,), how.weighting),
                       TemplateRecipe(captions=False) if pictures else _NoPictures(),
-                      Settings(how.steps, how.batch_size, seed=how.seed), others)
+                      Settings(how.steps, how.batch_size, seed=how.seed), others, INPUTS)
 
     def after_step(_, record: dict) -> bool:
         each_step(record)

@@ -82,6 +82,9 @@ def _vectors_for(concept: Concept, encoder: TextEncoder) -> Tensor:
     if vectors.shape[-1] != encoder.width:
         raise ValueError(f"Concept {concept.placeholder} has vectors of width {vectors.shape[-1]} for {encoder.key} "
                          f"but this CLIP's width is {encoder.width}; train it on a checkpoint of this family.")
+    if not vectors.isfinite().all():
+        raise ValueError(f"Concept {concept.placeholder} has vectors that are not numbers for {encoder.key}; load an "
+                         "earlier step, or train it again.")
     return vectors.clone()
 
 
@@ -91,4 +94,8 @@ def _rows_of_words(concept: Concept, encoder: TextEncoder) -> Tensor:
         raise ValueError(f"Concept {concept.placeholder} has neither initial words nor class words; write what it is, "
                          "for example dog.")
     ids = (ids + [ids[-1]] * concept.count)[:concept.count]
-    return encoder.table[ids].detach().to("cpu", torch.float32).clone()
+    rows = encoder.table[ids].detach().to("cpu", torch.float32).clone()
+    if not rows.isfinite().all():
+        raise ValueError(f"The text encoder {encoder.key} holds no numbers for '{concept.init_words or concept.class_words}'; "
+                         "its file is damaged: load it again, or another one.")
+    return rows

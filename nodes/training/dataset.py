@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .failures import fitting
 from .interfaces import Noised, Row, Subject
 from .noise import add_noise, timestep_count
 from .seeds import generator
@@ -46,9 +47,10 @@ class Dataset:
 def encode_pictures(vae, model, subjects: Sequence[Subject], seed: int) -> Dataset:
     """Encodes every variant of every picture with `vae`, then frees the VAE's memory.
 
-    Raises ValueError if the VAE makes latents that the model does not take, or pictures differ in size.
+    Raises ValueError if pictures differ in size, or as `encode_picture` does.
     """
     _check_sizes(subjects)
+    check_vae(vae)
     latent_format = model.get_model_object("latent_format")
     devices = [vae.device] if vae.device.type == "cuda" else []
     encoded = []
@@ -61,14 +63,40 @@ def encode_pictures(vae, model, subjects: Sequence[Subject], seed: int) -> Datas
 
 def _encode(vae, latent_format, picture, seed: int) -> PictureLatents:
     torch.manual_seed(seed % 2**63)
-    latents = vae.encode(picture.variants).clone().float().cpu()
-    if latents.shape[1] != latent_format.latent_channels:
-        raise ValueError(f"The VAE makes latents of {latents.shape[1]} channels but the model takes "
-                         f"{latent_format.latent_channels}; connect the VAE of the same checkpoint.")
+    latents = encode_picture(vae, latent_format, picture.variants, picture.name)
     masks = picture.masks
     if masks is not None:
         masks = F.interpolate(masks.clone().float()[:, None], latents.shape[2:], mode="area")
-    return PictureLatents(latent_format.process_in(latents), masks)
+    return PictureLatents(latents, masks)
+
+
+def encode_picture(vae, latent_format, pixels: Tensor, name: str) -> Tensor:
+    """Latents (V, C, h, w) float32 on the CPU, in the model's space, of pictures (V, H, W, 3) in 0…1.
+
+    name: of the picture, for messages. Raises ValueError if the VAE makes latents that the model does not take, or that are no
+    numbers.
+    """
+    with fitting("Encoding the pictures with the VAE does", "set size lower, or close what else uses the memory"):
+        latents = vae.encode(pixels).clone().float().cpu()
+    if latents.ndim != 4 or latents.shape[1] != latent_format.latent_channels:
+        raise ValueError(f"The VAE makes latents of {latents.shape[1]} channels but the model takes "
+                         f"{latent_format.latent_channels}; connect the VAE of the same checkpoint.")
+    if not latents.isfinite().all():
+        raise ValueError(f"The VAE gives values that are not numbers for {name}; {_remedy(vae)}.")
+    return latent_format.process_in(latents)
+
+
+def check_vae(vae) -> None:
+    """Raises ValueError if there is no VAE: a checkpoint without one gives an empty object."""
+    if getattr(vae, "first_stage_model", None) is None:
+        raise ValueError("The VAE is missing: the checkpoint holds none; load one with Load VAE.")
+
+
+def _remedy(vae) -> str:
+    if vae.vae_dtype == torch.float32:
+        return "its file is damaged, or is that of another family: connect the VAE of the same checkpoint"
+    return ("in half precision some VAEs overflow: start ComfyUI with --fp32-vae, or load a VAE made for half precision "
+            "with Load VAE")
 
 
 def _check_sizes(subjects: Sequence[Subject]) -> None:

@@ -10,13 +10,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import comfy.model_management as mm
+
+from ..notice import notice
 from ..text.concept import Concept, initial_vectors
 from ..text.embedding_files import file_stems, load_embedding
 from ..text.encoders import text_encoders
-from .dataset import encode_pictures
+from .dataset import check_vae, encode_pictures
+from .failures import OutOfMemory, TrainingDiverged, fitting, is_out_of_memory, lighter
 from .interfaces import (WEIGHTS, Artifact, AttachedPart, KeepsFiles, LossTerm, Recipe, Subject, TrainablePart,
                          TrainingRun, Vectors)
-from .loop import OutOfMemory, Settings, Trainer, TrainingDiverged, is_out_of_memory
+from .loop import Settings, Trainer
 from .optimizer import state_size
 from .passes import check_same_family
 from .preflight import Saves, check_places, check_room
@@ -82,9 +86,8 @@ def run_job(job: Job) -> Outcome:
             return _Run(job, folder, live, session).train()
         except Exception as error:
             if is_out_of_memory(error):
-                error = OutOfMemory("The models, the parts to train and the pictures do not fit into memory together; "
-                                    "connect Train Embedding or Train Adapter alone at trainable, or set size of "
-                                    "Subject lower.")
+                error = OutOfMemory("Memory ran out beside the steps of the training; close what else uses it, or set size "
+                                    "of Subject lower.")
             if isinstance(error, (ValueError, OSError)):
                 live.send("error", message=str(error))
             raise error
@@ -124,9 +127,11 @@ class _Run:
     def _attach(self) -> None:
         job, session = self.job, self.session
         run = TrainingRun(session.model, session.clip, job.subjects, session.device, job.settings.seed)
-        self.attached: list[AttachedPart] = [part.attach(run) for part in job.parts]
-        _check_words(self.attached)
-        session.load()
+        self.attached: list[AttachedPart] = []
+        with fitting("The models and the parts to train do", lighter(job.parts)):
+            self.attached += [part.attach(run) for part in job.parts]
+            _check_words(self.attached)
+            session.load()
         trained = {name for part in self.attached for name in part.learned_vectors()}
         self.frozen: Vectors = {s.concept.placeholder: initial_vectors(s.concept, job.clip) for s in job.subjects
                                 if s.concept.placeholder not in trained}
@@ -168,10 +173,24 @@ class _Run:
         return not self.live.take("stop")
 
     def _preview(self, step: int) -> None:
+        """A picture that cannot be drawn is left out, and training goes on."""
         size = self.job.subjects[0].pictures[0].variants.shape[1:3]
         prompt = self.job.preview_prompt.replace("{}", self.job.subjects[0].concept.placeholder)
-        picture = draw_preview(self.session, self.job.vae, prompt, self._vectors(), size, self.job.settings.seed)
-        self.saver.save_preview(picture, step)
+        failed = None
+        try:
+            picture = draw_preview(self.session, self.job.vae, prompt, self._vectors(), size, self.job.settings.seed)
+        except mm.InterruptProcessingException:
+            raise
+        except Exception as error:
+            failed = ("drawing it does not fit into memory beside the training; set preview_every to 0, or size of Subject "
+                      "lower" if is_out_of_memory(error) else str(error).strip().rstrip(".") or type(error).__name__)
+        # only now, as the error held what was drawn so far
+        mm.soft_empty_cache()
+        self.session.load()
+        if failed is None:
+            self.saver.save_preview(picture, step)
+        else:
+            notice(f"The preview at step {step} is left out: {failed}. Training goes on.")
 
     def _saves(self, trainer: Trainer) -> Saves:
         """What is still to be saved."""
@@ -220,6 +239,7 @@ def _check(job: Job) -> None:
         raise ValueError(f"Two subjects share the placeholder {twice}; give each Subject node a Concept of its own.")
     file_stems(names)
     text_encoders(job.clip)
+    check_vae(job.vae)
 
 
 def _check_words(parts: Sequence[AttachedPart]) -> None:

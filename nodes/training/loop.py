@@ -12,20 +12,13 @@ import torch
 import comfy.model_management as mm
 
 from ..text.tokens import PromptTokenizer
+from .failures import OF_TRAIN, NodeInputs, fitting, is_out_of_memory, not_a_number, step_too_large
 from .interfaces import AttachedPart, Batch, LossTerm, Noised, Recipe, Row, Subject, TextSide, Vectors
 from .optimizer import build_optimizer, optimizer_tensors, restore_optimizer, schedule_factor
 from .passes import GradientNorms, Objective
 from .session import Session
 
 MEASURE_GRADIENTS_EVERY = 10
-
-
-class TrainingDiverged(ValueError):
-    """A loss or gradient is no longer a finite number; the parameters are still those of the last finite step."""
-
-
-class OutOfMemory(ValueError):
-    """A step does not fit into memory, not even with half the rows at once."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class Latents(Protocol):
 class Trainer:
     """One run: its parts, its objective, its optimiser, and where it stands.
 
-    step: optimiser steps done. history: one record per step, {step, total, loss, parts, norms, lr}.
+    inputs: of the node that trains, for messages. step: optimiser steps done. history: one record per step, {step, total, loss, parts, norms, lr}.
     """
 
     session: Session
@@ -72,6 +65,7 @@ class Trainer:
     recipe: Recipe
     settings: Settings
     frozen: Vectors
+    inputs: NodeInputs = OF_TRAIN
     step: int = 0
     history: list[dict] = field(default_factory=list)
 
@@ -126,13 +120,14 @@ class Trainer:
         length = gradient_norm(parameters)
         if not (math.isfinite(loss) and math.isfinite(length)):
             self.optimizer.zero_grad()
-            raise TrainingDiverged(f"Step {step}: the {'loss' if not math.isfinite(loss) else 'gradient'} is not a "
-                                   "number any more; lower the learning rate or set precision to fp32.")
+            raise not_a_number(self, batch, values)
         if self.settings.clip_gradients:
             torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_gradients)
         if not norms and measured:
             norms = self._single_term_norms(next(iter(values), ""))
-        self.optimizer.step()
+        with fitting("What the optimizer keeps of every parameter does", "choose another optimizer, such as SGD, or train "
+                     "fewer parts"):
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for part in self.parts:
             part.after_step(step)
@@ -161,8 +156,7 @@ class Trainer:
         if rows > 1 and self.rows_at_once == (self.settings.micro_batch or self.settings.batch_size):
             self.rows_at_once = rows // 2
             return self._gradients(batch, measured)
-        raise OutOfMemory(f"Step {batch.step} does not fit into memory with {rows} row{'s' * (rows > 1)} at once; set "
-                          "micro_batch to 1 and gradient_checkpointing to on, or make the pictures smaller.")
+        raise step_too_large(batch.step, rows, self.settings, self.inputs)
 
     def _micro_batches(self, batch: Batch, measured: bool) -> tuple[dict[str, float], dict[str, float]]:
         norms = GradientNorms(self.parts) if measured and len(self.objective.active(batch.step)) > 1 else None
@@ -193,10 +187,3 @@ def gradient_norm(parameters: Sequence[torch.nn.Parameter]) -> float:
 
 def _under(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, on a GPU or in main memory."""
-    text = str(error).lower()
-    return (isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
-            or isinstance(error, RuntimeError) and ("out of memory" in text or "can't allocate memory" in text))

@@ -20,6 +20,19 @@ def timestep_count(sampling) -> int:
     return len(sampling.sigmas)
 
 
+def check_noise_levels(sampling) -> None:
+    """Raises ValueError unless timestep 0, 1, … stands for the first, second, … of the model's rising noise levels."""
+    kind = " and ".join(each.__name__ for each in type(sampling).__mro__ if each.__module__ == "comfy.model_sampling")
+    levels = torch.as_tensor(getattr(sampling, "sigmas", [])).float().reshape(-1)
+    if len(levels) > 1 and bool(levels.isfinite().all()) and bool((levels.diff() > 0).all()) and levels[0] > 0:
+        found = torch.as_tensor(sampling.sigma(torch.arange(len(levels), device=levels.device))).float().reshape(-1)
+        if torch.allclose(found, levels, rtol=1e-3):
+            return
+    raise ValueError(f"The noise levels of this model ({kind or type(sampling).__name__}) are not those of numbered "
+                     "timesteps, from which training draws; take out the node that sets them, such as "
+                     "ModelSamplingContinuousEDM, or use a checkpoint of SD1.x, SD2.x or SDXL.")
+
+
 def output_error(sampling, latents: Noised, predicted: Tensor) -> Tensor:
     """Error of the network's own output (noise for eps-, velocity for v-prediction), (B, C, h, w) float32.
 

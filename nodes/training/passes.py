@@ -80,6 +80,14 @@ class Objective:
             work.backward_text()
         return values
 
+    @torch.no_grad()
+    def original(self, batch: Batch, prompt: str) -> tuple[Tensor, Tensor]:
+        """The encoding (1, T, C) of a prompt without learned words, and what the denoiser predicts with it, both without
+        the trainable parts."""
+        request = Encode((self.text.tokenizer(prompt),), grad=False, original=True)
+        work = _Work(self, batch)
+        return work.encoded(request).cond, work.run(Pass(request, grad=False, original=True), ())[0]
+
     def _backward_terms(self, losses: Sequence[tuple[str, Tensor]], work: _Work, measured: GradientNorms | None
                         ) -> None:
         if measured is None:

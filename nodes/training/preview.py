@@ -22,7 +22,8 @@ GUIDANCE = 7.0
 def draw_preview(session: Session, vae, prompt: str, vectors: Vectors, size: tuple[int, int], seed: int) -> Tensor:
     """One picture (H, W, 3) in 0…1 of `prompt`, always from the same noise: 20 Euler steps, guidance 7.
 
-    size: height and width in pixels.
+    size: height and width in pixels. Pushes the session's models out of memory: load them again afterwards.
+    Raises ValueError if the picture is made of no numbers.
     """
     rows = {name: {key: v.detach() for key, v in by_encoder.items()} for name, by_encoder in vectors.items()}
     clip = clip_with_vectors(session.clip, rows)
@@ -33,8 +34,12 @@ def draw_preview(session: Session, vae, prompt: str, vectors: Vectors, size: tup
     noise = torch.randn(empty.shape, generator=generator(seed, "preview"))
     samples = comfy.sample.sample(session.model, noise, STEPS, GUIDANCE, "euler", "normal", positive, negative, empty,
                                   disable_pbar=True, seed=seed % 2**63)
+    if not samples.isfinite().all():
+        raise ValueError("the model gives values that are not numbers in it")
     picture = vae.decode(samples)[0].float().cpu()
-    session.load()
+    if not picture.isfinite().all():
+        raise ValueError("the VAE gives values that are not numbers for it; start ComfyUI with --fp32-vae, or connect the "
+                         "VAE of the same checkpoint")
     return picture
 
 

@@ -21,6 +21,7 @@ from ..attention.devices import MULTIGPU
 from ..attention.layers import AttentionLayer, attention_layers, unet_of
 from ..text.encode import differentiable_text_model
 from .block_patches import differentiable_patches
+from .noise import check_noise_levels
 
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -129,6 +130,7 @@ def check_trainable(model) -> None:
     if unet.in_channels != latent_format.latent_channels:
         raise ValueError(f"The model {name} takes {unet.in_channels} input channels, {latent_format.latent_channels} of "
                          "them latents: it is made for inpainting or editing; use the base checkpoint of the family.")
+    check_noise_levels(model.get_model_object("model_sampling"))
     for key, weight in unet.named_parameters():
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
             raise ValueError(f"The model {name} holds quantised weights ({type(weight).__name__} at {key}), through "

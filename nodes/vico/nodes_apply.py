@@ -11,6 +11,7 @@ from torch import Tensor
 from ..attention.record import Record
 from ..text.concept import Concept
 from ..training.augment import Preparation
+from ..training.dataset import check_vae, encode_picture
 from ..training.images import prepare, sources_from_tensors
 from ..types import ConceptType, RecordType, ViCoType
 from ..visual_prompts.folders import file_names, find_file, validated, versions
@@ -174,20 +175,19 @@ def _file(name: str) -> Path:
 def _reference(model, vae, image: Tensor, word: str, mask: Tensor | None, size: int, fit: str) -> Reference:
     sources = sources_from_tensors([image], [] if mask is None else [mask])
     pictures = prepare(sources, Preparation(size, fit, "none", 1, 0)).pictures
+    check_vae(vae)
     latent_format = model.get_model_object("latent_format")
     with torch.random.fork_rng(devices=[vae.device] if vae.device.type == "cuda" else []):
         torch.manual_seed(0)  # a VAE may draw its latent
-        latents = vae.encode(torch.cat([picture.variants for picture in pictures]))
-    if latents.shape[1] != latent_format.latent_channels:
-        raise ValueError(f"The VAE makes latents of {latents.shape[1]} channels but the model takes "
-                         f"{latent_format.latent_channels}; connect the VAE of the same checkpoint.")
+        latents = encode_picture(vae, latent_format, torch.cat([picture.variants for picture in pictures]),
+                                 f"the reference of {word}" if word else "the reference")
     masks = [picture.masks for picture in pictures]
     if any(each is not None for each in masks):
         masks = torch.cat([torch.ones_like(picture.variants[..., 0]) if each is None else each
                            for picture, each in zip(pictures, masks)])
     else:
         masks = None
-    return Reference(latent_format.process_in(latents.float()), word, masks)
+    return Reference(latents, word, masks)
 
 
 NODES = [LoadViCo, ApplyViCo]
