@@ -7,6 +7,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..memory import check_fits
 from .heat import COLOURS, coloured, labelled_grid, overlaid
 from .maps import normalised, resized
 from .masks import on_grid
@@ -18,6 +19,8 @@ MEAN, EACH_STEP, EACH_LAYER = "mean", "each step", "each layer"
 EACH_MAP, EACH_WORD, ABSOLUTE = "each map", "each word", "absolute"
 LAST_STEP = "last step"
 COLUMNS = 10
+LARGEST_DRAWING = 16 * 2**30
+BYTES_PER_PIXEL = 60  # of a map while it is coloured
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,7 @@ def _attention(reading: Reading, show: str, scale: str) -> _Drawn:
     """Maps of every picture, word and step or layer, at the pictures' size."""
     run = reading.run
     found = {word: _views(run, show, word) for word in run.words}
+    _check_drawing(reading, sum(map(len, found.values())), "set longest_side lower, or show to mean")
     maps, labels = [], []
     for image in range(reading.images):
         for word, views in found.items():
@@ -132,6 +136,11 @@ def _attention(reading: Reading, show: str, scale: str) -> _Drawn:
             labels += [" · ".join(filter(None, (f"picture {image + 1}" if reading.images > 1 else "", word, name)))
                        for name in views]
     return _Drawn(torch.cat(maps).clamp(0, 1), labels, len(found) if show == MEAN else COLUMNS)
+
+
+def _check_drawing(reading: Reading, views: int, remedy: str) -> None:
+    count, (height, width) = reading.images * views, reading.size
+    check_fits(count * height * width * BYTES_PER_PIXEL, LARGEST_DRAWING, f"{count} maps of {width}×{height}", remedy)
 
 
 def _views(run: Sampling, show: str, word: str) -> dict[str, Tensor]:
@@ -145,6 +154,7 @@ def _views(run: Sampling, show: str, word: str) -> dict[str, Tensor]:
 
 
 def _masks(reading: Reading, show: str) -> _Drawn:
+    _check_drawing(reading, len(reading.run.masks), "connect fewer pictures, or those of a smaller latent")
     masks = {step: on_grid(mask, reading.size) for step, mask in sorted(reading.run.masks.items())}
     if show == MEAN:
         views = {"mean": torch.stack(list(masks.values())).mean(0)}

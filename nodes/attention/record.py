@@ -8,10 +8,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..memory import in_gigabytes
+from ..notice import notice
 from .layers import AttentionLayer
 from .maps import mean_over_layers, resized
 
 SAMPLINGS_KEPT = 4
+LARGEST_RECORD = 4 * 2**30
 ALL_STEPS = -1
 _SAMPLE_ANEW = ("To sample anew, change the sampler's seed, or free the model and node cache in the page's menu, and "
                 "run again.")
@@ -29,6 +32,8 @@ class Sampling:
     unread: why words could not be looked for in some conditionings.
     result: the sampled latent (images, C, H, W) as the sampler gives it, once it has ended.
     branch_latent: latent of a second branch after sampling, or None.
+    bytes: memory that maps and masks take.
+    step: the one that was recorded last. is_full: there was no room for it.
     of_references: maps and masks, images and size are not those of the sampled pictures but of reference pictures that
         the model looked at.
     """
@@ -43,6 +48,9 @@ class Sampling:
     unread: tuple[str, ...] = ()
     result: Tensor | None = None
     branch_latent: Tensor | None = None
+    bytes: int = 0
+    step: int | None = None
+    is_full: bool = False
     _sums: dict[tuple[AttentionLayer, str], dict[int, tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     @property
@@ -105,6 +113,8 @@ class Sampling:
         steps = self._sums.setdefault((layer, word), {})
         if step in steps:
             values, weights = (old + new for old, new in zip(steps[step], (values, weights)))
+        else:
+            self.bytes += values.nbytes + weights.nbytes
         steps[step] = values, weights
 
 
@@ -115,7 +125,9 @@ class Record:
     every_step: keep the maps of every step (float16) in place of their mean over the steps.
     complete: it is full when its node has run, and no sampler has to be waited for.
 
-    A sampler may run several times on the MODEL that carries the patch; the last runs are kept apart.
+    A sampler may run several times on the MODEL that carries the patch; the last runs are kept apart, all together at
+    most LARGEST_RECORD bytes and one step. Where they would take more, earlier runs are forgotten, then later steps left
+    out, which is said once.
     """
 
     NOT_IN_KEY = ("_samplings",)
@@ -168,6 +180,8 @@ class Record:
             word, and over several calls, the weighted mean is kept.
         """
         run = self.current
+        if not self._keeps(run, step):
+            return
         grid = layer_grid(run.size, layer)
         weights = torch.as_tensor(weight, dtype=torch.float32, device=maps.device)
         weights = weights.expand(weights.shape[0] if weights.ndim else 1, *maps.shape[-2:])
@@ -180,7 +194,22 @@ class Record:
 
     def add_mask(self, step: int, mask: Tensor) -> None:
         """Keeps the mask (1 or images, h, w) in 0..1 that the patch used in `step`."""
-        self.current.masks[step] = mask.detach().to("cpu", torch.float16).expand(self.current.images, -1, -1)
+        run = self.current
+        if self._keeps(run, step):
+            mask = mask.detach().to("cpu", torch.float16)
+            run.bytes += 0 if step in run.masks else mask.nbytes
+            run.masks[step] = mask.expand(run.images, -1, -1)
+
+    def _keeps(self, run: Sampling, step: int) -> bool:
+        """Whether there is room for a step, which is kept whole or not at all."""
+        if step != run.step and not run.is_full:
+            while len(self._samplings) > 1 and sum(each.bytes for each in self._samplings) >= LARGEST_RECORD:
+                self._samplings.popleft()
+            run.step, run.is_full = step, run.bytes >= LARGEST_RECORD
+            if run.is_full:
+                notice(f"{self.made_by} holds {in_gigabytes(run.bytes)}, the most it may take, so its later steps are not "
+                       "kept; record fewer words, layers or pictures, or keep the mean over steps.")
+        return not run.is_full
 
     @property
     def branch_latent(self) -> Tensor | None:
