@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 
 from personalize.nodes.attention.words import parse_words, words_of
+from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.text.spans import SPANS, TOKENS, find_words
 from personalize.nodes.text.token_words import find_among
@@ -54,3 +55,11 @@ def test_what_is_wrong_with_words_is_said_of_the_input_they_come_from(sd15):
 def test_words_are_parted_by_commas_and_lines():
     assert parse_words("dog, red hat\n<my-dog>,\n\n dog ,") == ("dog", "red hat", "<my-dog>")
     assert parse_words(" \n,") == ()
+
+
+def test_a_placeholder_is_named_in_any_capitals(sd15):
+    concept = Concept("<My-Dog>", "dog", "dog", 2)
+    conditioning = PersonalizeEncodeWithSpans.execute(sd15.clip, "a <my-dog> runs", "", (concept,))[0]
+    options = {**conditioning[0][1], "cross_attn": conditioning[0][0]}
+    assert words_of(["<my-dog>", "Runs"]).of(options) == {"<my-dog>": (2, 3), "Runs": (4,)}
+    assert words_of([]).of(options)["<My-Dog>"] == (2, 3)

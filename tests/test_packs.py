@@ -113,8 +113,8 @@ def test_negpip_and_recorded_attention(beside_packs, kind, last):
                 "text": node("PersonalizeEncodeWithSpans", clip=clip, text=f"a {WORD} on grass", words="grass"),
                 "none": node("CLIPTextEncode", clip=clip, text=""), "size": node(
                     "EmptyLatentImage", width=128, height=128, batch_size=1),
-                "draw": node("KSampler", model=model, positive=["text", 0], negative=["none", 0], seed=1, steps=2, cfg=5.0,
-                             latent_image=["size", 0], sampler_name="euler", scheduler="normal", denoise=1.0)}
+                "draw": node("KSampler", model=model, positive=["text", 0], negative=["none", 0], seed=1, steps=2,
+                             cfg=5.0, latent_image=["size", 0], sampler_name="euler", scheduler="normal", denoise=1.0)}
         values = beside_packs(made, {"record": ["record", 1], "latent": ["draw", 0]}).values
         return values["record"].sampling(values["latent"]["samples"])
 
@@ -146,7 +146,8 @@ def test_negpip_and_orthogonalize(beside_packs):
 @pytest.mark.parametrize("parser", ["comfy", "comfy++", "A1111", "full", "compel", "fixed attention"])
 def test_smz(beside_packs, caplog, parser):
     """It splits prompts by itself: the word is not understood there, which is said, and is again afterwards."""
-    graph = {**scene(), "smz": node("smZ CLIPTextEncode", clip=["3", 0], text=f"a {WORD}", parser=parser, **SMZ_SETTINGS),
+    graph = {**scene(),
+             "smz": node("smZ CLIPTextEncode", clip=["3", 0], text=f"a {WORD}", parser=parser, **SMZ_SETTINGS),
              "stock": node("CLIPTextEncode", clip=["3", 0], text=f"a {WORD}")}
     before = beside_packs(graph, {"c": ["stock", 0]}).values["c"][0][0]
     assert beside_packs(graph, {"c": ["smz", 0]}).values["c"]

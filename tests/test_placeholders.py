@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from personalize.nodes.text.apply import clip_with_vectors, words_in
-from personalize.nodes.text.concept import check_placeholder
-from personalize.nodes.text.placeholders import Placeholders, holds
+from personalize.nodes.text.concept import Concept, check_placeholder
+from personalize.nodes.text.placeholders import Placeholders, filled
 from personalize.nodes.text.tokens import FILLED, PromptTokenizer, Slot
-from personalize.nodes.training.images import _filled
+from personalize.nodes.training.captions import captions_for
+from personalize.nodes.training.interfaces import Picture, Subject
+from personalize.nodes.training.recipe import TemplateRecipe
 from support.prompts_by_hand import same_tokens, words_to_ids
 
 FILES = {"my-dog": 1.0, "my-dog-2": 2.0, "dogs/my-dog": 3.0, "my-run/my-dog-000050": 4.0, "my(dog)": 5.0}
@@ -56,7 +58,8 @@ def test_a_files_own_name_wins(sd15, files, text, word):
 
 @pytest.mark.parametrize("word", ["<my-dog>", "my-cat", "ölbild-x"])
 @pytest.mark.parametrize("before, after", [
-    ("photo of embedding:", ""), ("photo of (embedding:", ":1.2)"), ("embedding:", ", sunny"), ("a photo,embedding:", ""),
+    ("photo of embedding:", ""), ("photo of (embedding:", ":1.2)"), ("embedding:", ", sunny"),
+    ("a photo,embedding:", ""),
     ("", ""), ("(", ":1.2)"), ("[", "]"), ("photo,", ",sunny"), ('"', '"'), ("(a)embedding:", " runs"),
     ("embedding:my-dog embedding:", ""), ("{red|blue} ", " BREAK day"), ("[", ":cat:0.5]"), ("cat AND ", ":0.8")])
 def test_embedding_before_the_word_means_the_word(sd15, files, word, before, after):
@@ -105,16 +108,24 @@ def test_a_template_takes_the_word_also_where_a_prompt_would_not(sd15):
     assert tokenizer.fill("a {} runs", "my-dog").chunks == tokenizer("a my-dog runs").chunks
 
 
-@pytest.mark.parametrize("caption, held", [
-    ("a {} on grass", True), ("A My-Dog on grass", True), ("my-dogs on grass", False), ("my-dog-2", False),
-    ("<lora:my-dog:1> a dog", False)])
-def test_captions_must_hold_the_word_itself(caption, held):
-    assert holds(caption.replace("{}", "my-dog"), "my-dog") == held
-    if held:
-        assert _filled(caption, "my-dog", "a.png") == caption.replace("{}", "my-dog")
-    else:
+@pytest.mark.parametrize("caption, expected", [
+    ("a {} on grass", "a my-dog on grass"), ("A My-Dog on grass", "A my-dog on grass"), ("two {}s", "two my-dog s"),
+    ("my-dogs on grass", None), ("my-dog-2", None), ("<lora:my-dog:1> a dog", None), ("<lora:{}:1>", None),
+    ("un{}-2", "un my-dog -2"), ("embedding:{}, ({}:1.2)", "my-dog, (my-dog:1.2)")])
+def test_captions_hold_the_word_itself(caption, expected):
+    if expected is None:
         with pytest.raises(ValueError, match="does not name the subject"):
-            _filled(caption, "my-dog", "a.png")
+            captions_for(["a.png"], [""], [caption], "my-dog")
+    else:
+        assert captions_for(["a.png"], [""], [caption], "my-dog") == [expected]
+
+
+def test_slots_are_filled_so_that_the_word_stays_one():
+    assert filled("{}s and {}'s <{}> _{}_ x{}", "my-dog") == "my-dog s and my-dog's <my-dog> _ my-dog _ x my-dog"
+    assert filled("{}s {} {}-2", "<my-dog>") == "<my-dog>s <my-dog> <my-dog>-2" and filled("no slot", "x") == "no slot"
+    subject = Subject(Concept("my-dog", "dog", "dog"), (Picture(torch.zeros(1, 64, 64, 3)),))
+    rows = TemplateRecipe(("two {}s",)).rows((subject,), 0, 2, 0)["subject"]
+    assert [row.prompt for row in rows] == ["two my-dog s"] * 2
 
 
 def test_no_words_find_nothing():

@@ -17,7 +17,7 @@ def test_names_of_ones_own_are_accepted(placeholder):
 @pytest.mark.parametrize("placeholder, class_words, sentence", [
     ("", "dog", "Placeholder is empty"),
     ("<my dog>", "dog", "'<my dog>' contains a space"),
-    ("my\tdog", "dog", "contains a space"),
+    ("my\tdog", "dog", "contains a space"), ("<my//dog>", "dog", "begin comments"), ("x/*7", "dog", "begin comments"),
     ("(dog)", "dog", "bracket"), ("{}", "dog", "bracket"), ("[v]", "dog", "bracket"), ("a:b", "dog", "colon"),
     ("a,b", "dog", "comma"), ("a\\b", "dog", "backslash"),
     ("Dog", "dog", "equals the class word 'dog'"), ("bear", "teddy bear", "equals the class word 'teddy bear'"),

@@ -33,7 +33,7 @@ class TokenGroups:
         return keys_of(context) if self.pairs else context
 
     def in_copies(self, keys: int) -> list[list[int]]:
-        """Positions per group among this number of keys: ComfyUI repeats a context so that it fits a longer one's batch."""
+        """Positions per group among this number of keys: ComfyUI repeats a context so that it fits longer ones."""
         copies = max(keys // self.length, 1) if keys % self.length == 0 else 1
         return [[copy * self.length + position for position in group for copy in range(copies)]
                 for group in self.positions]

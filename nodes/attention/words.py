@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..text.pairs import in_pairs, token_count
 from ..text.spans import LENGTH, SPANS, TOKENS, known_placeholders, spans_of
-from ..text.token_words import find_among
+from ..text.token_words import positions_of
 from ..text.tokens import PromptTokenizer
 from .capture import Options, TokenGroups
 from .sides import list_at, side_named
@@ -39,7 +39,7 @@ class Words:
         if self.length == tokens:
             known = {**self.positions, **known}
         texts = options.get(TOKENS, ()) if tokens >= len(options.get(TOKENS, ())) else ()
-        found = {name: tuple(known.get(name, ())) or find_among(name, texts) for name in self.names or known}
+        found = {name: positions_of(name, known, texts) for name in self.names or known}
         return {name: positions for name, positions in found.items() if positions}
 
 

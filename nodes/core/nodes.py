@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..text.apply import apply_concepts
+from ..text.placeholders import filled
 from ..training.diffusion import ALWAYS
 from ..types import ConceptType, LossType, PromptSetType, SubjectType
 from .presets import PRESETS, RELEASED, Weighting, core_terms
@@ -128,7 +129,7 @@ class CoReTestTime(io.ComfyNode):
         if subject and vae is None:
             raise ValueError("subject is connected but vae is not; connect the checkpoint's VAE, which encodes the "
                              "pictures.")
-        prompt = prompt.replace("{}", concept[0].placeholder)
+        prompt = filled(prompt, concept[0].placeholder)
         how = Refinement(prompt, PRESETS[preset], steps, learning_rate, batch_size, seed)
         bar, losses = comfy.utils.ProgressBar(steps), []
 

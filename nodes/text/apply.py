@@ -113,9 +113,9 @@ class _TaughtTokenizers(_Taught):
         tokens = super().tokenize_with_weights(text, *args, **kwargs)
         lost = self._lost([text] if isinstance(text, str) else text, tokens)
         if lost:
-            notice(f"{' and '.join(lost)} was taught by Apply Concept, but this node splits prompts by rules of its own "
-                   "that know no taught words. Save the concept and write embedding: with its name here, or encode the "
-                   "prompt with CLIP Text Encode.")
+            notice(f"{' and '.join(lost)} was taught by Apply Concept, but this node splits prompts by rules of its "
+                   "own that know no taught words. Encode the prompt with CLIP Text Encode, or save the concept and "
+                   "write embedding: and its name here.")
         return tokens
 
     def _lost(self, texts: Sequence[str], tokens) -> list[str]:

@@ -48,6 +48,9 @@ def check_placeholder(placeholder: str, class_words: str) -> None:
     if FORBIDDEN_IN_PLACEHOLDER.search(placeholder):
         raise ValueError(f"{found} contains a space, bracket, colon, comma or backslash, which prompts use for "
                          "other things; write it as one word such as <my-dog>.")
+    if "//" in placeholder or "/*" in placeholder:
+        raise ValueError(f"{found} contains // or /*, which begin comments that ComfyUI's page takes out of prompts; "
+                         "write it as one word such as <my-dog>.")
     if placeholder.lower() in class_words.lower().split():
         raise ValueError(f"{found} equals the class word '{class_words}'; give the subject a name of its own, "
                          f"such as <my-{placeholder.strip('<>').lower()}>.")

@@ -72,9 +72,18 @@ class Placeholders:
         return self._exact.get(composed) or self._any_case[composed.casefold()]
 
 
-def holds(text: str, word: str) -> bool:
-    """Whether a prompt holds this word."""
-    return bool(Placeholders([word]).find(text))
+def filled(template: str, word: str, slot: str = "{}") -> str:
+    """`template` with a word in every slot, and with a space where it would else be part of a longer word."""
+    before, *rest = template.split(slot)
+    for after in rest:
+        before += word if _stands(before, word, "") else f" {word}"
+        before += after if _stands("", word, after) else f" {after}"
+    return before
+
+
+def _stands(before: str, word: str, after: str) -> bool:
+    return any(found.word == word and found.end == len(before + word)
+               for found in Placeholders([word]).find(before + word + after))
 
 
 def _composed(text: str) -> str:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from typing import Sequence
+from typing import Mapping, Sequence
 
 from .spans import END, PADDING, START, VISUAL
 
@@ -37,6 +37,14 @@ def places_of(name: str, words: Sequence[Word]) -> set[int]:
     size = len(wanted)
     return {start + i for start in range(len(texts) - size + 1) if size and texts[start:start + size] == wanted
             for i in range(size)}
+
+
+def positions_of(name: str, spans: Mapping[str, tuple[int, ...]], tokens: Sequence[str]) -> tuple[int, ...]:
+    """Positions of a span of that name, whatever its capitals, else of its words among the tokens; empty if neither."""
+    alike = [each for each in spans if spans[each] and each.casefold() == name.casefold()]
+    if spans.get(name) or alike:
+        return tuple(spans.get(name) or spans[alike[0]])
+    return find_among(name, tokens)
 
 
 def find_among(name: str, tokens: Sequence[str]) -> tuple[int, ...]:

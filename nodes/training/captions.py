@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Sequence
 
 from ..foreign.text import read_text
-from ..text.placeholders import Placeholders
+from ..text.placeholders import Placeholders, filled
 from ..text.prompts import FILEWORDS, NAME, SLOT
 from .picture_files import shown_name
 
@@ -51,9 +51,10 @@ def _lines(text: str) -> list[str]:
 
 def _filled(caption: str, placeholder: str, name: str) -> str:
     word = Placeholders([placeholder])
-    filled = word.replace(caption.replace(SLOT, placeholder).replace(NAME, placeholder), lambda found: found)
-    if filled and not word.find(filled):
+    text = filled(filled(caption, placeholder, SLOT), placeholder, NAME)
+    text = word.replace(text, lambda found: found)
+    if text and not word.find(text):
         raise ValueError(f"The caption of {name}, '{caption}', does not name the subject; write {placeholder} or {{}} "
                          f"where the subject is, put it before every caption by writing {{}}, {FILEWORDS} at captions, or "
                          "remove the caption.")
-    return filled
+    return text

@@ -16,6 +16,7 @@ from ..notice import notice
 from ..text.concept import Concept, initial_vectors
 from ..text.embedding_files import file_stems, load_embedding
 from ..text.encoders import text_encoders
+from ..text.placeholders import filled
 from .dataset import check_vae, encode_pictures
 from .failures import OutOfMemory, TrainingDiverged, fitting, is_out_of_memory, lighter
 from .interfaces import (WEIGHTS, Artifact, AttachedPart, KeepsFiles, LossTerm, Recipe, Subject, TrainablePart,
@@ -175,7 +176,7 @@ class _Run:
     def _preview(self, step: int) -> None:
         """A picture that cannot be drawn is left out, and training goes on."""
         size = self.job.subjects[0].pictures[0].variants.shape[1:3]
-        prompt = self.job.preview_prompt.replace("{}", self.job.subjects[0].concept.placeholder)
+        prompt = filled(self.job.preview_prompt, self.job.subjects[0].concept.placeholder)
         failed = None
         try:
             picture = draw_preview(self.session, self.job.vae, prompt, self._vectors(), size, self.job.settings.seed)

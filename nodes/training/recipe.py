@@ -6,6 +6,7 @@ from typing import Mapping, Sequence
 
 import torch
 
+from ..text.placeholders import filled
 from .interfaces import Row, Stream, Subject
 from .seeds import generator
 
@@ -37,6 +38,5 @@ class TemplateRecipe:
         picture, draw = subject.pictures[number], generator(seed, "row", index)
         variant = int(torch.randint(len(picture.variants), (), generator=draw))
         template = self.templates[int(torch.randint(len(self.templates), (), generator=draw))]
-        prompt = picture.caption if self.captions and picture.caption else template.replace(
-            "{}", subject.concept.placeholder)
+        prompt = picture.caption if self.captions and picture.caption else filled(template, subject.concept.placeholder)
         return Row(which, number, variant, prompt)

@@ -8,7 +8,7 @@ from ..notice import notice
 from ..text.pairs import token_count
 from ..text.spans import END, LEARNED, LENGTH, SPANS, TOKENS, known_placeholders, spans_of
 from ..text.token_view import token_rows, token_texts
-from ..text.token_words import find_among
+from ..text.token_words import positions_of
 from ..text.tokens import PromptTokenizer
 
 
@@ -22,7 +22,7 @@ class Layout:
 
     def positions(self, word: str) -> tuple[int, ...]:
         """Of a placeholder, a named span or any words of the prompt; empty if they are not there."""
-        return tuple(self.spans.get(word, ())) or find_among(word, self.tokens)
+        return positions_of(word, self.spans, self.tokens)
 
 
 def layout_of_prompt(clip, prompt: str, words: Sequence[str]) -> Layout:
