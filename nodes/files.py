@@ -128,6 +128,21 @@ def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
     return removed
 
 
+@contextlib.contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Marks `folder` as one that a run is writing into, for `unfinished` in any process; not where that cannot be written.
+    """
+    with contextlib.ExitStack() as marked:
+        with contextlib.suppress(OSError):
+            marked.enter_context(_workplace(Path(folder)))
+        yield
+
+
+def unfinished(folders: Iterable[Path]) -> list[Path]:
+    """Folders in and below `folders` that writers work in, or that killed ones left."""
+    return [path for folder in folders for path in Path(folder).rglob(_TEMPORARY)]
+
+
 def check_writable(folder: Path) -> None:
     """Makes `folder` and writes a byte there, which is removed again. Raises OSError if that fails."""
     with _workplace(folder) as inside:

@@ -13,6 +13,8 @@ from .files import MARK
 from .locations import OUTPUT, first_folder, folders_of, kinds
 
 RUNS = "personalize"  # folder of all runs in ComfyUI's output folder
+RECORDS = ("report.json", "losses.csv")
+_RUN = re.compile(r".+-[0-9a-f]{8}")
 _STEP = re.compile(r"(.+)-(\d{6,})(?:-\d+)?\.(?:safetensors|png)")
 
 What = Literal["embedding", "weights", "state", "preview", "record"]
@@ -47,6 +49,17 @@ def files_of_run(run: str) -> list[RunFile]:
     return sorted(files, key=lambda file: (file.step is None, file.step or 0, file.kind, file.stem, file.path.name))
 
 
+def run_names() -> list[str]:
+    """Names of all runs that have files; a name with a slash is a folder in a folder."""
+    runs = [path.parent.relative_to(folder) for folder in folders_of("embeddings")
+            for path in folder.rglob("*.safetensors") if _STEP.fullmatch(path.name)]
+    root = first_folder(OUTPUT) / RUNS
+    runs += [folder.relative_to(root) for folder in root.rglob("*") if folder.is_dir() and _output_files(folder)]
+    runs += [folder.relative_to(root) for kind in kinds() for root in folders_of(kind) for folder in root.glob("*")
+             if _RUN.fullmatch(folder.name) and any(_STEP.fullmatch(path.name) for path in folder.glob("*.safetensors"))]
+    return sorted({run.as_posix() for run in runs if run.parts})
+
+
 def folders_of_run(run: str) -> list[Path]:
     """Where files of a run are; only folders that exist."""
     folders = [folder / run for kind in kinds() for folder in folders_of(kind)] + [output_folder(run)]
@@ -73,9 +86,9 @@ def _output_files(folder: Path) -> list[RunFile]:
     files = []
     for path in folder.glob("*"):
         match = _STEP.fullmatch(path.name)
-        if match and match[1] in ("state", "preview"):
+        if match and (match[1] == "preview" or match[1] == "state" and "fingerprint" in _metadata(path)):
             files.append(RunFile(path, OUTPUT, match[1], match[1], int(match[2]), _size(path)))
-        elif path.name in ("report.json", "losses.csv"):
+        elif path.name in RECORDS:
             files.append(RunFile(path, OUTPUT, "record", path.stem, None, _size(path)))
     return files
 

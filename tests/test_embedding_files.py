@@ -17,7 +17,6 @@ from comfy.sd1_clip import load_embed
 from personalize.nodes import files
 from personalize.nodes.text.embedding_files import (embedding_names, file_stem, find_embedding, load_embedding,
                                                      prompt_text, save_embedding)
-from personalize.nodes.text.step_files import run_names
 
 WIDTHS = {"clip_l": 768, "clip_g": 1280}
 
@@ -66,7 +65,7 @@ def test_a_name_is_never_reused_in_any_folder_core_searches(folder, tmp_path):
 
 def test_a_fresh_comfyui_has_no_embeddings_folder_yet(folder):
     folder.rmdir()
-    assert embedding_names() == [] and run_names() == []
+    assert embedding_names() == []
     with pytest.raises(ValueError, match="There is no embedding"):
         find_embedding("my-dog")
     assert save_embedding("my-dog", {"clip_l": rows(1, 768)}, {}) == folder / "my-dog.safetensors"

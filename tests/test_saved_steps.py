@@ -17,8 +17,7 @@ from test_training_job import learned, make_job, run, steps_taken  # noqa: F401 
 from test_training_loop import subject
 
 from personalize.nodes import files, locations
-from personalize.nodes.run_files import files_of_run
-from personalize.nodes.text.step_files import run_names
+from personalize.nodes.run_files import files_of_run, run_names
 from personalize.nodes.training import preview
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart

@@ -9,7 +9,7 @@ import pytest
 import safetensors
 import torch
 
-from personalize.nodes.text.embedding_files import file_stem, save_embedding
+from personalize.nodes.text.embedding_files import save_embedding
 from personalize.nodes.text.prompts import bundled
 from personalize.nodes.text.spans import END, LEARNED, LENGTH, PADDING, SPANS, START, TOKENS
 from support.failures import PromptFailed
@@ -190,18 +190,15 @@ def test_each_save_has_a_new_name_and_is_found_without_restart(execute, embeddin
 
 def test_new_files_are_listed_when_the_page_asks_again(embeddings):
     from personalize.nodes.text.nodes_concept import PersonalizeConcept, PersonalizeLoadConcept
-    from personalize.nodes.text.nodes_steps import PersonalizeManageSteps
-
     def options(kind, name):
         return kind.GET_NODE_INFO_V1()["input"]["required"][name][1]["options"]
 
-    files, runs = set(options(PersonalizeLoadConcept, "embedding")), set(options(PersonalizeManageSteps, "run"))
+    files = set(options(PersonalizeLoadConcept, "embedding"))
     save_embedding("new", {"clip_l": rows(1, 32)}, {})
-    save_run(50)
+    save_embedding("my-dog-000050", {"clip_l": rows(1, 32)}, {}, subfolder="my-run-0123abcd")
     step = os.path.join("my-run-0123abcd", "my-dog-000050.safetensors")
     assert options(PersonalizeConcept, "embedding")[0] == "none"
     assert set(options(PersonalizeLoadConcept, "embedding")) - files == {"new.safetensors", step}
-    assert set(options(PersonalizeManageSteps, "run")) - runs == {"my-run-0123abcd"}
 
 
 def test_a_changed_file_is_read_again(execute, embeddings):
@@ -302,66 +299,11 @@ def test_encode_with_spans(execute, tiny_checkpoints):
         execute(prompt, get={"ours": ["3", 0]})
 
 
-# ------------------------------------------------------------------------------------------------ Manage Steps
-def steps_node(action, steps=""):
-    return {"1": node("PersonalizeManageSteps", run="my-run-0123abcd", action=action, steps=steps)}
-
-
-def save_run(*steps):
-    return [save_embedding(file_stem("<my-dog>", step), {"clip_l": rows(1, 32)},
-                           {"placeholder": "<my-dog>", "step": step}, subfolder="my-run-0123abcd") for step in steps]
-
-
-def test_steps_are_listed_and_deleted(execute, embeddings):
-    paths = save_run(50, 100, 150, 300)
-    other = save_embedding("my-dog", {"clip_l": rows(1, 32)}, {"placeholder": "<my-dog>"})
-    foreign = paths[0].with_name("foreign-000050.safetensors")
-    safetensors.torch.save_file({"emb_params": rows(1, 32)}, foreign)
-    outside = embeddings.parent / "outside-000050.safetensors"
-    outside.write_bytes(paths[0].read_bytes())
-    paths[0].with_name("link-000050.safetensors").symlink_to(outside)
-    listed = execute(steps_node("list"), get={"report": ["1", 0], "texts": ["1", 1]}).values
-    assert listed["texts"] == [f"embedding:my-run-0123abcd/my-dog-{step:06d}" for step in (50, 100, 150, 300)]
-    assert listed["report"].split("\n")[0] == "my-run-0123abcd: 4 files"
-    deleted = execute(steps_node("delete these steps", "50, 120-200"), get={"report": ["1", 0]}).values["report"]
-    assert deleted.split("\n")[0] == "my-run-0123abcd: 2 files, 2 deleted"
-    assert [path.exists() for path in paths] == [False, True, False, True]
-    execute(steps_node("keep only these steps", "300"))
-    assert [path.exists() for path in paths] == [False, False, False, True]
-    assert other.exists() and foreign.exists() and outside.exists()
-    outside.unlink()
-
-
-def test_the_last_deletion_removes_the_folder(execute, embeddings):
-    (path,) = save_run(50)
-    execute(steps_node("delete these steps", "50"))
-    assert not path.parent.exists() and embeddings.exists()
-
-
-@pytest.mark.parametrize("action, steps, message", [
-    ("delete these steps", "", "No steps are named"), ("keep only these steps", " , ", "No steps are named"),
-    ("delete these steps", "fifty", "'fifty', which is no number"), ("keep only these steps", "60", "it has 50, 100"),
-])
-def test_bad_steps_delete_nothing(execute, embeddings, action, steps, message):
-    paths = save_run(50, 100)
-    with pytest.raises(PromptFailed, match=message):
-        execute(steps_node(action, steps))
-    assert all(path.exists() for path in paths)
-
-
-@pytest.mark.parametrize("run", ["missing", "", "..", "../checkpoints", "/etc", "."])
-def test_only_runs_in_the_embeddings_folder(execute, embeddings, run):
-    prompt = steps_node("list")
-    prompt["1"]["inputs"]["run"] = run
-    with pytest.raises(PromptFailed, match="There is no run"):
-        execute(prompt)
-
-
 # ------------------------------------------------------------------------------------------------ schemas
 def test_every_input_and_output_is_explained():
     from personalize.nodes.text.nodes import NODES
 
-    assert len(NODES) == 8
+    assert len(NODES) == 7
     for kind in NODES:
         schema = kind.GET_SCHEMA()
         assert json.loads(json.dumps(kind.GET_NODE_INFO_V1()))["display_name"] == schema.display_name

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import comfy.model_management as mm
 
+from ..files import in_use
 from ..notice import notice
 from ..text.concept import Concept, initial_vectors
 from ..text.embedding_files import file_stems, load_embedding
@@ -120,7 +121,8 @@ class _Run:
                        terms=[term.name for term in job.terms])
         if done < job.settings.steps:
             check_room(self.folder, self._saves(trainer))
-            self._loop(trainer, done)
+            with in_use(self.folder.path):
+                self._loop(trainer, done)
         else:
             self._save(trainer, last=True, state_too=False)
         return self._outcome(trainer)

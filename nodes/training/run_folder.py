@@ -90,20 +90,7 @@ class RunFolder:
 
     def save_report(self, report: Mapping[str, Any]) -> dict[str, str]:
         """Writes report.json and losses.csv; returns their paths."""
-        history = report["history"]
-        terms = list(dict.fromkeys(name for record in history for name in record["parts"]))
-        table = io.StringIO()
-        rows = csv.writer(table)
-        rows.writerow(["step", "loss", *terms])
-        rows.writerows([r["step"], r["loss"], *(r["parts"].get(name, "") for name in terms)] for r in history)
-        stored = {**report, "saved": [_with_paths(saved, _stored_path) for saved in report["saved"]]}
-        csv_path = self.path / "losses.csv"
-        attempts = Attempts()
-        attempts(write_text, csv_path, table.getvalue())
-        json_path = write_text(self.path / REPORT, json.dumps(jsonable(stored)))
-        for error in attempts.failed:
-            raise error
-        return {"json": str(json_path), "csv": str(csv_path)}
+        return _write_report(self.path, report)
 
     def preview_path(self, step: int) -> Path:
         """Where the preview after `step` goes."""
@@ -172,6 +159,33 @@ def saved_report(run: str) -> dict[str, Any]:
         return {**report, "saved": [_with_paths(saved, _present_path) for saved in report["saved"]]}
     except (OSError, ValueError, RecursionError, TypeError, KeyError):
         return empty
+
+
+def forget_missing_files(run: str) -> None:
+    """Takes saved steps and previews whose files are gone out of a run's report, if there is one."""
+    report, folder = saved_report(run), output_folder(run)
+    saved = [entry for entry in report["saved"]
+             if all(Path(file).exists() for file in (*entry["files"], *entry["part_files"]))]
+    previews = [entry for entry in report["previews"] if (folder / entry["image"]["filename"]).exists()]
+    if (folder / REPORT).exists() and (saved, previews) != (report["saved"], report["previews"]):
+        _write_report(folder, {**report, "saved": saved, "previews": previews})
+
+
+def _write_report(folder: Path, report: Mapping[str, Any]) -> dict[str, str]:
+    history = report["history"]
+    terms = list(dict.fromkeys(name for record in history for name in record["parts"]))
+    table = io.StringIO()
+    rows = csv.writer(table)
+    rows.writerow(["step", "loss", *terms])
+    rows.writerows([r["step"], r["loss"], *(r["parts"].get(name, "") for name in terms)] for r in history)
+    stored = {**report, "saved": [_with_paths(saved, _stored_path) for saved in report["saved"]]}
+    csv_path = folder / "losses.csv"
+    attempts = Attempts()
+    attempts(write_text, csv_path, table.getvalue())
+    json_path = write_text(folder / REPORT, json.dumps(jsonable(stored)))
+    for error in attempts.failed:
+        raise error
+    return {"json": str(json_path), "csv": str(csv_path)}
 
 
 def _is_report(stored: Any, empty: Mapping[str, Any]) -> bool:

@@ -1,0 +1,113 @@
+"""The node that lists and deletes what a run saved."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Sequence
+
+from comfy_api.latest import io, ui
+
+from ..locations import location_of
+from ..run_files import RunFile, run_names
+from ..text.embedding_files import prompt_text
+from .step_files import chosen_files, delete_files, step_files, unfinished_files
+
+LIST, DELETE, KEEP, WHOLE = "list", "delete these steps", "keep only these steps", "delete the whole run"
+
+
+class PersonalizeManageSteps(io.ComfyNode):
+    """Lists and deletes the files of a run."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="PersonalizeManageSteps", display_name="Manage Steps", category="personalize/training",
+            is_output_node=True,
+            description="Lists all that a run of Train saved, with sizes: embeddings, trained weights, states to continue "
+                        "from, previews, records. Deletes the steps you do not need, or all of it. It touches only files "
+                        "that this pack has written.",
+            search_aliases=["checkpoints", "delete embeddings", "clean up", "training steps", "disk space"],
+            inputs=[
+                io.Combo.Input("run", options=run_names(), tooltip="Run of Train: the name of its folders."),
+                io.Combo.Input("action", options=[LIST, DELETE, KEEP, WHOLE], default=LIST,
+                               tooltip="list changes nothing. Deleted files are gone for good; set it back to list "
+                                       "afterwards."),
+                io.String.Input("steps", default="", tooltip="Steps to delete or to keep: 50, 100-250. Only for these two "
+                                                             "actions.")],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="What is there, and what was deleted."),
+                io.String.Output(display_name="prompt_texts", is_output_list=True,
+                                 tooltip="What to write in a prompt for each embedding that is left, in order of steps.")])
+
+    @classmethod
+    def validate_inputs(cls, run) -> bool | str:
+        """Takes the check of `run` from ComfyUI, whose list of runs may be older than the newest one."""
+        try:
+            if run is not None:
+                step_files(run)
+            return True
+        except ValueError as error:
+            return str(error)
+
+    @classmethod
+    def fingerprint_inputs(cls, **_) -> float:
+        """Never the same: the files may have changed."""
+        return float("nan")
+
+    @classmethod
+    def execute(cls, run, action, steps) -> io.NodeOutput:
+        """Report and prompt texts of what is left."""
+        files, leftovers = step_files(run), unfinished_files(run)
+        gone = []
+        if action == WHOLE:
+            gone = files
+        elif action != LIST:
+            gone = chosen_files(files, steps, keep=action == KEEP)
+        left = [file for file in files if file not in gone]
+        if action != LIST:
+            delete_files(run, gone)
+        report = "\n".join([_head(run, left, gone), *map(_line, left), *_of_leftovers(leftovers, action != LIST),
+                            *_of_resuming(files, left)])
+        texts = [prompt_text(file.path) for file in left if file.what == "embedding"]
+        return io.NodeOutput(report, texts, ui=ui.PreviewText(report))
+
+
+def _head(run: str, left: Sequence[RunFile], gone: Sequence[RunFile]) -> str:
+    return f"{run}: {_sum(left)}" + (f"; {_sum(gone)} deleted" if gone else "")
+
+
+def _line(file: RunFile) -> str:
+    where = location_of(file.path)
+    name = f"{prompt_text(file.path)} {file.text}" if file.what == "embedding" else f"{where['kind']}/{where['name']}"
+    step = "record" if file.step is None else f"step {file.step}"
+    return f"{step}  {name}  {_bytes(file.size)}"
+
+
+def _of_leftovers(paths: Sequence[Path], deleted: bool) -> list[str]:
+    if not paths:
+        return []
+    size = _bytes(sum(path.stat().st_size for path in paths if path.exists()))
+    return ["Unfinished files of a killed run are deleted." if deleted else
+            f"Unfinished, being written or left by a killed run: {size}; any deletion removes what is left."]
+
+
+def _of_resuming(before: Sequence[RunFile], left: Sequence[RunFile]) -> list[str]:
+    """From where Train goes on, if that has changed."""
+    furthest, now = (max((file.step for file in files if file.what == "state"), default=0) for files in (before, left))
+    if not left or furthest == now:
+        return []
+    return [f"Run again, Train trains on from step {now}." if now else "Run again, Train begins anew: no state is left."]
+
+
+def _sum(files: Sequence[RunFile]) -> str:
+    return f"{len(files)} file{'s' * (len(files) != 1)}, {_bytes(sum(file.size for file in files))}"
+
+
+def _bytes(size: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} bytes"
+
+
+NODES: list[type] = [PersonalizeManageSteps]
