@@ -42,6 +42,8 @@ def pytest_collection_modifyitems(config, items):
         for mark in ("server", "browser"):
             if mark in item.fixturenames or mark == "server" and "start_server" in item.fixturenames:
                 item.add_marker(mark)
+        if {"exact", "any_exact"} & set(item.fixturenames):
+            item.add_marker("by_hand")
     _leave_out_packs(config, items)
     if not IN_CI and chromium.find() is None:
         config.stash[NOT_RUN] = [item for item in items if item.get_closest_marker("browser")]

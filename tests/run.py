@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TextIO
+from typing import Mapping, TextIO
 
 from environment import chromium, comfyui
 from environment.report import SetupError, say
@@ -25,6 +25,8 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 IN_PROCESS = ["-m", "not server and not browser"]
 IN_PAGE = ["-m", "server or browser"]
 ON_OLDER = ["-m", "not server and not browser and not newer"]
+BY_HAND = ["-m", "by_hand"]
+NO_WIDE_VECTORS = {"ATEN_CPU_CAPABILITY": "default"}  # what torch computes with where a processor has neither AVX2 nor AVX-512
 APART = ["-m", "not server and not browser and not newer and not slow", f"--ignore={TESTS / 'miniature'}"]
 
 
@@ -59,23 +61,26 @@ def provide_browser() -> None:
     say(f"browser: {browser}" if browser else f"no browser, its tests will not run: {chromium.install_command()}")
 
 
-def start_pytest(environment: Environment, options: list[str], output: TextIO | None = None) -> subprocess.Popen:
-    """Start pytest there, on the screen or into a file."""
+def start_pytest(environment: Environment, options: list[str], output: TextIO | None = None,
+                 variables: Mapping[str, str] = {}) -> subprocess.Popen:
+    """Start pytest there, on the screen or into a file, with more variables in its process environment."""
     say(f"testing with ComfyUI {environment.version} in {environment.comfyui}")
     paths = [] if any(Path(option.partition("::")[0]).exists() for option in options) else [str(TESTS)]
     command = [str(environment.python), "-m", "pytest", "-c", str(TESTS / "pytest.ini"), *options, *paths]
-    return subprocess.Popen(command, env=environment.variables(), stdout=output, stderr=output)
+    return subprocess.Popen(command, env={**environment.variables(), **variables}, stdout=output, stderr=output)
 
 
 def run_in_ci(newest: Environment, oldest: Environment) -> int:
-    """Every test on the newest ComfyUI, and on the oldest those that could tell them apart, on two cores at once."""
+    """Every test on the newest ComfyUI, comparisons of mathematics also as on a processor without wide vectors, and on the
+    oldest ComfyUI the tests that could tell it from the newest, on two cores at once."""
     quiet = ["-p", "no:cacheprovider"]
     with tempfile.TemporaryFile("w+", encoding="utf-8") as report, ThreadPoolExecutor() as second_core:
         beside = second_core.submit(lambda: [
             start_pytest(newest, [*quiet, "--durations=15", *IN_PAGE], report).wait(),
+            start_pytest(newest, [*quiet, *BY_HAND], report, NO_WIDE_VECTORS).wait(),
             start_pytest(oldest, [*quiet, *APART], report).wait()])
         results = [start_pytest(newest, ["--durations=15", *IN_PROCESS]).wait(), *beside.result()]
-        say("what was said meanwhile by the tests of the page, and of everything on the oldest ComfyUI:")
+        say("what was said meanwhile by the tests of the page, of mathematics without wide vectors, and of the oldest ComfyUI:")
         report.seek(0)
         shutil.copyfileobj(report, sys.stdout)
     return next(filter(None, results), 0)

@@ -19,9 +19,9 @@ CLOSE = 1e-5
 
 
 @pytest.fixture(params=sorted(TABLES))
-def family(request):
-    """(model, clip, order of the files' pairs) of SD1.5 and of SDXL."""
-    checkpoint = request.getfixturevalue(request.param)
+def family(request, exact):
+    """(model in float64, clip, order of the files' pairs) of SD1.5 and of SDXL."""
+    checkpoint = exact(request.param)
     return checkpoint.model, checkpoint.clip, TABLES[request.param]
 
 

@@ -75,7 +75,8 @@ def _plus(w, states):
 
 @contextlib.contextmanager
 def added_by_hand(model, table, content, rows_tokens, weight, output_gain=1.0):
-    """While open, hooks add the attention to `rows_tokens` (one (M, d) per row of the U-Net) to every text attention.
+    """While open, hooks add the attention to `rows_tokens` (one (M, d) per row of the U-Net) to every text attention of a
+    U-Net that computes in float64.
 
     Where calls of the U-Net have different numbers of rows, `rows_tokens` holds such a list for each number.
 
@@ -83,7 +84,7 @@ def added_by_hand(model, table, content, rows_tokens, weight, output_gain=1.0):
     """
     unet, hooks = model.get_model_object("diffusion_model"), []
     for number, (_, _, block) in enumerate(blocks_in_file_order(unet, table)):
-        pair = [content["ip_adapter"][f"{2 * number + 1}.to_{part}_ip.weight"].float() for part in "kv"]
+        pair = [content["ip_adapter"][f"{2 * number + 1}.to_{part}_ip.weight"].double() for part in "kv"]
         inputs = []
 
         def add(to_out, _, output, attention=block.attn2, pair=pair, inputs=inputs):
@@ -93,11 +94,11 @@ def added_by_hand(model, table, content, rows_tokens, weight, output_gain=1.0):
             assert len(output) == len(rows) == len(by_row)
             result = []
             for n, out, tokens in zip(rows, output, by_row):
-                query, (key, value) = F.linear(n, attention.to_q.weight.float()), (tokens @ w.T for w in pair)
+                query, (key, value) = F.linear(n, attention.to_q.weight), (tokens.double() @ w.T for w in pair)
                 probabilities = naive_attention(query[None], key[None], attention.heads)[0]
                 dim = query.shape[-1] // attention.heads
                 seen = torch.cat([part @ value[:, dim * h:dim * (h + 1)] for h, part in enumerate(probabilities)], -1)
-                result.append(out + weight * seen @ to_out[0].weight.float().T / output_gain)
+                result.append(out + weight * seen @ to_out[0].weight.T / output_gain)
             return torch.stack(result)
 
         hooks.append(block.attn2.to_q.register_forward_hook(lambda m, given, _, inputs=inputs: inputs.append(given[0])))

@@ -11,7 +11,7 @@ from personalize.nodes.training.seeds import generator
 
 from .swap_by_hand import MaskByHand, kept_keys_and_values, swapping
 
-TOLERANCE = 1e-5  # of the largest value: float32 sums in another order, through all steps
+TOLERANCE = 1e-5  # of the largest value: the sampler works in float32, the U-Net in float64
 PROMPT, DOG = "a photo of a dog on the beach", 5
 DEFAULTS = {"subject": "dog", "start": 0.2, "end": 1.0, "strength": 1.0, "layers": "all", "where": "subject",
             "threshold": 0.3, "mask_layers": "coarse layers", "mask_steps": "all steps so far", "halves": "both",
@@ -20,7 +20,7 @@ GAIN = 100  # of the self-attentions' output. A random U-Net damps it and hardly
 
 
 class World:
-    """A tiny checkpoint with strong self-attention, and the prompts of these tests encoded."""
+    """A tiny checkpoint with strong self-attention, its U-Net in float64, and the prompts of these tests encoded."""
 
     def __init__(self, checkpoint):
         self.weak, self.clip, _ = checkpoint
@@ -67,15 +67,15 @@ def far(found, expected):
 
 
 @pytest.fixture
-def world(sd15) -> World:
+def world(exact) -> World:
     """On SD1.5."""
-    return World(sd15)
+    return World(exact("sd15"))
 
 
 @pytest.fixture(params=["sd15", "sdxl"])
-def any_world(request) -> World:
+def any_world(request, exact) -> World:
     """On each kind."""
-    return World(request.getfixturevalue(request.param))
+    return World(exact(request.param))
 
 
 class ByHand:

@@ -110,15 +110,15 @@ class Scene:
 
 
 @pytest.fixture
-def scene(sd15) -> Scene:
+def scene(exact) -> Scene:
     """On SD1.5."""
-    return Scene(sd15)
+    return Scene(exact("sd15"))
 
 
 @pytest.fixture(params=["sd15", "sdxl"])
-def any_scene(request) -> Scene:
+def any_scene(request, exact) -> Scene:
     """On each kind."""
-    return Scene(request.getfixturevalue(request.param))
+    return Scene(exact(request.param))
 
 
 def _concept(word: str, clip, seed: int) -> Concept:
