@@ -46,7 +46,7 @@ class DualStream:
 
         unet, count = self.unet, references.shape[1]
         x, references, context = (given.to(self.dtype) for given in (x, references, context))
-        own = context if reference_context is None else reference_context
+        own = context if reference_context is None else reference_context.to(self.dtype)
         self.contexts, self.maps = (context, own.repeat_interleave(count, 0)), []
         self.positions = [where for row in positions for where in row]
         own_y = y if reference_y is None else reference_y
