@@ -13,11 +13,13 @@ import unicodedata
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO, Callable, Iterable, Iterator, Mapping
 
-import safetensors
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from .foreign.opened import Refused, opened
+from .weight_files import holds
 
 try:
     import fcntl
@@ -87,12 +89,20 @@ def torch_bytes(content: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def holds_bytes(path: Path, content: bytes) -> bool:
+    """Whether there is a file at `path` with exactly these bytes."""
+    try:
+        with opened(path) as (file, size):
+            return size == len(content) and file.read(size) == content
+    except Refused:
+        return False
+
+
 def write_text(path: Path, text: str) -> Path:
     """Writes `text` in UTF-8, unless the file holds it already, and returns `path`. Raises as `write_safetensors`."""
     content = text.encode("utf-8")
-    with contextlib.suppress(OSError):
-        if Path(path).read_bytes() == content:
-            return Path(path)
+    if holds_bytes(path, content):
+        return Path(path)
     return write_file(path, lambda unfinished: unfinished.write_bytes(content))
 
 
@@ -185,16 +195,6 @@ def folded(name: str) -> str:
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
-def holds(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bool:
-    """Whether the safetensors file at `path` has exactly these tensors, bit by bit, and this metadata if given."""
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return ((metadata is None or (file.metadata() or {}) == dict(metadata)) and set(file.keys()) == set(tensors)
-                    and all(_same(file.get_tensor(name), tensor) for name, tensor in tensors.items()))
-    except (OSError, SafetensorError):
-        return False
-
-
 def reason(error: Exception) -> str:
     """Why writing failed, without a full stop."""
     if isinstance(error, (FileExistsError, NotADirectoryError)):
@@ -272,14 +272,6 @@ def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _check_written(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if not holds(path, tensors):
         raise OSError(DIFFERS)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(_bytes(one), _bytes(other.cpu()))
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import safetensors
-from safetensors import SafetensorError
-
 from .files import MARK
+from .foreign.safetensors_file import MOST_OWN_HEADER
 from .locations import OUTPUT, first_folder, folders_of, kinds
+from .weight_files import read_metadata
 
 RUNS = "personalize"  # folder of all runs in ComfyUI's output folder
 RECORDS = ("report.json", "losses.csv")
 _RUN = re.compile(r".+-[0-9a-f]{8}")
-_STEP = re.compile(r"(.+)-(\d{6,})(?:-\d+)?\.(?:safetensors|png)")
+_STEP = re.compile(r"(.+)-(\d{6,9})(?:-\d+)?\.(?:safetensors|png)")
 
 What = Literal["embedding", "weights", "state", "preview", "record"]
 
@@ -102,7 +101,6 @@ def _size(path: Path) -> int:
 
 def _metadata(path: Path) -> dict[str, str]:
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (OSError, SafetensorError):
+        return read_metadata(path, "file of a run", MOST_OWN_HEADER)
+    except ValueError:
         return {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .foreign.opened import Refused, opened
-from .foreign.safetensors_file import MOST_HEADER, read_header, read_safetensors
+from .foreign.safetensors_file import MOST_HEADER, MOST_OWN_HEADER, each_tensor, read_header, read_safetensors
 from .foreign.shapes import MOST_LETTERS
 from .foreign.torch_file import read_torch
 
@@ -46,9 +46,22 @@ def read_state_dict(path: Path, kind: str) -> dict[str, Tensor]:
     return tensors
 
 
-def read_metadata(path: Path, kind: str) -> dict[str, str]:
+def read_metadata(path: Path, kind: str, most_header: int = MOST_HEADER) -> dict[str, str]:
     """What a .safetensors file says of itself; its tensors are not read. Raises ValueError as `read_weights`."""
-    return _read(path, kind, read_header)[1]
+    return _read(path, kind, lambda file, size: read_header(file, size, most_header))[1]
+
+
+def holds(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bool:
+    """Whether the .safetensors file at `path` has exactly these tensors, bit by bit, and this metadata if given."""
+    def compare(file: BinaryIO, size: int) -> bool:
+        entries, said = read_header(file, size, MOST_OWN_HEADER)
+        return (metadata is None or said == dict(metadata)) and set(entries) == set(tensors) and all(
+            _same(tensor, tensors[name]) for name, tensor in each_tensor(file, size, entries))
+
+    try:
+        return _read(path, "file", compare)
+    except ValueError:
+        return False
 
 
 def damaged(path: Path, kind: str) -> ValueError:
@@ -96,6 +109,14 @@ def _read(path: Path, kind: str, read: Callable[[BinaryIO, int], T]) -> T:
         raise ValueError(f"{path.name} does not fit into memory; close other programs, or use a smaller file.") from error
     except _DAMAGED as error:
         raise damaged(path, kind) from error
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(_bytes(one), _bytes(other.cpu()))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _flat(content: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -158,7 +158,10 @@ def _importable(folder: Path) -> Path:
     package.mkdir(parents=True)
     for name in (package / "__init__.py", package.parent / "__init__.py"):
         name.write_text("")
-    shutil.copy(files.__file__, package)
+    rooms = Path(files.__file__).parent
+    for name in ("files.py", "weight_files.py"):
+        shutil.copy(rooms / name, package)
+    shutil.copytree(rooms / "foreign", package / "foreign")
     return folder
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Any, BinaryIO, Mapping
+from typing import Any, BinaryIO, Iterator, Mapping
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from .shapes import MOST_LETTERS, MOST_TENSORS, check_shape, item_size, known_dt
 from .text import parse_json, shown
 
 MOST_HEADER = 8 * 2**20
+MOST_OWN_HEADER = 64 * 2**20  # of a saved state: the history of 100 000 steps
 DTYPES = known_dtypes({
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
@@ -20,24 +21,26 @@ DTYPES = known_dtypes({
 
 def read_safetensors(file: BinaryIO, size: int, most_header: int = MOST_HEADER
                      ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name in the header's order, on the CPU, and the metadata.
-
-    Raises ValueError if the file is damaged, Refused if it is whole and not what is read here.
-    """
+    """Tensors by name on the CPU, and the metadata. Raises ValueError if the file is damaged, Refused if it is whole and not
+    what is read here."""
     entries, metadata = read_header(file, size, most_header)
-    left = size - file.tell()
-    tensors = dict.fromkeys(entries)
-    position = 0
+    return dict(each_tensor(file, size, entries)), metadata
+
+
+def each_tensor(file: BinaryIO, size: int, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) one after the other, as `entries` of `read_header` says; the file stands behind its header.
+
+    Raises ValueError unless they make up the rest of the file.
+    """
+    left, position = size - file.tell(), 0
     for name in sorted(entries, key=lambda name: entries[name]["data_offsets"]):
         begin, end = entries[name]["data_offsets"]
         if begin != position or end > left:
             raise ValueError(f"the bytes of {name} overlap others or are not there")
-        dtype = _dtype(name, entries[name]["dtype"])
-        tensors[name] = filled(file, end - begin).view(dtype).reshape(entries[name]["shape"])
+        yield name, filled(file, end - begin).view(_dtype(name, entries[name]["dtype"])).reshape(entries[name]["shape"])
         position = end
     if position != left:
         raise ValueError("the file is longer than its header says")
-    return tensors, metadata
 
 
 def read_header(file: BinaryIO, size: int, most: int = MOST_HEADER) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

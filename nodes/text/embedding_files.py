@@ -12,7 +12,9 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..files import MARK, ROOM_FOR_STEP, folded, holds, safe_name, torch_bytes, write_safetensors, write_torch
+from ..files import (MARK, ROOM_FOR_STEP, folded, holds_bytes, safe_name, torch_bytes, write_safetensors,
+                     write_torch)
+from ..weight_files import holds
 from .embedding_formats import STANDARD_WIDTHS, read_embedding
 from .embedding_layouts import LAYOUTS, SAFETENSORS, Layout
 from .encoders import TextEncoder
@@ -142,7 +144,7 @@ class _PickledFile:
         self.content = layout.of(metadata["placeholder"], vectors)
 
     def is_at(self, path: Path) -> bool:
-        return path.read_bytes() == torch_bytes(self.content)
+        return holds_bytes(path, torch_bytes(self.content))
 
     def write(self, path: Path) -> Path:
         return write_torch(path, self.content)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 import comfy.model_management as mm
@@ -18,6 +17,7 @@ from ..text.concept import Concept, initial_vectors
 from ..text.embedding_files import file_stems, load_embedding
 from ..text.encoders import text_encoders
 from ..text.placeholders import filled
+from ..weight_files import check_numbers, read_state_dict
 from .dataset import check_vae, encode_pictures
 from .failures import OutOfMemory, TrainingDiverged, fitting, is_out_of_memory, lighter
 from .interfaces import (WEIGHTS, Artifact, AttachedPart, KeepsFiles, LossTerm, Recipe, Subject, TrainablePart,
@@ -276,8 +276,14 @@ def _saved_outcome(job: Job, folder: RunFolder) -> Outcome:
     encoders, about = text_encoders(job.clip), {"run": folder.run, "step": str(step)}
     concepts = tuple(subject.concept.with_vectors(load_embedding(file, encoders)[0], {**subject.concept.settings, **about})
                      for subject, file in zip(job.subjects, files, strict=False))
-    weights = load_file(files[-1]) if len(files) > len(concepts) else {}
+    weights = _read_trained(files[-1]) if len(files) > len(concepts) else {}
     return Outcome(concepts, weights, report)
+
+
+def _read_trained(path: Path) -> dict[str, Tensor]:
+    weights = read_state_dict(path, "file of trained weights")
+    check_numbers(path, weights.items())
+    return weights
 
 
 def _due(step: int, every: int) -> bool:

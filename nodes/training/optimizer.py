@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .interfaces import ParamGroup
+from .restoring import unfitting
 
 # Of torch.optim all that need nothing but a gradient of any shape.
 OPTIMIZERS = tuple(name for name in ("AdamW", "Adam", "NAdam", "RAdam", "Adamax", "Adafactor", "Adagrad", "Adadelta",
@@ -48,11 +50,15 @@ def state_size(name: str, groups: Sequence[ParamGroup]) -> tuple[int, int]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Puts back what `optimizer_tensors` returned, on the parameters' devices. Step counters stay on the CPU."""
+    """Puts back what `optimizer_tensors` returned, on the parameters' devices. Step counters stay on the CPU.
+
+    Raises ValueError if a tensor is of no parameter, or has more numbers than its parameter."""
     parameters = _parameters(optimizer)
     for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        p = parameters[int(index)]
+        match = re.fullmatch(r"([0-9]{1,6})\.(\w+)", key)
+        if not match or int(match[1]) >= len(parameters) or value.numel() > max(1, parameters[int(match[1])].numel()):
+            raise unfitting(key)
+        p, name = parameters[int(match[1])], match[2]
         number = value.dtype == torch.float64 and value.ndim == 0
         kept = value.item() if number else value.clone() if name == "step" else value.to(p.device, copy=True)
         optimizer.state[p][name] = kept

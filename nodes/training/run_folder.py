@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
-import safetensors
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..files import MARK, ROOM_FOR_STEP, NotWritten, holds, safe_name, write_file, write_safetensors, write_text
+from ..files import MARK, ROOM_FOR_STEP, NotWritten, safe_name, write_file, write_safetensors, write_text
+from ..foreign.text import read_text
 from ..locations import first_folder, location_of, path_at
+from ..notice import notice
 from ..run_files import RUNS, output_folder
 from ..text.concept import Concept
 from ..text.concept_files import concept_metadata
 from ..text.embedding_files import embeddings_folder, file_stems, prompt_text, save_embedding
+from ..weight_files import holds
 from .interfaces import WEIGHTS, Artifact
 from .progress import jsonable
+from .run_records import MOST_BYTES, parse_report, read_state
 
 STATES = "state-*.safetensors"
 LARGEST_STATE_KEPT_PER_STEP = 2**20
@@ -60,14 +63,13 @@ class RunFolder:
         """Tensors, steps done and history of the furthest saved state of at most `most` steps, or None."""
         for path in sorted(self.path.glob(STATES), reverse=True):
             try:
-                with safetensors.safe_open(path, framework="pt") as file:
-                    about = file.metadata() or {}
-                    if about.get("fingerprint") != self.key or int(about["step"]) > most:
-                        continue
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}
-                return tensors, int(about["step"]), json.loads(about["history"])
-            except (OSError, safetensors.SafetensorError, KeyError, ValueError):
+                found = read_state(path, self.key, most)
+            except ValueError as error:
+                notice(f"Training goes on from an earlier state, or from the beginning, because this one cannot be used: "
+                       f"{error}")
                 continue
+            if found is not None:
+                return found
         return None
 
     def state_path(self, step: int) -> Path:
@@ -154,10 +156,10 @@ def saved_report(run: str) -> dict[str, Any]:
     empty = {"run": run, "history": [], "previews": [], "saved": [], "message": ""}
     path = output_folder(safe_name(run, "The run's name")) / REPORT
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        report = {**empty, **stored} if _is_report(stored, empty) else empty
-        return {**report, "saved": [_with_paths(saved, _present_path) for saved in report["saved"]]}
-    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        report = parse_report(read_text(path, MOST_BYTES), empty)
+        saved = [_with_paths(saved, _present_path) for saved in report["saved"]]
+        return {**report, "run": run, "saved": saved}  # whatever run an edited report names
+    except ValueError:
         return empty
 
 
@@ -186,14 +188,6 @@ def _write_report(folder: Path, report: Mapping[str, Any]) -> dict[str, str]:
     for error in attempts.failed:
         raise error
     return {"json": str(json_path), "csv": str(csv_path)}
-
-
-def _is_report(stored: Any, empty: Mapping[str, Any]) -> bool:
-    if not isinstance(stored, dict):
-        return False
-    whole = {**empty, **stored}
-    return (all(type(whole[name]) is type(value) for name, value in empty.items())
-            and all(isinstance(entry, dict) for name in ("history", "previews", "saved") for entry in whole[name]))
 
 
 def preview_image(run: str, name: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ from ..run_files import RunFile, files_of_run, folders_of_run
 from .progress import RUNS
 from .run_folder import forget_missing_files
 
-_RANGE = re.compile(r"(\d+)(?:\s*-\s*(\d+))?")
+_RANGE = re.compile(r"(\d{1,9})(?:\s*-\s*(\d{1,9}))?")
 
 
 def step_files(run: str) -> list[RunFile]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import folder_paths
 import torch
 
-from ..files import safe_name, torch_bytes, write_torch
+from ..files import holds_bytes, safe_name, torch_bytes, write_torch
 from ..text.concept import Concept
 from ..text.embedding_layouts import AUTHORS_SCRIPTS, LAYOUTS
 from .blocks import MODULE
@@ -49,5 +49,5 @@ def _free_folder(name: str, files: dict[str, bytes]) -> Path:
     for number in count(1):
         folder = Path(folder_paths.get_output_directory()) / "vico" / (name if number == 1 else f"{name}-{number}")
         there = {file: folder / "checkpoints" / file for file in files}
-        if all(not path.exists() or path.read_bytes() == files[file] for file, path in there.items()):
+        if all(not path.exists() or holds_bytes(path, files[file]) for file, path in there.items()):
             return folder

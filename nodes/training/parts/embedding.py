@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...text.concept import initial_vectors
 from ..interfaces import Batch, ParamGroup, TrainingRun, Vectors
+from ..restoring import fitting
 
 
 def rescale(vectors: Tensor, norms: Tensor) -> Tensor:
@@ -84,9 +85,9 @@ class AttachedEmbedding:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state_dict` returned."""
         for name, p in self._named().items():
-            p.copy_(state[f"vectors.{name}"])
+            p.copy_(fitting(state, f"vectors.{name}", p.shape))
             if f"norms.{name}" in state:
-                self.norms[name] = state[f"norms.{name}"].to(p)
+                self.norms[name] = fitting(state, f"norms.{name}", p.shape[:1]).to(p)
 
     def learned_vectors(self) -> Vectors:
         """Placeholder → encoder key → (n, d), detached."""
