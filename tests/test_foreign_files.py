@@ -114,6 +114,7 @@ def test_everything_that_safetensors_saves(tmp_path):
 @pytest.mark.parametrize("value, message", [
     (ROW * float("nan"), "NaN or infinite"), (ROW.double() * 1e300, "NaN or infinite"), (ROW.int(), "type int32"),
     (ROW.bool(), "type bool"), (ROW.to(torch.complex64), "type complex64"), (torch.zeros(0, 768), "an empty tensor"),
+    (torch.zeros(0), "found no tensor|expected vectors of width"),
     (torch.zeros(768), "Vector 1 of .* is zero"), (torch.stack([ROW, ROW * 0]), "Vector 2 of .* is zero"),
     (torch.ones(1001, 768), "1001 vectors"), (torch.ones(1, 1, 768), "found no tensor")])
 def test_numbers_that_are_no_embedding(tmp_path, value, message):
@@ -130,6 +131,10 @@ def test_an_encoder_that_only_another_ones_files_know_may_be_zero(tmp_path):
                                    torch.quantize_per_tensor(ROW, 0.1, 0, torch.qint8)])
 def test_tensors_that_are_not_plain(tmp_path, value):
     refused(saved({"emb_params": value}, tmp_path / "a.pt"), "sparse, quantised or nested tensors")
+
+
+def test_vectors_of_no_width(tmp_path):
+    refused(saved({"clip_l": torch.zeros(0)}, tmp_path / "a.pt"), "an empty tensor .look at clip_l")
 
 
 # ------------------------------------------------------------------------------------------------ lies and damage

@@ -73,7 +73,7 @@ def _by_encoder(entries: list[tuple[str, Tensor]], widths: Mapping[str, int], pa
     for name, tensor in entries:
         key = name if name in known else next((k for k, width in widths.items() if width == tensor.shape[-1]), None)
         if key and (name in named or key not in named):
-            groups.setdefault(key, []).append((name, tensor.reshape(-1, tensor.shape[-1])))
+            groups.setdefault(key, []).append((name, tensor if tensor.ndim == 2 else tensor[None]))
     if not groups:
         raise ValueError(f"{path.name} holds no embedding for a CLIP text encoder: found {_found(entries)}, expected "
                          f"vectors of width {_or(widths.values())}.")
