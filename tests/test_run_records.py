@@ -14,7 +14,7 @@ from test_training_job import make_job, run
 from personalize.nodes.training.interfaces import ParamGroup
 from personalize.nodes.training.optimizer import build_optimizer, restore_optimizer
 from personalize.nodes.training.parts.weights import AdapterPart
-from personalize.nodes.training.restoring import fitting
+from personalize.nodes.training.restoring import matching
 from personalize.nodes.training.run_folder import REPORT, RunFolder, saved_report
 from personalize.nodes.training.run_records import parse_history, parse_report
 
@@ -75,7 +75,7 @@ def test_histories_of_long_trainings_are_read():
 def test_a_state_of_another_training_is_refused(sd15):
     for state in ({}, {"a": torch.ones(1)}, {"a": torch.ones(2, 1)}, {"a": torch.ones(2, dtype=torch.int64)}):
         with pytest.raises(ValueError, match="does not fit what is trained .look at a.; set resume to start over"):
-            fitting(state, "a", (2,))
+            matching(state, "a", (2,))
     optimizer = build_optimizer("AdamW", [ParamGroup("a", [torch.nn.Parameter(torch.ones(2))], 1.0, None)], 0.0)
     for name in ("1.exp_avg", "x.exp_avg", "exp_avg", "-1.exp_avg", "9" * 5_000 + ".a"):
         with pytest.raises(ValueError, match="does not fit what is trained"):

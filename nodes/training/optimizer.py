@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .interfaces import ParamGroup
-from .restoring import unfitting
+from .restoring import mismatch
 
 # Of torch.optim all that need nothing but a gradient of any shape.
 OPTIMIZERS = tuple(name for name in ("AdamW", "Adam", "NAdam", "RAdam", "Adamax", "Adafactor", "Adagrad", "Adadelta",
@@ -57,7 +57,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     for key, value in tensors.items():
         match = re.fullmatch(r"([0-9]{1,6})\.(\w+)", key)
         if not match or int(match[1]) >= len(parameters) or value.numel() > max(1, parameters[int(match[1])].numel()):
-            raise unfitting(key)
+            raise mismatch(key)
         p, name = parameters[int(match[1])], match[2]
         number = value.dtype == torch.float64 and value.ndim == 0
         kept = value.item() if number else value.clone() if name == "step" else value.to(p.device, copy=True)

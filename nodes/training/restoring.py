@@ -6,14 +6,14 @@ from typing import Mapping, Sequence
 from torch import Tensor
 
 
-def fitting(state: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
+def matching(state: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
     """The tensor of that name. Raises ValueError if there is none, or one of another shape, or of whole numbers."""
     tensor = state.get(name)
     if tensor is None or tensor.shape != tuple(shape) or not tensor.is_floating_point():
-        raise unfitting(name)
+        raise mismatch(name)
     return tensor
 
 
-def unfitting(name: str) -> ValueError:
+def mismatch(name: str) -> ValueError:
     """The sentence for a state that is another training's."""
     return ValueError(f"The saved state does not fit what is trained (look at {name[:100]}); set resume to start over.")

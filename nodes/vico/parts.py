@@ -16,7 +16,7 @@ from ..attention.record import Record
 from ..text.tokens import PromptTokens
 from ..training.interfaces import (RUNNING, Artifact, Batch, ParamGroup, Recipe, Row, RunningPass, Stream, Subject,
                                    TrainingRun, Vectors)
-from ..training.restoring import fitting
+from ..training.restoring import matching
 from ..training.seeds import generator
 from .apply import KEY, Applied, Reference, Use
 from .blocks import ImageBlocks, Placement, chosen_layers
@@ -130,7 +130,7 @@ class AttachedImageAttention:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state_dict` returned."""
         for name, p in self.blocks.named_tensors():
-            p.copy_(fitting(state, name, p.shape))
+            p.copy_(matching(state, name, p.shape))
 
     def learned_vectors(self) -> Vectors:
         """None."""

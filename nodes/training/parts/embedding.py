@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...text.concept import initial_vectors
 from ..interfaces import Batch, ParamGroup, TrainingRun, Vectors
-from ..restoring import fitting
+from ..restoring import matching
 
 
 def rescale(vectors: Tensor, norms: Tensor) -> Tensor:
@@ -85,9 +85,9 @@ class AttachedEmbedding:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state_dict` returned."""
         for name, p in self._named().items():
-            p.copy_(fitting(state, f"vectors.{name}", p.shape))
+            p.copy_(matching(state, f"vectors.{name}", p.shape))
             if f"norms.{name}" in state:
-                self.norms[name] = fitting(state, f"norms.{name}", p.shape[:1]).to(p)
+                self.norms[name] = matching(state, f"norms.{name}", p.shape[:1]).to(p)
 
     def learned_vectors(self) -> Vectors:
         """Placeholder → encoder key → (n, d), detached."""

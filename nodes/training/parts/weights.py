@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from comfy.weight_adapter import adapter_maps
 
 from ..interfaces import WEIGHTS, Batch, ParamGroup, TrainingRun, Vectors
-from ..restoring import fitting
+from ..restoring import matching
 from ..seeds import generator
 
 Side = Literal["text", "unet"]
@@ -154,7 +154,7 @@ class AttachedWeights:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state_dict` returned."""
         for name, p in self._named():
-            p.copy_(fitting(state, name, p.shape))
+            p.copy_(matching(state, name, p.shape))
 
     def learned_vectors(self) -> Vectors:
         """None."""
