@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import errno
 import io
 import os
@@ -35,6 +36,7 @@ _PASSING = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.EAGAIN, errno.ENOENT} 
 LONGEST_NAME = 200  # bytes in UTF-8: file systems take 255, and numbers, extensions and ".tmp" are added
 ROOM_FOR_STEP = 40  # bytes that a run adds to what a person typed: a digest of 8 letters, a step
 DIFFERS = "what was read back differs from what was written"
+SMALL_FILE, READ_OF_LARGE = 2**20, 2**16  # bytes
 _NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
 _RESERVED_BY_WINDOWS = re.compile(r"^(con|prn|aux|nul|(?:com|lpt)[\d¹²³])(?=\.|$)", re.IGNORECASE)
 _OS_ERROR = re.compile(r"os error (\d+)")
@@ -160,11 +162,28 @@ def check_writable(folder: Path) -> None:
 
 
 def version_of(path: Path | None) -> str:
-    """Text that changes when the file at `path` does, for caches; "" if there is none."""
+    """Text that changes when the content of the file at `path` does, for caches; "" if there is none.
+
+    Small files are read, as who synchronises files restores size and time. Of large ones it is read in three places; they
+    also change their version with their times and place on the disk.
+    """
     try:
-        return f"{path} {path.stat().st_mtime_ns} {path.stat().st_size}" if path else ""
+        return f"{path} {_content_version(path)}" if path else ""
     except OSError:
         return ""
+
+
+def _content_version(path: Path) -> str:
+    about = path.stat()
+    with open(path, "rb") as file:
+        if about.st_size <= SMALL_FILE:
+            return hashlib.sha256(file.read()).hexdigest()
+        parts = []
+        for start in (0, about.st_size // 2, about.st_size - READ_OF_LARGE):
+            file.seek(start)
+            parts.append(file.read(READ_OF_LARGE))
+    return (f"{hashlib.sha256(b''.join(parts)).hexdigest()} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} "
+            f"{about.st_ino}")
 
 
 def safe_name(name: str, what: str, room: int = 0) -> str:

@@ -141,7 +141,7 @@ def test_fingerprint_follows_pictures_and_captions(folder):
     seen.append(fingerprint("dogs", ""))
     os.utime(folder / "b.png", (1, 1))
     seen.append(fingerprint("dogs", ""))
-    assert len(set(seen)) == 5 and fingerprint("dogs", "") == seen[-1]
+    assert len(set(seen)) == 4 and seen[3] == seen[4], "only touched"
 
 
 @pytest.mark.parametrize("name", ["../output", "..", "dogs/../../output", "/etc", "\\\\host\\share", "C:\\pictures",

@@ -6,6 +6,7 @@ import re
 import comfy.sample
 from comfy_api.latest import io
 
+from ..text.embedding_versions import embedding_versions
 from ..types import RecordType
 from .layer_choice import chosen_layers, layer_inputs
 from .probing import record_latent
@@ -44,6 +45,11 @@ class RecordAttention(io.ComfyNode):
                 io.Model.Output(display_name="model", tooltip="For the sampler."),
                 RecordType.Output(display_name="record", tooltip="For Show Attention and Subject Mask; it fills while "
                                                                  "the sampler runs.")])
+
+    @classmethod
+    def fingerprint_inputs(cls, prompt="", **_) -> str:
+        """Changes when an embedding file that the prompt names does."""
+        return embedding_versions(prompt)
 
     @classmethod
     def execute(cls, model, words, layers, layer_numbers, keep, start_percent, end_percent, clip=None,
@@ -87,6 +93,11 @@ class AttentionOfLatent(io.ComfyNode):
                                tooltip="Whether the maps of each timestep are kept, or only their mean."),
                 *_prompt_inputs()],
             outputs=[RecordType.Output(display_name="record", tooltip="For Show Attention and Subject Mask.")])
+
+    @classmethod
+    def fingerprint_inputs(cls, prompt="", **_) -> str:
+        """Changes when an embedding file that the prompt names does."""
+        return embedding_versions(prompt)
 
     @classmethod
     def execute(cls, model, conditioning, latent, words, timesteps, seed, layers, layer_numbers, keep, clip=None,

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..text.apply import apply_concepts
+from ..text.embedding_versions import embedding_versions
 from ..text.placeholders import filled
 from ..training.diffusion import ALWAYS
 from ..types import ConceptType, LossType, PromptSetType, SubjectType
@@ -119,6 +120,11 @@ class CoReTestTime(io.ComfyNode):
                                        tooltip="The prompt with it: positive of a sampler."),
                 io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step, for Plot Loss Graph."),
             ])
+
+    @classmethod
+    def fingerprint_inputs(cls, prompt="", **_) -> str:
+        """Changes when an embedding file that the prompt names does."""
+        return embedding_versions(prompt)
 
     @classmethod
     def execute(cls, model, clip, concept, prompt: str, steps: int, learning_rate: float, preset: str, batch_size: int,

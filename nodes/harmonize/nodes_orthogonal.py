@@ -8,6 +8,7 @@ from typing import Sequence
 from comfy_api.latest import io, ui
 
 from ..attention.words import parse_words
+from ..text.embedding_versions import embedding_versions
 from ..types import VisualTokensType
 from ..visual_prompts.tokens import VisualTokens
 from .basis import TOKENS_OF, WORDS
@@ -75,6 +76,11 @@ class PersonalizeOrthogonalize(io.ComfyNode):
                 io.Int.Output(display_name="rank", tooltip="Dimensions of the text's subspace; of several "
                                                            "conditionings the largest."),
             ])
+
+    @classmethod
+    def fingerprint_inputs(cls, prompt="", **_) -> str:
+        """Changes when an embedding file that the prompt names does."""
+        return embedding_versions(prompt)
 
     @classmethod
     def execute(cls, conditioning, subject: str, strength: float, basis: str, last_tokens: int, visual_tokens=None,

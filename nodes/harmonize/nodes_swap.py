@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from ..attention.branch import Branch
 from ..attention.record import Record
 from ..attention.words import parse_words, words_of
+from ..text.embedding_versions import embedding_versions
 from ..types import RecordType
 from .nodes_orthogonal import CATEGORY
 from .swap import BOTH, CONDITIONAL, SWAP_LAYERS, AttentionMask, SwapSettings, with_swap
@@ -89,6 +90,11 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                                   tooltip="What it saw while sampling: for Branch Latent, Show Masks and Show "
                                           "Attention."),
             ])
+
+    @classmethod
+    def fingerprint_inputs(cls, prompt="", **_) -> str:
+        """Changes when an embedding file that the prompt names does."""
+        return embedding_versions(prompt)
 
     @classmethod
     def execute(cls, model, positive, subject: str, start: float, end: float, strength: float, layers: str, where: str,

@@ -11,6 +11,7 @@ from ..files import version_of
 from ..picture_names import caption_names, is_picture
 from ..types import ConceptType, PromptSetType
 from .apply import apply_concepts
+from .embedding_versions import embedding_versions
 from .encoders import text_encoders
 from .prompts import BUNDLED, PromptSet, bundled, joined, parse, read_prompts
 from .spans import find_words, known_placeholders, span_options, spans_of
@@ -65,10 +66,11 @@ class PersonalizePromptSet(io.ComfyNode):
             return str(error)
 
     @classmethod
-    def fingerprint_inputs(cls, file=NONE, **_) -> str:
-        """Changes when the text file does."""
+    def fingerprint_inputs(cls, file=NONE, own_prompts="", **_) -> str:
+        """Changes when the text file does, or an embedding file that a prompt names."""
         try:
-            return version_of(_own_file(file))
+            path = _own_file(file)
+            return f"{version_of(path)}\n{embedding_versions(own_prompts, path)}"
         except ValueError as error:
             return str(error)
 
@@ -108,6 +110,11 @@ class PersonalizePromptTokens(io.ComfyNode):
                                                                "role.")])
 
     @classmethod
+    def fingerprint_inputs(cls, text="", **_) -> str:
+        """Changes when an embedding file that the prompt names does."""
+        return embedding_versions(text)
+
+    @classmethod
     def execute(cls, clip, text, neighbours, concept=()) -> io.NodeOutput:
         """Text and table."""
         clip = apply_concepts(clip, concept)
@@ -140,6 +147,11 @@ class PersonalizeEncodeWithSpans(io.ComfyNode):
                                                                             "with the positions in its options."),
                 io.String.Output(display_name="positions", tooltip="The spans to read: name and positions in the "
                                                                    "encoded sequence, start token at 0.")])
+
+    @classmethod
+    def fingerprint_inputs(cls, text="", **_) -> str:
+        """Changes when an embedding file that the prompt names does."""
+        return embedding_versions(text)
 
     @classmethod
     def execute(cls, clip, text, words, concept=()) -> io.NodeOutput:

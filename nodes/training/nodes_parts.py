@@ -4,6 +4,7 @@ from __future__ import annotations
 from comfy.weight_adapter import adapter_maps
 from comfy_api.latest import io
 
+from ..text.embedding_versions import embedding_versions
 from ..types import LossType, PromptSetType, RecipeType, TrainableType
 from .diffusion import ALWAYS, CONSTANT, WEIGHTINGS, DiffusionLoss
 from .parts.embedding import EmbeddingPart
@@ -162,6 +163,11 @@ class TrainingPrompts(io.ComfyNode):
                 PromptSetType.Input("prompt_set", optional=True, tooltip="More prompts."),
             ],
             outputs=[RecipeType.Output(display_name="recipe", tooltip="Which prompts Train shows with the pictures.")])
+
+    @classmethod
+    def fingerprint_inputs(cls, prompts="", **_) -> str:
+        """Changes when an embedding file that the prompt names does."""
+        return embedding_versions(prompts)
 
     @classmethod
     def execute(cls, prompts: str, captions: bool, prompt_set=None) -> io.NodeOutput:

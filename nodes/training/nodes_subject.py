@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..notice import notice
 from ..text.concept import Concept
+from ..text.embedding_versions import embedding_versions
 from ..types import ConceptType, SubjectType
 from .augment import Augmentation, Fit, Preparation
 from .images import Source, prepare, sources_from_tensors, sources_of, with_captions
@@ -39,10 +40,10 @@ class PersonalizeSubject(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder, pictures=("",), **_) -> str:
-        """Changes when a picture or caption file does."""
+    def fingerprint_inputs(cls, folder, pictures=("",), captions=(), **_) -> str:
+        """Changes when a picture or caption file does, or an embedding file that a caption names."""
         try:
-            return fingerprint(folder[0] or "", pictures[0] or "")
+            return f"{fingerprint(folder[0] or '', pictures[0] or '')}\n{embedding_versions(captions)}"
         except ValueError as error:
             return str(error)
 

@@ -11,6 +11,7 @@ import folder_paths
 
 from ..files import version_of
 from ..picture_names import SUFFIXES, caption_names, is_caption, is_picture
+from ..text.embedding_versions import embedding_versions
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "workflows" / "assets"
 SHOWN_NAMES, LONGEST_SHOWN = 5, 120
@@ -83,9 +84,14 @@ def folder_choices() -> list[str]:
 
 
 def fingerprint(folder: str, names: str) -> str:
-    """Changes when one of the pictures or captions does. Raises ValueError as `picture_paths` does."""
+    """Changes when one of the pictures or captions does, or an embedding that a caption names.
+
+    Raises ValueError as `picture_paths` does.
+    """
     contents = folder_contents(folder, names)
-    return "\n".join(version_of(file) for file in (*contents.pictures, *contents.captions.values()))
+    captions = [Path(file) for file in contents.captions.values()]
+    versions = [version_of(Path(file)) for file in (*contents.pictures, *captions)]
+    return "\n".join([*versions, *map(embedding_versions, captions)])
 
 
 def shown_name(name: str) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..attention.record import Record
 from ..text.concept import Concept
+from ..text.embedding_versions import embedding_versions
 from ..training.augment import Preparation
 from ..training.dataset import check_vae, encode_picture
 from ..training.images import prepare, sources_from_tensors
@@ -54,8 +55,8 @@ class LoadViCo(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file=NONE, **_) -> str:
-        """Changes when the file does."""
-        return NONE if file == NONE else versions(_file, file)
+        """Changes when the file does; where that depends on the concept, when any file does."""
+        return versions(_file, *(file_names(FOLDER) if file == NONE else [file]))
 
     @classmethod
     def execute(cls, file: str, concept: Sequence[Concept] = ()) -> io.NodeOutput:
@@ -131,6 +132,11 @@ class ApplyViCo(io.ComfyNode):
                 RecordType.Output(display_name="record",
                                   tooltip="Masks and attention on the reference in each step, for Show Masks and Show "
                                           "Attention with the reference at image and the sampler's latent.")])
+
+    @classmethod
+    def fingerprint_inputs(cls, prompt="", **_) -> str:
+        """Changes when an embedding file that the prompt names does."""
+        return embedding_versions(prompt)
 
     @classmethod
     def execute(cls, model, vico: ViCo, vae, image: Tensor, word: str, strength: float, start_percent: float,

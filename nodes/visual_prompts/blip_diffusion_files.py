@@ -80,6 +80,15 @@ def find_folder(name: str) -> Path:
                      "blip_model), and refresh the page (key R).")
 
 
+def files_of(name: str) -> list[Path]:
+    """Every file that may be read of the folder that a list entry stands for; none if there is no such folder."""
+    try:
+        folder = find_folder(name)
+    except ValueError:
+        return []
+    return sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
+
+
 def weight_file(folder: Path) -> Path:
     """The file with the Q-Former's weights. Raises ValueError if it is not there."""
     layout = _layout(folder)

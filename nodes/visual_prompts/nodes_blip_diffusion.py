@@ -1,13 +1,15 @@
 """Nodes of BLIP-Diffusion."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import comfy.model_management
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..types import BlipDiffusionType, VisualTokensType
 from . import CATEGORY
-from .blip_diffusion_files import BlipDiffusion, find_folder, folder_names, read_blip_diffusion, weight_file
+from .blip_diffusion_files import BlipDiffusion, files_of, find_folder, folder_names, read_blip_diffusion
 from .folders import validated, versions
 from .pictures import CROP, SQUASH, checked
 from .tokens import BLIP_DIFFUSION, SEVERAL, VisualTokens, combined
@@ -39,8 +41,8 @@ class LoadBlipDiffusion(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder) -> str:
-        """Changes when the weights do."""
-        return versions(lambda name: weight_file(find_folder(name)), folder)
+        """Changes when a file of the folder does."""
+        return "" if folder is None else versions(Path, *map(str, files_of(folder)))
 
     @classmethod
     def execute(cls, folder: str) -> io.NodeOutput:

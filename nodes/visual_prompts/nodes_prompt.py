@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..text.embedding_versions import embedding_versions
 from ..types import VisualTokensType
 from . import CATEGORY
 from .prompts import AS_RELEASED, encode_with_picture
@@ -40,6 +41,11 @@ class EncodePromptWithPicture(io.ComfyNode):
                                                "Orthogonalize Visual Embedding."),
                 io.Conditioning.Output(display_name="visual_only",
                                        tooltip="The picture without the prompt: positive of Self-Attention Swap.")])
+
+    @classmethod
+    def fingerprint_inputs(cls, prompt="", **_) -> str:
+        """Changes when an embedding file that the prompt names does."""
+        return embedding_versions(prompt)
 
     @classmethod
     def execute(cls, clip, visual_tokens: VisualTokens, prompt: str, repeats: int, visual_prompt: str) -> io.NodeOutput:
