@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Iterator, Mapping
 
+from ..text.placeholders import EMBEDDING, filled
 from .description import clip_fingerprint, model_fingerprint, vae_fingerprint
 from .fingerprint import fingerprint
 from .session import compute_dtype
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from .job import Job
 
 FORMAT = 2
-_EMBEDDING = "embedding:"
 
 
 def run_key(job: Job) -> str:
@@ -30,12 +30,12 @@ def run_key(job: Job) -> str:
                        compute_dtype(job.model, job.precision))
 
 
-def _embedding_files(job: Job, prompts: Any) -> dict[str, Any]:
+def _embedding_files(job: Job, asked: Any) -> dict[str, Any]:
     """Tokens, with the vectors of embedding files as they are now, of every prompt that names such a file."""
     words = [word for subject in job.subjects for word in (subject.concept.placeholder, subject.concept.class_words)]
-    named = {text for text in _texts(prompts) if _EMBEDDING in text}
-    filled = {text.replace("{}", word) for text in named for word in words}
-    return {text: job.clip.tokenize(text) for text in sorted(filled)}
+    named = {text for text in _texts(asked) if EMBEDDING in text}
+    prompts = {filled(text, word) for text in named for word in words}
+    return {prompt: job.clip.tokenize(prompt) for prompt in sorted(prompts)}
 
 
 def _texts(value: Any) -> Iterator[str]:
