@@ -42,6 +42,10 @@ _RESERVED_BY_WINDOWS = re.compile(r"^(con|prn|aux|nul|(?:com|lpt)[\d¹²³])(?=\
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 
+class NameTaken(Exception):
+    """A file that was to be new is there already: another process has been faster."""
+
+
 class NotWritten(OSError):
     """A file that could not be written, in one sentence; what stood there before is unchanged.
 
@@ -54,11 +58,13 @@ class NotWritten(OSError):
         self.path, self.reason = path, reason
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None,
+                      new: bool = False) -> Path:
     """Writes `tensors` (any device, any dtype, moved to the CPU) and returns `path`; folders are made as needed.
 
     What is on the disk is compared with `tensors`, bit by bit, before it takes the place of an older file.
-    Raises NotWritten if it cannot be written; an older file is then unchanged.
+    new: raise NameTaken if there is an older file. Raises NotWritten if it cannot be written; an older file is then
+    unchanged.
     """
     stored = _stored(tensors)
 
@@ -66,10 +72,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
         safetensors.torch.save_file(stored, unfinished, dict(metadata or {}))
         _check_written(unfinished, stored)
 
-    return write_file(path, write)
+    return write_file(path, write, new)
 
 
-def write_torch(path: Path, content: Mapping[str, Any]) -> Path:
+def write_torch(path: Path, content: Mapping[str, Any], new: bool = False) -> Path:
     """Writes dicts of tensors as `torch.save` does and returns `path`; the same content gives the same bytes.
 
     Raises as `write_safetensors`.
@@ -81,7 +87,7 @@ def write_torch(path: Path, content: Mapping[str, Any]) -> Path:
         if unfinished.read_bytes() != data:
             raise OSError(DIFFERS)
 
-    return write_file(path, write)
+    return write_file(path, write, new)
 
 
 def torch_bytes(content: Mapping[str, Any]) -> bytes:
@@ -108,16 +114,17 @@ def write_text(path: Path, text: str) -> Path:
     return write_file(path, lambda unfinished: unfinished.write_bytes(content))
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> Path:
+def write_file(path: Path, write: Callable[[Path], object], new: bool = False) -> Path:
     """Lets `write` make a new file, which takes the place of `path` when it is whole and on the disk; returns `path`.
 
     A write that is denied, as by a virus scanner or a sync client that looks at the file, is tried again for
-    RETRY_SECONDS. Raises NotWritten if writing fails; on any exception the new file is removed and `path` is unchanged.
+    RETRY_SECONDS. new: raise NameTaken if `path` is there. Raises NotWritten if writing fails; on any exception the new
+    file is removed and `path` is unchanged.
     """
     path, started = Path(path), time.monotonic()
     while True:
         try:
-            _write_once(path, write)
+            _write_once(path, write, new)
             return path
         except (OSError, SafetensorError) as error:
             if not _may_pass(error) or time.monotonic() - started > RETRY_SECONDS:
@@ -221,12 +228,24 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error).rstrip(".")
 
 
-def _write_once(path: Path, write: Callable[[Path], object]) -> None:
+def _write_once(path: Path, write: Callable[[Path], object], new: bool) -> None:
     with _workplace(path.parent) as folder:
         unfinished = folder / "unfinished"
         write(unfinished)
         _flush_to_disk(unfinished)
-        os.replace(unfinished, path)
+        if not new or not _linked(unfinished, path):
+            os.replace(unfinished, path)
+
+
+def _linked(unfinished: Path, path: Path) -> bool:
+    """Gives the file its name, which unlike replacing fails if it is taken; False where a file system has no links."""
+    try:
+        os.link(unfinished, path)
+    except FileExistsError as error:
+        raise NameTaken(str(path)) from error
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

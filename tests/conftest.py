@@ -207,13 +207,16 @@ def node_classes(execute) -> list[type]:
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory):
-    """Call for a server of its own: `start_server(packs={folder name: folder})`; all are stopped at the end."""
+    """Call for a server of its own: `start_server(packs={folder name: folder})`; all are stopped at the end.
+
+    base: its base directory, a new one if not given; more: as for ComfyServer.
+    """
     from support.server import ComfyServer
 
     servers = []
 
-    def start(packs: dict[str, Path], arguments: tuple[str, ...] = ()) -> ComfyServer:
-        servers.append(ComfyServer(tmp_path_factory.mktemp("comfyui"), packs, arguments))
+    def start(packs: dict[str, Path], arguments: tuple[str, ...] = (), base: Path | None = None, **more) -> ComfyServer:
+        servers.append(ComfyServer(base or tmp_path_factory.mktemp("comfyui"), packs, arguments, **more))
         return servers[-1]
 
     yield start

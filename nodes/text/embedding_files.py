@@ -1,6 +1,7 @@
 """Embedding files in ComfyUI's folders: what stock nodes read as `embedding:name`."""
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections import Counter
@@ -12,7 +13,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..files import (MARK, ROOM_FOR_STEP, folded, holds_bytes, safe_name, torch_bytes, write_safetensors,
+from ..files import (MARK, ROOM_FOR_STEP, NameTaken, folded, holds_bytes, safe_name, torch_bytes, write_safetensors,
                      write_torch)
 from ..weight_files import holds
 from .embedding_formats import STANDARD_WIDTHS, read_embedding
@@ -39,7 +40,9 @@ def save_embedding(name: str, vectors: Mapping[str, Tensor], metadata: Mapping[s
     file = _WholeFile(vectors, metadata) if layout == SAFETENSORS else _PickledFile(vectors, metadata, LAYOUTS[layout])
     for path, taken_by in _candidates(stem, file.extension):
         if not taken_by:
-            return file.write(path)
+            with contextlib.suppress(NameTaken):
+                return file.write(path)
+            taken_by = {os.path.realpath(path)}
         if taken_by == {os.path.realpath(path)} and file.is_at(path):
             return path
 
@@ -133,7 +136,7 @@ class _WholeFile:
         return holds(path, self.tensors, self.metadata)
 
     def write(self, path: Path) -> Path:
-        return write_safetensors(path, self.tensors, self.metadata)
+        return write_safetensors(path, self.tensors, self.metadata, new=True)
 
 
 class _PickledFile:
@@ -147,7 +150,7 @@ class _PickledFile:
         return holds_bytes(path, torch_bytes(self.content))
 
     def write(self, path: Path) -> Path:
-        return write_torch(path, self.content)
+        return write_torch(path, self.content, new=True)
 
 
 def _digest(word: str) -> str:

@@ -13,7 +13,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import websocket
@@ -42,27 +42,33 @@ class ComfyServer:
     """A server on 127.0.0.1 with its own base directory; ComfyUI's folder is not written to.
 
     packs: folder name in custom_nodes -> the pack's folder, linked there.
-    modest: one thread of the CPU; else whatever ComfyUI takes by itself.
+    modest: one thread of the CPU; else whatever ComfyUI takes by itself. environment: variables changed, or taken away
+    by None.
     """
 
-    def __init__(self, base: Path, packs: dict[str, Path], arguments: tuple[str, ...] = (), modest: bool = True):
+    def __init__(self, base: Path, packs: dict[str, Path], arguments: tuple[str, ...] = (), modest: bool = True,
+                 environment: Mapping[str, str | None] = {}):
         self.base, self.log_file = base, base / "server.log"
         for folder in ("custom_nodes", "input", "output", "models/checkpoints", "user/default"):
             (base / folder).mkdir(parents=True, exist_ok=True)
         for name, folder in packs.items():
-            (base / "custom_nodes" / name).symlink_to(folder, target_is_directory=True)
+            if not (base / "custom_nodes" / name).exists():
+                (base / "custom_nodes" / name).symlink_to(folder, target_is_directory=True)
         (base / "user/default/comfy.settings.json").write_text(json.dumps(PAGE_SETTINGS))
         self.url = f"http://127.0.0.1:{_free_port()}"
         self._arguments = (*arguments, "--cpu") if modest else arguments
-        self._threads = ONE_THREAD if modest else {}
+        self._environment = {**(ONE_THREAD if modest else {}), **environment}
         self._start()
 
     def _start(self, timeout: float = 180) -> None:
         command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2],
                    "--base-directory", str(self.base), "--database-url", f"sqlite:///{self.base}/user/comfyui.db",
-                   "--disable-auto-launch", "--disable-api-nodes", "--cache-classic", *self._arguments]
+                   "--disable-auto-launch", "--disable-api-nodes", *self._arguments]
+        if not any(argument.startswith("--cache-") for argument in command):
+            command.append("--cache-classic")
         inherited = {name: value for name, value in os.environ.items() if name not in ONE_THREAD}
-        environment = {**inherited, **self._threads, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+        wanted = {**inherited, **self._environment, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+        environment = {name: value for name, value in wanted.items() if value is not None}
         with open(self.log_file, "ab") as log:
             self._process = subprocess.Popen(command, cwd=comfyui(), env=environment, stdin=subprocess.DEVNULL,
                                              stdout=log, stderr=subprocess.STDOUT)
@@ -115,10 +121,13 @@ class ComfyServer:
         except urllib.error.HTTPError as error:
             return error.code
 
-    def post(self, path: str, body: object) -> tuple[int, object]:
+    def post(self, path: str, body: object, headers: Mapping[str, str] = {}) -> tuple[int, object]:
         """POST as JSON: status and the decoded answer (None when empty)."""
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
-        return _send(request)
+        return self.post_bytes(path, json.dumps(body).encode(), {"Content-Type": "application/json", **headers})
+
+    def post_bytes(self, path: str, body: bytes, headers: Mapping[str, str] = {}) -> tuple[int, object]:
+        """POST as it is: status and the decoded answer."""
+        return _send(urllib.request.Request(self.url + path, body, dict(headers)))
 
     def upload(self, file: Path, subfolder: str = "", overwrite: bool = False) -> dict:
         """Upload to input/ as the page does; the server's {"name", "subfolder", "type"}."""
