@@ -120,29 +120,6 @@ def test_outside_its_window_it_is_bit_identical(world):
         assert torch.equal(ours[0], theirs[0]) == (step < 2)
 
 
-@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "lms", "deis", "uni_pc", "ddim", "euler_cfg_pp",
-                                     "res_multistep"])
-def test_samplers_without_noise_keep_what_is_outside_the_mask(world, sampler):
-    """With an empty mask the branch runs along and the picture is the plain one, bit for bit."""
-    model, record = world.swap(mask=torch.zeros(1, 16, 16))
-    assert torch.equal(world.sample(model, sampler=sampler, steps=2), world.sample(sampler=sampler, steps=2))
-    assert close(record.branch_latent, world.sample(sampler=sampler, steps=2, positive=world.visual))
-
-
-@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "lcm"])
-def test_noise_of_stochastic_samplers(world, sampler):
-    """The sampler draws for 2n rows: the picture's come first. It is the noise of a batch of both."""
-    import comfy.sample
-
-    model, record = world.swap(mask=torch.zeros(1, 16, 16))
-    found = world.sample(model, sampler=sampler, steps=2)
-    noise = comfy.sample.prepare_noise(torch.zeros(1, 4, 16, 16), 3)
-    rows = [[torch.cat([world.positive[0][0], world.visual[0][0]]), {}]]
-    batch = world.sample(positive=rows, negative=[[world.negative[0][0], {}]], sampler=sampler, steps=2,
-                         latent=torch.zeros(2, 4, 16, 16), noise=torch.cat([noise, noise]))
-    assert close(found, batch[:1]) and close(record.branch_latent, batch[1:])
-
-
 def test_no_noise_stays_no_noise(world):
     """KSampler (Advanced) without added noise: the branch's own noise is none either."""
     latent, none = torch.randn(1, 4, 16, 16, generator=generator(0)), torch.zeros(1, 4, 16, 16)

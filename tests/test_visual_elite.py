@@ -247,8 +247,10 @@ def test_in_the_branch_of_a_swap(elite, tokens, scene, sd15):
     ends = []
 
     class Watcher:
-        def patches(self, step, sides, unet):
-            return Patches(), Patches()
+        def branch_patches(self, call):
+            return Patches()
+
+        picture_patches = branch_patches
 
         def finished(self, picture, branch):
             ends.append(branch)

@@ -208,8 +208,10 @@ def test_other_tokens_in_the_branch(adapted):
     ends = []
 
     class Watcher:
-        def patches(self, step, sides, unet):
-            return Patches(), Patches()
+        def branch_patches(self, call):
+            return Patches()
+
+        picture_patches = branch_patches
 
         def finished(self, picture, branch):
             ends.append((picture, branch))

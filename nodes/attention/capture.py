@@ -64,7 +64,7 @@ class MapCapture:
         """n: (rows, pixels, channels); context, value: (rows, T, C)."""
         layer, block = self._blocks(options).get(place_in(options), (None, None))
         if layer is not None:
-            rows = _rows_of_each(n, options)
+            rows = rows_of_each(n, options)
             for index, groups in (self._wanted(options) if rows else {}).items():
                 part = slice(index * rows, (index + 1) * rows)
                 text = groups.keys(context[part])
@@ -92,12 +92,19 @@ def step_of(options: Options) -> int:
     return min(max(step, 0), max(len(schedule) - 2, 0))
 
 
-def _rows_of_each(n: Tensor, options: Options) -> int:
-    """Rows of each conditioning; 0 if another patch has changed rows or pixels so that they cannot be told apart."""
+def rows_of_each(tensor: Tensor, options: Options) -> int:
+    """Rows of each conditioning in what an attention patch gets (rows, pixels, channels); 0 if another patch has
+    changed rows or pixels so that they cannot be told apart."""
     height, width = options["activations_shape"][-2:]
-    rows, rest = divmod(n.shape[0], len(options["cond_or_uncond"]))
-    expected = len(options["sigmas"]) if "sigmas" in options else rows
-    return rows if not rest and rows == expected and n.shape[1] == height * width else 0
+    return rows_told(len(tensor), options) if tensor.shape[1] == height * width else 0
+
+
+def rows_told(rows: int, options: Options) -> int:
+    """Rows of each conditioning, of so many that the U-Net or a part of it gets; 0 if another node has changed their
+    number without saying so in the options."""
+    count = len(options["cond_or_uncond"])
+    expected = len(options["sigmas"]) if "sigmas" in options else rows // count
+    return expected if rows == count * expected and len(options.get("uuids", range(count))) == count else 0
 
 
 def _group_maps(query: Tensor, key: Tensor, heads: int, groups: TokenGroups) -> Tensor:

@@ -18,6 +18,7 @@ from .layers import AttentionLayer, Place, blocks_by_place
 from .maps import resized
 from .record import Record
 from .sides import tell_sides
+from .windows import Window, window_of
 from .words import Watched, Words, unread_conditionings, watched_chunks, watched_conditionings
 
 
@@ -51,6 +52,11 @@ class _Run:
     images: int
     size: tuple[int, int]
     blocks: Mapping[torch.device | None, Mapping[Place, tuple[AttentionLayer, BasicTransformerBlock]]]
+
+    def of_call(self, options: Options) -> tuple[int, tuple[int, int]]:
+        """Images, and height and width of the latent, that a call works on."""
+        window = window_of(options)
+        return (self.images, self.size) if window is None else (window.rows(self.images), window.size(self.size))
 
 
 @dataclass(frozen=True)
@@ -90,25 +96,31 @@ class _Recording:
     def wanted(self, options: Options) -> dict[int, object]:
         """Token groups of the conditionings to look at in this call."""
         run, (start, end) = options[self.key], self.sigmas
-        if not end <= float(options["sigmas"][0]) <= start or len(options["sigmas"]) != run.images:
+        if not end <= float(options["sigmas"][0]) <= start:
+            return {}
+        images, size = run.of_call(options)
+        if len(options["sigmas"]) != images:
             return {}
         chunks = watched_chunks(options, run.conditionings)
         shape = tuple(options["original_shape"][-2:])
-        return {index: each.groups for index, each in chunks.items() if shape == _extent(each.area, run.size)[:2]}
+        return {index: each.groups for index, each in chunks.items() if shape == extent_of(each.area, size)[:2]}
 
     def found(self, layer: AttentionLayer, index: int, maps: Tensor, options: Options) -> None:
         """Hands the maps of one conditioning to the record."""
         run: _Run = options[self.key]
-        watched = run.conditionings[options["uuids"][index]]
-        weight = watched.strength
-        if watched.area is not None or watched.mask is not None:
-            extent = _extent(watched.area, run.size)
-            weight = _weight(watched, extent, run).to(maps)
-            maps = _placed(resized(maps, extent[:2]), extent, run.size)
+        watched, window = run.conditionings[options["uuids"][index]], window_of(options)
+        weight: float | Tensor = watched.strength
+        if window is not None or watched.area is not None or watched.mask is not None:
+            images, size = run.of_call(options)
+            extent = extent_of(watched.area, size)
+            weight = _weight(watched, extent, images, size, window).to(maps)
+            maps = _placed(resized(maps, extent[:2]), extent, size)
+        if window is not None:
+            weight, maps = (window.placed(each, run.images, run.size) for each in (weight, maps))
         self.record.add_maps(step_of(options), layer, maps, watched.names, weight)
 
 
-def _extent(area: tuple[int, int, int, int] | None, size: tuple[int, int]) -> tuple[int, int, int, int]:
+def extent_of(area: tuple[int, ...] | None, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Height, width, top and left of a conditioning's area, clipped as ComfyUI does."""
     if area is None:
         return *size, 0, 0
@@ -116,13 +128,14 @@ def _extent(area: tuple[int, int, int, int] | None, size: tuple[int, int]) -> tu
     return min(height, size[0] - top), min(width, size[1] - left), top, left
 
 
-def _weight(watched: Watched, extent: tuple[int, int, int, int], run: _Run) -> Tensor:
-    """(1 or images, H, W): how much the conditioning counts at each latent pixel."""
-    weight = _placed(torch.full((1, *extent[:2]), watched.strength), extent, run.size)
+def _weight(watched: Watched, extent: tuple[int, int, int, int], images: int, size: tuple[int, int],
+            window: Window | None) -> Tensor:
+    """(1 or images, H, W): how much the conditioning counts at each pixel of the call's latent."""
+    weight = _placed(torch.full((1, *extent[:2]), watched.strength), extent, size)
     if watched.mask is None:
         return weight
-    mask = watched.mask[:run.images]
-    return mask.repeat(run.images // len(mask), 1, 1) * weight.to(mask)
+    mask = (watched.mask if window is None else window.cut(watched.mask))[:images]
+    return mask.repeat(images // len(mask), 1, 1) * weight.to(mask)
 
 
 def _placed(maps: Tensor, extent: tuple[int, int, int, int], size: tuple[int, int]) -> Tensor:

@@ -6,10 +6,13 @@ from uuid import UUID
 
 from comfy.patcher_extension import WrappersMP
 
+from ..notice import notice
+
 Side = Literal["positive", "negative"]
 
 KEY = "personalize.sides"
 IDS = "personalize.sides.ids"
+SAID = "personalize.sides.said"
 
 
 def side_named(name: str) -> Side:
@@ -54,8 +57,16 @@ def with_sides(model_options: dict, conds: Sequence[Sequence[Mapping[str, Any]] 
     return {**model_options, "transformer_options": {**options, KEY: lists_of(conds, options[IDS])}}
 
 
+def say_once(options: Mapping[str, Any], sentence: str) -> None:
+    """Says it at the sampler, once in a sampling run; options as for `list_at`."""
+    said: set[str] = options.get(SAID, set())
+    if sentence not in said:
+        said.add(sentence)
+        notice(sentence)
+
+
 def tell_sides(model) -> None:
-    """Lets patches of `model` ask `list_at` and `side_at` in every sampling run."""
+    """Lets patches of `model` ask `list_at` and `side_at`, and `say_once`, in every sampling run."""
     if not model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
         model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _sampler_sample)
         model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, KEY, _calc_cond_batch)
@@ -63,7 +74,7 @@ def tell_sides(model) -> None:
 
 def _sampler_sample(executor, guider, sigmas, extra_args, *args, **kwargs):
     options = extra_args["model_options"]
-    told = {**options["transformer_options"], IDS: lists_by_id(guider.original_conds)}
+    told = {**options["transformer_options"], IDS: lists_by_id(guider.original_conds), SAID: set()}
     return executor(guider, sigmas, {**extra_args, "model_options": {**options, "transformer_options": told}}, *args,
                     **kwargs)
 

@@ -9,7 +9,8 @@ from ..attention.words import parse_words, words_of
 from ..text.embedding_versions import embedding_versions
 from ..types import RecordType
 from .nodes_orthogonal import CATEGORY
-from .swap import BOTH, CONDITIONAL, SWAP_LAYERS, AttentionMask, SwapSettings, with_swap
+from .swap import with_swap
+from .swap_settings import BOTH, CONDITIONAL, SWAP_LAYERS, AttentionMask, SwapSettings
 
 NAME = "Self-Attention Swap"
 SUBJECT, EVERYWHERE = "subject", "everywhere"
@@ -29,7 +30,7 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
             description="Samples a second picture from the visual tokens alone beside yours, and where the subject is, "
                         "lets your picture's self-attention take keys and values from it: the subject keeps its looks "
                         "in a new pose (Eqs. 4 and 5 of Harmonizing Visual and Textual Embeddings). For the model "
-                        "input of any sampler.",
+                        "input of a sampler.",
             search_aliases=["harmonize", "mutual self-attention", "identity", "consistent subject", "masactrl"],
             inputs=[
                 io.Model.Input("model", tooltip="Model of the sampler, SD1.x, SD2.x or SDXL."),

@@ -11,13 +11,14 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.branch import in_branch
-from ..attention.capture import Options, step_of
+from ..attention.capture import Options, rows_told, step_of
 from ..attention.devices import copies_by_device, device_of
 from ..attention.layers import AttentionLayer, unet_of
 from ..attention.maps import mean_over_layers
 from ..attention.masks import on_grid
 from ..attention.record import Record, layer_grid
-from ..attention.sides import list_at, side_named, tell_sides
+from ..attention.sides import list_at, say_once, side_named, tell_sides
+from ..attention.windows import images_of
 from ..text.pairs import in_pairs
 from .blocks import ImageBlocks, patcher_of
 from .maths import Variant, given_mask, object_mask
@@ -26,6 +27,8 @@ from .streams import CALL, Features, Reading, Seen, image_attention, look_at_ref
 
 KEY = "personalize.vico"
 Halves = Literal["both", "shared", "conditional"]
+OTHER_ROWS = ("Apply ViCo did not act in a part of this run: another node changes the number of pictures inside the "
+              "model's call, as tiled samplers do, so that they cannot be told apart; take that node out.")
 Source = tuple[UUID, str]  # a conditioning's id, which an area's counterparts share, and the name of its list
 
 
@@ -193,17 +196,20 @@ class Applied:
         with contextlib.nullcontext() if self.hooked else image_attention(unet, self.blocks.layers):
             features = self._features(run, list(dict.fromkeys(filter(None, sources))), executor.original, unet, x,
                                       timesteps, options)
-            reading = self._reading(run.blocks.get(device_of(options), self.blocks), features, sources, x)
+            blocks = run.blocks.get(device_of(options), self.blocks)
+            reading = self._reading(blocks, features, sources, x, options)
             return executor(x, timesteps, context, y, control, {**options, CALL: reading}, **kwargs)
 
     def _sources(self, run: _Run, x: Tensor, options: Options) -> tuple[Source | None, ...]:
         """For each conditioning of the call the prompt with which its rows see the references, or None."""
         start, end = self.sigmas
-        lists = options["cond_or_uncond"]
-        if in_branch(options) or not end <= float(options["sigmas"][0]) <= start or len(x) % len(lists):
+        if in_branch(options) or not end <= float(options["sigmas"][0]) <= start:
+            return ()
+        if not rows_told(len(x), options):
+            say_once(options, OTHER_ROWS)
             return ()
         found = []
-        for index, uuid in zip(lists, options["uuids"], strict=True):
+        for index, uuid in zip(options["cond_or_uncond"], options["uuids"], strict=True):
             name = list_at(options, index)
             negative = side_named(name) == "negative"
             own = (uuid, name) if (uuid, name) in run.prompts else run.main
@@ -289,13 +295,13 @@ class Applied:
             self.record.add_mask(step, mean_over_layers(drawn, max(tuple(each.shape[-2:]) for each in drawn)))
 
     def _reading(self, blocks: ImageBlocks, features: Sequence[Mapping[AttentionLayer, Features]],
-                 sources: Sequence[Source | None], x: Tensor) -> Reading:
+                 sources: Sequence[Source | None], x: Tensor, options: Options) -> Reading:
         """What the call's rows read: those of one conditioning follow each other, image by image."""
-        distinct, images = list(dict.fromkeys(filter(None, sources))), len(x) // len(sources)
+        distinct, images = list(dict.fromkeys(filter(None, sources))), images_of(len(x) // len(sources), options)
         counts = [len(next(iter(each.values())).tokens) for each in features]
         starts = dict(zip(distinct, (sum(counts[:i]) for i in range(len(counts)))))
         rows = [-1 if source is None else starts[source] + image % counts[distinct.index(source)]
-                for source in sources for image in range(images)]
+                for source in sources for image in images]
         joined = {layer: _joined([each[layer] for each in features]) for layer in self.blocks.layers}
         whole = len(set(rows)) == 1 and sum(counts) == 1
         return Reading(blocks, joined, self.use.variant, None if whole else torch.tensor(rows), self.use.strength)

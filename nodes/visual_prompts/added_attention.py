@@ -11,10 +11,13 @@ from comfy.ldm.modules.attention import CrossAttention
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ..attention.capture import put_first
+from ..attention.capture import put_first, rows_told
 from ..attention.layers import AttentionLayer, Place, attention_layers, blocks_by_place, place_in
-from ..attention.sides import tell_sides
+from ..attention.sides import say_once, tell_sides
 
+OTHER_ROWS = ("Apply IP-Adapter or Apply ELITE did not act in a part of this run: another node changes the number of "
+              "pictures inside the model's call, as tiled samplers do, so that they cannot be told apart; take that "
+              "node out.")
 Options = Mapping[str, Any]
 
 
@@ -61,7 +64,10 @@ class _Patches:
     def run(self, executor, x, timesteps, context, y, control, transformer_options, *args, **kwargs):
         """DIFFUSION_MODEL wrapper: inside the window gives the patches the U-Net that runs."""
         if self.end <= float(transformer_options["sigmas"][0]) <= self.start:
-            transformer_options = {**transformer_options, self.key: self._layers_of(executor.class_obj)}
+            if rows_told(len(x), transformer_options):
+                transformer_options = {**transformer_options, self.key: self._layers_of(executor.class_obj)}
+            else:
+                say_once(transformer_options, OTHER_ROWS)
         return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
 
     def before(self, n: Tensor, context: Tensor, value: Tensor, options: dict) -> tuple[Tensor, Tensor, Tensor]:

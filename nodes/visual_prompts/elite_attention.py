@@ -101,7 +101,7 @@ class LocalAttention:
                 continue
             keys = attention.to_k(places[index].keys(text))
             column = word_attention(rows, keys, layer.heads, places[index].in_copies(keys.shape[1])[0])
-            seen = optimized_attention(rows, *self.patches.rows(layer, rows), layer.heads,
+            seen = optimized_attention(rows, *self.patches.rows(layer, rows, options), layer.heads,
                                        attn_precision=options.get("attn_precision"), transformer_options=options)
             parts.append((seen.unflatten(-1, (layer.heads, -1)) * column).flatten(2))
         return torch.cat(parts) * self.weight

@@ -46,7 +46,7 @@ class TokenAttention:
     def _seen(self, layer: AttentionLayer, query: Tensor, tokens: KeysValues | None, options: Options) -> Tensor:
         if tokens is None:
             return torch.zeros_like(query)
-        return optimized_attention(query, *tokens.rows(layer, query), layer.heads,
+        return optimized_attention(query, *tokens.rows(layer, query, options), layer.heads,
                                    attn_precision=options.get("attn_precision"), transformer_options=options)
 
 

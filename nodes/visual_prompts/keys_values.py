@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Mapping
+from typing import Any, Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..attention.layers import AttentionLayer
+from ..attention.windows import images_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,13 +19,15 @@ class KeysValues:
     by_layer: Mapping[AttentionLayer, tuple[Tensor, Tensor]]
     _placed: dict[tuple, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def rows(self, layer: AttentionLayer, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values for the rows of `query`: image i of a batch gets picture i, in turn if there are fewer."""
+    def rows(self, layer: AttentionLayer, query: Tensor, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Keys and values for the rows of `query`, of one conditioning: image i of the run's batch gets picture i, in
+        turn if there are fewer. options: what the attention patch gets."""
         place = layer, query.device, query.dtype
         if place not in self._placed:
             with torch.inference_mode(False):  # what sampling puts here must also serve training
                 self._placed[place] = tuple(part.to(query) for part in self.by_layer[layer])
-        return tuple(part[torch.arange(len(query), device=part.device) % len(part)] for part in self._placed[place])
+        images = torch.tensor(images_of(len(query), options))
+        return tuple(part[images.to(part.device) % len(part)] for part in self._placed[place])
 
 
 def keys_values(layers: Mapping[AttentionLayer, tuple[Tensor, Tensor]], tokens: Tensor) -> KeysValues:

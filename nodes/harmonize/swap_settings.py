@@ -1,0 +1,73 @@
+"""How keys and values are swapped, and where."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Callable, Literal, Mapping
+
+from torch import Tensor
+
+from ..attention.layers import AttentionLayer
+from ..attention.record import layer_grid
+from ..attention.words import Words
+
+BOTH, CONDITIONAL = "both", "conditional"
+MASK_SIDE = 16  # pixels of the longer side that the coarsest maps for a mask must have
+_ROUNDING = 1e-6
+
+
+def _fine_decoder(layer: AttentionLayer, all_layers: tuple[AttentionLayer, ...]) -> bool:
+    coarsest = max(each.stride for each in all_layers if each.block[0] == "output")
+    return layer.block[0] == "output" and layer.stride < coarsest
+
+
+SWAP_LAYERS: Mapping[str, Callable[[AttentionLayer, tuple[AttentionLayer, ...]], bool]] = {
+    "all": lambda layer, _: True,
+    "decoder": lambda layer, _: layer.block[0] == "output",
+    "fine decoder": _fine_decoder,
+    "encoder": lambda layer, _: layer.block[0] == "input",
+}
+
+
+@dataclass(frozen=True)
+class AttentionMask:
+    """A subject mask from the picture's own cross-attention.
+
+    words: whose attention it is. threshold: on the mean map, scaled from its smallest value, 0, to its largest, 1; 0
+    for Otsu's. coarse: from the coarsest layers with at least MASK_SIDE pixels on the longer side; else from all.
+    newest: from the maps of the newest step; else from their mean over all steps so far.
+    """
+
+    words: Words
+    threshold: float
+    coarse: bool
+    newest: bool
+
+    def layers(self, layers: tuple[AttentionLayer, ...], size: tuple[int, int]) -> tuple[AttentionLayer, ...]:
+        """Those of the U-Net's layers whose maps are taken, for a latent of this height and width."""
+        if not self.coarse:
+            return layers
+        large = [layer.stride for layer in layers if max(layer_grid(size, layer)) >= MASK_SIDE]
+        stride = max(large) if large else min(layer.stride for layer in layers)
+        return tuple(layer for layer in layers if layer.stride == stride)
+
+
+@dataclass(frozen=True)
+class SwapSettings:
+    """How keys and values are swapped.
+
+    layers: a name of SWAP_LAYERS. start, end: the swap acts in steps i with start ≤ i / steps < end, of those that are
+    sampled. strength: 0 … 1, how much of the swapped attention is taken inside the mask. halves: BOTH, or CONDITIONAL
+    to leave the negative side alone. mask: where; a tensor (1 or images, H, W) in 0..1, or None for everywhere.
+    """
+
+    layers: str
+    start: float
+    end: float
+    strength: float
+    halves: Literal["both", "conditional"]
+    mask: AttentionMask | Tensor | None
+
+    def steps(self, count: int) -> range:
+        """Steps in which it acts, of `count`."""
+        return range(*(math.ceil(part * count - _ROUNDING) for part in (self.start, self.end)))
