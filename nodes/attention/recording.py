@@ -110,13 +110,15 @@ class _Recording:
         run: _Run = options[self.key]
         watched, window = run.conditionings[options["uuids"][index]], window_of(options)
         weight: float | Tensor = watched.strength
-        if window is not None or watched.area is not None or watched.mask is not None:
+        if watched.area is not None or watched.mask is not None or window is not None and window.of_pixels:
             images, size = run.of_call(options)
             extent = extent_of(watched.area, size)
             weight = _weight(watched, extent, images, size, window).to(maps)
             maps = _placed(resized(maps, extent[:2]), extent, size)
         if window is not None:
-            weight, maps = (window.placed(each, run.images, run.size) for each in (weight, maps))
+            weight = torch.as_tensor(weight).to(maps).expand(1, *maps.shape[-2:]) if watched.mask is None else weight
+            size = run.size if window.of_pixels else tuple(maps.shape[-2:])
+            weight, maps = (window.placed(each, run.images, size) for each in (weight, maps))
         self.record.add_maps(step_of(options), layer, maps, watched.names, weight)
 
 

@@ -16,6 +16,11 @@ class Window:
     dim: int
     indices: tuple[int, ...]
 
+    @property
+    def of_pixels(self) -> bool:
+        """Whether it takes a part of each picture, and not a part of the batch."""
+        return self.dim != _ROWS
+
     def rows(self, images: int) -> int:
         """Rows in the window of a latent of so many images."""
         return len(self.indices) if self.dim == _ROWS else images
