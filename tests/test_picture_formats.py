@@ -38,9 +38,19 @@ def by_load_image(name: str) -> tuple[np.ndarray, np.ndarray]:
     return (image * opacity[..., None] + 0.5 * (1 - opacity[..., None])).numpy(), opacity.numpy()
 
 
+@pytest.mark.newer  # before, Load Image took a PNG with one clear colour for opaque
+def test_one_clear_colour_as_load_image(folder):
+    check_as_load_image(folder, {"a.png": zoo.saved(zoo.RGB, "PNG", transparency=(0, 0, 0))})
+    assert read("a.png").mask is not None
+
+
 def test_every_exact_format_as_load_image(folder):
-    zoo.write(folder, zoo.exact())
-    for name in zoo.exact():
+    check_as_load_image(folder, zoo.exact())
+
+
+def check_as_load_image(folder, files: dict[str, bytes]) -> None:
+    zoo.write(folder, files)
+    for name in files:
         loaded, (image, opacity) = read(name), by_load_image(name)
         assert loaded.pixels.shape[1:] == image.shape[:2], name
         assert np.abs(loaded.pixels.movedim(0, -1).numpy() - image).max() < ROUNDING, name

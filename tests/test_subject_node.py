@@ -100,6 +100,17 @@ def test_chosen_pictures_and_captions(execute, folder):
         ("3.png", f"{NAME} left"), ("1.png", f"{NAME} right")]
 
 
+def test_what_is_not_used_of_a_folder_is_said(execute, folder, caplog):
+    (folder / "clip.mp4").write_bytes(b"film")
+    first, second = (Image.new("RGB", (64, 64), colour) for colour in ("red", "blue"))
+    first.save(folder / "4.gif", save_all=True, append_images=[second])
+    made = execute(prompt(folder="dogs"), get=GET).values["pixels"]
+    assert len(made) == 4 and made[3, 0, 0].argmax() == 0
+    [sentence] = [record.message for record in caplog.records if record.name == "personalize" and "clip" in record.message]
+    assert sentence == ("Not used from the folder: clip.mp4 (no picture). Note: of 4.gif, which holds several pictures, only "
+                        "the first is used.")
+
+
 def test_as_released_gives_variants(execute, folder):
     values = execute(prompt(folder="dogs", augmentation="as released", variants=4, seed=9), get=GET).values
     assert [picture.variants.shape[0] for picture in values["subjects"][0].pictures] == [4, 4, 4]

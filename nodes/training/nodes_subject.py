@@ -114,8 +114,9 @@ def _optional_inputs() -> list:
         io.String.Input(
             "captions", optional=True, default="", multiline=True,
             tooltip="One line for each picture, in order, holding the placeholder or {}; an empty line for none. If "
-                    "all is empty, .txt files beside the pictures are read. Pictures without a caption are trained "
-                    "with the prompts of the recipe."),
+                    "all is empty, .txt or .caption files beside the pictures are read; [filewords] means their text, "
+                    "and one line with it counts for all. Pictures without a caption are trained with the prompts of "
+                    "the recipe."),
         SubjectType.Input(
             "previous", optional=True,
             tooltip="Another Subject, to learn several at once or to add pictures of the same one."),

@@ -68,7 +68,6 @@ def exact() -> dict[str, bytes]:
         "rgb.png": saved(RGB, "PNG"), "rgba.png": saved(RGBA, "PNG"), "grey.png": saved(L, "PNG"),
         "bits.png": saved(L.convert("1"), "PNG"), "grey and alpha.png": saved(RGBA.convert("LA"), "PNG"),
         "palette.png": saved(PALETTE, "PNG"), "palette clear.png": saved(PALETTE, "PNG", transparency=3),
-        "one colour clear.png": saved(RGB, "PNG", transparency=(0, 0, 0)),
         "grey 16.png": png(16, 0, GREY.astype(np.uint16) * 257), "rgb 16.png": png(16, 2, COLOURS.astype(np.uint16) * 257),
         "rgba 16.png": png(16, 6, np.dstack([COLOURS, OPACITY]).astype(np.uint16) * 257),
         "profile.png": saved(RGB, "PNG", icc_profile=profile), "text.png": saved(RGB, "PNG", pnginfo=text(LARGE_TEXT)),
