@@ -1,6 +1,7 @@
 """Words in prompts that hold other syntax: files, weights, tags of other packs, longer words, other spellings."""
 from __future__ import annotations
 
+import random
 import unicodedata
 
 import pytest
@@ -10,10 +11,13 @@ from safetensors.torch import save_file
 from personalize.nodes.text.apply import clip_with_vectors, words_in
 from personalize.nodes.text.concept import Concept, check_placeholder
 from personalize.nodes.text.placeholders import Placeholders, filled
+from personalize.nodes.text.spans import TOKENS
 from personalize.nodes.text.tokens import FILLED, PromptTokenizer, Slot
 from personalize.nodes.training.captions import captions_for
 from personalize.nodes.training.interfaces import Picture, Subject
 from personalize.nodes.training.recipe import TemplateRecipe
+from personalize.nodes.visual_prompts.prompts import encode_with_picture
+from personalize.nodes.visual_prompts.tokens import BLIP_DIFFUSION, VisualTokens
 from support.prompts_by_hand import same_tokens, words_to_ids
 
 FILES = {"my-dog": 1.0, "my-dog-2": 2.0, "dogs/my-dog": 3.0, "my-run/my-dog-000050": 4.0, "my(dog)": 5.0}
@@ -126,6 +130,33 @@ def test_slots_are_filled_so_that_the_word_stays_one():
     subject = Subject(Concept("my-dog", "dog", "dog"), (Picture(torch.zeros(1, 64, 64, 3)),))
     rows = TemplateRecipe(("two {}s",)).rows((subject,), 0, 2, 0)["subject"]
     assert [row.prompt for row in rows] == ["two my-dog s"] * 2
+
+
+def test_a_picture_in_the_place_of_an_embedding(sd15):
+    tokens = VisualTokens(torch.full((1, 4, 32), WORD), BLIP_DIFFUSION)
+    with torch.inference_mode():
+        plain, named = (encode_with_picture(sd15.clip, tokens, prompt) for prompt in ("{} dog", "embedding:{} dog"))
+    assert torch.equal(plain[0][0], named[0][0]) and plain[0][1][TOKENS] == named[0][1][TOKENS]
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("<my-dog>embedding:", [WORD]), ("a <my-dog> embedding: ", [*words_to_ids("a"), WORD]),
+    ("(<my-dog>)embedding:\n", [WORD]),
+    ("<my-dog>embedding:my-dog-2", [WORD, FILES["my-dog-2"]])])
+def test_embedding_with_nothing_after_it_stops_no_prompt(sd15, files, text, expected):
+    assert read(taught(sd15.clip, "<my-dog>"), text) == expected
+
+
+def test_any_mixture_of_syntax_reads_what_was_found(sd15, files):
+    """As many vectors as words were found, and never an error."""
+    pieces = ["my-dog", "<my-dog>", "embedding:", "embedding:my-dog", "(", ")", ":1.2)", "\\(", "\\)", "[", "]", " ",
+              "\n", ",", "<", ">", "<lora:", ":", "-2", "{", "}", "|", "BREAK", "é", "e\u0301", "_", "\t", "😀", "\\",
+              "/", '"']
+    draw, clip = random.Random(0), taught(sd15.clip, "<my-dog>", "my-dog")
+    for _ in range(600):
+        text = "".join(draw.choices(pieces, k=draw.randrange(1, 12)))
+        vectors = [number - WORD for number in read(clip, text) if isinstance(number, float) and number >= WORD]
+        assert vectors == [["<my-dog>", "my-dog"].index(found.word) for found in words_in(clip, text)], text
 
 
 def test_no_words_find_nothing():

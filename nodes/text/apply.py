@@ -97,6 +97,8 @@ class _TaughtTokenizer(_Taught):
         return (rows, name, leftover.strip()) if _TELLS_NAMES else (rows, leftover.strip())
 
     def _find_file(self, embedding_name: str):
+        if not embedding_name.strip():  # ComfyUI itself would fail at "embedding:" with nothing after it
+            return (None, "", "") if _TELLS_NAMES else (None, "")
         return (self.other_embeddings or super()._try_get_embedding)(embedding_name)
 
     def _file_length(self, name: str) -> int:

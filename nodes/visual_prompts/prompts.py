@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..text.encoders import TextEncoder, text_encoders
+from ..text.placeholders import Placeholders
 from ..text.spans import VISUAL, known_placeholders, span_options
 from ..text.token_view import rows_of, token_texts
 from ..text.tokens import PromptTokenizer, PromptTokens, Slot, comfy_tokens
@@ -46,8 +47,9 @@ def repeated(tokenizer: PromptTokenizer, prompt: str, repeats: int) -> PromptTok
 
     Repetitions take only the place of padding: the last one is cut off at the end of the chunk.
     """
-    tokens = tokenizer(prompt.replace(PLACE, PICTURE))
-    again = tokenizer(", " + " ".join(prompt.replace(PLACE, " ").split()))
+    filled = prompt.replace(PLACE, PICTURE)
+    words = Placeholders([PICTURE]).replace(filled, lambda _: " ")
+    tokens, again = tokenizer(filled), tokenizer(", " + " ".join(words.split()))
     room, end = tokens.chunk_length - 2, tokens.ends[-1]
     chunks = []
     for (key, split), (_, more) in zip(tokens.chunks, again.chunks, strict=True):
@@ -56,8 +58,8 @@ def repeated(tokenizer: PromptTokenizer, prompt: str, repeats: int) -> PromptTok
         content = (content + copies)[:room]
         closing = split[-1][end:][:room + 1 - len(content)]
         chunks.append((key, (*split[:-1], (start, *content, *closing))))
-    filled = replace(tokens, chunks=tuple(chunks), ends=(*tokens.ends[:-1], 1 + len(content)))
-    return replace(filled, spans=tuple(_slots(filled).items()))
+    whole = replace(tokens, chunks=tuple(chunks), ends=(*tokens.ends[:-1], 1 + len(content)))
+    return replace(whole, spans=tuple(_slots(whole).items()))
 
 
 def _slots(tokens: PromptTokens) -> dict[str, tuple[int, ...]]:
