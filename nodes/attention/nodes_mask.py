@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .maps import resized
 from .masks import above, otsu
-from .reading import read, record_inputs
+from .reading import check_numbers, read, record_inputs
 
 CATEGORY = "personalize/attention"
 OTSU, THRESHOLD = "Otsu", "threshold"
@@ -51,8 +51,9 @@ class SubjectMask(io.ComfyNode):
         reading.run.require_maps(record.made_by, word or None)
         maps = resized(reading.run.mean_map(word)[:reading.images], reading.size)
         inside = _inside(mask, maps)
+        check_numbers(maps, record.made_by)
         found = (otsu(maps, inside) if method == OTSU else above(maps, threshold, inside)).float()
-        _check(found, inside, word)
+        _check(found, inside, word, method)
         pictures = reading.pictures if reading.pictures is not None else torch.ones(*found.shape, 3)
         preview = pictures * (1 - SHADE * (1 - found[..., None]))
         return io.NodeOutput(found, preview, ui=ui.PreviewImage(preview, cls=cls))
@@ -68,15 +69,17 @@ def _inside(mask: Tensor | None, maps: Tensor) -> Tensor:
     return mask.expand(maps.shape)
 
 
-def _check(found: Tensor, inside: Tensor, word: str) -> None:
+def _check(found: Tensor, inside: Tensor, word: str, method: str) -> None:
     """Raises ValueError naming the first picture without foreground."""
+    remedies = ["lower the threshold"] if method == THRESHOLD else []
     for picture, (mask, within) in enumerate(zip(found, inside), 1):
         if not within.any():
             raise ValueError(f"The mask given for picture {picture} is empty; connect one that covers the subject, or "
                              "none.")
         if not mask.any():
-            raise ValueError(f"Nothing in picture {picture} stands out by its attention to '{word}'; lower the "
-                             "threshold, or record other words, layers or steps.")
+            wider = [] if within.all() else ["connect a larger mask"]
+            raise ValueError(f"Nothing in picture {picture} stands out by its attention to '{word}'; "
+                             f"{', or '.join([*remedies, *wider, 'record other words, layers or steps'])}.")
 
 
 NODES: list[type] = [SubjectMask]

@@ -11,7 +11,7 @@ from ..memory import check_fits
 from .heat import COLOURS, coloured, labelled_grid, overlaid
 from .maps import normalised, resized
 from .masks import on_grid
-from .reading import Reading, read, record_inputs, scaled_down
+from .reading import Reading, check_numbers, read, record_inputs, scaled_down
 from .record import Sampling
 
 CATEGORY = "personalize/attention"
@@ -74,6 +74,7 @@ class ShowAttention(io.ComfyNode):
             raise ValueError(f"The record holds the mean over the steps; set keep to 'every step' on {record.made_by} "
                              "and run again.")
         drawn = _attention(reading, show, scale)
+        check_numbers(drawn.maps, record.made_by)
         heat = coloured(drawn.maps, colours)
         if reading.pictures is not None:
             each = len(drawn.maps) // reading.images

@@ -236,4 +236,4 @@ def layer_grid(size: tuple[int, int], layer: AttentionLayer) -> tuple[int, int]:
 
 def _begins_with(result: Tensor, latent: Tensor) -> bool:
     return (result.shape[1:] == latent.shape[1:] and len(result) >= len(latent)
-            and torch.equal(result[:len(latent)].to(latent.dtype), latent.cpu()))
+            and torch.allclose(result[:len(latent)].to(latent.dtype), latent.cpu(), rtol=0, atol=0, equal_nan=True))

@@ -131,6 +131,9 @@ def _report(basis: Basis, share: float, strength: float) -> str:
     else:
         lines = [f"Rank {basis.rank} of width {basis.rows[0].shape[1]}; it holds {share:.1%} of the picture's tokens, "
                  f"of which {strength:.0%} is taken out."]
+    if basis.rank == basis.rows[0].shape[1]:
+        lines.append("The text spans the whole space: of the picture nothing is left. Write less, or choose fewer tokens at "
+                     "basis.")
     if tokens is not None:
         lines.append(f"Words: {' '.join(tokens.used) or 'none'}.")
         if tokens.excluded:

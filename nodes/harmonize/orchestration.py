@@ -65,6 +65,9 @@ class BasisChoice:
     def of(self, entry: Entry, visual: Sequence[int]) -> Basis:
         """Basis of a conditioning that holds visual tokens at the positions `visual`. Raises ValueError."""
         tensor, options = entry
+        if not tensor.isfinite().all():
+            raise ValueError("The conditioning holds values that are not numbers; look at the text encoder, LoRA or "
+                             "embedding that it was made with.")
         text = [i for i in range(tensor.shape[1]) if i not in set(visual)]
         tokens = self._tokens(options, tensor.shape[1], text)
         chosen = None if tokens is None else basis_tokens(tokens, self.subject, self.which)

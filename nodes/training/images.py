@@ -163,6 +163,8 @@ def _converter(name: str, image: Tensor, mask: Tensor | None) -> Callable[[], Lo
         check_shape(name, image.shape[1], image.shape[0])
         if not torch.isfinite(image).all():
             raise ValueError(f"{name} holds values that are not numbers; look at the node that made it.")
+        if mask is not None and not torch.isfinite(mask).all():
+            raise ValueError(f"The mask of {name} holds values that are not numbers; look at the node that made it.")
         pixels, alpha = _flattened(_plain(image).movedim(-1, 0))
         return _checked(name, Loaded(pixels, alpha if mask is None else _plain(mask)[None]))
 
