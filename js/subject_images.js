@@ -10,6 +10,8 @@ const MIN_HEIGHT = 190;
 const MIN_WIDTH = 400;
 const ADVICE = "drop PNG, JPEG or WebP files, and .txt or .caption files";
 const SHOWN_NAMES = 5;
+const LONGEST_NAME = 50; // letters of a new folder's name
+const RESERVED_BY_WINDOWS = /^(con|prn|aux|nul|(com|lpt)[\d¹²³])$/i;
 const EMPTY = { pictures: [], count: 0, place: "nowhere", message: "", left_out: "" };
 
 /** node → its subject */
@@ -80,8 +82,9 @@ class NodePictures {
   #nameOfConcept() {
     const link = this.#node.inputs?.findIndex((input) => input.name === "concept") ?? -1;
     const concept = link >= 0 ? this.#node.getInputNode(link) : null;
-    const placeholder = String(widgetOf(concept, "placeholder")?.value ?? "");
-    return placeholder.replace(/[^\p{L}\p{N}_-]+/gu, "") || "my-subject";
+    const placeholder = String(widgetOf(concept, "placeholder")?.value ?? "").normalize("NFC");
+    const name = [...placeholder.replace(/[^\p{L}\p{M}\p{N}_-]+/gu, "")].slice(0, LONGEST_NAME).join("");
+    return RESERVED_BY_WINDOWS.test(name) ? `${name}_` : name || "my-subject";
   }
 
   #choose(names) {
