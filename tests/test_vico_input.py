@@ -19,6 +19,7 @@ from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
 from personalize.nodes.vico.files import metadata_of, read_vico
+from personalize.nodes.vico.nodes_apply import _reference
 from personalize.nodes.vico.nodes_train import TrainViCo
 from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.vico.prompts import Layout, place_of
@@ -97,3 +98,8 @@ def test_a_file_that_says_odd_things_of_itself(tmp_path, sd15, about, message):
               {name: value for name, value in said.items() if value is not None})
     with pytest.raises(ValueError, match=message):
         read_vico(tmp_path / "mine.safetensors")
+
+
+def test_a_video_at_image_is_refused_before_it_is_encoded():
+    with pytest.raises(ValueError, match="^There are 100 reference pictures but Apply ViCo looks at 16 at most, .*; connect fewer"):
+        _reference(None, None, torch.zeros(100, 8, 8, 3), "", None, 64, "crop")

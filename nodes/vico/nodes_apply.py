@@ -25,6 +25,7 @@ AS_TRAINED = "as trained"
 MASKS = {"Eq. 5": "paper", "as released": "released", "none": "none"}
 HALVES = ("both", "shared", "conditional")
 FITS = ("squash", "crop", "pad")
+MOST_REFERENCES = 16  # one of 512 × 512 keeps 20 MB of features in SD1.x, for each prompt
 NONE = "none"
 
 
@@ -180,6 +181,9 @@ def _file(name: str) -> Path:
 
 def _reference(model, vae, image: Tensor, word: str, mask: Tensor | None, size: int, fit: str) -> Reference:
     sources = sources_from_tensors([image], [] if mask is None else [mask])
+    if len(sources) > MOST_REFERENCES:
+        raise ValueError(f"There are {len(sources)} reference pictures but Apply ViCo looks at {MOST_REFERENCES} at most, as "
+                         "the features of each stay in memory; connect fewer.")
     pictures = prepare(sources, Preparation(size, fit, "none", 1, 0)).pictures
     check_vae(vae)
     latent_format = model.get_model_object("latent_format")
