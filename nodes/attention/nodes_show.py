@@ -73,8 +73,7 @@ class ShowAttention(io.ComfyNode):
         if show == EACH_STEP and not reading.run.map_steps:
             raise ValueError(f"The record holds the mean over the steps; set keep to 'every step' on {record.made_by} "
                              "and run again.")
-        drawn = _attention(reading, show, scale)
-        check_numbers(drawn.maps, record.made_by)
+        drawn = _attention(reading, show, scale, record.made_by)
         heat = coloured(drawn.maps, colours)
         if reading.pictures is not None:
             each = len(drawn.maps) // reading.images
@@ -122,7 +121,7 @@ class ShowMasks(io.ComfyNode):
         return io.NodeOutput(drawn.maps, grid, ui=ui.PreviewImage(grid, cls=cls))
 
 
-def _attention(reading: Reading, show: str, scale: str) -> _Drawn:
+def _attention(reading: Reading, show: str, scale: str, made_by: str) -> _Drawn:
     """Maps of every picture, word and step or layer, at the pictures' size."""
     run = reading.run
     found = {word: _views(run, show, word) for word in run.words}
@@ -131,6 +130,7 @@ def _attention(reading: Reading, show: str, scale: str) -> _Drawn:
     for image in range(reading.images):
         for word, views in found.items():
             of_word = torch.stack([resized(view[image], reading.size) for view in views.values()])
+            check_numbers(of_word, made_by)
             if scale != ABSOLUTE:
                 of_word = normalised(of_word, (-2, -1) if scale == EACH_MAP else (0, 1, 2))
             maps.append(of_word)
