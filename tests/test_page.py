@@ -112,6 +112,19 @@ def test_norms_of_some_steps_are_joined(classic_panel):
     assert max(after - before for before, after in zip(columns, columns[1:])) < 4
 
 
+def test_of_a_very_long_run_a_part_of_the_steps_is_kept(ui):
+    """Those with gradient norms among them, which every tenth step has, and the newest."""
+    kept = ui.js("""async () => {
+        const {RunHistory} = await import('/extensions/personalize/training/history.js'), history = new RunHistory();
+        for (let step = 1; step <= 20001; step++) history.apply({kind: 'step', run: 'x', total: 20001, step, loss: 1,
+            parts: {}, lr: {}, norms: step === 1 || step % 10 === 0 ? {diffusion: 1} : {}});
+        return history.records.map(({step, norms}) => [step, 'diffusion' in norms]) }""")
+    steps = [step for step, _ in kept]
+    assert steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 20001)
+    assert 1000 <= len(steps) <= 2002 and max(after - before for before, after in zip(steps, steps[1:])) <= 22
+    assert sum(has_norms for _, has_norms in kept) >= 0.9 * len(kept)
+
+
 def test_rate_and_unmeasured_views(panel):
     panel.tell_steps([0.3] * 5)
     panel.show("rate")

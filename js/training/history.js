@@ -1,5 +1,5 @@
 /** More than a chart has pixels; a run may have 100 000. */
-const MOST_RECORDS = 4000;
+const MOST_RECORDS = 2000;
 
 /**
  * What the server has told about a training run, added up. Knows nothing of the page.
@@ -112,7 +112,16 @@ export class RunHistory {
     this.total = data.total ?? this.total;
     this.phase = "training";
     insertByStep(this.records, data);
-    if (this.records.length > MOST_RECORDS) this.records = halved(this.records);
+    this.#thin();
+  }
+
+  /** Of the records before the newest, keeps one of those that lie together in a long run: one with gradient norms. */
+  #thin() {
+    const width = Math.ceil(this.total / MOST_RECORDS);
+    if (width < 2 || this.records.length < 4) return;
+    const [older, later] = this.records.slice(-3, -1);
+    const place = ({ step }) => Math.floor((step - 1) / width);
+    if (place(older) === place(later)) this.records.splice(hasNorms(older) && !hasNorms(later) ? -2 : -3, 1);
   }
 
   #end(data) {
@@ -120,15 +129,6 @@ export class RunHistory {
     this.total = data.total ?? this.total;
     this.message = data.message ?? "";
   }
-}
-
-/** One of every two, of both the one with gradient norms, which are not measured in every step. */
-function halved(records) {
-  const isKept = (record, index) => {
-    if (index % 2 === 0) return hasNorms(record) || index === records.length - 1;
-    return !hasNorms(records[index - 1]);
-  };
-  return records.filter(isKept);
 }
 
 const hasNorms = ({ norms }) => Object.keys(norms ?? {}).length > 0;
