@@ -10,8 +10,7 @@ import re
 import secrets
 import shutil
 import time
-import unicodedata
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterable, Iterator, Mapping
 
 import safetensors.torch
@@ -33,12 +32,8 @@ _TEMPORARY = ".personalize-*.tmp"
 _DAY = 24 * 60 * 60
 _LOCK = "lock"
 _PASSING = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.EAGAIN, errno.ENOENT} | ({5, 32, 33} if os.name == "nt" else set())
-LONGEST_NAME = 200  # bytes in UTF-8: file systems take 255, and numbers, extensions and ".tmp" are added
-ROOM_FOR_STEP = 40  # bytes that a run adds to what a person typed: a digest of 8 letters, a step
 DIFFERS = "what was read back differs from what was written"
 SMALL_FILE, READ_OF_LARGE = 2**20, 2**16  # bytes
-_NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
-_RESERVED_BY_WINDOWS = re.compile(r"^(con|prn|aux|nul|(?:com|lpt)[\d¹²³])(?=\.|$)", re.IGNORECASE)
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 
@@ -191,34 +186,6 @@ def _content_version(path: Path) -> str:
             parts.append(file.read(READ_OF_LARGE))
     return (f"{hashlib.sha256(b''.join(parts)).hexdigest()} {about.st_size} {about.st_mtime_ns} {about.st_ctime_ns} "
             f"{about.st_ino}")
-
-
-def safe_name(name: str, what: str, room: int = 0) -> str:
-    """`name` as a relative path that every file system and ComfyUI's prompts accept, e.g. "dogs/my-dog".
-
-    White space, brackets, commas, colons and the like become "-"; letters are composed (Unicode NFC), since some systems
-    store them so and others do not; "con" and other names that Windows keeps for itself get a "_".
-    what: the input's name, for messages. room: bytes that will be added to the name.
-    Raises ValueError if nothing is left, if a part is longer than 200 bytes less `room`, or if the name is absolute or
-    climbs up with "..".
-    """
-    parts = unicodedata.normalize("NFC", name).strip().replace("\\", "/").split("/")
-    if PureWindowsPath(name.strip()).drive or (len(parts) > 1 and any(not part.strip(" .") for part in parts)):
-        raise ValueError(f"{what} '{name}' would leave ComfyUI's folder; write a plain name such as my-dog or "
-                         "dogs/my-dog, without a drive, without '..' and without a slash at its ends.")
-    tidy = [_RESERVED_BY_WINDOWS.sub(r"\1_", _NOT_IN_NAMES.sub("-", part).strip("-."), count=1) for part in parts]
-    if not all(tidy):
-        raise ValueError(f"{what} '{name}' has no letter or digit; write a file name such as my-dog.")
-    longest = LONGEST_NAME - room
-    if max(len(part.encode("utf-8")) for part in tidy) > longest:
-        raise ValueError(f"{what} '{name[:20]}…' is too long for a file name; write at most {longest} letters, or "
-                         f"{longest // 3} of a script such as kanji.")
-    return "/".join(tidy)
-
-
-def folded(name: str) -> str:
-    """What two names share if a file system may take one for the other: it may ignore case and how letters are composed."""
-    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def reason(error: Exception) -> str:

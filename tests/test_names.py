@@ -14,9 +14,11 @@ from test_text_nodes import embeddings, node  # noqa: F401  a fixture
 from test_training_job import make_job, run, steps_taken  # noqa: F401  a fixture
 from test_training_loop import subject
 
-from personalize.nodes.files import folded, safe_name
+from personalize.nodes import files
+from personalize.nodes.names import folded, safe_name
 from personalize.nodes.text.concept_files import load_concept
-from personalize.nodes.text.embedding_files import file_stems, prompt_text, save_embedding
+from personalize.nodes.text.embedding_files import file_stems, load_embedding, prompt_text, save_embedding
+from personalize.nodes.text.embedding_layouts import LAYOUTS, SAFETENSORS
 
 LETTER = "é"
 DECOMPOSED = unicodedata.normalize("NFD", LETTER)
@@ -73,6 +75,32 @@ def test_a_name_is_taken_by_any_file_that_some_system_would_mistake_for_it(folde
     (tmp_path / "second" / "deep").mkdir()
     (tmp_path / "second" / "deep" / "Rex.PT").write_bytes(b"")
     assert [save_embedding("rex", vectors, {}).stem for _ in range(2)] == ["rex-2", "rex-2"]
+
+
+@pytest.mark.parametrize("layout", [SAFETENSORS, *LAYOUTS])
+def test_two_servers_that_save_at_once_do_not_overwrite_each_other(folder, monkeypatch, layout):  # noqa: F811
+    """The other server's file appears when this one's is written, just before it takes its name."""
+    about, flush = {"placeholder": "<rex>"}, files._flush_to_disk
+
+    def other_is_faster(path):
+        flush(path)
+        monkeypatch.setattr(files, "_flush_to_disk", flush)
+        theirs.append(save_embedding("rex", {"clip_l": rows(2, 768)}, about, layout=layout))
+
+    theirs: list = []
+    monkeypatch.setattr(files, "_flush_to_disk", other_is_faster)
+    mine = save_embedding("rex", {"clip_l": rows(1, 768)}, about, layout=layout)
+    assert (theirs[0].stem, mine.stem) == ("rex", "rex-2")
+    assert [len(load_embedding(path)[0]["clip_l"]) for path in (theirs[0], mine)] == [2, 1]
+
+
+def test_a_file_system_without_links_takes_files_too(folder, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
+    assert save_embedding("rex", {"clip_l": rows(1, 768)}, {}) == folder / "rex.safetensors"
+    (folder / "max.safetensors").mkdir()
+    with pytest.raises(OSError, match="Could not write .*max.safetensors"):
+        save_embedding("max", {"clip_l": rows(1, 768)}, {})
+    assert sorted(os.listdir(folder)) == ["max.safetensors", "rex.safetensors"]
 
 
 def test_folders_that_overlap_or_are_links_hold_a_file_once(folder, tmp_path, monkeypatch):  # noqa: F811

@@ -13,8 +13,8 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..files import (MARK, ROOM_FOR_STEP, NameTaken, folded, holds_bytes, safe_name, torch_bytes, write_safetensors,
-                     write_torch)
+from ..files import MARK, NameTaken, holds_bytes, torch_bytes, write_safetensors, write_torch
+from ..names import ROOM_FOR_STEP, folded, safe_name
 from ..weight_files import holds
 from .embedding_formats import STANDARD_WIDTHS, read_embedding
 from .embedding_layouts import LAYOUTS, SAFETENSORS, Layout

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..files import MARK, ROOM_FOR_STEP, NotWritten, safe_name, write_file, write_safetensors, write_text
+from ..files import MARK, NotWritten, write_file, write_safetensors, write_text
 from ..foreign.text import read_text
 from ..locations import first_folder, location_of, path_at
 from ..notice import notice
+from ..names import ROOM_FOR_STEP, safe_name
 from ..run_files import RUNS, output_folder
 from ..text.concept import Concept
 from ..text.concept_files import concept_metadata

@@ -7,7 +7,8 @@ from pathlib import Path
 import folder_paths
 import torch
 
-from ..files import holds_bytes, safe_name, torch_bytes, write_torch
+from ..files import holds_bytes, torch_bytes, write_torch
+from ..names import safe_name
 from ..text.concept import Concept
 from ..text.embedding_layouts import AUTHORS_SCRIPTS, LAYOUTS
 from .blocks import MODULE
