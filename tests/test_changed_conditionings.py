@@ -9,6 +9,7 @@ from personalize.nodes.attention.words import words_of
 from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.text.pairs import in_pairs, keys_of, token_count
+from personalize.nodes.text.spans import SPANS
 from personalize.nodes.training.passes import check_same_family
 from personalize.nodes.training.session import training_session
 from support.companions import with_pairs
@@ -105,6 +106,22 @@ def test_a_sampler_that_could_not_record_says_why(sd15, caplog):
     recorded, _ = recording(sd15.model, words_of(["dog"]))
     sample(recorded, with_spans(sd15.clip, PROMPT), negative, steps=1)
     assert not caplog.messages
+
+
+def test_an_encoder_of_other_tokens_gets_no_spans(sd15, caplog):
+    (_, options), = with_spans(with_pairs(*sd15[:2])[1], PROMPT)
+    assert options[SPANS] == {"dog": DOG, "red hat": HAT} and not caplog.messages
+    clip = sd15.clip.clone()
+    encoder = clip.cond_stage_model.clip_l
+
+    def shorter(chunks):
+        cond, *more = type(encoder).encode_token_weights(encoder, chunks)
+        return cond[:, :60], *more
+
+    clip.patcher.add_object_patch("clip_l.encode_token_weights", shorter)
+    (cond, options), = with_spans(clip, PROMPT)
+    (said,) = caplog.messages
+    assert cond.shape[1] == 60 and SPANS not in options and "gives 60 tokens for a prompt of 77" in said
 
 
 @pytest.mark.parametrize("order", ["before", "after"])

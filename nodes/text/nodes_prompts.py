@@ -6,15 +6,18 @@ from pathlib import Path
 
 import folder_paths
 from comfy_api.latest import io, ui
+from torch import Tensor
 
 from ..files import version_of
+from ..notice import notice
 from ..picture_names import caption_names, is_picture
 from ..types import ConceptType, PromptSetType
 from .apply import apply_concepts
 from .embedding_versions import embedding_versions
 from .encoders import text_encoders
+from .pairs import token_count
 from .prompts import BUNDLED, PromptSet, bundled, joined, parse, read_prompts
-from .spans import find_words, known_placeholders, span_options, spans_of
+from .spans import LENGTH, find_words, known_placeholders, span_options, spans_of
 from .token_view import nearest_words, report, table, token_rows, token_texts, vectors_in
 from .tokens import PromptTokenizer
 
@@ -164,9 +167,20 @@ class PersonalizeEncodeWithSpans(io.ComfyNode):
                 raise ValueError(f"The words '{name}' are not in the prompt '{text}'; write them as they stand there.")
         spans = spans_of(tokenizer, text, [*(each.class_words for each in concept if each.class_words), *wanted])
         options = span_options(spans, tokenizer(text).length, token_texts(token_rows(clip, text)))
-        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict=options)
+        conditioning = [_told(cond, each, options) for cond, each in
+                        clip.encode_from_tokens_scheduled(clip.tokenize(text))]
         lines = [f"{name}: {', '.join(map(str, positions))}" for name, positions in spans.items()]
         return io.NodeOutput(conditioning, "\n".join(lines))
+
+
+def _told(cond: Tensor, options: dict, spans: dict) -> list:
+    """An entry of a CONDITIONING with `span_options`, if the prompt's tokens are what it holds."""
+    found = token_count(cond)
+    if found in (0, spans[LENGTH]):
+        return [cond, {**options, **spans}]
+    notice(f"Encode with Spans does not write into the conditioning where words are: another node has changed how this "
+           f"CLIP encodes, and it gives {found} tokens for a prompt of {spans[LENGTH]}.")
+    return [cond, options]
 
 
 def _clip_and_text(text_tooltip: str) -> list:
