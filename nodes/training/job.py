@@ -115,6 +115,7 @@ class _Run:
         trainer = Trainer(session, job.subjects, data, self.attached, job.terms, job.recipe, job.settings, self.frozen)
         if resumed:
             trainer.load_state_dict(*resumed)
+            self.folder.drop_earlier_states(resumed[0], done)  # a killed run may have left one
             self.live.report.update(_known(job, self.folder), history=list(trainer.history))
         self.live.send("start", name=job.name, total=job.settings.steps, first_step=done, resumed_from=done,
                        groups=[g.name for part in self.attached for g in part.groups],

@@ -82,9 +82,13 @@ class RunFolder:
         path = self.state_path(step)
         about = {"fingerprint": self.key, "step": str(step), "history": json.dumps(jsonable(list(history)))}
         write_safetensors(path, tensors, about)
+        self.drop_earlier_states(tensors, step)
+
+    def drop_earlier_states(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Deletes the states before `step` if its tensors are large."""
         if sum(t.nbytes for t in tensors.values()) > LARGEST_STATE_KEPT_PER_STEP:
             for earlier in self.path.glob(STATES):
-                if earlier.name < path.name:
+                if earlier.name < self.state_path(step).name:
                     _remove(earlier)
 
     def report(self) -> dict[str, Any]:

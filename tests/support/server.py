@@ -94,8 +94,13 @@ class ComfyServer:
             self._process.kill()
             self._process.wait()
 
-    def restart(self) -> None:
-        """Stop and start again on the same base directory: what was only in memory is lost."""
+    def restart(self, kill: bool = False) -> None:
+        """Stop and start again on the same base directory: what was only in memory is lost.
+
+        kill: without a warning to the process, as the system ends one.
+        """
+        if kill:
+            self._process.kill()
         self.stop()
         self._start()
 
@@ -173,6 +178,10 @@ class RunningPrompt:
             self._socket.close()
             raise refused(answer["error"], answer["node_errors"])
         self.prompt_id: str = answer["prompt_id"]
+
+    def close(self) -> None:
+        """Follow it no more."""
+        self._socket.close()
 
     def next_event(self, timeout: float = 60) -> Event:
         """The next message about this prompt; a binary one (a preview) is ("binary", {"bytes": ...})."""
