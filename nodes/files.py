@@ -191,7 +191,9 @@ def _content_version(path: Path) -> str:
 def reason(error: Exception) -> str:
     """Why writing failed, without a full stop."""
     if isinstance(error, (FileExistsError, NotADirectoryError)):
-        return f"{error.filename} is a file where a folder should be"
+        path = Path(str(error.filename))
+        file = next((place for place in (path, *path.parents) if place.is_file()), path)
+        return f"{file} is a file where a folder should be"
     return getattr(error, "strerror", None) or str(error).rstrip(".")
 
 

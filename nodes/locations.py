@@ -5,7 +5,7 @@ from pathlib import Path
 
 import folder_paths
 
-from .files import check_writable, reason
+from .files import check_writable, reason, safe_name
 
 OUTPUT = "output"
 
@@ -74,6 +74,19 @@ def check_name(path: Path, remedy: str) -> None:
             raise _too_long(path, error, remedy) from error
     except OSError as error:
         raise _too_long(path, error, remedy) from error
+
+
+def saving_problem(kind: str, name: str, what: str, room: int = 0) -> str | None:
+    """Why a new file of that name could not be saved in the first folder of a kind, in one sentence; None if it could, or
+    if a file of the name is there, which may be the same. what, room: as for `safe_name`."""
+    try:
+        path = first_folder(kind) / safe_name(name, what, room)
+        if not any(path.parent.glob(f"{path.name}*")):
+            check_folder(kind)
+            check_name(path.with_name(f"{path.name}.safetensors"), "write a shorter one")
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
 
 
 def kinds() -> list[str]:

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..text.concept import Concept
 from ..text.tokens import PromptTokens
 from ..training.diffusion import ALWAYS, subject_pass
-from ..training.interfaces import Batch, DenoiserSide, Encode, Maps, Needs, Pass, Results, TextSide
+from ..training.interfaces import Batch, DenoiserSide, Encode, Maps, Needs, Pass, Results, Subject, TextSide
 from .loss import Pairs, aligned_context, context_attention_loss, context_embedding_loss
 
 Formula = Literal["paper", "released"]
@@ -29,6 +30,10 @@ class ContextEmbeddingLoss:
     formula: Formula
     window: tuple[int, int] = ALWAYS
     name: str = "context embedding"
+
+    def check(self, subjects: Sequence[Subject], text: TextSide) -> None:
+        """Raises ValueError if a template cannot be compared, whenever it may be drawn."""
+        _check_templates(self.templates, [subject.concept for subject in subjects], text)
 
     def needs(self, batch: Batch, text: TextSide, rng: torch.Generator) -> Needs:
         """The prompt with each row's placeholder and, from the original weights, with its class words."""
@@ -58,6 +63,10 @@ class ContextAttentionLoss:
     window: tuple[int, int] = ALWAYS
     name: str = "context attention"
 
+    def check(self, subjects: Sequence[Subject], text: TextSide) -> None:
+        """Raises ValueError if a template cannot be compared, whenever it may be drawn."""
+        _check_templates(self.templates, [subject.concept for subject in subjects], text)
+
     def needs(self, batch: Batch, text: TextSide, rng: torch.Generator) -> Needs:
         """Mean attention in all layers for both prompts; their passes end in the last cross-attention."""
         prompts = _both_prompts(self.templates, batch, text, rng)
@@ -83,15 +92,27 @@ def _both_prompts(templates: Sequence[str], batch: Batch, text: TextSide, rng: t
     template = templates[int(torch.randint(len(templates), (), generator=rng))]
     concepts = [batch.concept(row) for row in batch.rows["subject"]]
     words = [(concept.placeholder, concept.class_words) for concept in concepts]
-    for placeholder, class_words in words:
-        if not class_words.strip():
-            raise ValueError(f"Concept {placeholder} has no class words, with which CoRe compares; write what the "
-                             "subject is, for example dog, into class_words of Concept or Load Concept.")
+    _check_class_words(concepts)
     if len(set(words)) == 1:
         words = words[:1]
     filled = {word: text.tokenizer.fill(template, word) for pair in words for word in pair}
     return {"object": Encode(tuple(filled[placeholder] for placeholder, _ in words)),
             "reference": Encode(tuple(filled[class_words] for _, class_words in words), grad=False, original=True)}
+
+
+def _check_templates(templates: Sequence[str], concepts: Sequence[Concept], text: TextSide) -> None:
+    """Raises ValueError if a step could not compare a template's two prompts."""
+    _check_class_words(concepts)
+    for concept in concepts:
+        for template in templates:
+            aligned_context(*(text.tokenizer.fill(template, words) for words in (concept.placeholder, concept.class_words)))
+
+
+def _check_class_words(concepts: Sequence[Concept]) -> None:
+    for concept in concepts:
+        if not concept.class_words.strip():
+            raise ValueError(f"Concept {concept.placeholder} has no class words, with which CoRe compares; write what the "
+                             "subject is, for example dog, into class_words of Concept or Load Concept.")
 
 
 def _pairs(objects: Sequence[PromptTokens], references: Sequence[PromptTokens]) -> list[Pairs]:

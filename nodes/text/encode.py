@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from dataclasses import dataclass
-from typing import Iterator, Mapping, Sequence
+from typing import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -111,10 +111,18 @@ def _stacked(prompts: tuple[PromptTokens, ...], rows: Sequence[tuple[Tensor, Ten
 def _repeated(cond: Tensor, length: int) -> Tensor:
     if cond.shape[1] == length:
         return cond
-    if length % cond.shape[1]:
-        raise ValueError(f"Prompts of {cond.shape[1]} and {length} tokens cannot share a batch; "
-                         "set the batch size to 1 or shorten the longer caption to 75 words.")
+    check_lengths([cond.shape[1], length])
     return cond.repeat(1, length // cond.shape[1], 1)
+
+
+def check_lengths(lengths: Collection[int]) -> None:
+    """Raises ValueError if prompts of these numbers of tokens cannot be encoded for one batch: the longest must be a
+    multiple of every other."""
+    longest = max(lengths)
+    odd = next((length for length in sorted(lengths) if longest % length), None)
+    if odd is not None:
+        raise ValueError(f"Prompts of {odd} and {longest} tokens cannot share a batch; set the batch size to 1 or shorten "
+                         "the longer caption to 75 words.")
 
 
 @contextlib.contextmanager

@@ -4,11 +4,12 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ..files import version_of
+from ..locations import saving_problem
 from ..types import ConceptType
 from .apply import apply_concepts
 from .concept import Concept, check_placeholder
 from .concept_files import load_concept, save_concept
-from .embedding_files import embedding_names, file_stems, find_embedding, load_embedding, prompt_text
+from .embedding_files import KIND, embedding_names, file_stems, find_embedding, load_embedding, prompt_text
 from .embedding_layouts import LAYOUTS, SAFETENSORS
 from .encoders import text_encoders
 
@@ -120,6 +121,13 @@ class PersonalizeSaveConcept(io.ComfyNode):
             outputs=[io.String.Output(display_name="prompt_text", is_output_list=True,
                                       tooltip="What to write in a prompt, for example embedding:my-dog; one text for "
                                               "each concept.")])
+
+    @classmethod
+    def validate_inputs(cls, name=None) -> bool | str:
+        """Says of a name before anything runs that nothing could be saved by it."""
+        if not (name or "").strip():
+            return True
+        return saving_problem(KIND, name, "The file name") or True
 
     @classmethod
     def execute(cls, concept, name, format=SAFETENSORS) -> io.NodeOutput:

@@ -254,6 +254,14 @@ class TrainingRun:
     seed: int
 
 
+@runtime_checkable
+class ChecksSubjects(Protocol):
+    """A loss term of which what it draws at random can be looked at beforehand."""
+
+    def check(self, subjects: Sequence[Subject], text: TextSide) -> None:
+        """Raises ValueError with one sentence if a later step could fail."""
+
+
 class TrainablePart(Protocol):
     """Settings of what is optimised: what the TRAINABLE wire carries.
 

@@ -142,6 +142,7 @@ class _Run:
 
     def _loop(self, trainer: Trainer, done: int) -> None:
         check_same_family(self.session)
+        trainer.rehearse()
         if self.job.preview_every and not done:
             self._preview(0)
         saved_at = trainer.step

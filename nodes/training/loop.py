@@ -11,14 +11,16 @@ import torch
 
 import comfy.model_management as mm
 
+from ..text.encode import check_lengths
 from ..text.tokens import PromptTokenizer
 from .failures import OF_TRAIN, NodeInputs, fitting, is_out_of_memory, not_a_number, step_too_large
-from .interfaces import AttachedPart, Batch, LossTerm, Noised, Recipe, Row, Subject, TextSide, Vectors
+from .interfaces import AttachedPart, Batch, ChecksSubjects, LossTerm, Noised, Recipe, Row, Subject, TextSide, Vectors
 from .optimizer import build_optimizer, optimizer_tensors, restore_optimizer, schedule_factor
 from .passes import GradientNorms, Objective
 from .session import Session
 
 MEASURE_GRADIENTS_EVERY = 10
+PROMPTS_AHEAD = 100  # steps whose prompts are looked at before the first
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,25 @@ class Trainer:
                 self.history.append(record)
                 if not each_step(self, record):
                     break
+
+    def rehearse(self) -> None:
+        """Looks before the first step for what a later one would fail at: prompts and templates that do not go together,
+        and losses that begin later, whose first gradients are computed and forgotten. Raises ValueError."""
+        ahead = range(self.step + 1, self.settings.steps + 1)
+        for step in ahead[:PROMPTS_AHEAD]:
+            rows = self.recipe.rows(self.subjects, step, self.settings.batch_size, self.settings.seed)["subject"]
+            for start in range(0, len(rows), self.rows_at_once):
+                check_lengths({self.objective.text.tokenizer(row.prompt).length
+                               for row in rows[start:start + self.rows_at_once]})
+        for term in self.terms:
+            if isinstance(term, ChecksSubjects):
+                term.check(self.subjects, self.objective.text)
+        with contextlib.ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.installed())
+            for step in sorted({term.window[0] for term in self.terms if term.window[0] in ahead[1:]}):
+                self._gradients(self._batch(step), False)
+                self.optimizer.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All that a resumed run needs: parts and optimiser. Every random draw follows from seed and step."""

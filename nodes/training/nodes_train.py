@@ -4,6 +4,7 @@ from __future__ import annotations
 import comfy.sd
 from comfy_api.latest import io
 
+from ..files import ROOM_FOR_STEP, safe_name
 from ..types import ConceptType, LossType, RecipeType, SubjectType, TrainableType
 from .diffusion import DiffusionLoss
 from .job import Job, run_job
@@ -89,6 +90,14 @@ class Train(io.ComfyNode):
                 io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step, for Plot Loss Graph."),
             ],
             hidden=[io.Hidden.unique_id], is_output_node=True)
+
+    @classmethod
+    def validate_inputs(cls, name=None) -> bool | str:
+        """Says before anything runs that no folder can have this name."""
+        try:
+            return name is None or bool(safe_name(name, "The name", ROOM_FOR_STEP))
+        except ValueError as error:
+            return str(error)
 
     @classmethod
     def execute(cls, model, clip, vae, subject, trainable, name, preset, precision, gradient_checkpointing, save_every,

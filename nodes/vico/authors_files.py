@@ -37,8 +37,8 @@ def save_for_authors(vico: ViCo, concept: Concept, name: str) -> tuple[Path, int
               for (side, number), tensors in vico.blocks.items() for part, tensor in tensors.items()}
     steps = concept.settings.get("step", "")
     step = int(steps if steps.isdecimal() else RELEASED_STEPS) - 1
-    files = {f"cross_attention-{step}.pt": blocks,
-             f"embeddings_gs-{step}.pt": LAYOUTS[AUTHORS_SCRIPTS].of(concept.placeholder, concept.vectors)}
+    files = {f"embeddings_gs-{step}.pt": LAYOUTS[AUTHORS_SCRIPTS].of(concept.placeholder, concept.vectors),
+             f"cross_attention-{step}.pt": blocks}
     folder = _free_folder(safe_name(name, "The name"), {file: torch_bytes(content) for file, content in files.items()})
     for file, content in files.items():
         write_torch(folder / "checkpoints" / file, content)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from ..locations import OUTPUT, saving_problem
 from ..text.embedding_files import file_stem
 from ..types import ConceptType, ViCoType
 from .authors_files import save_for_authors
@@ -29,6 +30,13 @@ class SaveViCo(io.ComfyNode):
             outputs=[io.String.Output(display_name="arguments",
                                       tooltip="What to give the authors' vico_txt2img.py: --ft_path and --load_step. In "
                                               "their prompts the subject is called *")])
+
+    @classmethod
+    def validate_inputs(cls, name=None) -> bool | str:
+        """Says of a name before anything runs that nothing could be saved by it."""
+        if not (name or "").strip():
+            return True
+        return saving_problem(OUTPUT, f"vico/{name.strip()}", "The name") or True
 
     @classmethod
     def execute(cls, vico: ViCo, concept, name: str) -> io.NodeOutput:
