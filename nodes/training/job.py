@@ -143,8 +143,8 @@ class _Run:
     def _loop(self, trainer: Trainer, done: int) -> None:
         check_same_family(self.session)
         trainer.rehearse()
-        if self.job.preview_every and not done:
-            self._preview(0)
+        if _due(done, self.job.preview_every) and done not in [p["step"] for p in self.live.report["previews"]]:
+            self._preview(done)  # also one that a killed run has not come to
         saved_at = trainer.step
         try:
             trainer.run(self._after_step)
