@@ -28,9 +28,9 @@ def failing_writes(fails: Callable[[int, Path], bool], error: int = FULL, retry_
 
     writes, write_file, flush = Writes(), files.write_file, files._flush_to_disk
 
-    def counted(path, write):
+    def counted(path, write, *how):
         writes.tried.append(Path(path))
-        return write_file(path, write)
+        return write_file(path, write, *how)
 
     def refused(unfinished):
         number = len(writes.tried) - 1
