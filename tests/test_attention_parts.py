@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from personalize.nodes.attention.layers import attention_layers
 from personalize.nodes.attention.record import Record
@@ -150,3 +151,83 @@ def test_swap_says_that_tiles_hide_the_picture(world, said, tiles, why):
     found = world.sample(tiles(world.swap(where="everywhere", start=0.0)[0]), **how)
     assert torch.equal(found, world.sample(tiles(world.model), **how))
     assert len(said()) == 1 and said()[0].startswith("Self-Attention Swap did not act: ") and why in said()[0]
+
+
+@pytest.mark.parametrize("name", ["Apply IP-Adapter", "Apply ViCo"])
+def test_others_say_that_tiles_hide_the_picture(world, scene, said, tmp_path, name):
+    if name == "Apply ViCo":
+        def run(model):
+            return scene.plain(model, batch=2)
+
+        model, plain = scene.patched([dog()]), scene.model
+    else:
+        def run(model):
+            return world.sample(model, steps=1, side=32)
+
+        adapter = read_ip_adapter(saved(official(world.model, TABLES["sd15"], "plus"), tmp_path / "a.safetensors"))
+        tokens = VisualTokens(torch.randn(1, 5, adapter.token_width, generator=generator(1)), "IP-Adapter")
+        model, plain = ApplyIPAdapter.execute(world.model, adapter, tokens, 1.0, 0.0, 1.0).args[0], world.model
+    assert torch.equal(run(with_tiles(model)), run(with_tiles(plain)))
+    assert len(said()) == 1 and name in said()[0] and "did not act" in said()[0]
+
+
+def with_windows_inside(model, length=2):
+    """As AnimateDiff-Evolved does: windows of the batch within the call for all conditionings, told in the options."""
+    def windowed(executor, base, conds, x, timestep, model_options):
+        parts = []
+        for first in range(0, len(x), length):
+            frames = list(range(first, first + length))
+            options = {**model_options["transformer_options"], "ad_params": {"sub_idxs": frames}}
+            parts.append(executor(base, conds, x[frames], timestep[frames],
+                                  {**model_options, "transformer_options": options}))
+        return [torch.cat(each) for each in zip(*parts)]
+
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "windows of a test", windowed)
+    return patched
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_swap_with_windows_inside_the_call(world, order):
+    how, settings = {"batch": 4, "steps": 1}, {"start": 0.0, "mask": torch.eye(4)[:, :, None].expand(4, 4, 4)}
+    expected = world.sample(world.swap(**settings)[0], **how)
+    model = (world.swap(with_windows_inside(world.model), **settings)[0] if order == "before"
+             else with_windows_inside(world.swap(**settings)[0]))
+    found = world.sample(model, **how)
+    assert close(found, expected) and far(found, world.sample(**how))
+
+
+# ------------------------------------------------------------------------------------------------ samplers
+def test_a_run_without_a_step_to_swap_says_so(world, said):
+    """As in samplers that work step by step."""
+    latent = world.sample(steps=3, last_step=1)
+    how = {"latent": latent, "steps": 3, "start_step": 1, "last_step": 2, "disable_noise": True}
+    assert torch.equal(world.sample(world.swap(where="everywhere")[0], **how), world.sample(**how))
+    assert len(said()) == 1 and "of this run's 1 steps none lies between its start and its end" in said()[0]
+    assert torch.equal(world.sample(world.swap(start=0.0)[0], **how), world.sample(**how))
+    assert "ended before the model had shown where the subject is" in said()[1]
+    assert far(world.sample(world.swap(where="everywhere", start=0.0)[0], **how), world.sample(**how))
+    assert len(said()) == 2
+    world.sample(world.swap(where="everywhere", start=1.0)[0], **how)
+    assert len(said()) == 2, "that is switched off"
+
+
+def test_a_sampler_that_goes_past_the_guider_is_named(world, said):
+    import comfy.sample
+    import comfy.samplers
+
+    def past(model, x, sigmas, extra_args, callback, disable):
+        guider = model.inner_model
+        return comfy.samplers.sampling_function(
+            guider.inner_model, x, sigmas[:1], guider.conds["negative"], guider.conds["positive"], 5.0,
+            model_options=extra_args["model_options"], seed=extra_args["seed"])
+
+    def run(model):
+        with torch.inference_mode():
+            latent = torch.zeros(1, 4, 16, 16)
+            return comfy.sample.sample_custom(
+                model, comfy.sample.prepare_noise(latent, 3), 5.0, comfy.samplers.KSAMPLER(past),
+                torch.tensor([14.6, 0.0]), world.positive, world.negative, latent, disable_pbar=True, seed=3)
+
+    assert torch.equal(run(world.swap(where="everywhere", start=0.0)[0]), run(world.model))
+    assert len(said()) == 1 and "calls the model past its guider" in said()[0]

@@ -16,13 +16,13 @@ from ..attention.masks import above, on_grid, otsu
 from ..attention.record import Record
 from ..attention.recording import extent_of
 from ..attention.sides import Side
-from ..attention.windows import window_of
+from ..attention.windows import Window, window_of
 from ..notice import notice
 from .account import BRANCH_NOT_COMPUTED, CUT_INTO_TILES, OTHER_ROWS, PAST_THE_GUIDER, Account, no_step_between
 from .masked_swap import ChosenPixels, masked_swap, pixels_inside
 from .swap_settings import BOTH, AttentionMask, SwapSettings
 
-_Place = tuple[int, AttentionLayer, Side]  # number of the call in its evaluation, layer, side of the branch
+_Place = tuple[int, "Window | None", AttentionLayer, Side]  # call's number in its evaluation, its window, branch's side
 
 
 class SwapRun:
@@ -120,12 +120,12 @@ class SwapRun:
         if layer is not None:
             for sides, uuid, rows in self._chunks(context, options):
                 if sides.branch in self._needed:
-                    self._kept(layer, sides.branch).setdefault(uuid, (context[rows], value[rows]))
+                    self._kept(layer, sides.branch, options).setdefault(uuid, (context[rows], value[rows]))
         return n, context, value
 
-    def _kept(self, layer: AttentionLayer, side: Side) -> dict[object, tuple[Tensor, Tensor]]:
+    def _kept(self, layer: AttentionLayer, side: Side, options: Options) -> dict[object, tuple[Tensor, Tensor]]:
         """Features of this call by conditioning; those of the evaluation before end with the first new ones."""
-        place = self._call.number, layer, side
+        place = self._call.number, window_of(options), layer, side
         if place not in self._renewed:
             self._renewed.add(place)
             self._features[place] = {}
@@ -165,7 +165,7 @@ class SwapRun:
         """The branch's newest; nodes that skip steps skip those of each picture by themselves."""
         if not _was_due(branch_conditionings(options, side), options):
             return None
-        features = self._features.get((self._call.number, layer, side))
+        features = self._features.get((self._call.number, window_of(options), layer, side))
         if features is None:
             self._account.hindered(BRANCH_NOT_COMPUTED)
         return features
@@ -182,7 +182,7 @@ class SwapRun:
         if extent != (height, width):
             self._account.hindered(CUT_INTO_TILES)
             return None
-        key = (grid, extent, top, left)
+        key = (grid, extent, top, left, window_of(options))
         if key not in self._chosen:
             mask = self._mask_of_call(options)[:, top:top + height, left:left + width]
             if len(mask) not in (1, len(own)):

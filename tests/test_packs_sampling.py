@@ -1,0 +1,88 @@
+"""Beside other people's packs that sample in their own way: what swaps, references and records do there."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.attention.record import Record
+from personalize.nodes.attention.recording import recording_model
+from personalize.nodes.attention.words import words_of
+from support.packs import ANIMATEDIFF, IMPACT
+from support.stock_nodes import node
+from support.swap_world import close, far, half_mask, world
+from support.vico_scene import dog, scene
+
+
+# ------------------------------------------------------------------------------------------------ AnimateDiff-Evolved
+def in_context(model, length=2):
+    """Its sliding context windows, two pictures at a time."""
+    options = node("ADE_StandardStaticContextOptions", context_length=length, context_overlap=0)
+    return node("ADE_UseEvolvedSampling", model=model, beta_schedule="use existing", context_options=options)
+
+
+@pytest.mark.pack(ANIMATEDIFF)
+@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("settings", [{"where": "everywhere"}, {}, {"mask": torch.eye(4)[:, :, None].expand(4, 4, 4)}],
+                         ids=["everywhere", "subject", "a mask for each"])
+def test_animatediff_windows_and_swap(beside_packs, world, order, settings):
+    how = {"batch": 4, "steps": 2}
+    expected = world.sample(world.swap(**settings)[0], **how)
+    model = world.swap(in_context(world.model), **settings)[0] if order == "before" else in_context(
+        world.swap(**settings)[0])
+    found = world.sample(model, **how)
+    assert close(found, expected) and far(found, world.sample(in_context(world.model), **how))
+    empty = world.swap(mask=torch.zeros(1, 16, 16), start=0.0)[0]
+    assert torch.equal(world.sample(in_context(empty), sampler="euler_ancestral", **how),
+                       world.sample(in_context(world.model), sampler="euler_ancestral", **how))
+
+
+@pytest.mark.pack(ANIMATEDIFF)
+def test_animatediff_windows_and_references(beside_packs, scene):
+    model = scene.patched([dog()])
+    found, expected = scene.plain(in_context(model), batch=4), scene.plain(model, batch=4)
+    assert close(found, expected) and not close(expected, scene.plain(batch=4))
+
+
+@pytest.mark.pack(ANIMATEDIFF)
+def test_animatediff_windows_and_recorded_attention(beside_packs, world):
+    found = []
+    for windowed in (False, True):
+        record = Record("a test")
+        model = recording_model(world.model, record, attention_layers(world.model), words_of(["dog"]))
+        world.sample(in_context(model) if windowed else model, batch=4, steps=1)
+        found.append(record.current.mean_map("dog"))
+    assert close(found[1], found[0])
+
+
+# ------------------------------------------------------------------------------------------------ Impact
+def regional(model, world, steps=3):
+    """Its regional sampler: step by step, the base and then each region with an inpainting mask."""
+    pipe = (model, world.clip, None, world.positive, world.negative)
+    sampler = node("KSamplerAdvancedProvider", cfg=5.0, sampler_name="euler", scheduler="normal", basic_pipe=pipe)
+    prompts = node("RegionalPrompt", mask=half_mask(128), advanced_sampler=sampler)
+    with torch.inference_mode():
+        return node("RegionalSampler", seed=3, seed_2nd=0, seed_2nd_mode="ignore", steps=steps, base_only_steps=1,
+                    denoise=1.0, samples={"samples": torch.zeros(1, 4, 16, 16)}, base_sampler=sampler,
+                    regional_prompts=prompts, overlap_factor=0, restore_latent=True, additional_mode="DISABLE",
+                    additional_sampler="AUTO", additional_sigma_ratio=0.3)["samples"]
+
+
+@pytest.mark.pack(IMPACT)
+def test_impact_regional_sampler_and_swap(beside_packs, world, caplog):
+    """Runs of one step: it says so, or with start 0 and a mask it acts in each."""
+    plain = regional(world.model, world)
+    assert torch.equal(regional(world.swap(where="everywhere")[0], world), plain)
+    assert any("none lies between its start and its end" in message for message in caplog.messages)
+    assert far(regional(world.swap(where="everywhere", start=0.0)[0], world), plain)
+    caplog.clear()
+    assert torch.equal(regional(world.swap(start=0.0)[0], world), plain)
+    assert any("before the model had shown where the subject is" in message for message in caplog.messages)
+
+
+@pytest.mark.pack(IMPACT)
+def test_impact_regional_sampler_and_references(beside_packs, scene):
+    class Both:
+        clip, positive, negative = None, scene.positive, scene.negative
+
+    assert far(regional(scene.patched([dog()]), Both), regional(scene.model, Both))
