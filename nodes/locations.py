@@ -5,7 +5,8 @@ from pathlib import Path
 
 import folder_paths
 
-from .files import check_writable, reason, safe_name
+from .files import check_writable, reason
+from .names import safe_name
 
 OUTPUT = "output"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import comfy.sd
 from comfy_api.latest import io
 
-from ..files import ROOM_FOR_STEP, safe_name
+from ..names import ROOM_FOR_STEP, safe_name
 from ..types import ConceptType, LossType, RecipeType, SubjectType, TrainableType
 from .diffusion import DiffusionLoss
 from .job import Job, run_job
