@@ -1,14 +1,15 @@
 """Beside other people's packs that sample in their own way: what swaps, references and records do there."""
 from __future__ import annotations
 
+import nodes
 import pytest
 import torch
 
-from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.attention.layers import attention_layers, unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import words_of
-from support.packs import ANIMATEDIFF, IMPACT
+from support.packs import ANIMATEDIFF, IMPACT, IPADAPTER
 from support.stock_nodes import node
 from support.swap_world import close, far, half_mask, world
 from support.vico_scene import dog, scene
@@ -86,3 +87,55 @@ def test_impact_regional_sampler_and_references(beside_packs, scene):
         clip, positive, negative = None, scene.positive, scene.negative
 
     assert far(regional(scene.patched([dog()]), Both), regional(scene.model, Both))
+
+
+# ------------------------------------------------------------------------------------------------ IPAdapter_plus
+def ip_adapted(world, model):
+    """Its attention in every layer, with random keys and values."""
+    class Adapter:
+        class ip_layers:
+            to_kvs = {}
+
+        @classmethod
+        def get_multigpu_clone(cls, device):
+            return cls
+
+    patches = [cls for name, cls in nodes.NODE_CLASS_MAPPINGS.items() if name == "IPAdapterAdvanced"]
+    module = __import__("sys").modules[patches[0].__module__]
+    patched, width = model.clone(), world.positive[0][0].shape[-1]
+    dtype = next(unet_of(model).parameters()).dtype
+    draw = torch.Generator().manual_seed(1)
+    for number, layer in enumerate(attention_layers(world.model)):
+        for kind in "kv":
+            linear = torch.nn.Linear(width, layer.channels, bias=False)
+            torch.nn.init.normal_(linear.weight, std=0.3, generator=draw)
+            Adapter.ip_layers.to_kvs[f"{2 * number + 1}_to_{kind}_ip"] = linear.to(dtype)
+    tokens = torch.randn(1, 4, width, generator=draw).to(dtype)
+    for number, layer in enumerate(attention_layers(world.model)):
+        module.set_model_patch_replace(patched, {
+            "ipadapter": Adapter, "weight": 1.0, "cond": tokens, "cond_alt": None, "uncond": torch.zeros_like(tokens),
+            "weight_type": "linear", "mask": None, "sigma_start": 999.0, "sigma_end": 0.0, "unfold_batch": False,
+            "embeds_scaling": "V only", "module_key": str(2 * number + 1)}, (*layer.block, layer.depth))
+    return patched
+
+
+@pytest.mark.pack(IPADAPTER)
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_ipadapter_plus_and_swap(beside_packs, world, order):
+    plain = world.sample(ip_adapted(world, world.model), steps=2)
+    assert far(plain, world.sample(steps=2))
+    empty, swap = ({"mask": torch.zeros(1, 16, 16)}, {"where": "everywhere"})
+    for settings in (empty, swap):
+        model = world.swap(ip_adapted(world, world.model), **settings)[0] if order == "before" else ip_adapted(
+            world, world.swap(**settings)[0])
+        found = world.sample(model, steps=2)
+        assert torch.equal(found, plain) if settings is empty else far(found, plain)
+
+
+@pytest.mark.pack(IPADAPTER)
+def test_ipadapter_plus_and_recorded_attention(beside_packs, world):
+    """The maps are those to the text, of the run that it changes."""
+    adapted = ip_adapted(world, world.model)
+    record, layers = Record("a test"), attention_layers(world.model)
+    found = world.sample(recording_model(adapted, record, layers, words_of(["dog"])), steps=1)
+    assert torch.equal(found, world.sample(adapted, steps=1)) and record.current.words == ("dog",)
