@@ -106,7 +106,8 @@ def _read(path: Path, kind: str, read: Callable[[BinaryIO, int], T]) -> T:
     except Refused as error:
         raise ValueError(f"{path.name} {error}.") from error
     except MemoryError as error:
-        raise ValueError(f"{path.name} does not fit into memory; close other programs, or use a smaller file.") from error
+        raise ValueError(f"{path.name} does not fit into memory; close other programs, or use a smaller "
+                         "file.") from error
     except _DAMAGED as error:
         raise damaged(path, kind) from error
 

@@ -19,8 +19,8 @@ _STORAGES: Mapping[str, torch.dtype] = {
     "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
     "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128, "Untyped": torch.uint8}
 _PARAMETER_DICT = "torch.nn.modules.container.ParameterDict"  # of Textual Inversion and ViCo
-_RUNS_CODE = ("is a pickle that holds more than plain tensors and could run code when opened, so it was not opened; get "
-              "it as .safetensors, or convert it where you trust it")
+_RUNS_CODE = ("is a pickle that holds more than plain tensors and could run code when opened, so it was not opened; "
+              "get it as .safetensors, or convert it where you trust it")
 _OTHER_TENSORS = ("holds sparse, quantised or nested tensors, or some without numbers; save plain tensors as "
                   ".safetensors")
 
@@ -46,8 +46,9 @@ class Storage:
 
 
 def read_plain(stream: BinaryIO) -> tuple[Any, dict[str, Storage]]:
-    """What the next pickle of the stream describes: dicts, lists, tuples, texts, numbers, None, and `Stored` for tensors;
-    and their storages by key.
+    """What the next pickle of the stream describes, and the storages of its tensors by key.
+
+    It is made of dicts, lists, tuples, texts, numbers, None, and `Stored` for tensors.
 
     Containers may hold themselves. Raises Refused if it asks for anything else, other errors if it is damaged.
     """
@@ -184,14 +185,16 @@ def _storage_dtype(name: str) -> torch.dtype | None:
 
 
 def _call(function: Any, arguments: Any) -> Any:
-    """What the function of that name would give. Raises ValueError if there is none of that name or for such arguments."""
+    """What the function of that name would give. Raises ValueError if none is known, or not for such arguments."""
     if not isinstance(function, _Global) or not isinstance(arguments, tuple) or function.name not in _CALLS:
         raise ValueError("the pickle calls what is no function")
     return _CALLS[function.name](*arguments)
 
 
 def _tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *more: Any) -> Stored:
-    dtype = _DTYPES[more[2].name.removeprefix("torch.")] if len(more) > 2 and isinstance(more[2], _Global) else storage.dtype
+    dtype = storage.dtype
+    if len(more) > 2 and isinstance(more[2], _Global):
+        dtype = _DTYPES[more[2].name.removeprefix("torch.")]
     check_shape(size)
     if len(stride) != len(size) or any(type(number) is not int or number < 0 for number in (offset, *stride)):
         raise ValueError("a tensor lies at an impossible place")
@@ -222,7 +225,8 @@ def _storage(pid: tuple) -> Storage:
     """("storage", type, key, where it was, count), in the old format with None behind."""
     kind, storage, key, _, count, *view = pid
     dtype = _storage_dtype(storage.name.rpartition(".")[2])
-    if kind != "storage" or dtype is None or type(count) is not int or count < 0 or any(view) or not isinstance(key, str):
+    is_known = kind == "storage" and dtype is not None and isinstance(key, str) and not any(view)
+    if not is_known or type(count) is not int or count < 0:
         raise ValueError("a storage is of an unknown kind")
     return Storage(key, dtype, count)
 

@@ -21,8 +21,10 @@ DTYPES = known_dtypes({
 
 def read_safetensors(file: BinaryIO, size: int, most_header: int = MOST_HEADER
                      ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name on the CPU, and the metadata. Raises ValueError if the file is damaged, Refused if it is whole and not
-    what is read here."""
+    """Tensors by name on the CPU, and the metadata.
+
+    Raises ValueError if the file is damaged, Refused if it is whole and not what is read here.
+    """
     entries, metadata = read_header(file, size, most_header)
     return dict(each_tensor(file, size, entries)), metadata
 
@@ -44,7 +46,7 @@ def each_tensor(file: BinaryIO, size: int, entries: Mapping[str, Mapping[str, An
 
 
 def read_header(file: BinaryIO, size: int, most: int = MOST_HEADER) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Name → {dtype, shape, data_offsets} with numbers that fit each other, and the metadata. Raises as `read_safetensors`."""
+    """Name → {dtype, shape, data_offsets}, which fit each other, and the metadata. Raises as `read_safetensors`."""
     (length,) = struct.unpack("<Q", file.read(8))
     if length > size - 8:
         raise ValueError("the header is longer than the file")

@@ -154,8 +154,8 @@ class _Builder:
         if stored not in self.tensors:
             self.left -= math.prod(stored.size) * item_size(stored.dtype)
             if self.left < 0 or len(self.tensors) == MOST_TENSORS:
-                raise Refused(f"describes more numbers than its {shown(self.size)} can hold; get it from another source, "
-                              "best as .safetensors")
+                raise Refused(f"describes more numbers than its {shown(self.size)} can hold; get it from another "
+                              "source, best as .safetensors")
             self.tensors[stored] = self._view(stored)
         return self.tensors[stored]
 

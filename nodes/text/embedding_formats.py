@@ -35,8 +35,9 @@ def read_embedding(path: Path, widths: Mapping[str, int] = STANDARD_WIDTHS) -> t
         raise ValueError(f"{path.name} has different numbers of vectors per text encoder ({counts}); export it again.")
     silent = ~torch.stack([rows.any(-1) for rows in vectors.values()]).any(0)
     if silent.any():
-        raise ValueError(f"Vector {1 + int(silent.int().argmax())} of {path.name} is zero, which says nothing in a prompt; "
-                         "use another file, or train the word again.")
+        first = 1 + int(silent.int().argmax())
+        raise ValueError(f"Vector {first} of {path.name} is zero, which says nothing in a prompt; use another file, or "
+                         "train the word again.")
     return vectors, {**said, **metadata}
 
 

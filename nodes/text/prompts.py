@@ -66,7 +66,7 @@ def bundled(subject: str, kinds: Collection[str] | None = None) -> PromptSet:
 
 
 def read_prompts(path: Path) -> PromptSet:
-    """Templates of a text file, see `parse`. Raises ValueError with one sentence if it is no text in UTF-8 or too long."""
+    """Templates of a text file, see `parse`. Raises ValueError with one sentence if it is too long or no UTF-8."""
     return parse(read_text(path, MOST_BYTES), Path(path).name)
 
 
@@ -81,8 +81,8 @@ def parse(text: str, source: str) -> PromptSet:
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         line = line.strip().replace(NAME, SLOT)
         if len(line) > MOST_LETTERS:
-            raise ValueError(f"Line {number} of {source} has {len(line)} letters, more than the {MOST_LETTERS} of a prompt; "
-                             "write one prompt a line.")
+            raise ValueError(f"Line {number} of {source} has {len(line)} letters, more than the {MOST_LETTERS} of a "
+                             "prompt; write one prompt a line.")
         if not line or line.startswith("#"):
             continue
         if heading := _HEADING.fullmatch(line):

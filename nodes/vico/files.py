@@ -81,7 +81,8 @@ def read_vico(path: Path) -> ViCo:
         if isinstance(tensor, Tensor) and (match := _KEY.fullmatch(str(name))):
             block = blocks.setdefault((match[2], int(match[3])), {})
             if match[4] in block:
-                raise ValueError(f"{path.name} holds {match[4]} of {match[2]} block {match[3]} twice; get another file.")
+                raise ValueError(f"{path.name} holds {match[4]} of {match[2]} block {match[3]} twice; get another "
+                                 "file.")
             block[match[4]] = tensor
     if not blocks:
         raise ValueError(f"{path.name} holds no image blocks of ViCo; choose a file that Train has saved in "

@@ -66,4 +66,5 @@ def _number(value: Any) -> bool:
 
 
 def _three(values: Any) -> bool:
-    return isinstance(values, list) and len(values) == 3 and all(_number(value) and abs(value) < 1e3 for value in values)
+    return (isinstance(values, list) and len(values) == 3
+            and all(_number(value) and abs(value) < 1e3 for value in values))

@@ -126,8 +126,8 @@ def _try_out(mapper: Mapper) -> None:
     """Runs the network on shapes alone, so that missing or misshapen weights raise."""
     network = shapes_of(mapper.network)
     states = [torch.zeros(1, 2, mapper.vision_width, device="meta")] * len(LAYERS)
-    widths = mapped_word(network, states[0]).shape[-1], mapped_patches(network, states, torch.ones(1, 1, device="meta")).shape[-1]
-    if set(widths) != {mapper.token_width}:
+    made = mapped_word(network, states[0]), mapped_patches(network, states, torch.ones(1, 1, device="meta"))
+    if any(tokens.shape[-1] != mapper.token_width for tokens in made):
         raise RuntimeError("the networks give tokens of different widths")
 
 

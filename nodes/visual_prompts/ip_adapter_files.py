@@ -94,12 +94,14 @@ def _kind(projection: Mapping[str, Tensor], attention: Mapping[str, Tensor], pat
     for kind, tensor in ((BASE, "proj.weight"), (PLUS, "latents"), (FULL, "proj.3.weight")):
         if tensor in projection and not any("lora" in name for name in attention):
             return kind
-    raise ValueError(f"{path.name} is an IP-Adapter of another kind (found {', '.join(map(short, list(projection)[:3]))}); FaceID "
-                     "files need a face recogniser that this node does not have: use a base, plus or full-face file.")
+    shown = ", ".join(map(short, list(projection)[:3]))
+    raise ValueError(f"{path.name} is an IP-Adapter of another kind (found {shown}); FaceID files need a face "
+                     "recogniser that this node does not have: use a base, plus or full-face file.")
 
 
 def _keys_values(attention: Mapping[str, Tensor], path: Path) -> tuple[tuple[Tensor, Tensor], ...]:
-    numbers = sorted(int(match[1]) for name in attention if (match := re.fullmatch(r"(\d{1,4})\.to_k_ip\.weight", name)))
+    found = (re.fullmatch(r"(\d{1,4})\.to_k_ip\.weight", name) for name in attention)
+    numbers = sorted(int(match[1]) for match in found if match)
     try:
         pairs = tuple((attention[f"{n}.to_k_ip.weight"], attention[f"{n}.to_v_ip.weight"]) for n in numbers)
     except KeyError as error:
@@ -115,7 +117,8 @@ def _check(adapter: IPAdapter, path: Path) -> None:
     check_numbers(path, adapter.projection.items())
     try:
         shape = (1, adapter.vision_width) if adapter.kind == BASE else (1, 2, adapter.vision_width)
-        _, count, width = PROJECTIONS[adapter.kind](shapes_of(adapter.projection), torch.zeros(shape, device="meta")).shape
+        tokens = PROJECTIONS[adapter.kind](shapes_of(adapter.projection), torch.zeros(shape, device="meta"))
+        _, count, width = tokens.shape
     except (LookupError, RuntimeError, ValueError) as error:
         raise damaged(path, KIND) from error
     if count > MOST_TOKENS or any(part.shape != key.shape or part.shape[1:] != (width,)

@@ -47,7 +47,8 @@ def read_word_list(folders: Sequence[Path], rows: int, longest: int) -> WordList
     if sorted(words.values()) != list(range(len(words))):
         raise _other(path, "its words are not numbered from 0 on, each by a number of its own")
     if words.get(START) != START_ID or END not in words or UNKNOWN not in words:
-        raise _other(path, f"{START} has the number {words.get(START)}, expected {START_ID}, beside {END} and {UNKNOWN}")
+        raise _other(path, f"{START} has the number {words.get(START)}, expected {START_ID}, beside {END} and "
+                           f"{UNKNOWN}")
     if longest < 3:
         raise ValueError(f"The encoder of {path.parent} has room for {longest} tokens of the subject's name; download "
                          "its folder again.")
