@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,16 @@ def test_templates_of_automatic1111():
 
 def test_only_line_breaks_divide_prompts():
     assert parse("a {} one two\ra {} three\u2028four\r\n", "x").templates == ("a {} one two", "a {} three\u2028four")
+
+
+def test_a_huge_file_is_not_read(tmp_path):
+    path = tmp_path / "huge.txt"
+    path.write_text("a photo of {}\n" * 7_500_000)
+    assert path.stat().st_size > 100 * 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"^huge\.txt has 105 MB, more than the .* that are read; make it shorter\.$"):
+            read_prompts(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
