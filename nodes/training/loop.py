@@ -13,7 +13,8 @@ import comfy.model_management as mm
 
 from ..text.encode import check_lengths
 from ..text.tokens import PromptTokenizer
-from .failures import OF_TRAIN, NodeInputs, fitting, is_out_of_memory, not_a_number, step_too_large
+from .failures import (OF_TRAIN, NodeInputs, OutOfMemory, TrainingDiverged, fitting, is_out_of_memory,  # noqa: F401
+                       not_a_number, step_too_large)  # what a run raises is known from here too
 from .interfaces import AttachedPart, Batch, ChecksSubjects, LossTerm, Noised, Recipe, Row, Subject, TextSide, Vectors
 from .optimizer import build_optimizer, optimizer_tensors, restore_optimizer, schedule_factor
 from .passes import GradientNorms, Objective
