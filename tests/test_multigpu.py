@@ -87,8 +87,8 @@ def test_what_cannot_be_shared_says_so(load_checkpoint, tmp_path, name):
 def test_training_and_its_previews_run_on_one_device(load_checkpoint):
     checkpoint, devices = load_checkpoint("sd15"), []
     prepared = checkpoint._replace(model=devices_of_calls(shared(checkpoint.model), devices))
-    job = dict(steps=2, parts=(AdapterPart(lr=1e-2),), preview_every=1)
-    trained = run(make_job(prepared, "shared", **job))
+    job = dict(steps=2, parts=(AdapterPart(lr=1e-2),))
+    trained = run(make_job(prepared, "shared", preview_every=2, **job))
     assert set(devices) == {None}
     alone = run(make_job(checkpoint, "alone", **job))
     assert all(torch.equal(trained.weights[name], weight) for name, weight in alone.weights.items())
