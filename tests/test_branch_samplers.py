@@ -11,7 +11,7 @@ from support.swap_world import far, half_mask, world
 
 EMPTY = torch.zeros(1, 16, 16)
 REFUSED = "The sampler dpm_adaptive chooses its noise levels for each picture by itself"
-HISTORY = ("dpmpp_3m_sde", "sa_solver", "uni_pc", "lms", "heun", "euler_ancestral_cfg_pp")
+HISTORY = ("dpmpp_3m_sde", "sa_solver", "uni_pc", "uni_pc_bh2", "lms", "heun", "euler_ancestral_cfg_pp")
 
 
 def pytest_generate_tests(metafunc):

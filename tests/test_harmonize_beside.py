@@ -175,8 +175,8 @@ def test_a_second_model_of_another_kind_is_refused(world, sdxl, two_models):
                                   World(sdxl).negative).args[0])
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
-@pytest.mark.parametrize("node", ["EasyCacheNode", "LazyCacheNode"])
+@pytest.mark.parametrize("order, node", [("before", "EasyCacheNode"), ("after", "EasyCacheNode"),
+                                         ("after", "LazyCacheNode")])
 def test_nodes_that_skip_steps(world, order, node):
     """Each picture skips its own steps; where only the second one does, its newest keys and values are taken."""
     from comfy_extras import nodes_easycache
@@ -190,11 +190,11 @@ def test_nodes_that_skip_steps(world, order, node):
             return world.swap(cached(world.model, threshold), **settings)[0]
         return cached(world.swap(**settings)[0], threshold)
 
-    how, calls = {"steps": 8}, []
+    how, calls = {"steps": 5}, []
     hook = unet_of(world.model).time_embed.register_forward_hook(lambda *_: calls.append(1))
     found = world.sample(both(), **how)
     hook.remove()
-    assert 2 < len(calls) < 2 * 8
+    assert 2 < len(calls) < 2 * 5
     assert found.isfinite().all() and far(found, world.sample(cached(world.model), **how))
     assert close(world.sample(both(0.0), **how), world.sample(world.swap(where="everywhere")[0], **how))
 
