@@ -77,13 +77,16 @@ def test_archive_is_clean_for_the_registry_scanner():
     assert found == {}
 
 
-def test_metadata_is_ready_for_the_registry(project):
+def test_metadata_is_ready_for_the_registry_but_for_the_publisher(project):
+    """The publisher's address and name are left blank, and marked, until there are real ones."""
     about, comfy = project.project, project.tool_comfy
     assert re.fullmatch(r"[a-z][a-z0-9]*([-_.][a-z0-9]+)*", about.name) and "comfyui" not in about.name.lower()
     assert re.fullmatch(r"\d+\.\d+\.\d+", about.version)
     assert about.dependencies == []
     assert (PACK / about.license.file).read_text().split()[:3] == ["GNU", "GENERAL", "PUBLIC"]
-    assert about.urls.repository and comfy.publisher_id and comfy.display_name
+    assert not about.urls.repository and not comfy.publisher_id
+    assert "For whoever publishes the pack" in (PACK / "pyproject.toml").read_text()
+    assert comfy.display_name
     assert about.supported_comfyui_version == ">=0.16.3"
     assert not (PACK / "requirements.txt").exists()
 
