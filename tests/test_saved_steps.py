@@ -66,8 +66,7 @@ def loads(outcome, whole) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ steps of killed runs
-@pytest.mark.parametrize("name, steps", [("weights-000002.safetensors", [1]), ("state-000002.safetensors", [1, 2]),
-                                         ("losses.csv", [1])])
+@pytest.mark.parametrize("name, steps", [("weights-000002.safetensors", [1]), ("state-000002.safetensors", [1, 2])])
 def test_a_step_is_known_when_its_files_are_whole(sd15, steps_taken, name, steps):  # noqa: F811
     job = make_job(sd15, f"killed-{name}", steps=3, save_every=1, parts=BOTH)
     with killed_before(name), pytest.raises(Killed):
