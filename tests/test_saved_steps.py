@@ -151,6 +151,16 @@ def test_leftovers_of_dead_writers_are_removed_and_those_of_living_ones_stay(sd1
     assert list(target.parent.iterdir()) == []
 
 
+def test_a_run_killed_while_it_ended_leaves_nothing_after_the_next_start(sd15):
+    """All steps are done then, and nothing is trained."""
+    job = make_job(sd15, "killed-at-the-end", steps=1)
+    left = folder_of(run(job).report) / ".personalize-0123abcd.tmp"
+    left.mkdir()
+    (left / "unfinished").write_bytes(b"half")
+    run(job)
+    assert not left.exists()
+
+
 def _importable(folder: Path) -> Path:
     """The pack as a package of its own, without ComfyUI: its __init__ files would ask for it."""
     package = folder / "personalize" / "nodes"

@@ -25,7 +25,7 @@ from .interfaces import (WEIGHTS, Artifact, AttachedPart, KeepsFiles, LossTerm, 
 from .loop import Settings, Trainer
 from .optimizer import state_size
 from .passes import check_same_family
-from .preflight import Saves, check_places, check_room
+from .preflight import Saves, check_places, clear_away, check_room
 from .preview import draw_preview
 from .progress import Live
 from .run_folder import RunFolder
@@ -107,9 +107,10 @@ class _Run:
         resumed = None if job.start_over else self.folder.state(job.settings.steps)
         done = resumed[1] if resumed else 0
         data = None
+        kinds = [kind for kind, _ in kept_files(job.parts)]
+        clear_away(kinds)
         if done < job.settings.steps:
-            check_places(self.folder, [s.concept for s in job.subjects], [kind for kind, _ in kept_files(job.parts)],
-                         job.settings.steps)
+            check_places(self.folder, [s.concept for s in job.subjects], kinds, job.settings.steps)
             data = encode_pictures(job.vae, session.model, job.subjects, job.settings.seed)
         self._attach()
         trainer = Trainer(session, job.subjects, data, self.attached, job.terms, job.recipe, job.settings, self.frozen)

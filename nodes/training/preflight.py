@@ -37,13 +37,17 @@ class Saves:
     picture: int = 0
 
 
+def clear_away(kinds: Iterable[str]) -> None:
+    """Removes what killed runs left unfinished where runs save: output and the model folders that get files."""
+    folders = [first_folder(kind) for kind in ("embeddings", *kinds)]
+    remove_leftovers([first_folder(OUTPUT) / RUNS, *dict.fromkeys(folders)])
+
+
 def check_places(folder: RunFolder, concepts: Sequence[Concept], kinds: Iterable[str], step: int) -> None:
-    """Makes the run's folders and looks whether they and the disk take its files; what killed runs left there is removed.
+    """Makes the run's folders and looks whether they and the disk take its files.
 
     kinds: of model folders that get files. step: the last one. Raises OSError with one sentence.
     """
-    folders = [first_folder(kind) for kind in ("embeddings", *kinds)]
-    remove_leftovers([first_folder(OUTPUT) / RUNS, *dict.fromkeys(folders)])
     for kind in dict.fromkeys(("embeddings", *kinds)):
         check_folder(kind, folder.run)
     check_folder(OUTPUT, f"{RUNS}/{folder.run}")
