@@ -57,7 +57,8 @@ class Latents(Protocol):
 class Trainer:
     """One run: its parts, its objective, its optimiser, and where it stands.
 
-    inputs: of the node that trains, for messages. step: optimiser steps done. history: one record per step, {step, total, loss, parts, norms, lr}.
+    inputs: of the node that trains, for messages. step: optimiser steps done. history: one record per step,
+    {step, total, loss, parts, norms, lr}.
     """
 
     session: Session

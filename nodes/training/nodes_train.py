@@ -49,8 +49,8 @@ class Train(io.ComfyNode):
                 io.Int.Input("batch_size", default=6, min=1, max=64,
                              tooltip="Pictures a step learns from. CoRe: 6 for the embedding, 4 for the U-Net."),
                 io.Int.Input("micro_batch", default=0, min=0, max=64,
-                             tooltip="Pictures computed at once: fewer need less memory, and the result differs by rounding only. "
-                                     "0: all of them, half if they do not fit."),
+                             tooltip="Pictures computed at once: fewer need less memory, and the result differs by "
+                                     "rounding only. 0: all of them, half if they do not fit."),
                 io.Combo.Input("optimizer", options=list(OPTIMIZERS), tooltip="Optimiser of torch.optim. CoRe: AdamW."),
                 io.Float.Input("weight_decay", default=0.01, min=0.0, max=1.0, step=0.001,
                                tooltip="Decoupled weight decay, 0 to 1. CoRe: 0.01."),

@@ -82,7 +82,7 @@ class Saver:
 
     def _tell(self, failed: Sequence[NotWritten]) -> None:
         if failed:
-            notice(f"{_failed(failed)}; the training goes on without. Make room or make the folder writable.")
+            notice(f"{_failed(failed)}; everything else is saved. Make room or make the folder writable.")
 
 
 def _failed(failed: Sequence[NotWritten]) -> str:

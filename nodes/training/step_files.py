@@ -89,7 +89,13 @@ def _folders(run: str) -> list[Path]:
     parts = PureWindowsPath(run).parts  # splits at both kinds of slashes, and knows drives
     if not parts or PureWindowsPath(run).anchor or ".." in parts:
         return []
-    return [folder for folder in folders_of_run(run) if folder.resolve() == folder.parents[len(parts) - 1].resolve().joinpath(*parts)]
+    return [folder for folder in folders_of_run(run) if _stays_where_it_is(folder, parts)]
+
+
+def _stays_where_it_is(folder: Path, parts: Sequence[str]) -> bool:
+    """Whether no part of the run's name is a link to another place."""
+    root = folder.parents[len(parts) - 1]
+    return folder.resolve() == root.resolve().joinpath(*parts)
 
 
 def _deleted(path: Path) -> str:
