@@ -77,10 +77,10 @@ def run_in_ci(newest: Environment, oldest: Environment) -> int:
     with tempfile.TemporaryFile("w+", encoding="utf-8") as report, ThreadPoolExecutor() as second_core:
         beside = second_core.submit(lambda: [
             start_pytest(newest, [*quiet, "--durations=15", *IN_PAGE], report).wait(),
-            start_pytest(newest, [*quiet, *BY_HAND], report, NO_WIDE_VECTORS).wait(),
             start_pytest(oldest, [*quiet, *APART], report).wait()])
-        results = [start_pytest(newest, ["--durations=15", *IN_PROCESS]).wait(), *beside.result()]
-        say("what was said meanwhile by the tests of the page, of mathematics without wide vectors, and of the oldest ComfyUI:")
+        results = [start_pytest(newest, ["--durations=15", *IN_PROCESS]).wait(),
+                   start_pytest(newest, [*quiet, *BY_HAND], variables=NO_WIDE_VECTORS).wait(), *beside.result()]
+        say("what was said meanwhile by the tests of the page, and of everything on the oldest ComfyUI:")
         report.seek(0)
         shutil.copyfileobj(report, sys.stdout)
     return next(filter(None, results), 0)
