@@ -25,7 +25,8 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 IN_PROCESS = ["-m", "not server and not browser"]
 IN_PAGE = ["-m", "server or browser"]
 ON_OLDER = ["-m", "not server and not browser and not newer"]
-BY_HAND = ["-m", "by_hand"]
+BIT_FOR_BIT = ("test_branch_samplers.py", "test_branch_guidance.py")  # the same on every processor
+BY_HAND = ["-m", "by_hand", *(f"--ignore={TESTS / name}" for name in BIT_FOR_BIT)]
 NO_WIDE_VECTORS = {"ATEN_CPU_CAPABILITY": "default"}  # what torch computes with where a processor has neither AVX2 nor AVX-512
 APART = ["-m", "not server and not browser and not newer and not slow", f"--ignore={TESTS / 'miniature'}"]
 

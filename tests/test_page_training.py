@@ -129,11 +129,11 @@ def test_page_reloaded_in_mid_run_and_after_it(ui, start):
 
 
 def test_reason_of_a_failure_is_on_the_node(ui, start):
-    panel = start(ui, "../outside", steps=1)
+    panel = start(ui, "inside", steps=1, use_step=7)
     run = ui.run()
     assert run.status == "error"
     assert panel.text("error") == run.error["exception_message"].strip()
-    assert "../outside" in panel.text("error")
-    ui.set_widget(panel.node_id, "name", "inside")
+    assert "use_step is 7 but this run has saved steps none" in panel.text("error")
+    ui.set_widget(panel.node_id, "use_step", 0)
     finished(ui)
     assert panel.text("error") == ""
