@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads that wait
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Iterator
 
 import pytest
 import torch
@@ -91,6 +92,15 @@ def pytest_sessionfinish(session):
 def base() -> Path:
     """ComfyUI's base directory of this test session: models/, input/, output/, ..."""
     return BASE
+
+
+@pytest.fixture
+def folder(base) -> Iterator[Path]:
+    """A new folder `dogs` in ComfyUI's input folder."""
+    path = base / "input" / "dogs"
+    path.mkdir()
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="session")

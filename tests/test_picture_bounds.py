@@ -1,7 +1,6 @@
 """What pictures may take of memory: counted and refused in a sentence before anything is decoded or drawn."""
 from __future__ import annotations
 
-import shutil
 import struct
 import subprocess
 import sys
@@ -20,15 +19,6 @@ from support import picture_zoo as zoo
 from support.paths import TESTS
 
 MEGABYTE = 2**20
-
-
-@pytest.fixture
-def folder(base):
-    """A new folder `dogs` in ComfyUI's input folder."""
-    path = base / "input" / "dogs"
-    path.mkdir()
-    yield path
-    shutil.rmtree(path)
 
 
 def empty_png(width: int, height: int) -> bytes:

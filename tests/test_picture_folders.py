@@ -25,15 +25,6 @@ ODD_NAMES = ["-dash.png", " before.png", "a .png", "a:b.png", "back\\slash.png",
              "nul.png", "..png", "犬 🐕.png", "é.png", "​.png", "line sep.png", "a" * 250 + ".png", "9" * 200 + ".png", "²3.png"]
 
 
-@pytest.fixture
-def folder(base):
-    """A new folder `dogs` in ComfyUI's input folder."""
-    path = base / "input" / "dogs"
-    path.mkdir()
-    yield path
-    shutil.rmtree(path)
-
-
 def names(folder: str = "dogs", chosen: str = "") -> list[str]:
     return [path.name for path in picture_paths(folder, chosen)]
 

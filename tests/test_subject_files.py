@@ -15,15 +15,6 @@ from personalize.nodes.training.picture_files import EXAMPLES, fingerprint, fold
 NAME = "<my-dog>"
 
 
-@pytest.fixture
-def folder(base):
-    """A new folder `dogs` in ComfyUI's input folder."""
-    path = base / "input" / "dogs"
-    path.mkdir()
-    yield path
-    shutil.rmtree(path)
-
-
 def drawing(height: int = 12, width: int = 20, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
