@@ -29,7 +29,7 @@ TEXT = {"hidden_size": REFERENCE_WIDTH, "intermediate_size": 4 * REFERENCE_WIDTH
 
 def state_dict(width: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """Weights under Hugging Face's names, float32. width: of the tokens, as CLIP's word embeddings."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)
     vision, inner, hidden = VISION["hidden_size"], VISION["intermediate_size"], QFORMER["intermediate_size"]
     size = VISION["patch_size"]
     patches = (SIDE // size) ** 2
@@ -99,7 +99,7 @@ def qformer_config(width: int) -> dict[str, int]:
 
 def text_weights(seed: int = 1) -> dict[str, torch.Tensor]:
     """CLIP's text transformer TEXT under Hugging Face's names, float32 values that float16 holds too."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = np.random.default_rng(seed)
     width, inner = TEXT["hidden_size"], TEXT["intermediate_size"]
     shapes = {"embeddings.token_embedding.weight": (49408, width), "embeddings.position_embedding.weight": (77, width),
               "final_layer_norm.weight": (width,), "final_layer_norm.bias": (width,)}
@@ -143,8 +143,8 @@ def _in_lavis(name: str) -> str:
     return name
 
 
-def _fill(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    noise = torch.randn(shape, generator=generator)
+def _fill(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> torch.Tensor:
+    noise = torch.from_numpy(generator.standard_normal(shape, np.float32))  # torch's differ with the processor
     if len(shape) == 1:
         return 1 + 0.1 * noise if name.endswith("weight") else 0.1 * noise
     if "embedding" in name and "patch" not in name or name == "query_tokens":
