@@ -12,7 +12,9 @@ from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.text.encoders import text_encoders
 from personalize.nodes.training.dataset import encode_pictures
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.interfaces import DenoiserSide, Picture, Results, Subject, TrainingRun
+from personalize.nodes.training.batch import Picture, Subject
+from personalize.nodes.training.interfaces import DenoiserSide, Results
+from personalize.nodes.training.parts.part import TrainingRun
 from personalize.nodes.training.loop import Settings, Trainer
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import UNetPart

@@ -12,7 +12,7 @@ from personalize.nodes.core.test_time import NoisedScene, Refinement, Scene, ref
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
-from personalize.nodes.training.interfaces import Picture, Row, Subject
+from personalize.nodes.training.batch import Picture, Row, Subject
 from support import core_by_hand
 from support.core_by_hand import PromptByHand, maps, queries_and_keys
 from support.failures import PromptFailed

@@ -17,7 +17,8 @@ from torch import nn
 
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.interfaces import Encode, Needs, ParamGroup
+from personalize.nodes.training.interfaces import Encode, Needs
+from personalize.nodes.training.parts.part import AttachedPart, ParamGroup, TrainablePart
 from personalize.nodes.training.loop import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
@@ -53,7 +54,7 @@ class MaskedWordLoss:
 
 
 @dataclass(frozen=True)
-class MapperPart:
+class MapperPart(TrainablePart):
     """<pose> stands for a vector that a small network computes from the row's picture."""
 
     lr: float = 1e-2
@@ -63,7 +64,7 @@ class MapperPart:
         return AttachedMapper(self, width)
 
 
-class AttachedMapper:
+class AttachedMapper(AttachedPart):
     touches = frozenset({"text"})
     placeholders = {"<pose>": 1}
 
@@ -77,11 +78,6 @@ class AttachedMapper:
                                for r in batch.rows["subject"]])
         return {"<pose>": {key: (colours @ p)[:, None] for key, p in self.maps.items()}}
 
-    installed = bypassed = contextlib.nullcontext
-
-    def after_step(self, step):
-        pass
-
     def state_dict(self):
         return {key: p.detach() for key, p in self.maps.items()}
 
@@ -89,12 +85,6 @@ class AttachedMapper:
     def load_state_dict(self, state):
         for key, p in self.maps.items():
             p.copy_(state[key])
-
-    def learned_vectors(self):
-        return {}
-
-    def weights(self):
-        return {}
 
 
 CORE = (ContextEmbeddingLoss(TEMPLATES, 50.0, "paper"), ContextAttentionLoss(TEMPLATES, 5e4, "paper"))

@@ -14,7 +14,7 @@ from personalize.nodes.text.placeholders import Placeholders, filled
 from personalize.nodes.text.spans import TOKENS
 from personalize.nodes.text.tokens import FILLED, PromptTokenizer, Slot
 from personalize.nodes.training.captions import captions_for
-from personalize.nodes.training.interfaces import Picture, Subject
+from personalize.nodes.training.batch import Picture, Subject
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.visual_prompts.prompts import encode_with_picture
 from personalize.nodes.visual_prompts.tokens import BLIP_DIFFUSION, VisualTokens

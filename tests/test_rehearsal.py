@@ -12,7 +12,7 @@ from test_training_loop import subject
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.interfaces import Picture, Subject
+from personalize.nodes.training.batch import Picture, Subject
 from personalize.nodes.training.loop import Settings
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.vico.terms import ReferenceAttentionLoss

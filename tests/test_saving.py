@@ -17,7 +17,7 @@ import comfy.model_management
 from personalize.nodes import files
 from personalize.nodes.text.embedding_files import load_embedding
 from personalize.nodes.training import preview, run_folder
-from personalize.nodes.training.interfaces import Artifact
+from personalize.nodes.training.parts.part import Artifact
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.preflight import Saves, _planned

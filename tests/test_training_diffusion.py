@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from personalize.nodes.training.diffusion import WEIGHTINGS, DiffusionLoss
-from personalize.nodes.training.interfaces import Batch, DenoiserSide, Results
+from personalize.nodes.training.batch import Batch
+from personalize.nodes.training.interfaces import DenoiserSide, Results
 from personalize.nodes.training.nodes_parts import DiffusionLossNode
 from personalize.nodes.training.noise import add_noise
 

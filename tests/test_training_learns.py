@@ -10,7 +10,7 @@ from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingL
 from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.training.dataset import Dataset
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.interfaces import Row
+from personalize.nodes.training.batch import Row
 from personalize.nodes.training.loop import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 

@@ -11,7 +11,8 @@ import personalize  # noqa: F401
 from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.training.dataset import encode_pictures
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.interfaces import Picture, Subject, TrainingRun
+from personalize.nodes.training.batch import Picture, Subject
+from personalize.nodes.training.parts.part import TrainingRun
 from personalize.nodes.training.loop import Settings, Trainer
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.recipe import TemplateRecipe

@@ -20,7 +20,7 @@ from personalize.nodes.text.nodes_concept import PersonalizeLoadConcept, Persona
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.text.spans import SPANS, TOKENS
 from personalize.nodes.training import job as job_module
-from personalize.nodes.training.interfaces import Row
+from personalize.nodes.training.batch import Row
 from personalize.nodes.training.loop import Settings
 from personalize.nodes.training.nodes_parts import TrainAdapter
 from personalize.nodes.training.parts.embedding import EmbeddingPart

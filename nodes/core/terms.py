@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..text.concept import Concept
 from ..text.tokens import PromptTokens
+from ..training.batch import Batch, Subject
 from ..training.diffusion import ALWAYS, subject_pass
-from ..training.interfaces import Batch, DenoiserSide, Encode, Maps, Needs, Pass, Results, Subject, TextSide
+from ..training.interfaces import DenoiserSide, Encode, Maps, Needs, Pass, Results, TextSide
 from .loss import Pairs, aligned_context, context_attention_loss, context_embedding_loss
 
 Formula = Literal["paper", "released"]

@@ -10,18 +10,18 @@ from torch import Tensor
 from ..text.apply import apply_concepts, words_in
 from ..text.concept import Concept, initial_vectors
 from ..text.placeholders import Found
+from ..training.batch import Latents, Noised, Picture, Row, Stream, Subject
 from ..training.dataset import encode_pictures
 from ..training.failures import NodeInputs
-from ..training.interfaces import Noised, Picture, Row, Stream, Subject, TrainingRun
-from ..training.loop import Latents, Settings, Trainer
+from ..training.loop import Settings, Trainer
 from ..training.noise import add_noise, timestep_count
 from ..training.parts.embedding import EmbeddingPart
+from ..training.parts.part import TrainingRun
 from ..training.passes import check_same_family
 from ..training.recipe import TemplateRecipe
 from ..training.seeds import generator
 from ..training.session import Session, training_session
 from .presets import Weighting, core_terms
-
 
 INPUTS = NodeInputs(fewer_rows=False, precision=False, smaller="set batch_size or size lower, or connect smaller pictures")
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .batch import Noised, Row, Subject
 from .failures import fitting
-from .interfaces import Noised, Row, Subject
 from .noise import add_noise, timestep_count
 from .seeds import generator
 from .session import unload

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .interfaces import Batch, DenoiserSide, Encode, Needs, Pass, Results, TextSide
+from .batch import Batch
+from .interfaces import DenoiserSide, Encode, Needs, Pass, Results, TextSide
 from .noise import output_error, output_slope
 
 ALWAYS = (1, 10**9)

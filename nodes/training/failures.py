@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..text.placeholders import Placeholders
-from .interfaces import Batch, TrainablePart
+from .batch import Batch
+from .parts.part import TrainablePart
 from .parts.weights import UNetPart
 
 if TYPE_CHECKING:

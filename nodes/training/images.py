@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .augment import CHANNELS, GREY, Preparation, prepared
+from .batch import Picture
 from .captions import captions_for, read_caption
-from .interfaces import Picture
 from .picture_bounds import check_memory, check_shape
 from .picture_files import FolderContents, folder_contents, shown_name, some_of
 from .picture_reading import read_picture

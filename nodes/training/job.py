@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 import comfy.model_management as mm
@@ -18,14 +17,15 @@ from ..text.embedding_files import file_stems, load_embedding
 from ..text.encoders import text_encoders
 from ..text.placeholders import filled
 from ..weight_files import check_numbers, read_state_dict
+from .batch import Recipe, Subject
 from .dataset import check_vae, encode_pictures
 from .failures import OutOfMemory, TrainingDiverged, fitting, is_out_of_memory, lighter
-from .interfaces import (WEIGHTS, Artifact, AttachedPart, KeepsFiles, LossTerm, Recipe, Subject, TrainablePart,
-                         TrainingRun, Vectors)
+from .interfaces import LossTerm
 from .loop import Settings, Trainer
 from .optimizer import state_size
+from .parts.part import WEIGHTS, Artifact, AttachedPart, TrainablePart, TrainingRun, Vectors
 from .passes import check_same_family
-from .preflight import Saves, check_places, clear_away, check_room
+from .preflight import Saves, check_places, check_room, clear_away
 from .preview import draw_preview
 from .progress import Live
 from .run_folder import RunFolder
@@ -220,7 +220,7 @@ class _Run:
         return self.saver.save(learned, last)
 
     def _artifacts(self) -> list[Artifact]:
-        return [artifact for part in self.attached if isinstance(part, KeepsFiles) for artifact in part.files()]
+        return [artifact for part in self.attached for artifact in part.files()]
 
     def _outcome(self, trainer: Trainer) -> Outcome:
         return Outcome(self._concepts(trainer.step), self._weights(), dict(self.live.report))

@@ -5,7 +5,7 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Protocol, Sequence
+from typing import Callable, Mapping, Sequence
 
 import torch
 
@@ -13,10 +13,11 @@ import comfy.model_management as mm
 
 from ..text.encode import check_lengths
 from ..text.tokens import PromptTokenizer
-from .failures import (OF_TRAIN, NodeInputs, OutOfMemory, TrainingDiverged, fitting, is_out_of_memory,  # noqa: F401
-                       not_a_number, step_too_large)  # what a run raises is known from here too
-from .interfaces import AttachedPart, Batch, ChecksSubjects, LossTerm, Noised, Recipe, Row, Subject, TextSide, Vectors
+from .batch import Batch, Latents, Recipe, Subject
+from .failures import OF_TRAIN, NodeInputs, fitting, is_out_of_memory, not_a_number, step_too_large
+from .interfaces import ChecksSubjects, LossTerm, TextSide
 from .optimizer import build_optimizer, optimizer_tensors, restore_optimizer, schedule_factor
+from .parts.part import AttachedPart, Vectors
 from .passes import GradientNorms, Objective
 from .session import Session
 
@@ -44,13 +45,6 @@ class Settings:
     seed: int = 0
     checkpointing: bool = False
     NOT_IN_KEY = ("micro_batch", "checkpointing")  # how it is computed, not what
-
-
-class Latents(Protocol):
-    """Where a step's noised latents come from: a Dataset of pictures, or noise alone."""
-
-    def noised(self, rows: Sequence[Row], sampling: Any, seed: int, step: int, stream: str, device: Any) -> Noised:
-        """Latents for the rows."""
 
 
 @dataclass

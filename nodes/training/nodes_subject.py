@@ -11,8 +11,8 @@ from ..text.concept import Concept
 from ..text.embedding_versions import embedding_versions
 from ..types import ConceptType, SubjectType
 from .augment import Augmentation, Fit, Preparation
+from .batch import Subject
 from .images import Source, prepare, sources_from_tensors, sources_of, with_captions
-from .interfaces import Subject
 from .picture_files import FolderContents, fingerprint, folder_choices, folder_contents, some_of
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .interfaces import Noised
+from .batch import Noised
 
 
 def add_noise(sampling, clean: Tensor, noise: Tensor, timesteps: Tensor, masks: Tensor | None = None) -> Noised:

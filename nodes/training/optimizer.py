@@ -8,7 +8,7 @@ from typing import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .interfaces import ParamGroup
+from .parts.part import ParamGroup
 from .restoring import mismatch
 
 # Of torch.optim all that need nothing but a gradient of any shape.

@@ -18,10 +18,11 @@ from ..attention.layers import spatial_transformer, transformer_block, unet_of
 from ..attention.recorder import AttentionRecorder, PassStopped, Wanted
 from ..text.encode import Encoded, encode, encode_together
 from ..text.tokens import PromptTokenizer, PromptTokens
+from .batch import Batch
 from .checkpointing import gradient_checkpointing
 from .encoding_cache import EncodingCache
-from .interfaces import (RUNNING, AttachedPart, Batch, DenoiserSide, Encode, LossTerm, Maps, Needs, Pass, Results,
-                         RunningPass, TextSide, Vectors)
+from .interfaces import DenoiserSide, Encode, LossTerm, Maps, Needs, Pass, Results, TextSide
+from .parts.part import RUNNING, AttachedPart, RunningPass, Vectors
 from .seeds import generator
 from .session import Session
 

@@ -12,7 +12,7 @@ from ..files import remove_leftovers
 from ..locations import OUTPUT, check_folder, check_name, first_folder
 from ..run_files import RUNS
 from ..text.concept import Concept
-from .interfaces import Artifact
+from .parts.part import Artifact
 from .run_folder import LARGEST_STATE_KEPT_PER_STEP, LARGEST_STATE_PER_SAVE, RunFolder, is_large
 
 RECORD = 500  # bytes of a step's record in a state or report

@@ -10,7 +10,7 @@ from ..text.apply import clip_with_vectors
 from ..text.spans import known_placeholders, span_options
 from ..text.token_view import token_rows, token_texts
 from ..text.tokens import PromptTokenizer
-from .interfaces import Vectors
+from .parts.part import Vectors
 from .seeds import generator
 from .session import Session
 

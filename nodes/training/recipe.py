@@ -7,7 +7,7 @@ from typing import Mapping, Sequence
 import torch
 
 from ..text.placeholders import filled
-from .interfaces import Row, Stream, Subject
+from .batch import Row, Stream, Subject
 from .seeds import generator
 
 PHOTO = ("a photo of a {}",)

@@ -15,14 +15,14 @@ from torch import Tensor
 from ..files import MARK, NotWritten, write_file, write_safetensors, write_text
 from ..foreign.text import read_text
 from ..locations import first_folder, location_of, path_at
-from ..notice import notice
 from ..names import ROOM_FOR_STEP, safe_name
+from ..notice import notice
 from ..run_files import RUNS, output_folder
 from ..text.concept import Concept
 from ..text.concept_files import concept_metadata
 from ..text.embedding_files import embeddings_folder, file_stems, prompt_text, save_embedding
 from ..weight_files import holds
-from .interfaces import WEIGHTS, Artifact
+from .parts.part import WEIGHTS, Artifact
 from .progress import jsonable
 from .run_records import MOST_BYTES, parse_report, read_state
 

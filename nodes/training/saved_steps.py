@@ -9,7 +9,7 @@ from typing import Any, Mapping, Sequence
 
 from ..run_files import RunFile, files_of_run
 from ..text.embedding_files import prompt_text
-from .interfaces import WEIGHTS, TrainablePart
+from .parts.part import WEIGHTS, TrainablePart
 from .run_folder import preview_image
 
 Report = Mapping[str, Any]
@@ -35,7 +35,7 @@ def reconciled(report: Report, words: Sequence[str], parts: Sequence[TrainablePa
 
 def kept_files(parts: Sequence[TrainablePart]) -> list[tuple[str, str]]:
     """(kind of folder, stem) of the files that a step has beside its embeddings."""
-    return list(dict.fromkeys(file for part in parts for file in getattr(part, "keeps", ())))
+    return list(dict.fromkeys(file for part in parts for file in part.keeps))
 
 
 def missing_file(entry: Report) -> Path | None:

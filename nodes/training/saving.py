@@ -11,7 +11,7 @@ from ..files import NotWritten
 from ..locations import shown
 from ..notice import notice
 from ..text.concept import Concept
-from .interfaces import Artifact
+from .parts.part import Artifact
 from .progress import Live
 from .run_folder import LARGEST_STATE_PER_SAVE, Attempts, RunFolder
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 import contextlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Iterator, Literal, Mapping, Sequence
+from typing import ClassVar, Iterator, Mapping, Sequence
 
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
+
+from comfy.patcher_extension import WrappersMP
 
 from ..attention.layers import attention_layers, unet_of
 from ..attention.masks import on_grid
 from ..attention.record import Record
 from ..text.tokens import PromptTokens
-from ..training.interfaces import (RUNNING, Artifact, Batch, ParamGroup, Recipe, Row, RunningPass, Stream, Subject,
-                                   TrainingRun, Vectors)
+from ..training.batch import Batch, Recipe, Row, Stream, Subject
+from ..training.parts.part import (
+    RUNNING,
+    Artifact,
+    AttachedPart,
+    ParamGroup,
+    RunningPass,
+    Side,
+    TrainablePart,
+    TrainingRun,
+)
 from ..training.restoring import matching
 from ..training.seeds import generator
 from .apply import KEY, Applied, Reference, Use
@@ -61,7 +71,7 @@ def _other_picture(subjects: Sequence[Subject], row: Row, draw: torch.Generator)
 
 
 @dataclass(frozen=True)
-class ImageAttentionPart:
+class ImageAttentionPart(TrainablePart):
     """Optimises one set of image blocks for all subjects of the run.
 
     lr: learning rate (ViCo 1e-5). placement: where the blocks stand. variant: how the object mask is made and acts.
@@ -73,7 +83,7 @@ class ImageAttentionPart:
     variant: Variant = "paper"
     given_masks: bool = False
     weight_decay: float | None = None
-    keeps = ((FOLDER, FILE),)
+    keeps: ClassVar = ((FOLDER, FILE),)
 
     def attach(self, run: TrainingRun) -> AttachedImageAttention:
         """Float32 blocks with random weights, as the authors start. Raises ValueError if the model has some already."""
@@ -88,11 +98,10 @@ class ImageAttentionPart:
         return attached
 
 
-class AttachedImageAttention:
+class AttachedImageAttention(AttachedPart):
     """The image blocks of one run."""
 
-    touches: frozenset[Literal["text", "unet"]] = frozenset({"unet"})
-    placeholders: Mapping[str, int] = {}
+    touches: frozenset[Side] = frozenset({"unet"})
 
     def __init__(self, settings: ImageAttentionPart, run: TrainingRun, blocks: ImageBlocks):
         self.settings, self.run, self.blocks = settings, run, blocks
@@ -101,10 +110,6 @@ class AttachedImageAttention:
         self._on = True
         self._shown: tuple[int, Tensor] | None = None
         self._preview: Applied | None = None
-
-    def vectors(self, batch: Batch) -> Vectors:
-        """None: the embedding is a part of its own."""
-        return {}
 
     def installed(self) -> AbstractContextManager:
         """The U-Net's layers go through transformer_options[CALL]."""
@@ -119,9 +124,6 @@ class AttachedImageAttention:
         finally:
             self._on = True
 
-    def after_step(self, step: int) -> None:
-        """Nothing."""
-
     def state_dict(self) -> dict[str, Tensor]:
         """The blocks' tensors under their names in a file, float32."""
         return {name: p.detach() for name, p in self.blocks.named_tensors()}
@@ -131,14 +133,6 @@ class AttachedImageAttention:
         """Restores what `state_dict` returned."""
         for name, p in self.blocks.named_tensors():
             p.copy_(matching(state, name, p.shape))
-
-    def learned_vectors(self) -> Vectors:
-        """None."""
-        return {}
-
-    def weights(self) -> dict[str, Tensor]:
-        """None: image blocks are no change of the model's own weights."""
-        return {}
 
     def files(self) -> Sequence[Artifact]:
         """The blocks for Load ViCo."""

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..text.tokens import PromptTokens
+from ..training.batch import Batch
 from ..training.diffusion import ALWAYS, subject_pass
-from ..training.interfaces import Batch, DenoiserSide, Maps, Needs, Results, TextSide
+from ..training.interfaces import DenoiserSide, Maps, Needs, Results, TextSide
 from .blocks import Placement, chosen_layers
 from .maths import alignment, end_of_text_regularisation, object_mask
 from .parts import REFERENCE, end_position, reference_masks, subject_positions

@@ -77,7 +77,7 @@ def subject(options: argparse.Namespace):
     from PIL import Image, ImageOps
 
     from personalize.nodes.text.concept import Concept
-    from personalize.nodes.training.interfaces import Picture, Subject
+    from personalize.nodes.training.batch import Picture, Subject
 
     paths = sorted(p for p in options.pictures.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     pictures = [ImageOps.fit(Image.open(path).convert("RGB"), (options.size, options.size)) for path in paths]
@@ -91,7 +91,7 @@ def factors(model, clip, vae, of, rows: int, seed: int) -> dict[str, float]:
     from personalize.nodes.text.prompts import bundled
     from personalize.nodes.training.dataset import encode_pictures
     from personalize.nodes.training.diffusion import DiffusionLoss
-    from personalize.nodes.training.interfaces import TrainingRun
+    from personalize.nodes.training.parts.part import TrainingRun
     from personalize.nodes.training.loop import Settings, Trainer
     from personalize.nodes.training.parts.embedding import EmbeddingPart
     from personalize.nodes.training.passes import GradientNorms

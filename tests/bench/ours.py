@@ -11,7 +11,9 @@ from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.tokens import Slot
 from personalize.nodes.training.dataset import Dataset, PictureLatents
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.interfaces import Batch, LossTerm, Picture, Subject, TrainingRun
+from personalize.nodes.training.batch import Batch, Picture, Subject
+from personalize.nodes.training.interfaces import LossTerm
+from personalize.nodes.training.parts.part import TrainingRun
 from personalize.nodes.training.loop import MEASURE_GRADIENTS_EVERY, Settings, Trainer
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.recipe import TemplateRecipe

@@ -67,7 +67,7 @@ def gradients_of(world, task, options: argparse.Namespace) -> dict[int, list[dic
 
 def batches(trainer, count: int) -> Iterator:
     """Rows and noised latents that the training itself never sees."""
-    from personalize.nodes.training.interfaces import Batch
+    from personalize.nodes.training.batch import Batch
 
     size, seed, session = trainer.settings.batch_size, trainer.settings.seed + 1, trainer.session
     for step in range(trainer.step * count, (trainer.step + 1) * count):

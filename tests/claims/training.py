@@ -6,14 +6,13 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.training.dataset import encode_pictures
-from personalize.nodes.training.interfaces import (
-    Artifact, AttachedPart, KeepsFiles, LossTerm, Picture, Recipe, Subject, TrainablePart, TrainingRun,
-)
+from personalize.nodes.training.batch import Picture, Recipe, Subject
+from personalize.nodes.training.interfaces import LossTerm
+from personalize.nodes.training.parts.part import Artifact, AttachedPart, TrainablePart, TrainingRun
 from personalize.nodes.training.loop import Settings, Trainer
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.training.session import training_session
@@ -87,7 +86,7 @@ def train(world: World, subject: Subject, parts: Sequence[TrainablePart], terms:
         concepts = tuple(each.concept.with_vectors(learned[each.concept.placeholder])
                          if each.concept.placeholder in learned else each.concept for each in subjects)
         weights = {key: tensor.cpu() for part in attached for key, tensor in part.weights().items()}
-        files = tuple(file for part in attached if isinstance(part, KeepsFiles) for file in part.files())
+        files = tuple(file for part in attached for file in part.files())
     return Trained(concepts, weights, trainer.history, files)
 
 

@@ -1,17 +1,16 @@
 """Training the vectors of placeholders: Textual Inversion, with CoRe's rescaling."""
 from __future__ import annotations
 
-import contextlib
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Mapping, Sequence
+from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ...text.concept import initial_vectors
-from ..interfaces import Batch, ParamGroup, TrainingRun, Vectors
+from ..batch import Batch
 from ..restoring import matching
+from .part import AttachedPart, ParamGroup, Side, TrainablePart, TrainingRun, Vectors
 
 
 def rescale(vectors: Tensor, norms: Tensor) -> Tensor:
@@ -20,7 +19,7 @@ def rescale(vectors: Tensor, norms: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class EmbeddingPart:
+class EmbeddingPart(TrainablePart):
     """Optimises the vectors of every subject's placeholder, one float32 parameter per encoder.
 
     lr: learning rate (CoRe 5e-3). weight_decay: None for the run's.
@@ -41,10 +40,10 @@ class EmbeddingPart:
         return AttachedEmbedding(self, vectors)
 
 
-class AttachedEmbedding:
+class AttachedEmbedding(AttachedPart):
     """The vectors of one run."""
 
-    touches: frozenset[Literal["text", "unet"]] = frozenset({"text"})
+    touches: frozenset[Side] = frozenset({"text"})
 
     def __init__(self, settings: EmbeddingPart, parameters: Mapping[str, Mapping[str, nn.Parameter]]):
         self.settings, self.parameters = settings, parameters
@@ -57,14 +56,6 @@ class AttachedEmbedding:
     def vectors(self, batch: Batch) -> Vectors:
         """Placeholder → encoder key → (n, d)."""
         return self.parameters
-
-    def installed(self) -> AbstractContextManager:
-        """Nothing: vectors enter through the prompt."""
-        return contextlib.nullcontext()
-
-    def bypassed(self) -> AbstractContextManager:
-        """Nothing: a reference prompt does not hold the placeholder."""
-        return contextlib.nullcontext()
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -93,10 +84,6 @@ class AttachedEmbedding:
         """Placeholder → encoder key → (n, d), detached."""
         return {name: {key: p.detach().clone() for key, p in by_encoder.items()}
                 for name, by_encoder in self.parameters.items()}
-
-    def weights(self) -> dict[str, Tensor]:
-        """None: no weight of the model changes."""
-        return {}
 
     def _named(self) -> dict[str, nn.Parameter]:
         return {f"{name}.{key}": p for name, by_encoder in self.parameters.items() for key, p in by_encoder.items()}

@@ -3,20 +3,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Iterator, Literal, Mapping, Sequence
+from typing import ClassVar, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from comfy.weight_adapter import adapter_maps
 
-from ..interfaces import WEIGHTS, Batch, ParamGroup, TrainingRun, Vectors
 from ..restoring import matching
 from ..seeds import generator
+from .part import WEIGHTS, AttachedPart, ParamGroup, Side, TrainablePart, TrainingRun
 
-Side = Literal["text", "unet"]
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -44,7 +42,7 @@ class Switch:
 
 
 @dataclass(frozen=True)
-class UNetPart:
+class UNetPart(TrainablePart):
     """Optimises every weight and bias of the U-Net (CoRe's second stage: lr 2e-6, 1000 steps).
 
     The loaded weights stay as they are; float32 differences to them are optimised, about 16 bytes a parameter with
@@ -53,7 +51,7 @@ class UNetPart:
 
     lr: float = 2e-6
     weight_decay: float | None = None
-    keeps = (WEIGHTS,)
+    keeps: ClassVar = (WEIGHTS,)
 
     def attach(self, run: TrainingRun) -> AttachedWeights:
         """Differences of zero for every weight and bias."""
@@ -67,7 +65,7 @@ class UNetPart:
 
 
 @dataclass(frozen=True)
-class AdapterPart:
+class AdapterPart(TrainablePart):
     """Optimises an adapter of the U-Net's weights.
 
     algorithm: name in ComfyUI's weight adapters, "LoRA", "LoKr" or "OFT". rank: of the adapter, from 1 (OFT: block
@@ -81,7 +79,7 @@ class AdapterPart:
     attention_only: bool = True
     lr: float = 1e-4
     weight_decay: float | None = None
-    keeps = (WEIGHTS,)
+    keeps: ClassVar = (WEIGHTS,)
 
     def attach(self, run: TrainingRun) -> AttachedWeights:
         """Adapters that start as the identity. Raises ValueError if this ComfyUI has no such algorithm."""
@@ -103,14 +101,13 @@ class AdapterPart:
         return made.to(run.device, torch.float32).train().requires_grad_(True)
 
 
-class AttachedWeights:
+class AttachedWeights(AttachedPart):
     """Weight wrappers on the U-Net of one run.
 
     wrappers: key of the wrapped weight → (prefix in a LoRA file, module that maps the weight).
     """
 
     touches: frozenset[Side] = frozenset({"unet"})
-    placeholders: Mapping[str, int] = {}
 
     def __init__(self, name: str, lr: float, weight_decay: float | None, run: TrainingRun,
                  wrappers: Mapping[str, tuple[str, nn.Module]]):
@@ -124,14 +121,6 @@ class AttachedWeights:
         self.groups: Sequence[ParamGroup] = [
             ParamGroup(name, [p for _, p in self._named() if p.requires_grad], lr, weight_decay)]
 
-    def vectors(self, batch: Batch) -> Vectors:
-        """None: no placeholder is learned."""
-        return {}
-
-    def installed(self) -> AbstractContextManager:
-        """Nothing more: the wrappers came with the model."""
-        return contextlib.nullcontext()
-
     @contextlib.contextmanager
     def bypassed(self) -> Iterator[None]:
         """The original weights."""
@@ -143,9 +132,6 @@ class AttachedWeights:
             for switch in self.switches.values():
                 switch.on = True
 
-    def after_step(self, step: int) -> None:
-        """Nothing."""
-
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters under their names in a LoRA file."""
         return self.weights()
@@ -155,10 +141,6 @@ class AttachedWeights:
         """Restores what `state_dict` returned."""
         for name, p in self._named():
             p.copy_(matching(state, name, p.shape))
-
-    def learned_vectors(self) -> Vectors:
-        """None."""
-        return {}
 
     def weights(self) -> dict[str, Tensor]:
         """A LoRA file's tensors, float32."""

@@ -28,7 +28,7 @@ from personalize.nodes.files import write_safetensors
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.interfaces import Subject
+from personalize.nodes.training.batch import Subject
 from personalize.nodes.training.loop import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.vico.files import FILE, ViCo as ViCoFile, metadata_of, read_vico
