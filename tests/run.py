@@ -9,14 +9,10 @@ if sys.version_info < (3, 10):
 
 import argparse
 import os
-import shutil
-import subprocess
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Mapping, TextIO
 
 from environment import chromium, comfyui
+from environment.jobs import Job, run_pytest, run_queue
 from environment.report import SetupError, say
 from environment.setup import Environment, prepare
 
@@ -25,10 +21,11 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 IN_PROCESS = ["-m", "not server and not browser"]
 IN_PAGE = ["-m", "server or browser"]
 ON_OLDER = ["-m", "not server and not browser and not newer"]
+ON_OLDEST = ["-m", "not server and not browser and not newer and not slow"]
+BY_HAND = ["-m", "by_hand"]
 BIT_FOR_BIT = ("test_branch_samplers.py", "test_branch_guidance.py")  # the same on every processor
-BY_HAND = ["-m", "by_hand", *(f"--ignore={TESTS / name}" for name in BIT_FOR_BIT)]
+LABORATORY = ("miniature", "claims")
 NO_WIDE_VECTORS = {"ATEN_CPU_CAPABILITY": "default"}  # what torch computes with where a processor has neither AVX2 nor AVX-512
-APART = ["-m", "not server and not browser and not newer and not slow", f"--ignore={TESTS / 'miniature'}"]
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -62,29 +59,20 @@ def provide_browser() -> None:
     say(f"browser: {browser}" if browser else f"no browser, its tests will not run: {chromium.install_command()}")
 
 
-def start_pytest(environment: Environment, options: list[str], output: TextIO | None = None,
-                 variables: Mapping[str, str] = {}) -> subprocess.Popen:
-    """Start pytest there, on the screen or into a file, with more variables in its process environment."""
-    say(f"testing with ComfyUI {environment.version} in {environment.comfyui}")
-    paths = [] if any(Path(option.partition("::")[0]).exists() for option in options) else [str(TESTS)]
-    command = [str(environment.python), "-m", "pytest", "-c", str(TESTS / "pytest.ini"), *options, *paths]
-    return subprocess.Popen(command, env={**environment.variables(), **variables}, stdout=output, stderr=output)
-
-
-def run_in_ci(newest: Environment, oldest: Environment) -> int:
+def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
     """Every test on the newest ComfyUI, comparisons of mathematics also as on a processor without wide vectors, and on the
-    oldest ComfyUI the tests that could tell it from the newest, on two cores at once."""
-    quiet = ["-p", "no:cacheprovider"]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as report, ThreadPoolExecutor() as second_core:
-        beside = second_core.submit(lambda: [
-            start_pytest(newest, [*quiet, "--durations=15", *IN_PAGE], report).wait(),
-            start_pytest(oldest, [*quiet, *APART], report).wait()])
-        results = [start_pytest(newest, ["--durations=15", *IN_PROCESS]).wait(),
-                   start_pytest(newest, [*quiet, *BY_HAND], variables=NO_WIDE_VECTORS).wait(), *beside.result()]
-        say("what was said meanwhile by the tests of the page, and of everything on the oldest ComfyUI:")
-        report.seek(0)
-        shutil.copyfileobj(report, sys.stdout)
-    return next(filter(None, results), 0)
+    oldest ComfyUI the tests that could tell it from the newest; the longest first."""
+    quiet = ["-p", "no:cacheprovider", "--durations=15"]
+    return [Job("in process", newest, [*quiet, *IN_PROCESS, *ignoring(*LABORATORY)]),
+            Job("on the oldest ComfyUI", oldest, [*quiet, *ON_OLDEST, *ignoring(*LABORATORY)]),
+            Job("in the page", newest, [*quiet, *IN_PAGE]),
+            Job("the laboratory", newest, [*quiet, *IN_PROCESS, *(str(TESTS / name) for name in LABORATORY)]),
+            Job("without wide vectors", newest, [*quiet, *BY_HAND, *ignoring(*BIT_FOR_BIT)], NO_WIDE_VECTORS)]
+
+
+def ignoring(*names: str) -> list[str]:
+    """Pytest's options that leave out files and folders of the tests."""
+    return [f"--ignore={TESTS / name}" for name in names]
 
 
 def main() -> int:
@@ -96,8 +84,8 @@ def main() -> int:
         if not older:
             provide_browser()
         if IN_CI and len(sys.argv) == 1:
-            return run_in_ci(environment, prepare(comfyui.OLDEST))
-        return start_pytest(environment, for_pytest + (ON_OLDER if older else [])).wait()
+            return run_queue(ci_jobs(environment, prepare(comfyui.OLDEST)), workers=2)
+        return run_pytest(Job("tests", environment, for_pytest + (ON_OLDER if older else [])))
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2

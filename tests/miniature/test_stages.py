@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from miniature import autoencoder, diffusion_training, latents, oracle_training, renderer
+from miniature import autoencoder, diffusion_training, latents, oracle_training, picture_words, renderer
 from miniature.deadline import Deadline
 from miniature.grammar import identity_words
 from miniature.models import register
@@ -128,8 +128,9 @@ def test_a_twin_without_weights_begins_from_the_miniature_beside_them(folder, tm
 
 
 @pytest.mark.slow
-def test_the_picture_encoder_learns_to_say_what_a_caption_says(folder):
+def test_the_picture_encoder_learns_to_say_what_a_caption_says(folder, monkeypatch):
     """Nearer to each subject's own words than to the mean of all: the error falls below their variance."""
+    monkeypatch.setattr(picture_words, "ROWS", 2 * latents.REFERENCES)  # in a step as many as there are
     networks = new_networks(1)
     files = latents.make_shards(folder, folder / "autoencoder.safetensors", 2, 0, CPU, Deadline(5))
     corpus = latents.load_corpus(files, networks["text"], CPU, print)

@@ -184,10 +184,13 @@ class ComfyPage:
         return [name.removeprefix("template-workflow-") for name in names]
 
     def pick_template(self, name: str) -> list[dict]:
-        """Click a card of the open template browser; the nodes that it brings."""
+        """Open a card of the open template browser; the nodes that it brings.
+
+        The click is one event on the card. Between the press and the release of a mouse a busy page may draw its cards
+        anew or move them, and then nothing is clicked."""
         loads = self.js("() => window.testWatch.loads")
-        self.page.click(f"[data-testid='template-workflow-{name}']")
-        self.page.wait_for_function("n => window.testWatch.loads > n", arg=loads, timeout=20_000)
+        self.page.locator(f"[data-testid='template-workflow-{name}']").dispatch_event("click")
+        self.page.wait_for_function("n => window.testWatch.loads > n", arg=loads, polling=100, timeout=60_000)
         self.settle(600)
         return self.graph()
 
