@@ -6,26 +6,18 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from authoring.catalog import ALL_GRAPHS
 from authoring.graph import model_of
-from authoring.graphs import CHECKPOINT, EMBEDDING
-from support import encoder_files, vico_files
+from authoring.graphs import CHECKPOINT
 from support.paths import PACK, TESTS
+from support.templates import SHIPPED, provide_files, quick
 from support.workflows import to_prompt, with_defaults, with_values
 
 MAIN = PACK / "workflows" / "train_embedding_core.json"
 SAVED = TESTS / "saved_workflows"
-SHIPPED = sorted((PACK / "workflows").glob("*.json"))
 OF_TODAY = [path.read_bytes() for path in SHIPPED]
 EVER_SHIPPED = [*SHIPPED, *(path for path in sorted(SAVED.glob("*/*.json")) if path.read_bytes() not in OF_TODAY)]
-QUICK = {
-    "PersonalizeSubject": {"size": 64, "variants": 1}, "EmptyLatentImage": {"width": 64, "height": 64},
-    "KSampler": {"steps": 2},
-    "PersonalizeTrain": {"preset": "custom", "steps": 3, "batch_size": 1, "save_every": 2, "preview_every": 3},
-    "PersonalizeCoReTestTime": {"steps": 2}}
 
 
 def name_of(path: Path) -> str:
@@ -35,24 +27,9 @@ def name_of(path: Path) -> str:
 
 @pytest.fixture
 def template_server(server):
-    """The server with small checkpoints, encoders and an embedding under the names that the workflows use."""
-    models = server.base / "models"
-    link = models / "checkpoints" / CHECKPOINT
-    if not link.exists():
-        link.symlink_to("sd15.safetensors")
-        (models / "embeddings").mkdir(exist_ok=True)
-        save_file({"clip_l": torch.randn(1, 32, generator=torch.Generator().manual_seed(0)) * 0.02},
-                  models / "embeddings" / EMBEDDING, {"placeholder": "<example-toy>", "class_words": "toy"})
-        encoder_files.provide(server.base)
-        vico_files.provide(server.base)
+    """The server with small files under the names that the workflows use."""
+    provide_files(server.base, "sd15.safetensors", {"clip_l": 32})
     return server
-
-
-def quick(path: Path, definitions: dict) -> dict:
-    """The workflow with few steps and small pictures."""
-    document = json.loads(path.read_text(encoding="utf-8"))
-    types = {node["type"] for node in document["nodes"]}
-    return with_values(document, definitions, {kind: values for kind, values in QUICK.items() if kind in types})
 
 
 def test_every_description_has_its_workflow_and_a_thumbnail():

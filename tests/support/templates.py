@@ -1,0 +1,48 @@
+"""The shipped workflows, made quick, and a server that has the files they name."""
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from authoring.graphs import CHECKPOINT, EMBEDDING
+
+from . import encoder_files, vico_files
+from .paths import PACK
+from .workflows import with_values
+
+SHIPPED = sorted((PACK / "workflows").glob("*.json"))
+QUICK = {
+    "PersonalizeSubject": {"size": 64, "variants": 1}, "EmptyLatentImage": {"width": 64, "height": 64},
+    "KSampler": {"steps": 2},
+    "PersonalizeTrain": {"preset": "custom", "steps": 3, "batch_size": 1, "save_every": 2, "preview_every": 3},
+    "PersonalizeCoReTestTime": {"steps": 2}}
+
+
+def provide_files(base: Path, checkpoint: str, widths: Mapping[str, int]) -> None:
+    """Small checkpoints, encoders and an embedding under the names that the workflows use.
+
+    checkpoint: file in models/checkpoints that stands for the one that the workflows name. widths: of its text encoders,
+    by the keys of embedding files. What ViCo and the picture encoders read is for SD1.x alone.
+    """
+    models = base / "models"
+    link = models / "checkpoints" / CHECKPOINT
+    if link.exists():
+        return
+    link.symlink_to(checkpoint)
+    (models / "embeddings").mkdir(exist_ok=True)
+    draw = torch.Generator().manual_seed(0)
+    vectors = {key: 0.02 * torch.randn(1, width, generator=draw) for key, width in widths.items()}
+    save_file(vectors, models / "embeddings" / EMBEDDING, {"placeholder": "<example-toy>", "class_words": "toy"})
+    encoder_files.provide(base)
+    vico_files.provide(base)
+
+
+def quick(path: Path, definitions: dict) -> dict:
+    """The workflow with few steps and small pictures. definitions: what /object_info answers."""
+    document = json.loads(path.read_text(encoding="utf-8"))
+    types = {node["type"] for node in document["nodes"]}
+    return with_values(document, definitions, {kind: values for kind, values in QUICK.items() if kind in types})
