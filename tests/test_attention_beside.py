@@ -9,8 +9,8 @@ import torch
 
 from personalize.nodes.attention.layers import attention_layers, transformer_block
 from personalize.nodes.attention.words import words_of
-from personalize.nodes.text.spans import span_options
 from support.inprocess import load_computing_in
+from support.layouts import of_spans
 from support.recorded import PROMPT, by_hand, close, plain_run, recording
 from support.sampling import encoded, guided, sample
 
@@ -112,8 +112,8 @@ def test_maps_are_those_of_the_context_that_patches_before_left(sd15):
 def test_the_unconditional_pass_of_self_attention_guidance_is_not_recorded(sd15):
     """SAG runs the negative conditioning alone, where it stands at the place of the positive one."""
     model, clip, _ = sd15
-    positive = encoded(clip, "a dog", **span_options({"dog": (2,)}, 77))
-    negative = encoded(clip, "", **span_options({"dog": (1,)}, 77))
+    positive = encoded(clip, "a dog", **of_spans({"dog": (2,)}).options())
+    negative = encoded(clip, "", **of_spans({"dog": (1,)}).options())
     guided = OTHERS["SAG"](model)
     plain, seen = plain_run(guided, positive, negative, steps=1)
     recorded, record = recording(guided)

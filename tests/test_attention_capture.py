@@ -8,8 +8,8 @@ import torch
 from personalize.nodes.attention.layers import attention_layers, unet_of
 from personalize.nodes.attention.maps import resized
 from personalize.nodes.attention.words import words_of
-from personalize.nodes.text.spans import span_options
 from support.attention_by_hand import naive_attention, projections
+from support.layouts import of_spans
 from support.recorded import DOG, HAT, LONG, PROMPT, by_hand, close, plain_run, recording
 from support.sampling import encoded, guided, noise_for, sample
 
@@ -47,7 +47,7 @@ def test_contexts_that_comfyui_repeats_are_folded(sd15, long_side):
     for layer in record.current.layers:
         attention = by_hand(seen, layer)[1:]
         assert attention.shape[-1] == 154
-        places = [5, 82] if long_side == "negative" else list(words.positions["dog"])
+        places = [5, 82] if long_side == "negative" else list(words.prompt.find("dog"))
         assert long_side == "negative" or min(places) > 77
         assert close(record.current.map("dog", layer, 0), attention[..., places].sum(-1))
 
@@ -55,8 +55,8 @@ def test_contexts_that_comfyui_repeats_are_folded(sd15, long_side):
 def test_positive_rows_alone(sd15):
     """The negative prompt holds the word too, at another place; cfg 1 runs the positive alone."""
     model, clip, _ = sd15
-    positive, negative = encoded(clip, "a dog", **span_options({"dog": (2,)}, 77)), encoded(
-        clip, "dog dog dog", **span_options({"dog": (1, 2, 3)}, 77))
+    positive, negative = encoded(clip, "a dog", **of_spans({"dog": (2,)}).options()), encoded(
+        clip, "dog dog dog", **of_spans({"dog": (1, 2, 3)}).options())
     for cfg, rows in ((5.0, slice(1, 2)), (1.0, slice(0, 1))):
         plain, seen = plain_run(model, positive, negative, cfg=cfg)
         recorded, record = recording(model)
@@ -99,7 +99,7 @@ def test_odd_sizes(sd15):
 def test_areas_are_put_in_their_place(sd15):
     """Two areas that overlap: where both hold the word its map is the mean, weighted by their strengths."""
     model, clip, _ = sd15
-    spans = span_options({"dog": (2,)}, 77)
+    spans = of_spans({"dog": (2,)}).options()
     left = encoded(clip, "a dog", **spans, area=(16, 16, 0, 0), strength=1.0)
     right = encoded(clip, "a dog on grass", **spans, area=("percentage", 1.0, 2 / 3, 0.0, 1 / 3), strength=3.0)
     layers = tuple(layer for layer in attention_layers(model) if layer.stride == 1)
@@ -122,8 +122,8 @@ def test_masks_of_conditionings_weigh_their_maps(sd15):
     model, clip, _ = sd15
     mask = torch.zeros(1, 128, 128)
     mask[..., :64] = 1.0
-    one = encoded(clip, "a dog", **span_options({"dog": (2,)}, 77), mask=mask, mask_strength=1.0)
-    other = encoded(clip, "a red dog", **span_options({"dog": (3,)}, 77), mask=1 - mask, mask_strength=1.0)
+    one = encoded(clip, "a dog", **of_spans({"dog": (2,)}).options(), mask=mask, mask_strength=1.0)
+    other = encoded(clip, "a red dog", **of_spans({"dog": (3,)}).options(), mask=1 - mask, mask_strength=1.0)
     layers = attention_layers(model)[:1]
     recorded, record = recording(model, layers=layers)
     plain, seen = plain_run(model, one + other, encoded(clip, ""), steps=1)
@@ -138,7 +138,7 @@ def test_masks_of_conditionings_weigh_their_maps(sd15):
 def test_strengths_of_masks_weigh_where_they_overlap(sd15):
     """ConditioningSetMask's strength: ComfyUI multiplies the mask by it."""
     model, clip, _ = sd15
-    one, other = (encoded(clip, text, **span_options({"dog": (where,)}, 77), mask=torch.ones(1, 128, 128),
+    one, other = (encoded(clip, text, **of_spans({"dog": (where,)}).options(), mask=torch.ones(1, 128, 128),
                           mask_strength=strength)
                   for text, where, strength in (("a dog", 2, 0.5), ("a red dog", 3, 2.0)))
     layers = attention_layers(model)[:1]
@@ -153,8 +153,8 @@ def test_strengths_of_masks_weigh_where_they_overlap(sd15):
 def test_words_of_prompts_that_act_in_different_steps(sd15):
     """ConditioningSetTimestepRange: a word is recorded in the steps in which its prompt acts."""
     model, clip, _ = sd15
-    early = encoded(clip, "a dog", **span_options({"dog": (2,)}, 77), start_percent=0.0, end_percent=0.5)
-    late = encoded(clip, "a cat", **span_options({"cat": (2,)}, 77), start_percent=0.5, end_percent=1.0)
+    early = encoded(clip, "a dog", **of_spans({"dog": (2,)}).options(), start_percent=0.0, end_percent=0.5)
+    late = encoded(clip, "a cat", **of_spans({"cat": (2,)}).options(), start_percent=0.5, end_percent=1.0)
     recorded, record = recording(model)
     sample(recorded, early + late, encoded(clip, ""), steps=4)
     run = record.current
@@ -168,7 +168,7 @@ def test_guider_whose_positive_side_is_not_the_first(sd15):
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
     model, clip, _ = sd15
-    first, second = (encoded(clip, f"a {word}", **span_options({word: (2,)}, 77)) for word in ("dog", "cat"))
+    first, second = (encoded(clip, f"a {word}", **of_spans({word: (2,)}).options()) for word in ("dog", "cat"))
     recorded, record = recording(model)
     results = []
     for used in (model, recorded):
@@ -194,7 +194,7 @@ def test_copies_of_areas_under_such_a_guider_are_left_out(sd15):
     from comfy_extras.nodes_custom_sampler import Guider_DualCFG
 
     model, clip, _ = sd15
-    area = encoded(clip, "a dog", **span_options({"dog": (2,)}, 77), area=(16, 16, 0, 0), strength=1.0)
+    area = encoded(clip, "a dog", **of_spans({"dog": (2,)}).options(), area=(16, 16, 0, 0), strength=1.0)
     maps = []
     for kind, others, cfg in ((Guider_DualCFG, ("a fish", "blurry"), (5.0, 2.0)),
                               (comfy.samplers.CFGGuider, ("blurry",), (5.0,))):

@@ -6,14 +6,15 @@ import pytest
 from personalize.nodes.attention.words import parse_words, words_of
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
-from personalize.nodes.text.spans import SPANS, TOKENS, find_words
-from personalize.nodes.text.token_words import find_among
-from personalize.nodes.text.tokens import PromptTokenizer
+from personalize.nodes.text.layout import layout_in
+from support.layouts import spans_in
+from support.prompts_by_hand import positions_by_hand
 
 PROMPTS = ("a photo of a dog in a red hat", "Dog, (dog:1.3) and hotdogs; DOGS!",
-           "a snufflepuppington's 3d photo-op in 2024", "a " * 90 + "dog sits by a dog", "")
+           "a snufflepuppington's 3d photo-op in 2024", "a " * 90 + "dog sits by a dog", "",
+           "Ein Café-Hund 🐶 läuft, 犬が走る")
 NAMES = ("dog", "red hat", "dogs", "Hotdogs", "snufflepuppington", "snufflepuppington's", "3d", "photo-op", "2024",
-         "a dog", "dog dog", "hat", "cat", "'", "")
+         "a dog", "dog dog", "hat", "café", "Café-Hund", "🐶", "hund 🐶", "läuft", "犬が走る", "犬", "cat", "'", "")
 
 
 def with_spans(clip, text, words=""):
@@ -22,17 +23,16 @@ def with_spans(clip, text, words=""):
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_words_among_tokens_are_those_the_tokenizer_finds(sd15, prompt):
-    tokens = with_spans(sd15.clip, prompt)[0][1][TOKENS]
-    tokenizer = PromptTokenizer(sd15.clip, {})
-    assert {name: find_among(name, tokens) for name in NAMES} == {
-        name: find_words(tokenizer, prompt, name) for name in NAMES}
+    layout = layout_in(with_spans(sd15.clip, prompt)[0][1])
+    assert {name: layout.find(name) for name in NAMES} == {
+        name: positions_by_hand(sd15.clip, prompt, name) for name in NAMES}
 
 
 def test_words_need_not_be_listed_when_the_conditioning_holds_its_tokens(sd15):
     conditioning, prompt = with_spans(sd15.clip, PROMPTS[0], "red hat"), PROMPTS[0]
     options = {**conditioning[0][1], "cross_attn": conditioning[0][0]}
     assert words_of(["dog", "cat"]).of(options) == {"dog": (5,)}
-    assert words_of([]).of(options) == {"red hat": (8, 9)} == options[SPANS]
+    assert words_of([]).of(options) == {"red hat": (8, 9)} == spans_in(options)
     assert words_of(["dog"], sd15.clip, prompt).of({"cross_attn": conditioning[0][0]}) == {"dog": (5,)}
 
 
@@ -41,7 +41,7 @@ def test_positions_of_a_prompt_hold_for_conditionings_of_its_length(sd15):
     assert long.shape[1] == 154
     assert words_of(["dog"], sd15.clip, PROMPTS[0]).of({"cross_attn": long}) == {}
     assert words_of(["dog"], sd15.clip, PROMPTS[3]).of({"cross_attn": long}) == {
-        "dog": find_words(PromptTokenizer(sd15.clip, {}), PROMPTS[3], "dog")}
+        "dog": positions_by_hand(sd15.clip, PROMPTS[3], "dog")}
 
 
 def test_what_is_wrong_with_words_is_said_of_the_input_they_come_from(sd15):

@@ -9,10 +9,11 @@ from personalize.nodes.attention.words import words_of
 from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.text.pairs import in_pairs, keys_of, token_count
-from personalize.nodes.text.spans import SPANS
+from personalize.nodes.text.layout import LAYOUT
 from personalize.nodes.training.passes import check_same_family
 from personalize.nodes.training.session import training_session
 from support.companions import with_pairs
+from support.layouts import spans_in
 from support.recorded import DOG, HAT, PROMPT, by_hand, close, plain_run, recording
 from support.sampling import encoded, sample
 from support.vico_scene import Scene, dog
@@ -110,7 +111,7 @@ def test_a_sampler_that_could_not_record_says_why(sd15, caplog):
 
 def test_an_encoder_of_other_tokens_gets_no_spans(sd15, caplog):
     (_, options), = with_spans(with_pairs(*sd15[:2])[1], PROMPT)
-    assert options[SPANS] == {"dog": DOG, "red hat": HAT} and not caplog.messages
+    assert spans_in(options) == {"dog": DOG, "red hat": HAT} and not caplog.messages
     clip = sd15.clip.clone()
     encoder = clip.cond_stage_model.clip_l
 
@@ -121,7 +122,7 @@ def test_an_encoder_of_other_tokens_gets_no_spans(sd15, caplog):
     clip.patcher.add_object_patch("clip_l.encode_token_weights", shorter)
     (cond, options), = with_spans(clip, PROMPT)
     (said,) = caplog.messages
-    assert cond.shape[1] == 60 and SPANS not in options and "gives 60 tokens for a prompt of 77" in said
+    assert cond.shape[1] == 60 and LAYOUT not in options and "gives 60 tokens for a prompt of 77" in said
 
 
 @pytest.mark.parametrize("order", ["before", "after"])

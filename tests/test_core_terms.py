@@ -163,7 +163,7 @@ def test_text_before_the_subject_contributes_nothing(any_checkpoint):
             with torch.no_grad():
                 found = [trainer.session.clip.encode_from_tokens(_tokens(trainer, e.tokens[0], c))
                          for e in encodes.values()]
-            position = encodes["object"].tokens[0].span("subject")[0]
+            position = encodes["object"].tokens[0].layout.span("subject")[0]
             assert torch.equal(found[0][:, :position], found[1][:, :position])
             values[before] = trainer.objective.backward(batch, 1.0)["context embedding"] * (position + 1)
             leaf, = {leaf for part in trainer.parts for leaf in part.groups[0].params[:1]}
@@ -188,7 +188,7 @@ def test_a_subject_at_the_end_of_a_chunk_has_no_gradient_from_what_stands_before
         vectors = {c.placeholder: {key: v.clone().requires_grad_() for key, v in c.vectors.items()}}
         ours = encode(trainer.session.clip, objects.tokens, [vectors]).cond
         theirs = encode(trainer.session.clip, references.tokens, [{}]).cond
-        subject = objects.tokens[0].span("subject")[0]
+        subject = objects.tokens[0].layout.span("subject")[0]
         pairs = aligned_context(objects.tokens[0], references.tokens[0])
         before = tuple(p for p in pairs if p[0] < subject)
         loss = context_embedding_loss(ours, theirs, [before])

@@ -4,12 +4,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize.nodes.harmonize.basis import ALL, WORDS, WORDS_AND_END, basis_tokens
+from personalize.nodes.harmonize.basis import A_VECTOR, ALL, WORDS, WORDS_AND_END, basis_tokens
 from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
 from personalize.nodes.harmonize.orthogonal import orthogonalised, parallel_share, text_basis
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
-from personalize.nodes.text.spans import END, LEARNED, LENGTH, PADDING, SPANS, START, TOKENS, VISUAL
+from personalize.nodes.text.layout import END, LAYOUT, LEARNED, PADDING, START, VISUAL, layout_in
 from personalize.nodes.visual_prompts.tokens import VisualTokens
+from support.layouts import of_tokens, spans_in, tokens_in
 
 
 def gram_schmidt(tokens: torch.Tensor, tolerance: float = 1e-6) -> list[torch.Tensor]:
@@ -91,7 +92,7 @@ def tokens_of(*words, length=20):
 @pytest.mark.parametrize("words, subject, positions, used, excluded", [
     (("a", "dog", "swimming", "in", "the", "river"), ["dog"], (3, 4, 6), ("swimming", "in", "river"),
      ("a", "dog", "the")),
-    (("an", LEARNED, LEARNED, "dog", "jumps"), ["dog"], (5,), ("jumps",), ("an", LEARNED, "dog")),
+    (("an", LEARNED, LEARNED, "dog", "jumps"), ["dog"], (5,), ("jumps",), ("an", A_VECTOR, "dog")),
     (("a", "teddy", "bear", "and", "a", "bear"), ["Teddy Bear"], (4, 6), ("and", "bear"), ("a", "teddy", "bear")),
     (("a", "dog", "'s", "tokyo-", "oo-", "o", "hat"), ["dog's", "tokyoooo"], (7,), ("hat",),
      ("a", "dog", "'s", "tokyoooo")),
@@ -101,7 +102,7 @@ def tokens_of(*words, length=20):
     ((), ["dog"], (), (), ()),
 ])
 def test_words_of_the_basis(words, subject, positions, used, excluded):
-    found = basis_tokens(tokens_of(*words), subject, WORDS)
+    found = basis_tokens(of_tokens(tokens_of(*words)), subject, WORDS)
     assert (found.positions, found.used, found.excluded) == (positions, used, excluded)
 
 
@@ -113,23 +114,23 @@ def test_words_of_the_basis(words, subject, positions, used, excluded):
     (("red", "dog", "red", "hat"), (1, 3, 4), 1),
 ])
 def test_repeated_prompts_count_once(words, kept, repetitions):
-    found = basis_tokens(tokens_of(*words), ["dog"], WORDS)
+    found = basis_tokens(of_tokens(tokens_of(*words)), ["dog"], WORDS)
     assert (found.positions, found.repetitions) == (kept, repetitions)
 
 
 def test_visual_tokens_among_the_words():
     """BLIP-Diffusion inserts them after the article, in the first repetition alone."""
     words = ("a", VISUAL, VISUAL, "dog", "swims", ",", "a", "dog", "swims", ",")
-    found = basis_tokens(tokens_of(*words), ["dog"], WORDS)
+    found = basis_tokens(of_tokens(tokens_of(*words)), ["dog"], WORDS)
     assert (found.positions, found.repetitions) == ((5, 6), 2)
 
 
 def test_end_and_padding_by_choice():
     tokens = tokens_of("a", "dog", "swims", length=8) + tokens_of("fast", length=8)
-    assert basis_tokens(tokens, ["dog"], WORDS).positions == (3, 9)
-    assert basis_tokens(tokens, ["dog"], WORDS_AND_END).positions == (3, 4, 9, 10)
-    assert basis_tokens(tokens, ["dog"], ALL).positions == (0, *range(3, 16))
-    assert basis_tokens(tokens, ["dog", "cat"], WORDS).absent == ("cat",)
+    assert basis_tokens(of_tokens(tokens), ["dog"], WORDS).positions == (3, 9)
+    assert basis_tokens(of_tokens(tokens), ["dog"], WORDS_AND_END).positions == (3, 4, 9, 10)
+    assert basis_tokens(of_tokens(tokens), ["dog"], ALL).positions == (0, *range(3, 16))
+    assert basis_tokens(of_tokens(tokens), ["dog", "cat"], WORDS).absent == ("cat",)
 
 
 # ------------------------------------------------------------------------------------------------ the node
@@ -159,14 +160,14 @@ def test_text_and_visual_tokens_are_joined(any_checkpoint, prompt):
     tensor, options = conditioning[0]
     expected = by_hand(visual.vectors[0], before[0, [3, 4, 6]])
     assert tensor.shape == (1, 81, width(clip)) and torch.equal(tensor[:, :77], before)
-    assert torch.equal(text[0][0], before) and VISUAL not in text[0][1][SPANS], "what was given is unchanged"
+    assert torch.equal(text[0][0], before) and VISUAL not in spans_in(text[0][1]), "what was given is unchanged"
     for found in (tensor[0, 77:], tokens.vectors[0]):
         assert torch.allclose(found.double(), expected, atol=1e-5)
     assert (rank, tokens.source) == (3, "a test")
-    assert options[SPANS][VISUAL] == (77, 78, 79, 80) and options[LENGTH] == 81
-    assert options[TOKENS][77:] == (VISUAL,) * 4 and options[TOKENS][:77] == text[0][1][TOKENS]
+    assert spans_in(options)[VISUAL] == (77, 78, 79, 80) and layout_in(options).length == 81
+    assert tokens_in(options) == tokens_in(text[0][1]) + (VISUAL,) * 4
     for key in text[0][1]:
-        if key not in (SPANS, LENGTH, TOKENS):
+        if key != LAYOUT:
             assert options[key] is text[0][1][key], "such as SDXL's pooled output"
     assert report.startswith("Rank 3 of width") and "Words: swimming in river." in report
     assert "Left out: a dog the." in report
@@ -257,7 +258,7 @@ def test_a_caption_as_basis(sd15):
 def test_long_prompts(sd15):
     prompt = "very " * 75 + "old dog swimming"
     conditioning, _, report, rank = orthogonalize(encoded(sd15.clip, prompt), visual_tokens=visual_tokens(sd15.clip))
-    assert conditioning[0][0].shape == (1, 158, 32) and conditioning[0][1][SPANS][VISUAL] == (154, 155, 156, 157)
+    assert conditioning[0][0].shape == (1, 158, 32) and spans_in(conditioning[0][1])[VISUAL] == (154, 155, 156, 157)
     assert rank == 32 and "100.0% of the picture's tokens" in report, "77 words span all of a tiny encoder"
 
 

@@ -7,7 +7,7 @@ to come.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from test_training_loop import subject, train
 from torch import nn
 
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.text.layout import WORD
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import Encode, Needs
 from personalize.nodes.training.parts.part import AttachedPart, ParamGroup, TrainablePart
@@ -26,6 +27,16 @@ from personalize.nodes.training.recipe import TemplateRecipe
 
 TEMPLATES = ("a {} in the jungle", "a painting of a {} next to a red house", "{} at night")
 MASK_ID = 11
+
+
+def with_token(tokens, position: int, token_id: int):
+    """The same prompt, of one chunk, with another token in every encoder."""
+    chunks = []
+    for key, (chunk,) in tokens.chunks:
+        row = list(chunk)
+        row[position] = (token_id, row[position][1])
+        chunks.append((key, (tuple(row),)))
+    return replace(tokens, chunks=tuple(chunks))
 
 
 @dataclass(frozen=True)
@@ -39,16 +50,16 @@ class MaskedWordLoss:
     def _masked(self, batch, text, rng):
         template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=rng))]
         tokens = text.tokenizer.fill(template, batch.concept(batch.rows["subject"][0]).placeholder)
-        position = tokens.context()[0][-2]  # the last word: behind the placeholder, which it can see
+        position = tokens.layout.of_kind(WORD)[-1]  # the last word: behind the placeholder, which it can see
         return tokens, position
 
     def needs(self, batch, text, rng):
         tokens, position = self._masked(batch, text, rng)
-        return Needs(encodes={"masked": Encode((tokens.with_token(position, MASK_ID),))})
+        return Needs(encodes={"masked": Encode((with_token(tokens, position, MASK_ID),))})
 
     def __call__(self, got, batch, model):
         encoded = got.encodes["masked"]
-        position = encoded.tokens[0].context()[0][-2]
+        position = encoded.tokens[0].layout.of_kind(WORD)[-1]
         words = torch.randn(64, encoded.cond.shape[-1], generator=torch.Generator().manual_seed(3))
         return F.cross_entropy(encoded.cond[:, position].float() @ words.T, torch.zeros(len(encoded.cond), dtype=torch.long))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 from test_training_causes import nan_in  # noqa: F401  a fixture
+from support.layouts import of_spans
 from support.recorded import DOG, PROMPT, recording
 from support.sampling import encoded, sample
 
@@ -57,7 +58,7 @@ def test_a_text_that_spans_the_whole_space():
 
 def recorded(checkpoint):
     """(record, LATENT) of a run whose attention to "dog" was recorded."""
-    model, record = recording(checkpoint.model, Words(("dog",), {"dog": DOG}, 77))
+    model, record = recording(checkpoint.model, Words(("dog",), of_spans({"dog": DOG})))
     positive, negative = encoded(checkpoint.clip, PROMPT), encoded(checkpoint.clip, "")
     return record, {"samples": sample(model, positive, negative)}
 

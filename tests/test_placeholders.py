@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 from personalize.nodes.text.apply import clip_with_vectors, words_in
 from personalize.nodes.text.concept import Concept, check_placeholder
 from personalize.nodes.text.placeholders import Placeholders, filled
-from personalize.nodes.text.spans import TOKENS
-from personalize.nodes.text.tokens import FILLED, PromptTokenizer, Slot
+from personalize.nodes.text.layout import FILLED
+from personalize.nodes.text.tokens import PromptTokenizer, Slot
 from personalize.nodes.training.captions import captions_for
 from personalize.nodes.training.batch import Picture, Subject
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.visual_prompts.prompts import encode_with_picture
 from personalize.nodes.visual_prompts.tokens import BLIP_DIFFUSION, VisualTokens
+from support.layouts import tokens_in
 from support.prompts_by_hand import same_tokens, words_to_ids
 
 FILES = {"my-dog": 1.0, "my-dog-2": 2.0, "dogs/my-dog": 3.0, "my-run/my-dog-000050": 4.0, "my(dog)": 5.0}
@@ -108,7 +109,7 @@ def test_a_template_takes_the_word_also_where_a_prompt_would_not(sd15):
     tokens = tokenizer.fill("two {}s beside <cat> and my-dog", "my-dog")
     assert [token for token, _ in tokens.chunks[0][1][0][2:5]] == [
         Slot("my-dog", 0), Slot("my-dog", 1), *words_to_ids("s")]
-    assert tokens.span(FILLED) == tokens.span("my-dog") == (2, 3, 8, 9) and tokens.span("<cat>") == (6,)
+    assert tokens.layout.span(FILLED) == tokens.layout.span("my-dog") == (2, 3, 8, 9) and tokens.layout.span("<cat>") == (6,)
     assert tokenizer.fill("a {} runs", "my-dog").chunks == tokenizer("a my-dog runs").chunks
 
 
@@ -136,7 +137,7 @@ def test_a_picture_in_the_place_of_an_embedding(sd15):
     tokens = VisualTokens(torch.full((1, 4, 32), WORD), BLIP_DIFFUSION)
     with torch.inference_mode():
         plain, named = (encode_with_picture(sd15.clip, tokens, prompt) for prompt in ("{} dog", "embedding:{} dog"))
-    assert torch.equal(plain[0][0], named[0][0]) and plain[0][1][TOKENS] == named[0][1][TOKENS]
+    assert torch.equal(plain[0][0], named[0][0]) and tokens_in(plain[0][1]) == tokens_in(named[0][1])
 
 
 @pytest.mark.parametrize("text, expected", [

@@ -11,8 +11,9 @@ import torch
 
 from personalize.nodes.text.embedding_files import save_embedding
 from personalize.nodes.text.prompts import bundled
-from personalize.nodes.text.spans import END, LEARNED, LENGTH, PADDING, SPANS, START, TOKENS
+from personalize.nodes.text.layout import END, LAYOUT, LEARNED, PADDING, START
 from support.failures import PromptFailed
+from support.layouts import spans_in, tokens_in
 from support.paths import PACK
 
 CONCEPT = {"placeholder": "<my-dog>", "class_words": "dog", "initial_words": "", "vectors": 1, "embedding": "none"}
@@ -291,9 +292,9 @@ def test_encode_with_spans(execute, tiny_checkpoints):
     assert torch.equal(cond, stock) and torch.equal(options["pooled_output"], stock_options["pooled_output"])
     spans = {"<my-dog>": (4, 5), "dog": (6,), "red hat": (8, 9), "photo of": (2, 3)}
     tokens = (START, "a", "photo", "of", LEARNED, LEARNED, "dog", ",", "red", "hat", END) + (PADDING,) * 66
-    assert options == {"pooled_output": options["pooled_output"], SPANS: spans, LENGTH: 77, TOKENS: tokens}
+    assert options.keys() == {"pooled_output", LAYOUT} and spans_in(options) == spans and tokens_in(options) == tokens
     assert got["shown"].split("\n") == ["<my-dog>: 4, 5", "dog: 6", "red hat: 8, 9", "photo of: 2, 3"]
-    assert got["taught"][0][1][SPANS] == {"<my-dog>": (4, 5)}
+    assert spans_in(got["taught"][0][1]) == {"<my-dog>": (4, 5)}
     prompt["3"]["inputs"]["words"] = "blue hat"
     with pytest.raises(PromptFailed, match="The words 'blue hat' are not in the prompt"):
         execute(prompt, get={"ours": ["3", 0]})

@@ -9,13 +9,21 @@ from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.text.embedding_files import prompt_text, save_embedding
 from personalize.nodes.text.encode import differentiable_text_model, encode
 from personalize.nodes.text.encoders import text_encoders
-from personalize.nodes.text.tokens import FILLED, PromptTokenizer, Slot, comfy_tokens
+from personalize.nodes.text.layout import END as STOP
+from personalize.nodes.text.layout import FILLED, LEARNED, WORD
+from personalize.nodes.text.layout import START as BEGIN
+from personalize.nodes.text.tokens import PromptTokenizer, Slot, comfy_tokens
 from support.prompts_by_hand import END, SIZE, START, chunks_by_hand, same_tokens, words_to_ids
 
 
 def vectors_for(clip, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
     noise = torch.Generator().manual_seed(seed)
     return {e.key: 0.1 * torch.randn(count, e.width, generator=noise) for e in text_encoders(clip)}
+
+
+def context(layout) -> tuple[int, ...]:
+    """Start, end and every word but those of the subject."""
+    return tuple(p for p in layout.of_kind(BEGIN, STOP, WORD, LEARNED) if p not in layout.span(FILLED))
 
 
 def tokens_only(chunk):
@@ -32,10 +40,10 @@ def test_where_everything_sits(any_checkpoint):
         (chunk,) = dict(tokens.chunks)[encoder.token_key]
         assert tokens_only(chunk) == expected + [encoder.tokenizer.pad_token] * (SIZE - len(expected))
         assert [weight for _, weight in chunk[:5]] == [1.0, 1.0, 1.2, 1.2, 1.0]
-    assert tokens.ends == (10,) and tokens.length == tokens.chunk_length == 77
-    assert tokens.span("<my-dog>") == (2, 3, 8, 9) and tokens.span("<cat>") == (6,) and tokens.span("x") == ()
+    assert tokens.layout.of_kind(STOP) == (10,) and tokens.layout.length == 77
+    assert tokens.layout.span("<my-dog>") == (2, 3, 8, 9) and tokens.layout.span("<cat>") == (6,) and tokens.layout.span("x") == ()
     assert tokens.placeholders == {"<my-dog>", "<cat>"}
-    assert tokens.context() == (tuple(range(11)),)
+    assert context(tokens.layout) == tuple(range(11))
 
 
 def test_filled_templates_have_the_same_context(any_checkpoint):
@@ -43,13 +51,13 @@ def test_filled_templates_have_the_same_context(any_checkpoint):
     ours, theirs = tokenizer.fill("a photo of {} on the beach", "<my-dog>"), tokenizer.fill(
         "a photo of {} on the beach", "teddy bear")
     assert ours.text == "a photo of <my-dog> on the beach" and theirs.text == "a photo of teddy bear on the beach"
-    assert ours.span(FILLED) == ours.span("<my-dog>") == (4, 5, 6) and theirs.span(FILLED) == (4, 5)
-    assert ours.context() == ((0, 1, 2, 3, 7, 8, 9, 10),) and theirs.context() == ((0, 1, 2, 3, 6, 7, 8, 9),)
+    assert ours.layout.span(FILLED) == ours.layout.span("<my-dog>") == (4, 5, 6) and theirs.layout.span(FILLED) == (4, 5)
+    assert context(ours.layout) == (0, 1, 2, 3, 7, 8, 9, 10) and context(theirs.layout) == (0, 1, 2, 3, 6, 7, 8, 9)
     assert theirs.placeholders == frozenset() and theirs == tokenizer.fill("a photo of {} on the beach", "teddy bear")
     words = tokens_only(theirs.chunks[0][1][0])[1:10]
     assert words == words_to_ids("a photo of teddy bear on the beach") + [END]
     for tokens in (ours, theirs):
-        kept = [tokens_only(tokens.chunks[0][1][0])[p] for p in tokens.context()[0]]
+        kept = [tokens_only(tokens.chunks[0][1][0])[p] for p in context(tokens.layout)]
         assert kept == [START, *words_to_ids("a photo of on the beach"), END]
 
 
@@ -79,11 +87,11 @@ def test_long_prompts_are_split_as_comfyui_splits_them(any_checkpoint, count, be
                                  e.tokenizer.pad_token)
         assert same_tokens(found[e.token_key], by_hand) and same_tokens(taught[e.token_key], by_hand)
     flat = [token for chunk in found[text_encoders(clip)[0].token_key] for token, _ in chunk]
-    assert tokens.span("<my-dog>") == tuple(i for i, token in enumerate(flat) if isinstance(token, torch.Tensor))
-    assert [flat[SIZE * i + end] for i, end in enumerate(tokens.ends)] == [END] * (tokens.length // SIZE)
+    assert tokens.layout.span("<my-dog>") == tuple(i for i, token in enumerate(flat) if isinstance(token, torch.Tensor))
+    assert [flat[end] for end in tokens.layout.of_kind(STOP)] == [END] * (tokens.layout.length // SIZE)
     good = words_to_ids("good")[0]
-    context = [flat[position] for chunk in tokens.context() for position in chunk]
-    assert sum(not isinstance(token, torch.Tensor) and token == good for token in context) == 30
+    around = [flat[position] for position in context(tokens.layout)]
+    assert sum(not isinstance(token, torch.Tensor) and token == good for token in around) == 30
 
 
 def test_embedding_files_and_other_concepts_in_the_prompt_are_kept(any_checkpoint):
@@ -94,24 +102,12 @@ def test_embedding_files_and_other_concepts_in_the_prompt_are_kept(any_checkpoin
     tokenizer = PromptTokenizer(taught, {"<my-dog>": 1})
     prompt = f"<cat> and <my-dog>, {file}"
     tokens = tokenizer(prompt)
-    assert tokens.placeholders == {"<my-dog>"} and tokens.span("<my-dog>") == (3,)
+    assert tokens.placeholders == {"<my-dog>"} and tokens.layout.span("<my-dog>") == (3,)
     assert tokens == tokenizer(prompt) and hash(tokens) == hash(tokenizer(prompt))
     assert tokens != tokenizer("<cat> and <my-dog>, <cat> <cat>")
     stock = nodes.CLIPTextEncode().encode(clip_with_vectors(taught, {"<my-dog>": dog}), prompt)[0][0]
     ours = encode(taught, [tokens], [{"<my-dog>": dog}])
     assert torch.equal(ours.cond, stock[0])
-
-
-def test_with_token(any_checkpoint):
-    tokenizer = PromptTokenizer(any_checkpoint.clip, {"<my-dog>": 1})
-    tokens = tokenizer("a <my-dog> in a park")
-    mask = words_to_ids("house")[0]
-    changed = tokens.with_token(3, mask)
-    for (key, before), (same_key, after) in zip(tokens.chunks, changed.chunks, strict=True):
-        expected = tokens_only(before[0])
-        expected[3] = mask
-        assert key == same_key and tokens_only(after[0]) == expected
-    assert changed.span("<my-dog>") == (2,) and tokens == tokenizer("a <my-dog> in a park")
 
 
 # ------------------------------------------------------------------------------------------------ encoding

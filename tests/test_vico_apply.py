@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from personalize.nodes.attention.layers import unet_of
 from personalize.nodes.attention.record import Record
-from personalize.nodes.text.spans import SPANS
 from personalize.nodes.vico import files
 from personalize.nodes.vico.apply import KEY, Reference, Use
 from personalize.nodes.vico.files import ViCo, metadata_of, read_vico
 from personalize.nodes.vico.nodes_apply import AS_TRAINED, ApplyViCo
 from support.companions import with_control
 from support.inprocess import load_computing_in
+from support.layouts import spans_in
 from support.sampling import difference, sample
 from support.vico_scene import CFG, DOG, MASKERS, STEPS, TOY, Scene, any_scene, close, dog, latents, scene
 from tiny.models import WIDTH_L
@@ -173,7 +173,7 @@ def test_record_holds_maps_and_masks_by_hand(scene, variant):
     record = Record("Apply ViCo", every_step=True)
     scene.plain(scene.patched(given, Use(variant), record=record))
     scene.by_hand(given, Use(variant), seen=seen)
-    run, spans = record.current, scene.positive[0][1][SPANS]
+    run, spans = record.current, spans_in(scene.positive[0][1])
     assert len(seen) == STEPS and run.map_steps == (0, 1)
     for step, layers in enumerate(seen):
         masks, means = [], {DOG: [], TOY: []}

@@ -11,7 +11,7 @@ from test_training_job import make_job, run
 from test_training_loop import subject, train
 
 from personalize.nodes.attention.layers import attention_layers
-from personalize.nodes.text.spans import END, LEARNED
+from personalize.nodes.text.layout import END, LEARNED, START, Layout
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.loop import Settings
 from personalize.nodes.training.nodes_parts import TrainEmbedding
@@ -22,8 +22,9 @@ from personalize.nodes.vico.files import metadata_of, read_vico
 from personalize.nodes.vico.nodes_apply import _reference
 from personalize.nodes.vico.nodes_train import TrainViCo
 from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
-from personalize.nodes.vico.prompts import Layout, place_of
+from personalize.nodes.vico.prompts import END_OF_TEXT, place_of
 from personalize.nodes.vico.terms import ReferenceAttentionLoss
+from support.layouts import of_tokens
 
 pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to
 DOG, TOY = "<my-dog>", "<my-toy>"
@@ -55,21 +56,22 @@ def test_pictures_without_a_mask_beside_one_with_count_whole(sd15, part, target)
 # ------------------------------------------------------------------------------------------------ words of the prompt
 def layout(*learned: str) -> Layout:
     """Of a prompt "a <first> <second> …"."""
-    return Layout({name: (2 + i,) for i, name in enumerate(learned)}, ("", "a", *[LEARNED] * len(learned), END))
+    return replace(of_tokens([START, "a", *[LEARNED] * len(learned), END]),
+                   spans=tuple((name, (2 + i,)) for i, name in enumerate(learned)))
 
 
 @pytest.mark.parametrize("prompt, trained, others, expected", [
     ((DOG,), (DOG,), (), DOG),
     ((TOY,), (DOG,), (), TOY),       # the concept was given another placeholder
     ((DOG, TOY), (TOY,), (DOG,), TOY),
-    ((DOG,), (TOY,), (DOG,), END),   # the first object's word is not the second's
-    ((DOG,), (), (DOG,), END),
+    ((DOG,), (TOY,), (DOG,), END_OF_TEXT),   # the first object's word is not the second's
+    ((DOG,), (), (DOG,), END_OF_TEXT),
     ((DOG, TOY), (), (DOG,), TOY)])
 def test_each_object_has_a_word_of_its_own(prompt, trained, others, expected, caplog):
     name, positions = place_of(layout(*prompt), "", trained, others)
     assert name == expected
-    assert positions == ((2 + len(prompt),) if expected == END else (2 + prompt.index(expected),))
-    assert ("does not hold" in caplog.text) == (expected == END)
+    assert positions == ((2 + len(prompt),) if expected == END_OF_TEXT else (2 + prompt.index(expected),))
+    assert ("does not hold" in caplog.text) == (expected == END_OF_TEXT)
 
 
 # ------------------------------------------------------------------------------------------------ chains

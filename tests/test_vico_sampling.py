@@ -13,12 +13,13 @@ from personalize.nodes.attention.record import Record
 from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
 from personalize.nodes.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
 from personalize.nodes.text.apply import apply_concepts
-from personalize.nodes.text.spans import END, SPANS, TOKENS
+from personalize.nodes.text.layout import END, layout_in
+from personalize.nodes.text.tokens import prompt_tokens
 from personalize.nodes.vico.apply import Reference, Use, with_references
-from personalize.nodes.vico.prompts import layout_of_prompt
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support.companions import KINDS, composed
 from support.inprocess import dynamic_vram
+from support.layouts import with_spans
 from support.sampling import encoded, guided, sample
 from support.vico_scene import CFG, DOG, STEPS, TOY, Scene, any_scene, close, dog, latents, scene
 
@@ -230,7 +231,7 @@ def test_prompt_without_the_word_takes_its_end_and_says_so(scene, caplog):
     positive = scene.encode("a photo of a cat")
     found = sample(scene.patched([dog()]), positive, scene.negative, steps=STEPS, cfg=CFG)
     assert f"the prompt does not hold {DOG}, so the object mask is taken from its end-of-text token" in caplog.text
-    options = {**positive[0][1], SPANS: {DOG: (positive[0][1][TOKENS].index(END),)}}
+    options = with_spans(positive[0][1], {DOG: layout_in(positive[0][1]).of_kind(END)[:1]})
     told = [[positive[0][0], options]]
     assert torch.equal(found, sample(scene.patched([dog()]), told, scene.negative, steps=STEPS, cfg=CFG))
 
@@ -243,7 +244,7 @@ def test_word_is_found_by_clip_and_prompt_or_by_itself(scene):
     assert torch.equal(sample(scene.patched([nameless]), positive, scene.negative, steps=STEPS, cfg=CFG), expected)
     clip = apply_concepts(scene.clip, scene.concepts)
     stock = encoded(clip, text)
-    model = scene.patched([nameless], prompt=layout_of_prompt(clip, text, []))
+    model = scene.patched([nameless], prompt=prompt_tokens(clip, text).layout)
     assert torch.equal(sample(model, stock, scene.negative, steps=STEPS, cfg=CFG), expected)
     with pytest.raises(ValueError, match="A positive conditioning does not say where the subject's word is"):
         sample(scene.patched([nameless]), stock, scene.negative, steps=STEPS, cfg=CFG)

@@ -18,20 +18,19 @@ from personalize.nodes.attention.record import Record
 from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.text.nodes_concept import PersonalizeLoadConcept, PersonalizeSaveConcept
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
-from personalize.nodes.text.spans import SPANS, TOKENS
 from personalize.nodes.training import job as job_module
 from personalize.nodes.training.batch import Row
 from personalize.nodes.training.loop import Settings
 from personalize.nodes.training.nodes_parts import TrainAdapter
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
+from personalize.nodes.text.tokens import prompt_tokens
 from personalize.nodes.vico.apply import Reference, Use, with_references
 from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
 from personalize.nodes.vico.nodes_apply import MASKS as MASK_NAMES
 from personalize.nodes.vico.nodes_apply import ApplyViCo, LoadViCo
 from personalize.nodes.vico.nodes_train import TrainViCo
 from personalize.nodes.vico.parts import ImageAttentionPart
-from personalize.nodes.vico.prompts import layout_of_prompt
 from support.sampling import difference, encoded, sample
 from support.vico_training import RECIPE, WORD, close, method, with_masks
 
@@ -45,8 +44,7 @@ def test_previews_read_a_picture_of_the_first_subject(sd15):
     def each_step(trainer, record):
         vectors, part = trainer.parts
         clip = clip_with_vectors(trainer.session.clip, vectors.learned_vectors())
-        layout = layout_of_prompt(clip, f"a photo of a {WORD}", [WORD])
-        options = {SPANS: dict(layout.spans), TOKENS: layout.tokens}
+        options = prompt_tokens(clip, f"a photo of a {WORD}").layout.options()
         positive, negative = encoded(clip, f"a photo of a {WORD}", **options), encoded(clip, "")
         preview = sample(trainer.session.model, positive, negative, size=(8, 8))
         latents = trainer.latents.noised((Row(0, 0, 0, ""),), trainer.session.sampling, 0, 1, "reference", "cpu").clean
@@ -80,8 +78,7 @@ def test_files_draw_as_the_trained_model_drew(sd15, monkeypatch, object_mask, va
                 for p in group["params"]:
                     p.data = p.data.half().float()  # as in the files
             clip = clip_with_vectors(trainer.session.clip, training._vectors())
-            layout = layout_of_prompt(clip, prompt, [WORD])
-            positive = encoded(clip, prompt, **{SPANS: dict(layout.spans), TOKENS: layout.tokens})
+            positive = encoded(clip, prompt, **prompt_tokens(clip, prompt).layout.options())
             drawn.append(sample(trainer.session.model, positive, encoded(clip, ""), size=(8, 8)))
         return going_on
 

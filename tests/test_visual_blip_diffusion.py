@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.text.encoders import text_encoders
-from personalize.nodes.text.spans import LENGTH, PADDING, SPANS, TOKENS, VISUAL
+from personalize.nodes.text.layout import END, PADDING, VISUAL, layout_in
 from personalize.nodes.visual_prompts.blip_diffusion_files import find_folder, folder_names, read_blip_diffusion
 from personalize.nodes.visual_prompts.nodes_blip_diffusion import EncodePictureBlipDiffusion
 from personalize.nodes.visual_prompts.nodes_prompt import EncodePromptWithPicture
@@ -21,6 +21,7 @@ from personalize.nodes.visual_prompts.prompts import encode_with_picture
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support.blip_by_hand import text_by_hand, tokens_by_hand
 from support.failures import PromptFailed
+from support.layouts import spans_in, tokens_in
 from support.paths import comfyui
 from support.sampling import difference, encoded, sample
 from tiny import blip_diffusion as tiny
@@ -166,8 +167,8 @@ def test_prompts_equal_the_released_pipeline(words, sd15, visual):
         (got, options), = encode_with_picture(sd15.clip, visual, "a {} " + words)
     expected = expected_text(sd15.clip, ids, visual.vectors[0], 2)
     assert got.shape == (1, 77, WIDTH_L) and torch.allclose(got[0], expected, atol=1e-4)
-    assert options[SPANS] == {VISUAL: tuple(range(2, 18))} and options[LENGTH] == 77
-    assert options[TOKENS][1:20] == ("a", *[VISUAL] * 16, "dog", "," if words == "dog" else words.split()[1])
+    assert spans_in(options) == {VISUAL: tuple(range(2, 18))} and layout_in(options).length == 77
+    assert tokens_in(options)[1:20] == ("a", *[VISUAL] * 16, "dog", "," if words == "dog" else words.split()[1])
 
 
 def test_repeats(sd15, visual):
@@ -175,12 +176,12 @@ def test_repeats(sd15, visual):
     with torch.inference_mode():
         for repeats in (1, 2, 3, 20):
             (_, options), = encode_with_picture(sd15.clip, visual, PROMPT, repeats)
-            tokens[repeats] = [text for text in options[TOKENS] if text != PADDING]
+            tokens[repeats] = [text for text in tokens_in(options) if text != PADDING]
     start, once = tokens[1][:18], ["dog", "swimming", "in", "a", "pool"]
     again = [",", "a", *once]
-    assert tokens[1] == [*start, *once, "<end>"]
-    assert tokens[3] == [*start, *once, *again, *again, "<end>"]
-    assert tokens[20] == [*start, *(once + again * 19)[:58], "<end>"]
+    assert tokens[1] == [*start, *once, END]
+    assert tokens[3] == [*start, *once, *again, *again, END]
+    assert tokens[20] == [*start, *(once + again * 19)[:58], END]
 
 
 def test_long_and_weighted_prompts_keep_every_word(sd15, visual):
@@ -190,8 +191,8 @@ def test_long_and_weighted_prompts_keep_every_word(sd15, visual):
         (got, options), = encode_with_picture(sd15.clip, visual, "a {} dog " + words, 1)
         (expected, _), = file.encode_from_tokens_scheduled(file.tokenize("a <x> dog " + words))
         (filled, more), = encode_with_picture(sd15.clip, visual, "a {} dog " + words, 20)
-    assert torch.equal(got, expected) and options[LENGTH] == more[LENGTH] == 154
-    assert torch.equal(filled[:, :77], got[:, :77]) and PADDING not in more[TOKENS] and PADDING in options[TOKENS]
+    assert torch.equal(got, expected) and layout_in(options).length == layout_in(more).length == 154
+    assert torch.equal(filled[:, :77], got[:, :77]) and PADDING not in tokens_in(more) and PADDING in tokens_in(options)
 
 
 def test_concepts_and_pictures_in_one_prompt(sd15, visual):
@@ -203,8 +204,8 @@ def test_concepts_and_pictures_in_one_prompt(sd15, visual):
         (expected, _), = both.encode_from_tokens_scheduled(both.tokenize("a <x> dog beside <my-cat>"))
         (_, again), = encode_with_picture(taught, visual, "a {} dog beside <my-cat>", 3)
     assert torch.equal(got, expected)
-    assert options[SPANS] == {"<my-cat>": (20, 21), VISUAL: tuple(range(2, 18))}
-    assert again[SPANS] == {"<my-cat>": (20, 21, 26, 27, 32, 33), VISUAL: tuple(range(2, 18))}
+    assert spans_in(options) == {"<my-cat>": (20, 21), VISUAL: tuple(range(2, 18))}
+    assert spans_in(again) == {"<my-cat>": (20, 21, 26, 27, 32, 33), VISUAL: tuple(range(2, 18))}
 
 
 def test_a_batch_of_pictures(sd15, visual):
@@ -298,7 +299,7 @@ def test_nodes_in_a_graph(execute, base, tiny_checkpoints):
             "clip": ["1", 1], "visual_tokens": ["4", 0], "prompt": PROMPT, "repeats": 0, "visual_prompt": "a {}"}}}
     got = execute(prompt, get={"positive": ["5", 0], "visual": ["5", 1], "tokens": ["4", 0]}).values
     assert got["positive"][0][0].shape == got["visual"][0][0].shape == (1, 77, WIDTH_L)
-    assert got["visual"][0][1][SPANS] == got["positive"][0][1][SPANS] == {VISUAL: tuple(range(2, 18))}
+    assert spans_in(got["visual"][0][1]) == spans_in(got["positive"][0][1]) == {VISUAL: tuple(range(2, 18))}
     assert not torch.equal(got["positive"][0][0], got["visual"][0][0])
     assert "snapshots/blip-graph" in folder_names()
     for name in ("absent", "../snapshots/blip-graph", "snapshots", str(base / "models" / "diffusers" / "snapshots")):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from personalize.nodes.attention.layers import attention_layers
-from personalize.nodes.text.spans import SPANS, VISUAL
+from personalize.nodes.text.layout import VISUAL
 from personalize.nodes.visual_prompts.elite_attention import KEY, EliteTokens
 from personalize.nodes.visual_prompts.elite_files import read_elite
 from personalize.nodes.visual_prompts.nodes_elite import ApplyElite, EncodePictureElite
@@ -16,6 +16,7 @@ from support import companions
 from support.elite_by_hand import elite_by_hand, patches_by_hand, word_by_hand
 from support.failures import PromptFailed
 from support.inprocess import load_computing_in
+from support.layouts import spans_in
 from support.sampling import difference, encoded, guided, sample
 from tiny import elite as tiny
 from tiny import vision
@@ -64,7 +65,7 @@ def scene(exact, tokens):
     model, clip, _ = exact("sd15")
     with torch.inference_mode():
         positive = encode_with_picture(clip, tokens, PROMPT)
-    assert positive[0][1][SPANS] == {VISUAL: (WORD,)}
+    assert spans_in(positive[0][1]) == {VISUAL: (WORD,)}
     return model, positive, encoded(clip, ""), model.model.state_dict()
 
 

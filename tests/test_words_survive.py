@@ -8,10 +8,9 @@ import nodes
 import pytest
 import torch
 
-from personalize.nodes.text.apply import apply_concepts, clip_with_vectors
+from personalize.nodes.text.apply import apply_concepts, clip_with_vectors, known_placeholders
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
-from personalize.nodes.text.spans import known_placeholders
 from support.companions import own_tokenizers
 from support.prompts_by_hand import same_tokens
 

@@ -2,16 +2,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Iterable, Iterator, Mapping, Sequence
 from uuid import UUID
 
 from torch import Tensor
 
+from ..text.layout import Layout, layout_in, layout_of
 from ..text.pairs import in_pairs, token_count
-from ..text.spans import LENGTH, SPANS, TOKENS, known_placeholders, spans_of
-from ..text.token_words import positions_of
-from ..text.tokens import PromptTokenizer
+from ..text.tokens import prompt_tokens
 from .capture import Options, TokenGroups
 from .sides import list_at, side_named
 
@@ -21,36 +20,28 @@ class Words:
     """Words that are looked for in the conditionings of a run.
 
     names: words, placeholders or names of spans; empty for every name that a conditioning knows.
-    positions: where the prompt has them, for conditionings that do not know by themselves.
-    length: tokens of that prompt; positions hold for conditionings of this length only.
+    prompt: layout of the prompt, for conditionings that carry none.
     """
 
     names: tuple[str, ...] = ()
-    positions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    length: int = 0
+    prompt: Layout | None = None
 
     def of(self, options: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-        """Name → positions in a conditioning with these options; what it does not hold is left out.
-
-        Tokens joined to the end of a prompt leave the words in their places.
-        """
-        tokens = token_count(options["cross_attn"])
-        known = dict(options.get(SPANS, {})) if tokens >= options.get(LENGTH, 1) else {}
-        if self.length == tokens:
-            known = {**self.positions, **known}
-        texts = options.get(TOKENS, ()) if tokens >= len(options.get(TOKENS, ())) else ()
-        found = {name: positions_of(name, known, texts) for name in self.names or known}
+        """Name → positions in a conditioning with these options; what it does not hold is left out."""
+        layout = layout_of(options, self.prompt)
+        if layout is None:
+            return {}
+        found = {name: layout.find(name) for name in self.names or layout.names}
         return {name: positions for name, positions in found.items() if positions}
-
 
     def unread(self, options: Mapping[str, Any]) -> str:
         """Why positions do not hold for a conditioning with these options; "" if they do or it has none."""
-        tokens, expected = token_count(options["cross_attn"]), options.get(LENGTH, self.length)
+        tokens, expected = token_count(options["cross_attn"]), layout_in(options) or self.prompt
         if not tokens:
             return "it was zeroed out"
-        if tokens < expected or LENGTH not in options and expected not in (0, tokens):
-            return (f"it has {tokens} tokens where its prompt has {expected}, so another text was encoded, or another "
-                    "node has changed it")
+        if expected is not None and layout_of(options, self.prompt) is None:
+            return (f"it has {tokens} tokens where its prompt has {expected.length}, so another text was encoded, or "
+                    "another node has changed it")
         return ""
 
 
@@ -89,16 +80,15 @@ def words_of(names: Sequence[str], clip=None, prompt: str | None = None, source:
     if clip is None or not prompt:
         raise ValueError(f"{'prompt' if prompt else 'clip'} is given without {'clip' if prompt else 'prompt'}; words "
                          "are found by both together: connect the CLIP that encodes the prompt and repeat its text.")
-    tokenizer = PromptTokenizer(clip, known_placeholders(clip))
-    spans = spans_of(tokenizer, prompt, names)
-    missing = [name for name in names if name not in spans]
+    layout = prompt_tokens(clip, prompt).layout
+    missing = [name for name in names if not layout.find(name)]
     if missing:
         raise ValueError(f"The word '{missing[0]}' of {source} is not in the prompt '{prompt}'; write it as it stands "
                          "there.")
-    if not spans:
+    if not names and not layout.spans:
         raise ValueError(f"{source} is empty and the prompt '{prompt}' holds no placeholder; write the words to look "
                          "at.")
-    return Words(tuple(names), spans, tokenizer(prompt).length)
+    return Words(tuple(names), layout)
 
 
 def groups_in(cond: Tensor, positions: Iterable[tuple[int, ...]]) -> TokenGroups:

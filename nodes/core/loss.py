@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..text.layout import END, FILLED, LEARNED, START, WORD, Layout
+
 if TYPE_CHECKING:
     from ..text.tokens import PromptTokens
 
@@ -21,17 +23,22 @@ RELEASED_BATCH = 6
 def aligned_context(object_tokens: PromptTokens, reference_tokens: PromptTokens) -> Pairs:
     """Positions (object, reference) of the same context token in both prompts.
 
-    Starts and ends are paired chunk by chunk, words in their order: S* and the class words may differ in length.
+    Starts and ends are paired one by one, words in their order: S* and the class words may differ in length.
     Raises ValueError if the prompts differ in more than the subject.
     """
-    ours, theirs = object_tokens.context(), reference_tokens.context()
-    words = [[position for chunk in side for position in chunk[1:-1]] for side in (ours, theirs)]
+    ours, theirs = object_tokens.layout, reference_tokens.layout
+    words = [_other_words(layout) for layout in (ours, theirs)]
     if len(words[0]) != len(words[1]):
         raise ValueError(f"Prompts '{object_tokens.text}' and '{reference_tokens.text}' differ in more than the "
                          f"subject: {len(words[0])} and {len(words[1])} other tokens; take another placeholder or "
                          "class word.")
-    edges = [(mine[i], other[i]) for mine, other in zip(ours, theirs) for i in (0, -1)]
-    return tuple(sorted(edges + list(zip(*words))))
+    edges = [pair for kind in (START, END) for pair in zip(ours.of_kind(kind), theirs.of_kind(kind))]
+    return tuple(sorted([*edges, *zip(*words)]))
+
+
+def _other_words(layout: Layout) -> list[int]:
+    subject = set(layout.span(FILLED))
+    return [position for position in layout.of_kind(WORD, LEARNED) if position not in subject]
 
 
 def context_embedding_loss(object_: Tensor, reference: Tensor, pairs: Sequence[Pairs],

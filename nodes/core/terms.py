@@ -129,7 +129,7 @@ def _whole(means: Tensor, tokens: Sequence[PromptTokens]) -> Tensor:
     ComfyUI repeats the shorter prompts of a batch up to the longest one's length, which spreads a token's attention
     over the copies.
     """
-    if all(prompt.length == means.shape[1] for prompt in tokens):
+    if all(prompt.layout.length == means.shape[1] for prompt in tokens):
         return means
-    rows = [row.unflatten(0, (-1, prompt.length)).sum(0) for row, prompt in zip(means, tokens, strict=True)]
+    rows = [row.unflatten(0, (-1, prompt.layout.length)).sum(0) for row, prompt in zip(means, tokens, strict=True)]
     return torch.stack([F.pad(row, (0, means.shape[1] - len(row))) for row in rows])

@@ -4,9 +4,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Sequence
 
-from ..text.spans import END, LEARNED, PADDING, START
-from ..text.token_words import places_of, words_among
+from ..text.layout import END, PADDING, START, Layout
 
+A_VECTOR = "a vector"  # of an embedding file
 ARTICLES = frozenset({"a", "an", "the"})
 WORDS, WORDS_AND_END, ALL = "words", "words and end", "all"
 TOKENS_OF = {WORDS: frozenset(), WORDS_AND_END: frozenset({END}), ALL: frozenset({START, END, PADDING})}
@@ -27,25 +27,25 @@ class BasisTokens:
     repetitions: int
 
 
-def basis_tokens(tokens: Sequence[str], subject: Sequence[str], which: str) -> BasisTokens:
-    """Tokens of the basis out of those of a conditioning, given as `span_options` writes them.
+def basis_tokens(layout: Layout, subject: Sequence[str], which: str) -> BasisTokens:
+    """Tokens of the basis out of those of a conditioning.
 
     subject: words of the subject such as its class; they, learned vectors, visual tokens and articles never belong to
     the basis. which: WORDS, WORDS_AND_END or ALL, what belongs to it beside. Of a prompt that is repeated as a whole,
     as BLIP-Diffusion does, only the first time counts.
     """
-    words = words_among(tokens)
-    texts = [text for text, _ in words]
-    places = {name: places_of(name, words) for name in subject}
+    words = layout.words()
+    texts = [word.text for word in words]
+    places = {name: layout.places(name, words) for name in subject}
     period = _period(texts)
     left_out = {i for found in places.values() for i in found}
-    left_out |= {i for i, text in enumerate(texts) if text == LEARNED or text in ARTICLES}
+    left_out |= {i for i, word in enumerate(words) if word.learned or word.text in ARTICLES}
     used = [i for i in range(period) if i not in left_out]
-    special = [position for position, text in enumerate(tokens) if text in TOKENS_OF[which]]
+    positions = [position for i in used for position in words[i].positions]
     return BasisTokens(
-        positions=tuple(sorted([position for i in used for position in words[i][1]] + special)),
+        positions=tuple(sorted([*positions, *layout.of_kind(*TOKENS_OF[which])])),
         used=tuple(dict.fromkeys(texts[i] for i in used)),
-        excluded=tuple(dict.fromkeys(texts[i] for i in range(period) if i in left_out)),
+        excluded=tuple(dict.fromkeys(texts[i] or A_VECTOR for i in range(period) if i in left_out)),
         absent=tuple(name for name, found in places.items() if not found),
         repetitions=-(-len(texts) // period) if period else 0)
 

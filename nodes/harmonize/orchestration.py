@@ -1,15 +1,15 @@
 """Contextual embedding orchestration: v⊥ in the place of v, in conditionings and in visual tokens."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Sequence
 
 import torch
 from torch import Tensor
 
 from ..text.pairs import token_count
-from ..text.spans import LENGTH, SPANS, TOKENS, VISUAL
-from ..text.token_view import token_rows, token_texts
+from ..text.layout import UNKNOWN, VISUAL, Layout, Piece, layout_in
+from ..text.tokens import prompt_tokens
 from ..visual_prompts.tokens import WORD_LIKE, VisualTokens
 from .basis import ALL, BasisTokens, basis_tokens
 from .orthogonal import orthogonalised, parallel_share, text_basis
@@ -69,31 +69,30 @@ class BasisChoice:
             raise ValueError("The conditioning holds values that are not numbers; look at the text encoder, LoRA or "
                              "embedding that it was made with.")
         text = [i for i in range(tensor.shape[1]) if i not in set(visual)]
-        tokens = self._tokens(options, tensor.shape[1], text)
-        chosen = None if tokens is None else basis_tokens(tokens, self.subject, self.which)
+        layout = self._layout(options, tensor.shape[1], text)
+        chosen = None if layout is None else basis_tokens(layout, self.subject, self.which)
         positions = text if chosen is None else list(chosen.positions)
         return Basis(tuple(text_basis(row[positions]) for row in tensor), chosen)
 
-    def _tokens(self, options: dict, length: int, text: Sequence[int]) -> list[str] | None:
+    def _layout(self, options: dict, length: int, text: Sequence[int]) -> Layout | None:
         """What stands at each position; None if that is unknown and all of them are wanted."""
-        known = options.get(TOKENS, ())
-        if len(known) == options.get(LENGTH, length) == length:
-            texts = [known[i] for i in text]
-        elif known and len(known) == options.get(LENGTH) == len(text):  # another node has put the picture after them
-            texts = list(known)
-        elif self.clip is not None and self.prompt:
-            texts = token_texts(token_rows(self.clip, self.prompt))
-            if len(texts) != len(text):
-                raise ValueError(f"prompt has {len(texts)} tokens but the conditioning holds {len(text)} of text; "
+        carried = layout_in(options)
+        if carried is not None and carried.length == length and not carried.of_kind(UNKNOWN):
+            return replace(carried, pieces=tuple(piece if position in text else Piece(VISUAL)
+                                                 for position, piece in enumerate(carried.pieces)))
+        if carried is not None and carried.length == len(text):  # another node has put the picture after them
+            return carried.spread(text, length)
+        if self.clip is not None and self.prompt:
+            layout = prompt_tokens(self.clip, self.prompt).layout
+            if layout.length != len(text):
+                raise ValueError(f"prompt has {layout.length} tokens but the conditioning holds {len(text)} of text; "
                                  "write the prompt that it was encoded from, or leave it empty and set basis to "
                                  f"'{ALL}'.")
-        elif self.which == ALL:
+            return layout.spread(text, length)
+        if self.which == ALL:
             return None
-        else:
-            raise ValueError("This conditioning does not say which of its tokens are words; encode the prompt with "
-                             f"Encode with Spans, connect clip and write the prompt, or set basis to '{ALL}'.")
-        places = dict(zip(text, texts, strict=True))
-        return [places.get(i, VISUAL) for i in range(length)]
+        raise ValueError("This conditioning does not say which of its tokens are words; encode the prompt with "
+                         f"Encode with Spans, connect clip and write the prompt, or set basis to '{ALL}'.")
 
 
 def joined(bases: Sequence[Basis]) -> Basis:
@@ -116,7 +115,8 @@ def visual_positions(entry: Entry, last_tokens: int) -> tuple[int, ...]:
                          "give the number of its visual tokens.")
     if last_tokens:
         return tuple(range(length - last_tokens, length))
-    return options.get(SPANS, {}).get(VISUAL, ()) if options.get(LENGTH, length) == length else ()
+    carried = layout_in(options)
+    return carried.span(VISUAL) if carried is not None and carried.length == length else ()
 
 
 def with_replaced(entry: Entry, positions: Sequence[int], vectors: Tensor) -> list:
@@ -135,11 +135,13 @@ def with_appended(entry: Entry, vectors: Tensor) -> list:
     (pictures, added, _), (rows, length, _) = vectors.shape, tensor.shape
     count = max(pictures, rows)
     context = torch.cat([tensor.expand(count, -1, -1), vectors.to(tensor).expand(count, -1, -1)], dim=1)
-    spans = dict(options.get(SPANS, {})) if options.get(LENGTH, length) == length else {}
-    spans[VISUAL] = (*spans.get(VISUAL, ()), *range(length, length + added))
-    tokens = options.get(TOKENS, ())
-    known = {TOKENS: (*tokens, *[VISUAL] * added)} if len(tokens) == length else {TOKENS: ()}
-    return [context, {**options, **known, SPANS: spans, LENGTH: length + added}]
+    carried = layout_in(options)
+    if carried is None or carried.length != length:
+        carried = Layout((Piece(UNKNOWN),) * length)
+    visual = (*carried.span(VISUAL), *range(length, length + added))
+    spans = {**dict(carried.spans), VISUAL: visual}
+    layout = Layout((*carried.pieces, *[Piece(VISUAL)] * added), tuple(spans.items()))
+    return [context, {**options, **layout.options()}]
 
 
 def check_tokens(entry: Entry) -> None:

@@ -57,6 +57,12 @@ def words_in(clip, prompt: str) -> list[Found]:
     return tokenizer.words_in(prompt) if isinstance(tokenizer, _TaughtTokenizer) else []
 
 
+def known_placeholders(clip) -> dict[str, int]:
+    """Placeholders that Apply Concept taught this CLIP, with the number of vectors of each."""
+    rows = getattr(text_encoders(clip)[0].tokenizer, "placeholder_rows", {})
+    return {placeholder: len(vectors) for placeholder, vectors in rows.items()}
+
+
 class _Taught:
     """What a tokenizer that was taught words can do beside its own class.
 

@@ -15,11 +15,11 @@ from ..types import ConceptType, PromptSetType
 from .apply import apply_concepts
 from .embedding_versions import embedding_versions
 from .encoders import text_encoders
+from .layout import Layout
 from .pairs import token_count
 from .prompts import BUNDLED, PromptSet, bundled, joined, parse, read_prompts
-from .spans import LENGTH, find_words, known_placeholders, span_options, spans_of
-from .token_view import nearest_words, report, table, token_rows, token_texts, vectors_in
-from .tokens import PromptTokenizer
+from .token_view import nearest_words, report, table, token_rows, vectors_in
+from .tokens import prompt_tokens
 
 NONE = "none"
 MOST_FILES = 1000
@@ -160,26 +160,25 @@ class PersonalizeEncodeWithSpans(io.ComfyNode):
     def execute(cls, clip, text, words, concept=()) -> io.NodeOutput:
         """CONDITIONING with spans in its options."""
         clip = apply_concepts(clip, concept)
-        tokenizer = PromptTokenizer(clip, known_placeholders(clip))
+        layout = prompt_tokens(clip, text).layout
         wanted = [line.strip() for line in words.splitlines() if line.strip()]
         for name in wanted:
-            if not find_words(tokenizer, text, name):
+            if not layout.find(name):
                 raise ValueError(f"The words '{name}' are not in the prompt '{text}'; write them as they stand there.")
-        spans = spans_of(tokenizer, text, [*(each.class_words for each in concept if each.class_words), *wanted])
-        options = span_options(spans, tokenizer(text).length, token_texts(token_rows(clip, text)))
-        conditioning = [_told(cond, each, options) for cond, each in
+        layout = layout.remembering([*(each.class_words for each in concept), *wanted])
+        conditioning = [_told(cond, options, layout) for cond, options in
                         clip.encode_from_tokens_scheduled(clip.tokenize(text))]
-        lines = [f"{name}: {', '.join(map(str, positions))}" for name, positions in spans.items()]
+        lines = [f"{name}: {', '.join(map(str, positions))}" for name, positions in layout.spans]
         return io.NodeOutput(conditioning, "\n".join(lines))
 
 
-def _told(cond: Tensor, options: dict, spans: dict) -> list:
-    """An entry of a CONDITIONING with `span_options`, if the prompt's tokens are what it holds."""
+def _told(cond: Tensor, options: dict, layout: Layout) -> list:
+    """An entry of a CONDITIONING with its layout, if the prompt's tokens are what it holds."""
     found = token_count(cond)
-    if found in (0, spans[LENGTH]):
-        return [cond, {**options, **spans}]
+    if found in (0, layout.length):
+        return [cond, {**options, **layout.options()}]
     notice(f"Encode with Spans does not write into the conditioning where words are: another node has changed how this "
-           f"CLIP encodes, and it gives {found} tokens for a prompt of {spans[LENGTH]}.")
+           f"CLIP encodes, and it gives {found} tokens for a prompt of {layout.length}.")
     return [cond, options]
 
 

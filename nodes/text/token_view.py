@@ -2,17 +2,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Container, Mapping, Sequence
+from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from .encoders import TextEncoder, text_encoders
-from .spans import END, LEARNED, PADDING, START, find_words, known_placeholders
-from .tokens import FixedVector, PromptTokenizer, PromptTokens, Slot
+from .apply import known_placeholders
+from .encoders import SPECIAL, TextEncoder, text_encoders
+from .layout import END, LEARNED, PADDING, START, Piece
+from .tokens import FixedVector, Slot, prompt_tokens
 
 _ROWS_AT_ONCE = 8192
-_NOT_WORDS = ("<|startoftext|>", "<|endoftext|>")
 
 
 @dataclass(frozen=True)
@@ -48,48 +48,27 @@ class Neighbours:
 
 def token_rows(clip, prompt: str, class_words: Sequence[str] = ()) -> list[TokenRow]:
     """Every position of `prompt` as `clip`, with all placeholders it was taught, encodes it."""
-    tokenizer = PromptTokenizer(clip, known_placeholders(clip))
-    tokens = tokenizer(prompt)
-    class_positions = {position for words in class_words for position in find_words(tokenizer, prompt, words)}
-    return rows_of(tokens, tokenizer.encoders[0], tokenizer.counts, class_positions)
-
-
-def rows_of(tokens: PromptTokens, encoder: TextEncoder, counts: Mapping[str, int],
-            class_positions: Container[int] = ()) -> list[TokenRow]:
-    """Every position of a prompt that has been split. counts: placeholder → number of vectors it stands for."""
+    tokens, counts = prompt_tokens(clip, prompt), known_placeholders(clip)
+    class_positions = {position for words in class_words for position in tokens.layout.find(words)}
+    places = ((i, entry) for i, chunk in enumerate(tokens.chunks[0][1]) for entry in chunk)
     rows = []
-    for i, (chunk, end) in enumerate(zip(tokens.chunks[0][1], tokens.ends)):
-        for j, (token, weight) in enumerate(chunk):
-            position = i * tokens.chunk_length + j
-            if j in (0, end) or j > end:
-                role = "start" if j == 0 else "end" if j == end else "padding"
-            elif isinstance(token, Slot):
-                role = token.placeholder
-            else:
-                role = "class" if position in class_positions else "context"
-            rows.append(TokenRow(i, position, _readable(token, encoder, counts),
-                                 token if isinstance(token, int) else None, weight, role))
+    for position, ((chunk, (token, weight)), piece) in enumerate(zip(places, tokens.layout.pieces, strict=True)):
+        role = piece.text if isinstance(token, Slot) else "class" if position in class_positions else _role(piece)
+        rows.append(TokenRow(chunk, position, _readable(token, piece, counts), piece.id, weight, role))
     return rows
-
-
-def token_texts(rows: Sequence[TokenRow]) -> tuple[str, ...]:
-    """What stands at each position, for `span_options`."""
-    special = {"start": START, "end": END, "padding": PADDING}
-    return tuple(special.get(row.role, row.token if row.id is not None else LEARNED) for row in rows)
 
 
 def vectors_in(clip, prompt: str) -> dict[str, dict[str, Tensor]]:
     """Encoder key → name → (d,) of every vector in `prompt`: of placeholders, once each, and of embedding files."""
     found: dict[str, dict[str, Tensor]] = {}
     counts = known_placeholders(clip)
-    encoders = text_encoders(clip)
-    tokens, values = PromptTokenizer(clip, counts)(prompt), clip.tokenize(prompt)
-    for encoder, (key, chunks) in zip(encoders, tokens.chunks):
+    tokens, values = prompt_tokens(clip, prompt), clip.tokenize(prompt)
+    for encoder, (key, chunks) in zip(text_encoders(clip), tokens.chunks):
         named: dict[str, Tensor] = {}
         for chunk, row in zip(chunks, values[key]):
             for (token, _), (value, _) in zip(chunk, row):
                 if isinstance(token, Slot):
-                    named[_readable(token, encoder, counts)] = value
+                    named[_numbered(token, counts)] = value
                 elif isinstance(token, FixedVector):
                     named[f"file vector {sum(name.startswith('file') for name in named) + 1}"] = value
         found[encoder.key] = named
@@ -108,28 +87,34 @@ def nearest_words(encoder: TextEncoder, vectors: Mapping[str, Tensor], count: in
         norms.append(rows.norm(dim=-1))
         cosines.append(wanted @ torch.nn.functional.normalize(rows, dim=-1).T)
     cosine = torch.cat(cosines, dim=1)
-    special = [i for i, text in encoder.tokenizer.inv_vocab.items() if text in _NOT_WORDS and i < cosine.shape[1]]
+    special = [i for i, text in encoder.tokenizer.inv_vocab.items() if text in SPECIAL and i < cosine.shape[1]]
     cosine[:, special] = -torch.inf
     best = cosine.topk(count, dim=1)
     usual = float(torch.cat(norms).median())
-    return [Neighbours(encoder.key, name, tuple((_word(encoder, int(i)), float(c)) for i, c in zip(ids, values)),
+    return [Neighbours(encoder.key, name, tuple((_shown(encoder.piece(int(i))), float(c)) for i, c in zip(ids, values)),
                        float(vector.norm()), usual)
             for (name, vector), ids, values in zip(vectors.items(), best.indices, best.values)]
 
 
-def _readable(token: int | Slot | FixedVector, encoder: TextEncoder, counts: Mapping[str, int]) -> str:
+def _role(piece: Piece) -> str:
+    return piece.kind if piece.kind in (START, END, PADDING) else "context"
+
+
+def _readable(token: int | Slot | FixedVector, piece: Piece, counts: Mapping[str, int]) -> str:
     if isinstance(token, Slot):
-        return f"{token.placeholder} {token.index + 1}/{counts[token.placeholder]}"
-    return "(file vector)" if isinstance(token, FixedVector) else _word(encoder, token)
+        return _numbered(token, counts)
+    if piece.kind == LEARNED:
+        return "(file vector)"
+    return _shown(piece)
 
 
-def _word(encoder: TextEncoder, token_id: int) -> str:
-    """The token's text; a piece that a word goes on after ends with "-"."""
-    raw = encoder.tokenizer.inv_vocab[token_id]
-    if raw in _NOT_WORDS:
-        return raw
-    text = encoder.tokenizer.tokenizer.decode([token_id]).strip()
-    return text if raw.endswith("</w>") else f"{text}-"
+def _shown(piece: Piece) -> str:
+    """The piece's text; one that a word goes on after ends with "-"."""
+    return f"{piece.text}-" if piece.goes_on else piece.text
+
+
+def _numbered(slot: Slot, counts: Mapping[str, int]) -> str:
+    return f"{slot.placeholder} {slot.index + 1}/{counts[slot.placeholder]}"
 
 
 def report(rows: list[TokenRow], neighbours: list[Neighbours]) -> str:

@@ -8,10 +8,10 @@ from typing import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .apply import clip_with_vectors
+from .apply import clip_with_vectors, known_placeholders
 from .encoders import TextEncoder, text_encoders
+from .layout import FILLED, Layout
 
-FILLED = "subject"
 REMEMBERED_PROMPTS = 1024
 _FILLER = "<personalize-filler>"
 
@@ -47,51 +47,22 @@ class PromptTokens:
 
     text: the prompt.
     chunks: token key ("l", "g", "h") → chunks of (token id, Slot or FixedVector; weight), 77 a chunk.
-    ends: position of the first end-of-text token in each chunk, counted within the chunk.
-    spans: name → positions in the encoded sequence (chunk · chunk length + position). Every placeholder is a span
-        under its own name; what filled a template's slot is the span "subject".
+    layout: what stands at each position of the encoded sequence. Every placeholder is a span under its own name; what
+        filled a template's slot is the span "subject".
     """
 
     text: str
     chunks: tuple[tuple[str, tuple[Chunk, ...]], ...]
-    ends: tuple[int, ...]
-    spans: tuple[tuple[str, tuple[int, ...]], ...]
+    layout: Layout
 
-    @property
-    def chunk_length(self) -> int:
-        """Tokens in a chunk, start, end and padding included."""
-        return len(self.chunks[0][1][0])
-
-    @property
-    def length(self) -> int:
-        """Tokens T of the encoded sequence."""
-        return len(self.ends) * self.chunk_length
-
-    def span(self, name: str) -> tuple[int, ...]:
-        """Positions of `name`; empty if the prompt does not hold it."""
-        return dict(self.spans).get(name, ())
+    def __hash__(self):
+        return hash(self.text)
 
     @property
     def placeholders(self) -> frozenset[str]:
         """Names of the placeholders in the prompt."""
         return frozenset(token.placeholder for _, chunks in self.chunks for chunk in chunks
                          for token, _ in chunk if isinstance(token, Slot))
-
-    def context(self) -> tuple[tuple[int, ...], ...]:
-        """Per chunk: positions of start, every word and first end token, without the subject and without padding."""
-        subject, size = set(self.span(FILLED)), self.chunk_length
-        return tuple(tuple(p for p in range(i * size, i * size + end + 1) if p not in subject)
-                     for i, end in enumerate(self.ends))
-
-    def with_token(self, position: int, token_id: int) -> PromptTokens:
-        """The same prompt with `token_id` at `position` of the sequence, in every encoder."""
-        chunk, offset = divmod(position, self.chunk_length)
-        changed = []
-        for key, chunks in self.chunks:
-            row = list(chunks[chunk])
-            row[offset] = (token_id, row[offset][1])
-            changed.append((key, chunks[:chunk] + (tuple(row),) + chunks[chunk + 1:]))
-        return replace(self, chunks=tuple(changed))
 
 
 class PromptTokenizer:
@@ -121,12 +92,19 @@ class PromptTokenizer:
         stands_for = [Slot(words, i) for i in range(self.counts[words])] if words in self.counts else (
             self.encoders[0].word_ids(words))
         filled = self._tokenize(template.replace("{}", _FILLER), (*self.counts.items(), (_FILLER, len(stands_for))))
-        spans = dict(filled.spans)
-        places = spans.pop(_FILLER, ())
-        if words in self.counts:
-            spans[words] = places = tuple(sorted((*spans.get(words, ()), *places)))
-        return replace(filled, text=template.replace("{}", words), chunks=_filled(filled.chunks, stands_for),
-                       spans=(*spans.items(), (FILLED, places)))
+        tokens = self.placed(template.replace("{}", words), _filled(filled.chunks, stands_for))
+        places = tokens.layout.span(words) or filled.layout.span(_FILLER)
+        return replace(tokens, layout=replace(tokens.layout, spans=(*tokens.layout.spans, (FILLED, places))))
+
+    def placed(self, text: str, chunks: tuple[tuple[str, tuple[Chunk, ...]], ...]) -> PromptTokens:
+        """Chunks of a prompt with the layout of what the encoders make of them."""
+        encoder, (_, first) = self.encoders[0], chunks[0]
+        pieces = encoder.pieces([[_meaning(token) for token, _ in chunk] for chunk in first])
+        spans: dict[str, tuple[int, ...]] = {}
+        for position, (token, _) in enumerate(entry for chunk in first for entry in chunk):
+            if isinstance(token, Slot):
+                spans[token.placeholder] = (*spans.get(token.placeholder, ()), position)
+        return PromptTokens(text, chunks, Layout(pieces, tuple(spans.items())))
 
     def _tokenize(self, prompt: str, counts: tuple[tuple[str, int], ...]) -> PromptTokens:
         names = [name for name, _ in counts]
@@ -135,10 +113,12 @@ class PromptTokenizer:
         split = clip_with_vectors(self.clip, markers).tokenize(prompt)
         chunks = tuple((e.token_key, tuple(tuple((_read(token, names), float(weight)) for token, weight in chunk)
                                            for chunk in split[e.token_key])) for e in self.encoders)
-        first = self.encoders[0]
-        layout = chunks[0][1]
-        ends = tuple(_first_end(chunk, first.tokenizer.end_token) for chunk in layout)
-        return PromptTokens(prompt, chunks, ends, _spans(layout, names))
+        return self.placed(prompt, chunks)
+
+
+def prompt_tokens(clip, prompt: str) -> PromptTokens:
+    """Tokens of `prompt` as `clip` encodes it, with all the words that it was taught."""
+    return PromptTokenizer(clip, known_placeholders(clip))(prompt)
 
 
 def comfy_tokens(tokens: PromptTokens, encoders: tuple[TextEncoder, ...],
@@ -169,23 +149,16 @@ def _read(token, names: list[str]) -> int | Slot | FixedVector:
     return Slot(names[int(token[1])], int(token[2])) if torch.isinf(token[0]) else FixedVector(token.detach().clone())
 
 
+def _meaning(token: int | Slot | FixedVector) -> int | str:
+    """What `TextEncoder.pieces` takes: an id, or a text in the place of a vector."""
+    if isinstance(token, int):
+        return token
+    return token.placeholder if isinstance(token, Slot) else ""
+
+
 def _filled(chunks, stands_for: Sequence[int | Slot]):
     def swap(token):
         return stands_for[token.index] if isinstance(token, Slot) and token.placeholder == _FILLER else token
 
     return tuple((key, tuple(tuple((swap(token), weight) for token, weight in chunk) for chunk in rows))
                  for key, rows in chunks)
-
-
-def _first_end(chunk: Chunk, end_token: int) -> int:
-    return next(i for i, (token, _) in enumerate(chunk) if i and token == end_token)
-
-
-def _spans(layout: tuple[Chunk, ...], names: list[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    size = len(layout[0])
-    found: dict[str, list[int]] = {name: [] for name in names}
-    for i, chunk in enumerate(layout):
-        for j, (token, _) in enumerate(chunk):
-            if isinstance(token, Slot):
-                found[token.placeholder].append(i * size + j)
-    return tuple((name, tuple(positions)) for name, positions in found.items() if positions)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from comfy.model_patcher import ModelPatcher
 
-from ..text.spans import known_placeholders
+from ..text.apply import known_placeholders
 from .fingerprint import Digests, counting
 
 # what ComfyUI's hooks keep of the sampling run that they are in

@@ -103,7 +103,7 @@ class Trainer:
         for step in ahead[:PROMPTS_AHEAD]:
             rows = self.recipe.rows(self.subjects, step, self.settings.batch_size, self.settings.seed)["subject"]
             for start in range(0, len(rows), self.rows_at_once):
-                check_lengths({self.objective.text.tokenizer(row.prompt).length
+                check_lengths({self.objective.text.tokenizer(row.prompt).layout.length
                                for row in rows[start:start + self.rows_at_once]})
         for term in self.terms:
             if isinstance(term, ChecksSubjects):

@@ -288,8 +288,8 @@ def check_same_family(session: Session) -> None:
     if encoded.cond.shape[-1] != takes:
         raise ValueError(f"The CLIP makes encodings of width {encoded.cond.shape[-1]} but the model "
                          f"{type(session.model.model).__name__} takes {takes}; use the CLIP of the same checkpoint.")
-    if encoded.cond.shape[1] != encoded.tokens[0].length:
-        raise ValueError(f"The CLIP makes {encoded.cond.shape[1]} tokens of a prompt that has {encoded.tokens[0].length}, "
+    if encoded.cond.shape[1] != encoded.tokens[0].layout.length:
+        raise ValueError(f"The CLIP makes {encoded.cond.shape[1]} tokens of a prompt that has {encoded.tokens[0].layout.length}, "
                          "as CLIP NegPip does, so a word could not be told from its neighbours; train with the CLIP and "
                          "the MODEL from before that node.")
 

@@ -7,9 +7,7 @@ from torch import Tensor
 import comfy.sample
 
 from ..text.apply import clip_with_vectors
-from ..text.spans import known_placeholders, span_options
-from ..text.token_view import token_rows, token_texts
-from ..text.tokens import PromptTokenizer
+from ..text.tokens import prompt_tokens
 from .parts.part import Vectors
 from .seeds import generator
 from .session import Session
@@ -27,7 +25,7 @@ def draw_preview(session: Session, vae, prompt: str, vectors: Vectors, size: tup
     """
     rows = {name: {key: v.detach() for key, v in by_encoder.items()} for name, by_encoder in vectors.items()}
     clip = clip_with_vectors(session.clip, rows)
-    positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), add_dict=_layout(clip, prompt))
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), add_dict=prompt_tokens(clip, prompt).layout.options())
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     latent_format = session.model.get_model_object("latent_format")
     empty = torch.zeros(1, latent_format.latent_channels, size[0] // 8, size[1] // 8)
@@ -42,8 +40,3 @@ def draw_preview(session: Session, vae, prompt: str, vectors: Vectors, size: tup
                          "VAE of the same checkpoint")
     return picture
 
-
-def _layout(clip, prompt: str) -> dict[str, object]:
-    """What parts that act while a preview is drawn may know of its prompt."""
-    tokens = PromptTokenizer(clip, known_placeholders(clip))(prompt)
-    return span_options(dict(tokens.spans), tokens.length, token_texts(token_rows(clip, prompt)))

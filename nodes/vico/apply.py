@@ -22,7 +22,7 @@ from ..attention.windows import images_of
 from ..text.pairs import in_pairs
 from .blocks import ImageBlocks, patcher_of
 from .maths import Variant, given_mask, object_mask
-from .prompts import Layout, layout_of_conditioning, place_of
+from .prompts import layout_of_conditioning, place_of
 from .streams import CALL, Features, Reading, Seen, image_attention, look_at_references
 
 KEY = "personalize.vico"

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..attention.record import Record
 from ..text.concept import Concept
 from ..text.embedding_versions import embedding_versions
+from ..text.tokens import prompt_tokens
 from ..training.augment import Preparation
 from ..training.dataset import check_vae, encode_picture
 from ..training.images import prepare, sources_from_tensors
@@ -18,7 +19,6 @@ from ..types import ConceptType, RecordType, ViCoType
 from ..visual_prompts.folders import file_names, find_file, validated, versions
 from .apply import Reference, Use, with_references
 from .files import FOLDER, ViCo, file_of_run, read_vico
-from .prompts import layout_of_prompt
 
 CATEGORY = "personalize/vico"
 AS_TRAINED = "as trained"
@@ -161,7 +161,7 @@ class ApplyViCo(io.ComfyNode):
                       for pictures, name, shape in objects]
         use = Use(vico.variant if object_mask == AS_TRAINED else MASKS[object_mask], strength,
                   (start_percent, end_percent), halves, reuse_steps)
-        layout = layout_of_prompt(clip, prompt, [word, word_2]) if prompt else None
+        layout = prompt_tokens(clip, prompt).layout if prompt else None
         blocks = vico.blocks_for(model, model.model.get_dtype_inference())
         return io.NodeOutput(with_references(model, blocks, vico.words, references, use, record, layout), record)
 

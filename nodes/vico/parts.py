@@ -14,6 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from ..attention.layers import attention_layers, unet_of
 from ..attention.masks import on_grid
 from ..attention.record import Record
+from ..text.layout import END
 from ..text.tokens import PromptTokens
 from ..training.batch import Batch, Recipe, Row, Stream, Subject
 from ..training.parts.part import (
@@ -39,13 +40,12 @@ REFERENCE: Stream = "reference"
 
 def subject_positions(tokens: PromptTokens, placeholder: str) -> tuple[int, ...]:
     """Where a row's prompt has the subject's word; without it, as released, its first end-of-text token."""
-    return tokens.span(placeholder) or (tokens.ends[0],)
+    return tokens.layout.span(placeholder) or tokens.layout.of_kind(END)[:1]
 
 
 def end_position(tokens: PromptTokens, position: int) -> int:
-    """The first end-of-text token after `position`, in the same chunk of 77."""
-    chunk = position // tokens.chunk_length
-    return chunk * tokens.chunk_length + tokens.ends[chunk]
+    """The first end-of-text token after `position`."""
+    return next(end for end in tokens.layout.of_kind(END) if end >= position)
 
 
 @dataclass(frozen=True)

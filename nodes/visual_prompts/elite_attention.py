@@ -13,7 +13,7 @@ from ..attention.branch import branch_conditionings, in_branch
 from ..attention.capture import TokenGroups
 from ..attention.layers import AttentionLayer
 from ..attention.words import Words, groups_in, watched_chunks, watched_conditionings
-from ..text.spans import VISUAL
+from ..text.layout import VISUAL
 from .added_attention import Options, with_added_attention
 from .elite import word_attention
 from .elite_files import Elite, Layer

@@ -7,11 +7,11 @@ from typing import Any, Mapping
 import torch
 from torch import Tensor
 
+from ..text.apply import known_placeholders
 from ..text.encoders import TextEncoder, text_encoders
 from ..text.placeholders import Placeholders
-from ..text.spans import VISUAL, known_placeholders, span_options
-from ..text.token_view import rows_of, token_texts
-from ..text.tokens import PromptTokenizer, PromptTokens, Slot, comfy_tokens
+from ..text.layout import END, LEARNED, VISUAL, WORD, Layout, Piece
+from ..text.tokens import PromptTokenizer, PromptTokens, comfy_tokens
 from .tokens import BLIP_DIFFUSION, WORD_LIKE, VisualTokens
 
 PLACE = "{}"
@@ -34,7 +34,7 @@ def encode_with_picture(clip, tokens: VisualTokens, prompt: str, repeats: int = 
     known = known_placeholders(clip)
     counts = {**known, PICTURE: tokens.vectors.shape[1]}
     split = repeated(PromptTokenizer(clip, counts), prompt, repeats or REPEATS.get(tokens.source, 1))
-    options = _options(split, encoder, counts)
+    options = _with_picture(split.layout).options()
     learned = {name: {encoder.key: encoder.tokenizer.placeholder_rows[name]} for name in known}
     pictures = [clip.encode_from_tokens_scheduled(
         comfy_tokens(split, (encoder,), {**learned, PICTURE: {encoder.key: vectors}}), add_dict=options)
@@ -50,26 +50,16 @@ def repeated(tokenizer: PromptTokenizer, prompt: str, repeats: int) -> PromptTok
     filled = prompt.replace(PLACE, PICTURE)
     words = Placeholders([PICTURE]).replace(filled, lambda _: " ")
     tokens, again = tokenizer(filled), tokenizer(", " + " ".join(words.split()))
-    room, end = tokens.chunk_length - 2, tokens.ends[-1]
     chunks = []
     for (key, split), (_, more) in zip(tokens.chunks, again.chunks, strict=True):
-        start, *content = split[-1][:end]
-        copies = [token for chunk, stop in zip(more, again.ends) for token in chunk[1:stop]] * (repeats - 1)
-        content = (content + copies)[:room]
-        closing = split[-1][end:][:room + 1 - len(content)]
-        chunks.append((key, (*split[:-1], (start, *content, *closing))))
-    whole = replace(tokens, chunks=tuple(chunks), ends=(*tokens.ends[:-1], 1 + len(content)))
-    return replace(whole, spans=tuple(_slots(whole).items()))
-
-
-def _slots(tokens: PromptTokens) -> dict[str, tuple[int, ...]]:
-    """Positions of every placeholder."""
-    found: dict[str, tuple[int, ...]] = {}
-    everything = (token for chunk in tokens.chunks[0][1] for token, _ in chunk)
-    for position, token in enumerate(everything):
-        if isinstance(token, Slot):
-            found[token.placeholder] = (*found.get(token.placeholder, ()), position)
-    return found
+        *whole, last = split
+        room, end = len(last) - 2, tokens.layout.of_kind(END)[-1] % len(last)
+        said_again = [entry for chunk in more for entry in chunk]
+        copies = [said_again[position] for position in again.layout.of_kind(WORD, LEARNED)] * (repeats - 1)
+        content = (last[1:end] + tuple(copies))[:room]
+        closing = last[end:][:room + 1 - len(content)]
+        chunks.append((key, (*whole, (last[0], *content, *closing))))
+    return tokenizer.placed(prompt, tuple(chunks))
 
 
 def _checked_encoder(clip, tokens: VisualTokens) -> TextEncoder:
@@ -85,13 +75,11 @@ def _checked_encoder(clip, tokens: VisualTokens) -> TextEncoder:
     return encoders[0]
 
 
-def _options(tokens: PromptTokens, encoder: TextEncoder, counts: Mapping[str, int]) -> dict[str, object]:
-    spans = dict(tokens.spans)
-    visual = spans.pop(PICTURE)
-    texts = list(token_texts(rows_of(tokens, encoder, counts)))
-    for position in visual:
-        texts[position] = VISUAL
-    return span_options({**spans, VISUAL: visual}, tokens.length, texts)
+def _with_picture(layout: Layout) -> Layout:
+    """The layout with the picture's tokens in the place of a learned word's."""
+    picture = layout.span(PICTURE)
+    pieces = tuple(Piece(VISUAL) if position in picture else piece for position, piece in enumerate(layout.pieces))
+    return Layout(pieces, tuple((VISUAL if name == PICTURE else name, positions) for name, positions in layout.spans))
 
 
 def _batch(entries) -> list[Any]:

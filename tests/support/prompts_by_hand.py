@@ -50,3 +50,18 @@ def same_tokens(a, b) -> bool:
 
     return [len(c) for c in a] == [len(c) for c in b] and all(
         same(t, u) and abs(w - v) < 1e-9 for c, d in zip(a, b) for (t, w), (u, v) in zip(c, d))
+
+
+def positions_by_hand(clip, prompt: str, words: str) -> tuple[int, ...]:
+    """Every place of the ids of `words` in ComfyUI's own split of a prompt without vectors, unless a longer word goes on
+    into them or out of them."""
+    ids, flat, places = words_to_ids(words), [], []
+    tokenizer = next(each for name, each in vars(clip.tokenizer).items() if name.startswith("clip_") and name != "clip_name")
+    for i, chunk in enumerate(next(iter(clip.tokenize(prompt).values()))):
+        row = [token for token, _ in chunk]
+        end = row.index(END)
+        flat += row[1:end]
+        places += range(SIZE * i + 1, SIZE * i + end)
+    goes_on = [not tokenizer.inv_vocab[token].endswith("</w>") for token in flat]
+    starts = [i for i in range(len(flat)) if ids and flat[i:i + len(ids)] == ids and not (i and goes_on[i - 1])]
+    return tuple(sorted({places[i + j] for i in starts for j in range(len(ids))}))

@@ -14,11 +14,11 @@ from personalize.nodes.attention.record import Record
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
-from personalize.nodes.text.spans import SPANS
 from personalize.nodes.vico.apply import Reference, Use, with_references
 from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
 
 from . import vico_by_hand
+from .layouts import spans_in
 from .sampling import encoded, noise_for, sample
 from .vico_by_hand import DualStream, Masker
 
@@ -78,7 +78,7 @@ class Scene:
         """
         sampling, base = self.model.get_model_object("model_sampling"), self.model.model
         latents = torch.cat([reference.latents for reference in references])
-        spans = self.positive[0][1][SPANS]
+        spans = spans_in(self.positive[0][1])
         where = [spans[reference.word] for reference in references for _ in reference.latents]
         sides = [self.positive, self.negative]
         contexts = [side[0][0].expand(batch, -1, -1) for side in sides]

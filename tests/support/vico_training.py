@@ -10,6 +10,7 @@ from torch import Tensor
 
 from personalize.nodes.attention.layers import unet_of
 from personalize.nodes.text.encode import encode
+from personalize.nodes.text.layout import END
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.recipe import TemplateRecipe
@@ -50,7 +51,7 @@ class ByHand:
         if prompts.pooled is not None:
             side = 8 * latents.noisy.shape[-1]
             y = session.model.model.encode_adm(pooled_output=prompts.pooled, width=side, height=side, device="cpu")
-        positions = [tuple(tokens[i].span(batch.concept(row).placeholder)) for i, row in enumerate(rows)]
+        positions = [tuple(tokens[i].layout.span(batch.concept(row).placeholder)) for i, row in enumerate(rows)]
         assert len(set(positions)) > 1, "prompts of one batch must differ in where the word is"
         sampling = session.sampling
         stream = DualStream(unet or unet_of(session.model), self.tensors, masker or MASKERS[variant],
@@ -59,7 +60,7 @@ class ByHand:
         predicted = stream(sampling.calculate_input(latents.sigma, latents.noisy), references,
                            sampling.timestep(latents.sigma).float(), prompts.cond, y, [[where] for where in positions])
         self.diffusion = (predicted - wanted_output(sampling, latents)).square().mean()
-        ends = [t.ends[0] for t in tokens]
+        ends = [t.layout.of_kind(END)[0] for t in tokens]
         self.regularisation = WEIGHT * sum(reference_attention(maps, positions, ends, goal) for maps in stream.maps)
         (self.diffusion + self.regularisation).backward()
 

@@ -16,7 +16,7 @@ from personalize.nodes.harmonize.basis import WORDS
 from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
 from personalize.nodes.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
-from personalize.nodes.text.spans import LENGTH, SPANS, VISUAL
+from personalize.nodes.text.layout import LAYOUT, VISUAL, layout_in
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 
 from ..bounds import ClassWord
@@ -131,14 +131,14 @@ def alike(conditionings: Sequence[Conditioning]) -> Iterator[list[int]]:
     """Numbers of those whose words are in the same places, so that they can share a batch."""
     groups: dict[str, list[int]] = {}
     for number, [(_, options)] in enumerate(conditionings):
-        groups.setdefault(repr(sorted(options[SPANS].items())), []).append(number)
+        groups.setdefault(repr(sorted(layout_in(options).spans)), []).append(number)
     yield from groups.values()
 
 
 def joined(conditionings: Sequence[Conditioning]) -> Conditioning:
     """One CONDITIONING with a row each, which knows the places that all of them share."""
     (_, known), = conditionings[0]
-    return [[tensor, {**options, SPANS: known[SPANS], LENGTH: known[LENGTH]}] for tensor, options in batched(conditionings)]
+    return [[tensor, {**options, LAYOUT: known[LAYOUT]}] for tensor, options in batched(conditionings)]
 
 
 @torch.no_grad()

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from personalize.nodes.text.apply import clip_with_vectors
+from personalize.nodes.text.apply import clip_with_vectors, known_placeholders
 from personalize.nodes.text.embedding_files import prompt_text, save_embedding
 from personalize.nodes.text.encoders import text_encoders
-from personalize.nodes.text.spans import LENGTH, SPANS, find_words, known_placeholders, span_options, spans_of
+from personalize.nodes.text.layout import layout_in
 from personalize.nodes.text.token_view import nearest_words, report, table, token_rows, vectors_in
-from personalize.nodes.text.tokens import PromptTokenizer
-from support.prompts_by_hand import END, SIZE, START, words_to_ids
+from personalize.nodes.text.tokens import prompt_tokens
+from support.layouts import of_spans, spans_in
+from support.prompts_by_hand import END, SIZE, START, positions_by_hand, words_to_ids
 
 
 def vectors_for(clip, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -20,16 +21,8 @@ def vectors_for(clip, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
     return {e.key: torch.randn(count, e.width, generator=noise) for e in text_encoders(clip)}
 
 
-def naive_positions(clip, prompt: str, words: str) -> tuple[int, ...]:
-    """Every place of the ids of `words` in ComfyUI's own split of a prompt without vectors, by comparing slices."""
-    ids, flat, places = words_to_ids(words), [], []
-    for i, chunk in enumerate(next(iter(clip.tokenize(prompt).values()))):
-        row = [token for token, _ in chunk]
-        end = row.index(END)
-        flat += row[1:end]
-        places += range(SIZE * i + 1, SIZE * i + end)
-    starts = [i for i in range(len(flat)) if flat[i:i + len(ids)] == ids]
-    return tuple(sorted({places[i + j] for i in starts for j in range(len(ids))}))
+def found(clip, prompt: str, words: str) -> tuple[int, ...]:
+    return prompt_tokens(clip, prompt).layout.find(words)
 
 
 @pytest.mark.parametrize("prompt, words, expected", [
@@ -43,43 +36,40 @@ def naive_positions(clip, prompt: str, words: str) -> tuple[int, ...]:
     ("a dog", "", ()),
 ])
 def test_words_are_found_as_whole_tokens(any_checkpoint, prompt, words, expected):
-    tokenizer = PromptTokenizer(any_checkpoint.clip, {})
-    assert find_words(tokenizer, prompt, words) == expected
+    assert found(any_checkpoint.clip, prompt, words) == expected
     if words:
-        assert naive_positions(any_checkpoint.clip, prompt, words) == expected
+        assert positions_by_hand(any_checkpoint.clip, prompt, words) == expected
 
 
 def test_last_piece_of_another_word_is_not_found(sd15):
     """The tokenizer splits hotdogs into hot and dogs."""
-    tokenizer = PromptTokenizer(sd15.clip, {})
-    assert naive_positions(sd15.clip, "hotdogs and dogs", "dogs") == (2, 4)
-    assert find_words(tokenizer, "hotdogs and dogs", "dogs") == (4,)
+    assert positions_by_hand(sd15.clip, "hotdogs and dogs", "dogs") == (4,)
+    assert found(sd15.clip, "hotdogs and dogs", "dogs") == (4,)
 
 
 def test_words_of_long_prompts(sd15):
     prompt = "good " * 73 + "old teddy bear " + "very " * 80 + "teddy bear"
-    tokenizer = PromptTokenizer(sd15.clip, {})
-    found = find_words(tokenizer, prompt, "teddy bear")
-    assert found == naive_positions(sd15.clip, prompt, "teddy bear") and len(found) == 4 and found[0] == 75
-    assert found[1] == SIZE + 1, "the second word begins the second chunk"
+    places = found(sd15.clip, prompt, "teddy bear")
+    assert places == positions_by_hand(sd15.clip, prompt, "teddy bear") and len(places) == 4 and places[0] == 75
+    assert places[1] == SIZE + 1, "the second word begins the second chunk"
 
 
 def test_placeholders_and_words_are_spans(any_checkpoint):
     clip = clip_with_vectors(any_checkpoint.clip, {"<my-dog>": vectors_for(any_checkpoint.clip, 3)})
     assert known_placeholders(clip) == {"<my-dog>": 3} and known_placeholders(any_checkpoint.clip) == {}
-    tokenizer = PromptTokenizer(clip, known_placeholders(clip))
-    spans = spans_of(tokenizer, "a <my-dog> dog in a red hat", ["dog", "red hat", "cat", "<my-dog>", "<my-dog> dog"])
-    assert spans == {"<my-dog>": (2, 3, 4), "dog": (5,), "red hat": (8, 9), "<my-dog> dog": (2, 3, 4, 5)}
+    layout = prompt_tokens(clip, "a <my-dog> dog in a red hat").layout
+    layout = layout.remembering(["dog", "red hat", "cat", "<my-dog>", "<my-dog> dog"])
+    assert dict(layout.spans) == {"<my-dog>": (2, 3, 4), "dog": (5,), "red hat": (8, 9), "<my-dog> dog": (2, 3, 4, 5)}
 
 
 def test_spans_travel_in_the_conditioning_to_the_sampler(sd15, monkeypatch):
     import comfy.samplers
 
-    options = span_options({"dog": (2,)}, 77)
+    options = of_spans({"dog": (2,)}).options()
     conditioning = sd15.clip.encode_from_tokens_scheduled(sd15.clip.tokenize("a dog"), add_dict=options)
     plain = nodes.CLIPTextEncode().encode(sd15.clip, "a dog")[0]
-    assert conditioning[0][1][SPANS] == {"dog": (2,)}
-    assert conditioning[0][1][LENGTH] == conditioning[0][0].shape[1] == 77
+    assert spans_in(conditioning[0][1]) == {"dog": (2,)}
+    assert layout_in(conditioning[0][1]).length == conditioning[0][0].shape[1] == 77
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
     seen, encode_conditions = [], comfy.samplers.encode_model_conds
     monkeypatch.setattr(comfy.samplers, "encode_model_conds",
@@ -88,7 +78,7 @@ def test_spans_travel_in_the_conditioning_to_the_sampler(sd15, monkeypatch):
     with torch.inference_mode():
         drawn = [nodes.common_ksampler(sd15.model, 1, 2, 5.0, "euler", "normal", c, plain, latent)[0]["samples"]
                  for c in (conditioning, plain)]
-    assert torch.equal(*drawn) and seen[0][0][SPANS] == {"dog": (2,)}
+    assert torch.equal(*drawn) and spans_in(seen[0][0]) == {"dog": (2,)}
 
 
 # ------------------------------------------------------------------------------------------------ token view
