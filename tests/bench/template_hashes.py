@@ -122,7 +122,7 @@ def pixels(file) -> str:
 
 def without_time(history: list[dict]) -> list[dict]:
     """A report's records without what a clock says."""
-    return [{key: value for key, value in record.items() if key not in ("seconds", "time")} for record in history]
+    return [{key: value for key, value in record.items() if key != "seconds_left"} for record in history]
 
 
 if __name__ == "__main__":
