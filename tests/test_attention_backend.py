@@ -6,7 +6,7 @@ import torch
 from support.patches import PATCHES, patch_on
 from support.sampling import difference, sample
 
-from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.families.find import unet_of
 
 
 @pytest.fixture(params=PATCHES)
@@ -47,7 +47,7 @@ def test_the_chosen_backend_computes_every_attention(patched, sd15, monkeypatch)
     assert outside == []
     with_patch, calls[:] = len(calls), []
     sample(with_backend(sd15.model, backend), patched.positive, patched.negative, steps=1)
-    own = 2 * len(attention_layers(sd15.model))
+    own = 2 * len(unet_of(sd15.model).layers)
     assert len(calls) == own
     assert with_patch >= own + patched.calls
 

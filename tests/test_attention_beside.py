@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from personalize.nodes.attention.layers import attention_layers, transformer_block
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.words import words_of
 from support.inprocess import load_computing_in
 from support.layouts import of_spans
@@ -37,7 +37,7 @@ class Foreign:
 
 def with_replace(model):
     model = model.clone()
-    for layer in attention_layers(model)[::2]:
+    for layer in unet_of(model).layers[::2]:
         model.set_model_attn2_replace(Foreign.replace, *layer.block, layer.depth)
     return model
 
@@ -95,7 +95,7 @@ def test_pictures_are_bit_identical_beside_other_patches(request, kind, other):
         before, record_before = recording(model, words)
         for recorded, record in ((after, record_after), (OTHERS[other](before), record_before)):
             assert torch.equal(sampled(recorded), alone)
-            assert record.sampling(alone).layers == attention_layers(model)
+            assert record.sampling(alone).layers == unet_of(model).layers
 
 
 def test_maps_are_those_of_the_context_that_patches_before_left(sd15):
@@ -148,14 +148,14 @@ def test_a_patch_that_rearranges_rows_leaves_nothing_to_record(sd15):
         record.sampling().require_maps("the test")
     before, record = recording(model, words)
     assert torch.equal(sample(coupled(before), positive, negative), expected)
-    assert record.sampling().map("dog", attention_layers(model)[0], 0) is not None
+    assert record.sampling().map("dog", unet_of(model).layers[0], 0) is not None
 
 
 # ------------------------------------------------------------------------------------------------ state and memory
 def test_runs_are_kept_apart(sd15):
     model, clip, _ = sd15
     words = words_of(["dog"], clip, PROMPT)
-    recorded, record = recording(model, words, attention_layers(model)[:2])
+    recorded, record = recording(model, words, unet_of(model).layers[:2])
     with pytest.raises(ValueError, match="record of the test is empty.*change the sampler's seed"):
         record.sampling()
     positive, negative = encoded(clip, PROMPT), encoded(clip, "")
@@ -175,7 +175,7 @@ def test_runs_are_kept_apart(sd15):
 
 def test_interrupted_runs_do_not_count(sd15):
     model, clip, _ = sd15
-    recorded, record = recording(model, words_of(["dog"], clip, PROMPT), attention_layers(model)[:1])
+    recorded, record = recording(model, words_of(["dog"], clip, PROMPT), unet_of(model).layers[:1])
     positive, negative = encoded(clip, PROMPT), encoded(clip, "")
     first = sample(recorded, positive, negative)
 
@@ -189,8 +189,8 @@ def test_interrupted_runs_do_not_count(sd15):
 
 def test_two_recorders_on_one_model_do_not_mix(sd15):
     model, clip, _ = sd15
-    inner, dogs = recording(model, words_of(["dog"], clip, PROMPT), attention_layers(model)[:2])
-    outer, hats = recording(inner, words_of(["red hat"], clip, PROMPT), attention_layers(model)[2:3])
+    inner, dogs = recording(model, words_of(["dog"], clip, PROMPT), unet_of(model).layers[:2])
+    outer, hats = recording(inner, words_of(["red hat"], clip, PROMPT), unet_of(model).layers[2:3])
     positive, negative = encoded(clip, PROMPT), encoded(clip, "")
     result = sample(outer, positive, negative)
     assert torch.equal(result, sample(model, positive, negative))
@@ -212,7 +212,7 @@ def test_record_is_small_and_on_the_cpu(sd15):
         assert all(part.device.type == "cpu" and not part.requires_grad for part in parts)
         assert all(part.untyped_storage().nbytes() == part.nbytes for part in parts), "a larger tensor is kept alive"
         sizes[every_step] = sum(part.nbytes for part in parts)
-    pixels = sum((16 // layer.stride) ** 2 for layer in attention_layers(model))
+    pixels = sum((16 // layer.stride) ** 2 for layer in unet_of(model).layers)
     assert sizes[False] == pixels * 2 * (2 + 1) * 4  # two words, two pictures and a weight, float32
     assert sizes[True] == sizes[False] * 3 / 2
 
@@ -239,14 +239,14 @@ def test_projections_of_the_patch_use_the_patched_weights(sd15):
     model, clip, _ = sd15
     changed = with_lora(model)
     positive, negative = encoded(clip, PROMPT), encoded(clip, "")
-    recorded, record = recording(changed, words_of(["dog"], clip, PROMPT), attention_layers(model)[:1])
+    recorded, record = recording(changed, words_of(["dog"], clip, PROMPT), unet_of(model).layers[:1])
     _, seen = plain_run(changed, positive, negative, steps=1)
     sample(recorded, positive, negative, steps=1)
     _, unchanged = plain_run(model, positive, negative, steps=1)
-    layer = attention_layers(model)[0]
+    layer = unet_of(model).layers[0]
     found = record.current.map("dog", layer, 0)
     assert close(found, by_hand(seen, layer)[1:, :, 5]) and not close(found, by_hand(unchanged, layer)[1:, :, 5])
-    assert transformer_block(model, layer).attn2.to_k.weight is not None
+    assert unet_of(model).block(layer).attn2.to_k.weight is not None
 
 
 def test_maps_are_those_of_the_model_that_runs(sd15):
@@ -254,12 +254,12 @@ def test_maps_are_those_of_the_model_that_runs(sd15):
     import comfy.samplers
 
     model, clip, _ = sd15
-    copied, layer = load_computing_in(torch.float32, "sd15.safetensors"), attention_layers(model)[0]
-    weight = transformer_block(copied, layer).attn2.to_k.weight
+    copied, layer = load_computing_in(torch.float32, "sd15.safetensors"), unet_of(model).layers[0]
+    weight = unet_of(copied).block(layer).attn2.to_k.weight
     with torch.inference_mode():
         weight += torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
     positive, negative = encoded(clip, PROMPT), encoded(clip, "")
-    recorded, record = recording(model, words_of(["dog"], clip, PROMPT), attention_layers(model)[:1])
+    recorded, record = recording(model, words_of(["dog"], clip, PROMPT), unet_of(model).layers[:1])
     guider = comfy.samplers.CFGGuider(recorded)
     guider.set_conds(positive, negative)
     guider.set_cfg(5.0)

@@ -8,7 +8,7 @@ import torch
 
 import comfy.model_management
 from personalize.nodes.attention import nodes_show, record as records
-from personalize.nodes.attention.layers import AttentionLayer
+from personalize.nodes.families.layers import AttentionLayer
 from personalize.nodes.attention.nodes_show import ShowAttention, ShowMasks
 from personalize.nodes.attention.record import Record
 
@@ -19,7 +19,7 @@ STEP = 2 * 2 * 32 * 32 * 2 * 2  # bytes: layers, words, pixels, maps and their w
 
 def recorded(record: Record, steps: int, images: int = 1) -> Record:
     """A run of a sampler on latents of 32 × 32 whose layers look at two words."""
-    record.begin(images, (32, 32), steps)
+    record.begin(images, (32, 32), steps, 8)
     for step in range(steps):
         for layer in LAYERS:
             record.add_maps(step, layer, torch.full((images, 2, 32, 32), (step + 1) / 100), ("dog", "hat"))

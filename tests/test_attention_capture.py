@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize.nodes.attention.layers import attention_layers, unet_of
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.maps import resized
 from personalize.nodes.attention.words import words_of
 from support.attention_by_hand import naive_attention, projections
@@ -23,7 +23,7 @@ def test_maps_equal_naive_loops(any_checkpoint):
     assert torch.equal(sample(recorded, positive, negative, batch=2), plain)
     run = record.sampling(plain)
     assert (run.words, run.map_steps, run.absent) == (("dog", "red hat"), (0, 1), ())
-    assert (run.layers, run.images, run.size, run.steps) == (attention_layers(model), 2, (16, 16), 2)
+    assert (run.layers, run.images, run.size, run.steps) == (unet_of(model).layers, 2, (16, 16), 2)
     for layer in run.layers:
         side = 16 // layer.stride
         for step in run.map_steps:
@@ -102,7 +102,7 @@ def test_areas_are_put_in_their_place(sd15):
     spans = of_spans({"dog": (2,)}).options()
     left = encoded(clip, "a dog", **spans, area=(16, 16, 0, 0), strength=1.0)
     right = encoded(clip, "a dog on grass", **spans, area=("percentage", 1.0, 2 / 3, 0.0, 1 / 3), strength=3.0)
-    layers = tuple(layer for layer in attention_layers(model) if layer.stride == 1)
+    layers = tuple(layer for layer in unet_of(model).layers if layer.stride == 1)
     recorded, record = recording(model, layers=layers)
     positive, negative = left + right, encoded(clip, "")
     plain, seen = plain_run(model, positive, negative, size=(16, 24), steps=1)
@@ -124,7 +124,7 @@ def test_masks_of_conditionings_weigh_their_maps(sd15):
     mask[..., :64] = 1.0
     one = encoded(clip, "a dog", **of_spans({"dog": (2,)}).options(), mask=mask, mask_strength=1.0)
     other = encoded(clip, "a red dog", **of_spans({"dog": (3,)}).options(), mask=1 - mask, mask_strength=1.0)
-    layers = attention_layers(model)[:1]
+    layers = unet_of(model).layers[:1]
     recorded, record = recording(model, layers=layers)
     plain, seen = plain_run(model, one + other, encoded(clip, ""), steps=1)
     assert torch.equal(sample(recorded, one + other, encoded(clip, ""), steps=1), plain)
@@ -141,7 +141,7 @@ def test_strengths_of_masks_weigh_where_they_overlap(sd15):
     one, other = (encoded(clip, text, **of_spans({"dog": (where,)}).options(), mask=torch.ones(1, 128, 128),
                           mask_strength=strength)
                   for text, where, strength in (("a dog", 2, 0.5), ("a red dog", 3, 2.0)))
-    layers = attention_layers(model)[:1]
+    layers = unet_of(model).layers[:1]
     recorded, record = recording(model, layers=layers)
     plain, seen = plain_run(model, one + other, encoded(clip, ""), steps=1)
     assert torch.equal(sample(recorded, one + other, encoded(clip, ""), steps=1), plain)
@@ -175,7 +175,7 @@ def test_guider_whose_positive_side_is_not_the_first(sd15):
         guider = Guider_DualCFG(used)
         guider.set_conds(first, second, encoded(clip, "dog cat"))
         guider.set_cfg(5.0, 2.0)
-        with projections(unet_of(model)) as seen:
+        with projections(unet_of(model).denoiser) as seen:
             results.append(guided(guider, 1))
     assert torch.equal(*results)
     run = record.current
@@ -198,7 +198,7 @@ def test_copies_of_areas_under_such_a_guider_are_left_out(sd15):
     maps = []
     for kind, others, cfg in ((Guider_DualCFG, ("a fish", "blurry"), (5.0, 2.0)),
                               (comfy.samplers.CFGGuider, ("blurry",), (5.0,))):
-        recorded, record = recording(model, layers=attention_layers(model)[:1])
+        recorded, record = recording(model, layers=unet_of(model).layers[:1])
         guider = kind(recorded)
         guider.set_conds(area, *(encoded(clip, text) for text in others))
         guider.set_cfg(*cfg)
@@ -212,7 +212,7 @@ def test_copies_of_areas_under_such_a_guider_are_left_out(sd15):
 def test_every_sampler_fills_every_step(sd15, sampler):
     model, clip, _ = sd15
     positive, negative = encoded(clip, PROMPT), encoded(clip, "")
-    recorded, record = recording(model, words_of(["dog"], clip, PROMPT), attention_layers(model)[:1])
+    recorded, record = recording(model, words_of(["dog"], clip, PROMPT), unet_of(model).layers[:1])
     plain = sample(model, positive, negative, sampler=sampler, steps=4)
     assert torch.equal(sample(recorded, positive, negative, sampler=sampler, steps=4), plain)
     run = record.sampling(plain)
@@ -227,7 +227,7 @@ def test_image_to_image_and_inpainting(sd15):
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., 4:12, 4:12] = 1.0
     for more in ({"denoise": 0.5}, {"denoise": 0.8, "noise_mask": mask}):
-        recorded, record = recording(model, words_of(["dog"], clip, PROMPT), attention_layers(model)[:1])
+        recorded, record = recording(model, words_of(["dog"], clip, PROMPT), unet_of(model).layers[:1])
         plain, seen = plain_run(model, positive, negative, latent=latent, **more)
         assert torch.equal(sample(recorded, positive, negative, latent=latent, **more), plain)
         run = record.sampling(plain)

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from personalize.nodes.attention.heat import COLOURS, coloured, labelled_grid, overlaid
-from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.maps import mean_over_layers, normalised, resized
 from personalize.nodes.attention.masks import above, on_grid, otsu, otsu_threshold
 from personalize.nodes.attention.record import Record
@@ -67,7 +67,7 @@ def test_otsu_asks_other_devices_for_no_float64():
 def test_otsu_of_real_maps_equals_scikit_image(any_checkpoint):
     model, clip, _ = any_checkpoint
     record = Record("the test", every_step=True)
-    recorded = recording_model(model, record, attention_layers(model), words_of(["dog"], clip, "a dog on grass"))
+    recorded = recording_model(model, record, unet_of(model).layers, words_of(["dog"], clip, "a dog on grass"))
     sample(recorded, encoded(clip, "a dog on grass"), encoded(clip, ""), batch=2)
     run = record.sampling()
     for layer in run.layers:

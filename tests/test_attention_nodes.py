@@ -151,7 +151,7 @@ def test_attention_of_a_given_latent_equals_a_single_pass(execute, tiny_checkpoi
     """By hand: the latent noised by the schedule's own formula, one pass of the model with the prompt."""
     import comfy.model_management
 
-    from personalize.nodes.attention.layers import unet_of
+    from personalize.nodes.families.find import unet_of
     from support.attention_by_hand import naive_attention, projections
     from support.sampling import noise_for
 
@@ -175,7 +175,7 @@ def test_attention_of_a_given_latent_equals_a_single_pass(execute, tiny_checkpoi
             noised = base.process_latent_in(latent) + sigma * noise_for(latent, 5)
             if checkpoint == "sdxl_zsnr":
                 assert base.model_sampling.sigma_max > 1000
-            with projections(unet_of(model)) as seen:
+            with projections(unet_of(model).denoiser) as seen:
                 base.apply_model(noised, sigma, c_crossattn=context, **extra)
             for layer in sampling.layers[::3]:
                 heads, (query, key) = seen[layer.order]
@@ -253,7 +253,7 @@ def test_masks_of_a_record_are_shown(session):
 
         def give(self, latent):
             record = Record("the swap")
-            record.begin(2, (16, 16), 5)
+            record.begin(2, (16, 16), 5, 8)
             for step, mask in masks.items():
                 record.add_mask(step, mask)
             return (record,)

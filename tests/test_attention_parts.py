@@ -7,7 +7,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import words_of
@@ -80,7 +80,7 @@ def test_attention_is_recorded_in_windows(world, execute, order):
         record = Record("a test")
         if windowed and order == "before":
             model = windows(model)
-        model = recording_model(model, record, attention_layers(world.model), words_of(["dog"]))
+        model = recording_model(model, record, unet_of(world.model).layers, words_of(["dog"]))
         world.sample(windows(model) if windowed and order == "after" else model, batch=4, steps=1)
         return record.current.mean_map("dog")
 
@@ -90,7 +90,7 @@ def test_attention_is_recorded_in_windows(world, execute, order):
 
 def test_attention_is_recorded_in_windows_of_a_latent(world, execute):
     record = Record("a test")
-    layers = [layer for layer in attention_layers(world.model) if layer.stride == 1]  # coarse maps are smoothed
+    layers = [layer for layer in unet_of(world.model).layers if layer.stride == 1]  # coarse maps are smoothed
     model = recording_model(windows(world.model, 24, 0, dim=2), record, layers, words_of(["dog"]))
     noise = torch.randn(1, 4, 48, 16, generator=generator(0))
     world.sample(model, latent=torch.zeros(1, 4, 48, 16), noise=noise, steps=1)

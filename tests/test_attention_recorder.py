@@ -6,11 +6,12 @@ import contextlib
 import pytest
 import torch
 import torch.utils.checkpoint
+from comfy.ldm.modules.attention import SpatialTransformer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from personalize.nodes.attention import softmax
-from personalize.nodes.attention.layers import attention_layers, spatial_transformer, transformer_block, unet_of
 from personalize.nodes.attention.recorder import AttentionRecorder, PassStopped, Wanted
+from personalize.nodes.families.find import unet_of
 from support.attention_by_hand import naive_attention, projections
 
 
@@ -18,10 +19,10 @@ class UNetRun:
     """A trainable copy of a tiny U-Net and inputs for it."""
 
     def __init__(self, model, rows=2, tokens=77, side=16, dtype=torch.float32):
-        self.unet = unet_of(model)
-        self.layers = attention_layers(model)
+        self.family = unet_of(model)
+        self.unet, self.layers = self.family.denoiser, self.family.layers
         generator = torch.Generator().manual_seed(3)
-        width = transformer_block(model, self.layers[0]).attn2.to_k.in_features
+        width = self.family.text_width
         self.x = torch.randn(rows, 4, side, side, generator=generator, dtype=dtype)
         self.t = torch.linspace(100, 700, rows)
         self.context = torch.randn(rows, tokens, width, generator=generator, dtype=dtype)
@@ -63,7 +64,7 @@ def hook_count(module):
 def test_layers_are_in_execution_order(run):
     ran, hooks = [], []
     for layer in run.layers:
-        attention = transformer_block(run.unet, layer).attn2
+        attention = run.family.block(layer).attn2
         hooks.append(attention.register_forward_hook(lambda m, a, out, order=layer.order: ran.append(order)))
     run()
     for hook in hooks:
@@ -75,7 +76,7 @@ def test_maps_equal_naive_loops(run):
     layers = run.layers[::3]
     positions = ((1, 5, 76), (2, 2, 0))
     wanted = [Wanted(layers), Wanted(layers, "pixels", positions), Wanted(layers, "pixels")]
-    with torch.no_grad(), projections(run.unet) as seen, AttentionRecorder(run.unet, wanted) as rec:
+    with torch.no_grad(), projections(run.unet) as seen, AttentionRecorder(run.family, wanted) as rec:
         run()
     means, chosen, everything = rec.maps
     for i, layer in enumerate(layers):
@@ -90,7 +91,7 @@ def test_maps_equal_naive_loops(run):
 
 
 def test_stride_says_how_large_the_maps_are(run):
-    with torch.no_grad(), AttentionRecorder(run.unet, [Wanted(run.layers, "pixels", ((0,),))]) as rec:
+    with torch.no_grad(), AttentionRecorder(run.family, [Wanted(run.layers, "pixels", ((0,),))]) as rec:
         run()
     assert [m.shape[1] for m in rec.maps[0]] == [(16 // layer.stride) ** 2 for layer in run.layers]
 
@@ -101,7 +102,7 @@ def test_keys_of_another_prompt(run, keys_rows, tokens):
     """Queries of the pass against keys that a second real pass computes from the other prompt."""
     other = torch.randn(keys_rows, tokens, run.context.shape[2], generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        with projections(run.unet) as first, AttentionRecorder(run.unet, [Wanted(run.layers, keys=other)]) as rec:
+        with projections(run.unet) as first, AttentionRecorder(run.family, [Wanted(run.layers, keys=other)]) as rec:
             run()
         with projections(run.unet) as second:
             run(other.expand(2, -1, -1))
@@ -114,7 +115,7 @@ def test_keys_of_another_prompt(run, keys_rows, tokens):
 def test_long_prompt(run15):
     context = torch.randn(2, 154, run15.context.shape[2])
     wanted = [Wanted(run15.layers[:2])]
-    with torch.no_grad(), projections(run15.unet) as seen, AttentionRecorder(run15.unet, wanted) as rec:
+    with torch.no_grad(), projections(run15.unet) as seen, AttentionRecorder(run15.family, wanted) as rec:
         run15(context)
     for layer, found in zip(run15.layers, rec.maps[0]):
         assert torch.allclose(found, naive_attention(*seen[layer.order][1], layer.heads).mean((1, 2)), atol=1e-6)
@@ -137,7 +138,7 @@ def test_unet_in_bfloat16(run15):
     run15.unet.dtype = torch.bfloat16
     run15.x, run15.context = run15.x.bfloat16(), run15.context.bfloat16()
     run15.context.requires_grad_()
-    with projections(run15.unet) as seen, AttentionRecorder(run15.unet, [Wanted(run15.layers)]) as rec:
+    with projections(run15.unet) as seen, AttentionRecorder(run15.family, [Wanted(run15.layers)]) as rec:
         run15()
     for layer, found in zip(run15.layers[:3], rec.maps[0]):
         query, key = (p.float() for p in seen[layer.order][1])
@@ -160,7 +161,7 @@ def test_gradients_equal_finite_differences(monkeypatch, at_once, key_rows):
 
 
 def loss_of(run, context, wanted, until=None, options=None, keys=None):
-    with AttentionRecorder(run.unet, wanted, until) as rec, contextlib.suppress(PassStopped):
+    with AttentionRecorder(run.family, wanted, until) as rec, contextlib.suppress(PassStopped):
         run(context, options)
     return sum((found ** 2).sum() for maps in rec.maps for found in maps)
 
@@ -182,7 +183,7 @@ def test_gradient_on_the_real_unet_equals_autograd_through_plain_softmax(run):
         return hook
 
     for layer in layers:
-        attention = transformer_block(run.unet, layer).attn2
+        attention = run.family.block(layer).attn2
         hooks.append(attention.to_q.register_forward_hook(lambda m, a, out, i=layer: queries.__setitem__(i, out)))
         hooks.append(attention.to_k.register_forward_hook(on_key(layer)))
     run(context)
@@ -195,7 +196,7 @@ def test_gradient_on_the_real_unet_equals_autograd_through_plain_softmax(run):
 
 def test_gradient_reaches_the_keys_of_another_prompt(run15):
     keys = torch.randn(1, 77, run15.context.shape[2]).requires_grad_()
-    with AttentionRecorder(run15.unet, [Wanted(run15.layers, keys=keys)]) as rec:
+    with AttentionRecorder(run15.family, [Wanted(run15.layers, keys=keys)]) as rec:
         run15()
     sum((found[:, 5] ** 2).sum() for found in rec.maps[0]).backward()
     assert keys.grad[0, 5].abs().sum() > 0
@@ -204,7 +205,7 @@ def test_gradient_reaches_the_keys_of_another_prompt(run15):
 # ------------------------------------------------------------------------------------------------ checkpointing
 def checkpointed(run, level):
     """Gradient checkpointing of every SpatialTransformer or of the whole U-Net; undo() ends it."""
-    modules = [run.unet] if level == "unet" else list({spatial_transformer(run.unet, layer) for layer in run.layers})
+    modules = [run.unet] if level == "unet" else [m for m in run.unet.modules() if isinstance(m, SpatialTransformer)]
     for module in modules:
         inner = module.forward
 
@@ -223,7 +224,7 @@ def test_gradient_checkpointing(run15, level, stop, open_in_backward):
     wanted, until = [Wanted(layers), Wanted(layers[:4], "pixels", ((3,),))], layers[-1] if stop else None
     plain, = torch.autograd.grad(loss_of(run15, context, wanted, until), context)
     checkpointed(run15, level)
-    with AttentionRecorder(run15.unet, wanted, until) as rec:
+    with AttentionRecorder(run15.family, wanted, until) as rec:
         with contextlib.suppress(PassStopped):
             output = run15(context)
         first = rec.maps
@@ -240,7 +241,7 @@ def test_gradient_checkpointing(run15, level, stop, open_in_backward):
 def test_outputs_are_bit_identical(run):
     with torch.no_grad():
         plain = run()
-        with AttentionRecorder(run.unet, [Wanted(run.layers), Wanted(run.layers, "pixels", keys=run.context[:1])]):
+        with AttentionRecorder(run.family, [Wanted(run.layers), Wanted(run.layers, "pixels", keys=run.context[:1])]):
             recorded = run()
     assert torch.equal(plain, recorded)
 
@@ -257,7 +258,7 @@ def test_attention_replaced_by_another_pack(run15):
     options = {"patches_replace": {"attn2": {layer.block: foreign}}}
     with torch.no_grad():
         plain = run15(options=options)
-        with projections(run15.unet) as seen, AttentionRecorder(run15.unet, [Wanted((layer,))]) as rec:
+        with projections(run15.unet) as seen, AttentionRecorder(run15.family, [Wanted((layer,))]) as rec:
             recorded = run15(options=options)
     assert len(calls) == 2 and torch.equal(plain, recorded)
     assert torch.allclose(rec.maps[0][0], naive_attention(*seen[layer.order][1], layer.heads).mean((1, 2)), atol=1e-6)
@@ -268,7 +269,7 @@ def test_weight_wrappers_act_on_the_maps(load_checkpoint):
     import comfy.model_management
 
     model = load_checkpoint("sd15").model
-    layer = attention_layers(model)[0]
+    layer = unet_of(model).layers[0]
     name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 
     class Twice(torch.nn.Module):
@@ -282,8 +283,8 @@ def test_weight_wrappers_act_on_the_maps(load_checkpoint):
         for patcher in (model, wrapped):
             comfy.model_management.load_models_gpu([patcher])
             run = UNetRun(patcher)
-            key = transformer_block(patcher, layer).attn2.to_k.weight
-            with projections(run.unet) as seen, AttentionRecorder(patcher, [Wanted((layer,))]) as rec:
+            key = unet_of(patcher).block(layer).attn2.to_k.weight
+            with projections(run.unet) as seen, AttentionRecorder(unet_of(patcher), [Wanted((layer,))]) as rec:
                 run()
             maps.append(rec.maps[0][0])
         plain_key = torch.nn.functional.linear(run.context, key.float()) * 2
@@ -297,14 +298,14 @@ def test_until_stops_right_after_its_maps(run):
     last = run.layers[-4]
     ran, hooks = [], []
     for layer in run.layers:
-        attention = transformer_block(run.unet, layer).attn2
+        attention = run.family.block(layer).attn2
         hooks.append(attention.to_v.register_forward_hook(lambda m, a, out, order=layer.order: ran.append(order)))
     with torch.no_grad():
-        with AttentionRecorder(run.unet, [Wanted(run.layers)]) as rec:
+        with AttentionRecorder(run.family, [Wanted(run.layers)]) as rec:
             run()
         everything = rec.maps[0]
         ran.clear()
-        with pytest.raises(PassStopped), AttentionRecorder(run.unet, [Wanted(run.layers[:-3])], until=last) as rec:
+        with pytest.raises(PassStopped), AttentionRecorder(run.family, [Wanted(run.layers[:-3])], until=last) as rec:
             run()
     for hook in hooks:
         hook.remove()
@@ -314,18 +315,18 @@ def test_until_stops_right_after_its_maps(run):
 
 def test_nothing_is_left_behind(run15):
     before = hook_count(run15.unet)
-    recorder = AttentionRecorder(run15.unet, [Wanted(run15.layers)])
+    recorder = AttentionRecorder(run15.family, [Wanted(run15.layers)])
     with pytest.raises(ZeroDivisionError), recorder:
         assert hook_count(run15.unet) == before + 2 * len(run15.layers)
         1 / 0
     assert hook_count(run15.unet) == before
-    with pytest.raises(PassStopped), torch.no_grad(), AttentionRecorder(run15.unet, [], until=run15.layers[2]):
+    with pytest.raises(PassStopped), torch.no_grad(), AttentionRecorder(run15.family, [], until=run15.layers[2]):
         run15()
     assert hook_count(run15.unet) == before
     with pytest.raises(RuntimeError, match="did not run"):
         recorder.maps
     with pytest.raises(ValueError, match="stops at layer 2"):
-        AttentionRecorder(run15.unet, [Wanted(run15.layers)], until=run15.layers[2])
+        AttentionRecorder(run15.family, [Wanted(run15.layers)], until=run15.layers[2])
 
 
 # ------------------------------------------------------------------------------------------------ memory

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize.nodes.training.block_patches import differentiable_patches
+from personalize.nodes.families.block_patches import differentiable_patches
 
 
 def in_place(h, skip, options):

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from personalize.nodes.attention.branch import in_branch
-from personalize.nodes.attention.layers import attention_layers, unet_of
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import words_of
@@ -55,7 +55,7 @@ def test_composes(any_world, companion):
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_ip_adapter(any_world, order, tmp_path):
     """The picture attends to its tokens, orthogonal ones perhaps, the branch to the original ones."""
-    channels = [layer.channels for part in ("input", "output", "middle") for layer in attention_layers(any_world.model)
+    channels = [layer.channels for part in ("input", "output", "middle") for layer in unet_of(any_world.model).layers
                 if layer.block[0] == part]
     width = any_world.positive[0][0].shape[-1]
     save_file(flat(state_dict("base", 8, width, channels)), tmp_path / "a.safetensors")
@@ -149,7 +149,7 @@ def test_a_guider_with_a_second_model(world, two_models):
     """DualModelGuider gives the negative side to another U-Net, in lists of its own."""
     other = load_computing_in(torch.float32, "sd15.safetensors")
     other.add_patches({f"diffusion_model.{name}": (torch.randn(weight.shape, generator=generator(5)),)
-                       for name, weight in unet_of(other).state_dict().items()
+                       for name, weight in unet_of(other).denoiser.state_dict().items()
                        if name.endswith(("attn1.to_q.weight", "attn1.to_k.weight", "attn1.to_v.weight"))}, 0.1)
     other = world.strong(other)
 
@@ -158,10 +158,10 @@ def test_a_guider_with_a_second_model(world, two_models):
 
     model, record = world.swap(mask=half_mask(), start=0.0)
     found, mask = run(model, world.positive), half_mask()[:, None]
-    first, second = unet_of(world.model), unet_of(other)
+    first, second = unet_of(world.model).denoiser, unet_of(other).denoiser
     (branch, of_second), of_first = kept_keys_and_values(
         first, lambda: kept_keys_and_values(second, lambda: run(world.model, world.visual)))
-    layers = range(len(attention_layers(first)))
+    layers = range(len(unet_of(first).layers))
     with swapping(first, of_first, 0, layers, 1, mask), swapping(second, of_second, 0, layers, 1, mask):
         expected = run(world.model, world.positive)
     assert close(found, expected) and far(found, run(world.model, world.positive))
@@ -191,7 +191,7 @@ def test_nodes_that_skip_steps(world, order, node):
         return cached(world.swap(**settings)[0], threshold)
 
     how, calls = {"steps": 5}, []
-    hook = unet_of(world.model).time_embed.register_forward_hook(lambda *_: calls.append(1))
+    hook = unet_of(world.model).denoiser.time_embed.register_forward_hook(lambda *_: calls.append(1))
     found = world.sample(both(), **how)
     hook.remove()
     assert 2 < len(calls) < 2 * 5
@@ -203,7 +203,7 @@ def test_attention_is_recorded_beside_it(world):
     """Record Attention sees the picture's rows alone, on either side of the swap."""
     seen = {}
     for order in ("none", "before", "after"):
-        record, words, layers = Record("a test"), words_of(["dog"]), attention_layers(world.model)
+        record, words, layers = Record("a test"), words_of(["dog"]), unet_of(world.model).layers
         if order == "none":
             model = recording_model(world.model, record, layers, words)
         elif order == "before":

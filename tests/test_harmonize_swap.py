@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.masks import otsu
 from personalize.nodes.attention.record import Record
 from personalize.nodes.attention.recording import recording_model
@@ -80,7 +80,7 @@ def test_a_large_mask_is_kept_at_the_size_of_the_latent(world):
     ids=str)
 def test_masks_from_attention(world, settings, steps):
     """Against maps recorded without a swap; they are compared with naive loops in test_attention_capture."""
-    layers = [layer for layer in attention_layers(world.model) if layer.stride == 1 or "mask_layers" in settings]
+    layers = [layer for layer in unet_of(world.model).layers if layer.stride == 1 or "mask_layers" in settings]
     recorded = Record("a test", every_step=True)
     world.sample(recording_model(world.model, recorded, layers, words_of(["dog"])))
     mean = torch.stack([recorded.current.mean_map("dog", step) for step in steps]).mean(0)
@@ -173,7 +173,7 @@ def test_bad_input_is_one_sentence(world):
     with pytest.raises(ValueError, match="is empty: either no sampler uses its MODEL"):
         PersonalizeBranchLatent.execute(world.swap()[1], {"samples": torch.zeros(1, 4, 16, 16)})
     record = Record("Record Attention")
-    result = world.sample(recording_model(world.model, record, attention_layers(world.model), words_of(["dog"])), steps=1)
+    result = world.sample(recording_model(world.model, record, unet_of(world.model).layers, words_of(["dog"])), steps=1)
     with pytest.raises(ValueError, match="The record of Record Attention holds no second branch"):
         PersonalizeBranchLatent.execute(record, {"samples": result})
 

@@ -14,9 +14,9 @@ from test_training_job import learned, make_job, run, steps_taken  # noqa: F401 
 from test_training_loop import subject
 
 from personalize.nodes import files
+from personalize.nodes.families.unet import UNet
 from personalize.nodes.run_files import run_names
 from personalize.nodes.text.embedding_files import save_embedding
-from personalize.nodes.training import preview
 from personalize.nodes.training.nodes_steps import PersonalizeManageSteps
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
@@ -33,7 +33,7 @@ DELETE, KEEP, WHOLE = "delete these steps", "keep only these steps", "delete the
 
 @pytest.fixture(autouse=True)
 def quick_previews(monkeypatch):
-    monkeypatch.setattr(preview, "STEPS", 1)
+    monkeypatch.setattr(UNet, "preview", replace(UNet.preview, steps=1))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from support.patches import PATCHES, patch_on
 from support.sampling import difference, encoded, sample
 from test_training_job import make_job, run
 
-from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import Words
@@ -70,10 +70,10 @@ def test_attention_is_recorded_on_every_device(load_checkpoint, tmp_path):
     with torch.inference_mode():
         both = [part for text, word in (("a dog", "dog"), ("a cat", "cat"))
                 for part in PersonalizeEncodeWithSpans.execute(checkpoint.clip, text, word).args[0]]
-    model = recording_model(shared(checkpoint.model), record, attention_layers(checkpoint.model), Words(("dog", "cat")))
+    model = recording_model(shared(checkpoint.model), record, unet_of(checkpoint.model).layers, Words(("dog", "cat")))
     sample(model, both, encoded(checkpoint.clip, ""), cfg=1.0)
     assert set(record.current.words) == {"dog", "cat"}
-    assert all(len(record.current.map("dog", layer)) for layer in attention_layers(checkpoint.model))
+    assert all(len(record.current.map("dog", layer)) for layer in unet_of(checkpoint.model).layers)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -5,7 +5,7 @@ import nodes
 import pytest
 import torch
 
-from personalize.nodes.attention.layers import attention_layers, unet_of
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import words_of
@@ -50,7 +50,7 @@ def test_animatediff_windows_and_recorded_attention(beside_packs, world):
     found = []
     for windowed in (False, True):
         record = Record("a test")
-        model = recording_model(world.model, record, attention_layers(world.model), words_of(["dog"]))
+        model = recording_model(world.model, record, unet_of(world.model).layers, words_of(["dog"]))
         world.sample(in_context(model) if windowed else model, batch=4, steps=1)
         found.append(record.current.mean_map("dog"))
     assert close(found[1], found[0])
@@ -103,15 +103,15 @@ def ip_adapted(world, model):
     patches = [cls for name, cls in nodes.NODE_CLASS_MAPPINGS.items() if name == "IPAdapterAdvanced"]
     module = __import__("sys").modules[patches[0].__module__]
     patched, width = model.clone(), world.positive[0][0].shape[-1]
-    dtype = next(unet_of(model).parameters()).dtype
+    dtype = next(unet_of(model).denoiser.parameters()).dtype
     draw = torch.Generator().manual_seed(1)
-    for number, layer in enumerate(attention_layers(world.model)):
+    for number, layer in enumerate(unet_of(world.model).layers):
         for kind in "kv":
             linear = torch.nn.Linear(width, layer.channels, bias=False)
             torch.nn.init.normal_(linear.weight, std=0.3, generator=draw)
             Adapter.ip_layers.to_kvs[f"{2 * number + 1}_to_{kind}_ip"] = linear.to(dtype)
     tokens = torch.randn(1, 4, width, generator=draw).to(dtype)
-    for number, layer in enumerate(attention_layers(world.model)):
+    for number, layer in enumerate(unet_of(world.model).layers):
         module.set_model_patch_replace(patched, {
             "ipadapter": Adapter, "weight": 1.0, "cond": tokens, "cond_alt": None, "uncond": torch.zeros_like(tokens),
             "weight_type": "linear", "mask": None, "sigma_start": 999.0, "sigma_end": 0.0, "unfold_batch": False,
@@ -136,6 +136,6 @@ def test_ipadapter_plus_and_swap(beside_packs, world, order):
 def test_ipadapter_plus_and_recorded_attention(beside_packs, world):
     """The maps are those to the text, of the run that it changes."""
     adapted = ip_adapted(world, world.model)
-    record, layers = Record("a test"), attention_layers(world.model)
+    record, layers = Record("a test"), unet_of(world.model).layers
     found = world.sample(recording_model(adapted, record, layers, words_of(["dog"])), steps=1)
     assert torch.equal(found, world.sample(adapted, steps=1)) and record.current.words == ("dog",)

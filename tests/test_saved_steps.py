@@ -17,8 +17,8 @@ from test_training_job import learned, make_job, run, steps_taken  # noqa: F401 
 from test_training_loop import subject
 
 from personalize.nodes import files, locations
+from personalize.nodes.families.unet import UNet
 from personalize.nodes.run_files import files_of_run, run_names
-from personalize.nodes.training import preview
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.run_folder import saved_report
@@ -38,7 +38,7 @@ files.write_file(Path(sys.argv[1]), write)
 
 @pytest.fixture(autouse=True)
 def quick_previews(monkeypatch):
-    monkeypatch.setattr(preview, "STEPS", 1)
+    monkeypatch.setattr(UNet, "preview", replace(UNet.preview, steps=1))
 
 
 class Killed(BaseException):

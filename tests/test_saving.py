@@ -15,8 +15,9 @@ from test_training_loop import subject
 
 import comfy.model_management
 from personalize.nodes import files
+from personalize.nodes.families.unet import UNet
 from personalize.nodes.text.embedding_files import load_embedding
-from personalize.nodes.training import preview, run_folder
+from personalize.nodes.training import run_folder
 from personalize.nodes.training.parts.part import Artifact
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
@@ -29,7 +30,7 @@ BOTH = (EmbeddingPart(), AdapterPart(lr=1e-2))
 
 @pytest.fixture(autouse=True)
 def quick_previews(monkeypatch):
-    monkeypatch.setattr(preview, "STEPS", 1)
+    monkeypatch.setattr(UNet, "preview", replace(UNet.preview, steps=1))
 
 
 def below_a_file(folder) -> str:

@@ -14,9 +14,9 @@ from test_training_loop import subject, train
 from test_training_safety import FAILED, Failing
 
 from personalize.nodes.core.nodes import CoReTestTime
+from personalize.nodes.families.unet import UNet
 from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.training import job as job_module
-from personalize.nodes.training import preview
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.failures import OutOfMemory, TrainingDiverged
 from personalize.nodes.training.loop import Settings
@@ -202,7 +202,7 @@ def test_parts_that_do_not_fit(sd15, parts, remedy):
 def test_a_preview_that_fails_is_left_out(sd15, monkeypatch, caplog, method, error, why):
     """The first is, the others are drawn; what is learned is the same, bit for bit."""
     name = f"cause-preview-{method}-{type(error).__name__}"
-    monkeypatch.setattr(preview, "STEPS", 1)
+    monkeypatch.setattr(UNet, "preview", replace(UNet.preview, steps=1))
     vae = Vae(sd15.vae, method, error=error)
     if method == "sample":
         calls, sampled = [], comfy.sample.sample
@@ -224,7 +224,7 @@ def test_a_preview_that_fails_is_left_out(sd15, monkeypatch, caplog, method, err
 
 
 def test_an_interruption_while_a_preview_is_drawn_is_one(sd15, monkeypatch):
-    monkeypatch.setattr(preview, "STEPS", 1)
+    monkeypatch.setattr(UNet, "preview", replace(UNet.preview, steps=1))
     error = comfy.model_management.InterruptProcessingException()
     with pytest.raises(type(error)):
         run(make_job(sd15, "cause-interrupted", vae=Vae(sd15.vae, "decode", error=error), preview_every=1))

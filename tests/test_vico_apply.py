@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from personalize.nodes.attention.layers import unet_of
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.vico import files
 from personalize.nodes.vico.apply import KEY, Reference, Use
@@ -221,7 +221,7 @@ def test_record_holds_maps_and_masks_of_the_references(scene):
 def unet_rows(model) -> list[int]:
     """Rows of every call of the U-Net that the MODEL makes while it samples, the references' included."""
     rows: list[int] = []
-    hook = unet_of(model).time_embed.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    hook = unet_of(model).denoiser.time_embed.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
     rows.append(hook)
     return rows
 
@@ -256,7 +256,7 @@ def test_many_references_need_no_more_memory_than_the_picture(scene):
 
 def test_reference_stops_after_the_last_image_block(scene):
     ran = []
-    unet = unet_of(scene.model)
+    unet = unet_of(scene.model).denoiser
     hooks = [unet.output_blocks[i][0].register_forward_hook(lambda m, a, o, i=i: ran.append((i, len(o))))
              for i in (9, 10, 11)]
     try:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from test_training_job import make_job, run
 from test_training_loop import subject, train
 
-from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.text.layout import END, LEARNED, START, Layout
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.loop import Settings
@@ -93,7 +93,7 @@ def test_parts_that_train_the_same_are_one_too_many(sd15):
     ({"words": json.dumps(1)}, "mine.safetensors is damaged or no ViCo file"),
     ({"size": "large"}, "mine.safetensors is damaged or no ViCo file")])
 def test_a_file_that_says_odd_things_of_itself(tmp_path, sd15, about, message):
-    blocks = ImageBlocks(sd15.model, chosen_layers(attention_layers(sd15.model), "decoder"))
+    blocks = ImageBlocks(sd15.model, chosen_layers(unet_of(sd15.model).layers, "decoder"))
     blocks.draw(torch.Generator().manual_seed(1))
     said = {**metadata_of("paper", (DOG,), 64, sd15.model), **about}
     save_file({name: p.detach() for name, p in blocks.named_tensors()}, tmp_path / "mine.safetensors",

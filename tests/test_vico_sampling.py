@@ -8,7 +8,7 @@ import torch
 from comfy.model_management import InterruptProcessingException, interrupt_current_processing
 from torch import Tensor
 
-from personalize.nodes.attention.layers import attention_layers, unet_of
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
 from personalize.nodes.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
@@ -46,7 +46,7 @@ def test_clone_of_a_loaded_model_and_two_runs_of_one_model_work(scene):
 @pytest.mark.parametrize("rows", [2, 6], ids=["on the references", "on the picture"])
 def test_interrupted_run_leaves_nothing_behind(scene, rows):
     """In the second step, in the middle of either run of the U-Net, which have as many rows as given."""
-    unet, record, expected = unet_of(scene.model), Record("Apply ViCo"), scene.sample([dog()], batch=3)
+    unet, record, expected = unet_of(scene.model).denoiser, Record("Apply ViCo"), scene.sample([dog()], batch=3)
     model, runs = scene.patched([dog()], record=record), []
 
     def interrupt(module, inputs, output):
@@ -197,7 +197,7 @@ def test_patches_of_others_see_the_picture_alone(any_scene, first):
         return calls
 
     calls = seen(lambda model: any_scene.patched([dog()], model=model))
-    assert calls == seen() and len(calls) >= STEPS * len(attention_layers(any_scene.model))
+    assert calls == seen() and len(calls) >= STEPS * len(unet_of(any_scene.model).layers)
 
 
 # ------------------------------------------------------------------------------------------------ beside the swap
@@ -274,6 +274,6 @@ def test_applied_twice_is_refused(scene):
 
 
 def test_model_for_inpainting_is_refused(scene, monkeypatch):
-    monkeypatch.setattr(unet_of(scene.model), "in_channels", 9)
+    monkeypatch.setattr(unet_of(scene.model).denoiser, "in_channels", 9)
     with pytest.raises(ValueError, match="takes 9 input channels, 4 of them latents: it is made for inpainting"):
         scene.patched([dog()])

@@ -13,7 +13,7 @@ from test_training_job import make_job, run
 from test_training_loop import subject, train
 from torch import Tensor
 
-from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.text.nodes_concept import PersonalizeLoadConcept, PersonalizeSaveConcept
@@ -56,7 +56,7 @@ def test_previews_read_a_picture_of_the_first_subject(sd15):
     train(sd15, Settings(steps=3, batch_size=4), each_step=each_step, **method(parts=(
         EmbeddingPart(), ImageAttentionPart(1e-2))))
     preview, positive, negative, latents, tensors = drawn[-1]
-    blocks = ImageBlocks(sd15.model, chosen_layers(attention_layers(sd15.model), "decoder"))
+    blocks = ImageBlocks(sd15.model, chosen_layers(unet_of(sd15.model).layers, "decoder"))
     for name, parameter in blocks.named_tensors():
         parameter.data.copy_(tensors[name])
     reading = with_references(sd15.model, blocks, (), [Reference(latents, WORD)], Use("paper"), Record("A"))

@@ -15,7 +15,7 @@ from test_training_loop import subject, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from personalize.nodes.attention.layers import attention_layers, unet_of
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.loop import Settings, Trainer
@@ -112,7 +112,7 @@ def test_oft_turns_both_streams_and_learns_from_both(exact):
         adapter = trainer.parts[2]
         randomise(adapter)
         values, _ = trainer._micro_batches(batch, measured=False)
-        rotated = Rotated(unet_of(trainer.session.model), adapter)
+        rotated = Rotated(unet_of(trainer.session.model).denoiser, adapter)
         hand = ByHand(trainer, batch, "paper", unet=rotated.unet)
         rotated.backward()
         assert values["diffusion"] == pytest.approx(hand.diffusion.item(), rel=CLOSE)
@@ -281,7 +281,7 @@ def test_what_is_missing_is_said(sd15, how, message):
 
 
 def test_model_that_reads_a_reference_is_not_trained_on(sd15):
-    blocks = ImageBlocks(sd15.model, chosen_layers(attention_layers(sd15.model), "decoder"))
+    blocks = ImageBlocks(sd15.model, chosen_layers(unet_of(sd15.model).layers, "decoder"))
     reading = with_references(sd15.model, blocks, (), [Reference(torch.zeros(1, 4, 8, 8))], Use("paper"), Record("A"))
     with pytest.raises(ValueError, match="The MODEL for Train already reads a reference; connect the model from"):
         train(sd15._replace(model=reading), Settings(steps=1, batch_size=2), **method())

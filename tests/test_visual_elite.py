@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.text.layout import VISUAL
 from personalize.nodes.visual_prompts.elite_attention import KEY, EliteTokens
 from personalize.nodes.visual_prompts.elite_files import read_elite
@@ -29,7 +29,7 @@ PATCHES = (vision.SIDE // 14) ** 2
 
 
 def official(model, seed: int) -> dict[str, torch.Tensor]:
-    channels = {layer.block: layer.channels for layer in attention_layers(model)}
+    channels = {layer.block: layer.channels for layer in unet_of(model).layers}
     return tiny.state_dict(channels, vision.WIDTH, WIDTH_L, seed)
 
 
@@ -299,7 +299,7 @@ def test_what_does_not_belong_together_is_refused(sd15, sdxl, sd21, elite, token
     assert not model.patches and not model.wrappers.get("sampler_sample", {}).get(KEY)
     with pytest.raises(ValueError, match="positive conditioning does not hold the picture; encode the prompt with"):
         sample(applied(model, elite, tokens), negative, negative)
-    wide = tiny.state_dict({layer.block: layer.channels for layer in attention_layers(model)}, 1024, WIDTH_L)
+    wide = tiny.state_dict({layer.block: layer.channels for layer in unet_of(model).layers}, 1024, WIDTH_L)
     for name in ("global_mapper.pt", "local_mapper.pt"):
         torch.save(wide, tmp_path / name)
     of_vit_l = read_elite(tmp_path / "global_mapper.pt", tmp_path / "local_mapper.pt")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.visual_prompts.ip_adapter_attention import token_attention
 from personalize.nodes.visual_prompts.ip_adapter_files import read_ip_adapter
 from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter, EncodePictureIPAdapter
@@ -94,7 +94,7 @@ def test_what_does_not_belong_together_is_refused(sd15, sdxl, clip_vision, tmp_p
     with pytest.raises(ValueError, match="come from ELITE and have width 32, but xl.safetensors takes those of IP-Ad"):
         ApplyIPAdapter.execute(sdxl.model, for_xl, tokens, 1.0, 0.0, 1.0)
     assert sd15.model.model_options["transformer_options"] == before
-    wide = tiny.state_dict("base", 1024, 32, [layer.channels for layer in attention_layers(sd15.model)])
+    wide = tiny.state_dict("base", 1024, 32, [layer.channels for layer in unet_of(sd15.model).layers])
     other = read_ip_adapter(saved(wide, tmp_path / "wide.safetensors"))
     with pytest.raises(ValueError, match="gives vectors of width 24 but wide.safetensors needs 1024; load ViT-H/14"):
         EncodePictureIPAdapter.execute(other, clip_vision, picture(), "crop", "average")

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Callable, Mapping
 
 import torch
-from comfy.ldm.modules.attention import BasicTransformerBlock
 from torch import Tensor
 
+from ..families.attention import Attention
+from ..families.layers import AttentionLayer, Place, place_in
 from ..text.pairs import keys_of
-from .layers import AttentionLayer, Place, place_in
 from .softmax import chosen_keys
 
 Options = Mapping[str, Any]
@@ -45,7 +45,7 @@ class MapCapture:
     Queries and keys are projected once more, so it works beside replaced attention; the keys are those of the context
     as the patches before this one left it. Softmax in float32.
 
-    blocks: given the block's options, the layers to look at with their modules in the U-Net that runs, by place; empty
+    layers: given the block's options, the layers to look at by place, with their attention in the U-Net that runs; empty
         for none.
     wanted: given the block's options, the TokenGroups of each conditioning wanted, by its index in
         options["cond_or_uncond"]; empty to look at nothing.
@@ -55,14 +55,14 @@ class MapCapture:
     Holds no state of a run: `found` decides where maps go.
     """
 
-    def __init__(self, blocks: Callable[[Options], Mapping[Place, tuple[AttentionLayer, BasicTransformerBlock]]],
+    def __init__(self, layers: Callable[[Options], Mapping[Place, tuple[AttentionLayer, Attention]]],
                  wanted: Callable[[Options], Mapping[int, TokenGroups]],
                  found: Callable[[AttentionLayer, int, Tensor, Options], None]):
-        self._blocks, self._wanted, self._found = blocks, wanted, found
+        self._layers, self._wanted, self._found = layers, wanted, found
 
     def __call__(self, n: Tensor, context: Tensor, value: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
         """n: (rows, pixels, channels); context, value: (rows, T, C)."""
-        layer, block = self._blocks(options).get(place_in(options), (None, None))
+        layer, attention = self._layers(options).get(place_in(options), (None, None))
         if layer is not None:
             rows = rows_of_each(n, options)
             for index, groups in (self._wanted(options) if rows else {}).items():
@@ -70,7 +70,7 @@ class MapCapture:
                 text = groups.keys(context[part])
                 if text.shape[1] < groups.length:
                     continue
-                query, key = block.attn2.to_q(n[part]), block.attn2.to_k(text)
+                query, key = attention.queries(n[part]), attention.keys(text)
                 maps = _group_maps(query, key, layer.heads, groups)
                 self._found(layer, index, maps.unflatten(-1, tuple(options["activations_shape"][-2:])), options)
         return n, context, value

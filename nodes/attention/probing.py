@@ -9,7 +9,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from .layers import AttentionLayer
+from ..families.layers import AttentionLayer
 from .record import Record
 from .recording import recording_model
 from .words import Words

@@ -3,15 +3,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..types import RecordType
 from .maps import resized
 from .record import Record, Sampling
-
-LATENT_SCALE = 8  # pixels per latent pixel of SD1.x, SD2.x and SDXL
 
 
 def record_inputs() -> list:
@@ -59,7 +56,7 @@ def read(record: Record, image: Tensor | None, latent: dict | None) -> Reading:
         raise ValueError(f"{record.made_by} recorded {recorded} pictures, but " + (
             "image and latent differ in number" if len(asked) > 1 else f"{images} are connected")
             + f"; connect {'the reference pictures' if run.of_references else 'what the sampler gave'}.")
-    size = tuple(image.shape[1:3]) if image is not None else tuple(LATENT_SCALE * side for side in run.size)
+    size = tuple(image.shape[1:3]) if image is not None else tuple(run.factor * side for side in run.size)
     return Reading(run, None if image is None else image[..., :3].float().cpu(), images, size)
 
 

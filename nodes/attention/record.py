@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..families.layers import AttentionLayer
 from ..memory import in_gigabytes
 from ..notice import notice
-from .layers import AttentionLayer
 from .maps import mean_over_layers, resized
 
 SAMPLINGS_KEPT = 4
@@ -27,6 +27,7 @@ class Sampling:
     images: pictures that were sampled.
     size: height and width of the latent.
     steps: steps of the schedule.
+    factor: pixels of a picture per latent pixel, along one side.
     masks: step → (images, h, w) in 0..1, what the patch used.
     present, absent: words that some conditioning held, and words asked for that none held.
     unread: why words could not be looked for in some conditionings.
@@ -41,6 +42,7 @@ class Sampling:
     images: int
     size: tuple[int, int]
     steps: int
+    factor: int
     of_references: bool = False
     masks: dict[int, Tensor] = field(default_factory=dict)
     present: tuple[str, ...] = ()
@@ -137,12 +139,12 @@ class Record:
         self._samplings: deque[Sampling] = deque(maxlen=SAMPLINGS_KEPT)
         self._lock = threading.Lock()  # several GPUs may have a thread each
 
-    def begin(self, images: int, size: tuple[int, int], steps: int, of_references: bool = False) -> Sampling:
+    def begin(self, images: int, size: tuple[int, int], steps: int, factor: int, of_references: bool = False) -> Sampling:
         """A sampling run of latents (images, C, *size) starts: what is added from now on belongs to it.
 
-        of_references: the latents are those of reference pictures, as in Sampling.
+        steps, factor, of_references: as in Sampling.
         """
-        self._samplings.append(Sampling(images, tuple(size), steps, of_references))
+        self._samplings.append(Sampling(images, tuple(size), steps, factor, of_references))
         return self._samplings[-1]
 
     def finish(self, result: Tensor) -> None:
@@ -182,7 +184,7 @@ class Record:
         run = self.current
         if not self._keeps(run, step):
             return
-        grid = layer_grid(run.size, layer)
+        grid = layer.grid(run.size)
         weights = torch.as_tensor(weight, dtype=torch.float32, device=maps.device)
         weights = weights.expand(weights.shape[0] if weights.ndim else 1, *maps.shape[-2:])
         sums = resized(maps.detach().float() * weights[:, None], grid)
@@ -223,15 +225,6 @@ class Record:
     def _empty(self) -> str:
         return (f"The record of {self.made_by} is empty: either no sampler uses its MODEL, or the sampler's result "
                 f"came from ComfyUI's cache and nothing was sampled. Connect its MODEL to the sampler. {_SAMPLE_ANEW}")
-
-
-def layer_grid(size: tuple[int, int], layer: AttentionLayer) -> tuple[int, int]:
-    """Height and width of the layer's maps for a latent of this size."""
-    height, width = size
-    stride = layer.stride
-    while stride > 1:
-        height, width, stride = -(-height // 2), -(-width // 2), stride // 2
-    return height, width
 
 
 def _begins_with(result: Tensor, latent: Tensor) -> bool:

@@ -9,7 +9,8 @@ from typing import Iterator, Literal, Sequence
 import torch
 from torch import Tensor
 
-from .layers import AttentionLayer, transformer_block
+from ..families.layers import AttentionLayer
+from ..families.unet import UNet
 from .softmax import chosen_keys, mean_over_pixels
 
 _depth: ContextVar[int] = ContextVar("personalize_recorder_depth", default=0)
@@ -60,25 +61,25 @@ class AttentionRecorder:
     Raises ValueError if `until` would come before a wanted layer.
     """
 
-    def __init__(self, model, wanted: Sequence[Wanted], until: AttentionLayer | None = None):
+    def __init__(self, unet: UNet, wanted: Sequence[Wanted], until: AttentionLayer | None = None):
         late = [layer for want in wanted if until and not want.beside
                 for layer in want.layers if layer.order > until.order]
         if late:
             raise ValueError(f"Attention layer {late[0].order} is wanted but the pass stops at layer {until.order}; "
                              "stop at the last wanted layer.")
         self._wanted, self._until = tuple(wanted), until
-        self._blocks = {layer: transformer_block(model, layer)
-                        for layer in {*(layer for want in wanted for layer in want.layers), *filter(None, [until])}}
-        self._unrecorded = {(layer, beside) for layer in self._blocks for beside in (False, True)}
+        self._attentions = {layer: unet.cross_attention(layer)
+                            for layer in {*(layer for want in wanted for layer in want.layers), *filter(None, [until])}}
+        self._unrecorded = {(layer, beside) for layer in self._attentions for beside in (False, True)}
         self._queries: dict[AttentionLayer, Tensor] = {}
         self._found: dict[tuple[int, AttentionLayer], Tensor] = {}
         self._hooks: list = []
 
     def __enter__(self) -> AttentionRecorder:
         self._depth = _depth.get()
-        for layer, block in self._blocks.items():
-            self._hooks += [block.attn2.to_q.register_forward_hook(self._keep_query(layer)),
-                            block.attn2.to_k.register_forward_hook(self._record(layer))]
+        for layer, attention in self._attentions.items():
+            self._hooks += [attention.query_projection.register_forward_hook(self._keep_query(layer)),
+                            attention.key_projection.register_forward_hook(self._record(layer))]
         return self
 
     def __exit__(self, *_) -> None:

@@ -6,15 +6,17 @@ from typing import Callable, Mapping, Sequence
 from uuid import UUID, uuid4
 
 import torch
-from comfy.ldm.modules.attention import BasicTransformerBlock
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 from torch.nn import functional
 
+from ..families.attention import Attention
+from ..families.find import unet_of
+from ..families.latents import latent_space
+from ..families.layers import AttentionLayer, Place
 from ..notice import notice
 from .capture import MapCapture, Options, step_of
 from .devices import copies_by_device, device_of
-from .layers import AttentionLayer, Place, blocks_by_place
 from .maps import resized
 from .record import Record
 from .sides import tell_sides
@@ -39,19 +41,20 @@ def recording_model(model, record: Record, layers: Sequence[AttentionLayer], wor
     patched = model.clone()
     tell_sides(patched)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "personalize.recording", recording.sample)
-    patched.set_model_attn2_patch(MapCapture(recording.blocks, recording.wanted, recording.found))
+    patched.set_model_attn2_patch(MapCapture(recording.layers, recording.wanted, recording.found))
     return patched
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One sampling run: what it works on, reached through the run's own options. blocks: of the U-Net that runs, which
-    need not be that of the MODEL: with scheduled LoRAs ComfyUI may sample with a copy; with several GPUs by device."""
+    """One sampling run: what it works on, reached through the run's own options. layers: with their attention in the
+    U-Net that runs, which need not be that of the MODEL: with scheduled LoRAs ComfyUI may sample with a copy; with
+    several GPUs by device."""
 
     conditionings: Mapping[UUID, Watched]
     images: int
     size: tuple[int, int]
-    blocks: Mapping[torch.device | None, Mapping[Place, tuple[AttentionLayer, BasicTransformerBlock]]]
+    layers: Mapping[torch.device | None, Mapping[Place, tuple[AttentionLayer, Attention]]]
 
     def of_call(self, options: Options) -> tuple[int, tuple[int, int]]:
         """Images, and height and width of the latent, that a call works on."""
@@ -72,10 +75,10 @@ class _Recording:
         """SAMPLER_SAMPLE wrapper."""
         size = tuple(noise.shape[-2:])
         unets = {None: guider.inner_model, **{device: copy.model for device, copy in copies_by_device(guider).items()}}
-        layers = self.chosen(size)
-        blocks = {device: blocks_by_place(model.diffusion_model, layers) for device, model in unets.items()}
-        run = _Run(watched_conditionings(guider, self.words), noise.shape[0], size, blocks)
-        begun = self.record.begin(run.images, run.size, len(sigmas) - 1)
+        chosen = self.chosen(size)
+        layers = {device: unet_of(model.diffusion_model).cross_attentions(chosen) for device, model in unets.items()}
+        run = _Run(watched_conditionings(guider, self.words), noise.shape[0], size, layers)
+        begun = self.record.begin(run.images, run.size, len(sigmas) - 1, latent_space(guider.model_patcher).factor)
         begun.present = tuple(dict.fromkeys(name for each in run.conditionings.values() for name in each.names))
         begun.absent = tuple(name for name in self.words.names if name not in begun.present)
         begun.unread = unread_conditionings(guider, self.words)
@@ -88,10 +91,10 @@ class _Recording:
             notice(missing)
         return samples
 
-    def blocks(self, options: Options) -> Mapping[Place, tuple[AttentionLayer, BasicTransformerBlock]]:
-        """Layers to look at in this call, with their modules."""
+    def layers(self, options: Options) -> Mapping[Place, tuple[AttentionLayer, Attention]]:
+        """Layers to look at in this call, with their attention."""
         run: _Run | None = options.get(self.key)
-        return {} if run is None else run.blocks[device_of(options)]
+        return {} if run is None else run.layers[device_of(options)]
 
     def wanted(self, options: Options) -> dict[int, object]:
         """Token groups of the conditionings to look at in this call."""

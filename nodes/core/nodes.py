@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 import comfy.utils
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..families.latents import latent_space
 from ..text.apply import apply_concepts
 from ..text.embedding_versions import embedding_versions
 from ..text.placeholders import filled
@@ -151,17 +151,17 @@ class CoReTestTime(io.ComfyNode):
 
 def _looked_at(model, latent: dict | None, size: int) -> Tensor:
     """(N, C, h, w) in the model's space."""
-    latent_format = model.get_model_object("latent_format")
+    space = latent_space(model)
     if latent is None:
-        return torch.zeros(1, latent_format.latent_channels, size // 8, size // 8)
+        return space.empty((size, size))
     samples = latent["samples"]
-    if samples.ndim != 4 or samples.shape[1] != latent_format.latent_channels:
+    if samples.ndim != 4 or samples.shape[1] != space.channels:
         raise ValueError(f"latent has the shape {tuple(samples.shape)} but the model takes latents of "
-                         f"{latent_format.latent_channels} channels; encode a picture with this checkpoint's VAE.")
+                         f"{space.channels} channels; encode a picture with this checkpoint's VAE.")
     if not samples.isfinite().all():
         raise ValueError("latent holds values that are not numbers; look at the sampler or VAE that made it, or disconnect "
                          "it.")
-    return latent_format.process_in(samples.float().cpu())
+    return space.from_vae(samples.float().cpu())
 
 
 NODES: list[type] = [CoReLoss, CoReTestTime]

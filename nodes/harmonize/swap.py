@@ -5,9 +5,9 @@ from torch import Tensor
 
 from ..attention.branch import Branch, with_branch
 from ..attention.capture import put_first
-from ..attention.layers import attention_layers
 from ..attention.record import Record
 from ..attention.recording import recording_model
+from ..families.find import unet_of
 from .swap_run import SwapRun
 from .swap_settings import SWAP_LAYERS, AttentionMask, SwapSettings
 
@@ -18,7 +18,7 @@ def with_swap(model, branch: Branch, settings: SwapSettings, record: Record):
     The same model, with nothing added, if the settings swap nothing. Raises ValueError if it carries a branch already
     or has no cross-attention.
     """
-    layers = attention_layers(model)
+    layers = unet_of(model).layers
     swapped = [layer for layer in layers if SWAP_LAYERS[settings.layers](layer, layers)]
     if not swapped or not settings.strength:
         return model

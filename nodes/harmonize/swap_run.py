@@ -6,17 +6,19 @@ from dataclasses import replace
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
-from comfy.ldm.modules.attention import CrossAttention, optimized_attention
 from torch import Tensor
 
 from ..attention.branch import Call, Patches, Sides, branch_conditionings
 from ..attention.capture import Options, rows_of_each
-from ..attention.layers import AttentionLayer, blocks_by_place, place_in
 from ..attention.masks import above, on_grid, otsu
 from ..attention.record import Record
 from ..attention.recording import extent_of
 from ..attention.sides import Side
 from ..attention.windows import Window, window_of
+from ..families.attention import Attention
+from ..families.find import unet_of
+from ..families.latents import latent_space
+from ..families.layers import AttentionLayer, place_in
 from ..notice import notice
 from .account import BRANCH_NOT_COMPUTED, CUT_INTO_TILES, OTHER_ROWS, PAST_THE_GUIDER, Account, no_step_between
 from .masked_swap import ChosenPixels, masked_swap, pixels_inside
@@ -32,7 +34,7 @@ class SwapRun:
     def __init__(self, settings: SwapSettings, layers: Sequence[AttentionLayer], record: Record, steps: range,
                  areas: Mapping[object, tuple[int, ...]]):
         self._settings, self._layers, self._record, self._steps, self._areas = settings, layers, record, steps, areas
-        self._unet, self._blocks = None, {}
+        self._unet, self._attentions = None, {}
         self._call: Call | None = None
         self._mask: Tensor | None = None
         self._needed: set[Side] = set()
@@ -58,7 +60,7 @@ class SwapRun:
         if not isinstance(settings.mask, AttentionMask):
             if settings.mask is not None:
                 settings = replace(settings, mask=_of_latent(settings.mask, len(noise), size))
-            record.begin(len(noise), size, count)
+            record.begin(len(noise), size, count, latent_space(guider.model_patcher).factor)
         elif not record.current.present:
             record.current.require_maps(record.made_by)
         areas = {each["uuid"]: each["area"] for listed in guider.conds.values() for each in listed if "area" in each}
@@ -98,7 +100,7 @@ class SwapRun:
 
     def _begin(self, call: Call) -> None:
         if call.unet is not self._unet:
-            self._unet, self._blocks = call.unet, blocks_by_place(call.unet, self._layers)
+            self._unet, self._attentions = call.unet, unet_of(call.unet).self_attentions(self._layers)
         self._call = call
         self._needed = {each.branch for each in call.sides.values() if self._swaps(each)}
 
@@ -147,7 +149,7 @@ class SwapRun:
         if self._queries is None or out.shape != self._queries.shape:
             return out
         queries, self._queries = self._queries, None
-        layer, block = self._blocks[place_in(options)]
+        layer, attention = self._attentions[place_in(options)]
         result, attends = out.clone(), {}
         for sides, uuid, rows in self._chunks(out, options):
             inside = self._inside(uuid, result[rows], options) if self._swaps(sides) else None
@@ -155,7 +157,7 @@ class SwapRun:
             if not features:
                 continue
             if sides.branch not in attends:
-                attends[sides.branch] = _attending(block.attn1, features.values(), options)
+                attends[sides.branch] = _attending(attention, features.values(), options)
             result[rows] = masked_swap(out[rows], queries[rows], attends[sides.branch], inside)
             self._note_swap()
         return result
@@ -203,7 +205,7 @@ class SwapRun:
         return self._settings.halves == BOTH or sides.picture == "positive"
 
     def _layer(self, options: Options) -> AttentionLayer | None:
-        return self._blocks.get(place_in(options), (None, None))[0]
+        return self._attentions.get(place_in(options), (None, None))[0]
 
     def _chunks(self, tensor: Tensor, options: Options) -> Iterator[tuple[Sides, object, slice]]:
         """(sides, id, rows) of each conditioning of this call."""
@@ -216,17 +218,15 @@ class SwapRun:
                 yield self._call.sides[index], uuid, slice(i * count, (i + 1) * count)
 
 
-def _attending(attention: CrossAttention, features: Iterable[tuple[Tensor, Tensor]], options: Options
+def _attending(attention: Attention, features: Iterable[tuple[Tensor, Tensor]], options: Options
                ) -> Callable[[Tensor], Tensor]:
     """softmax(QK'ᵀ/√d)V', projected to the layer's output, for what queries Q are projected from; K' and V' are
     projected once from `features`, what the branch's conditionings gave for both."""
     context, value = (torch.cat(parts, dim=1) for parts in zip(*features))
-    keys, values = attention.to_k(context), attention.to_v(value)
+    keys, values = attention.keys(context), attention.values(value)
 
     def attend(queries: Tensor) -> Tensor:
-        return attention.to_out(optimized_attention(
-            attention.to_q(queries), keys, values, attention.heads, attn_precision=attention.attn_precision,
-            transformer_options=options))
+        return attention.output(attention.attend(attention.queries(queries), keys, values, options))
 
     return attend
 

@@ -7,9 +7,8 @@ from typing import Callable, Literal, Mapping
 
 from torch import Tensor
 
-from ..attention.layers import AttentionLayer
-from ..attention.record import layer_grid
 from ..attention.words import Words
+from ..families.layers import AttentionLayer
 
 BOTH, CONDITIONAL = "both", "conditional"
 MASK_SIDE = 16  # pixels of the longer side that the coarsest maps for a mask must have
@@ -47,7 +46,7 @@ class AttentionMask:
         """Those of the U-Net's layers whose maps are taken, for a latent of this height and width."""
         if not self.coarse:
             return layers
-        large = [layer.stride for layer in layers if max(layer_grid(size, layer)) >= MASK_SIDE]
+        large = [layer.stride for layer in layers if max(layer.grid(size)) >= MASK_SIDE]
         stride = max(large) if large else min(layer.stride for layer in layers)
         return tuple(layer for layer in layers if layer.stride == stride)
 

@@ -1,25 +1,18 @@
-"""Gradient checkpointing of a U-Net: blocks are computed again in the backward pass and their activations not kept."""
+"""Gradient checkpointing: blocks are computed again in the backward pass and their activations not kept."""
 from __future__ import annotations
 
 import contextlib
 import functools
-from typing import Iterator
+from typing import Iterator, Sequence
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from comfy.ldm.modules.attention import SpatialTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
-
 
 @contextlib.contextmanager
-def gradient_checkpointing(unet: nn.Module, except_for: nn.Module | None = None) -> Iterator[None]:
-    """Every residual and attention block of `unet` is recomputed in backward while the context is open.
-
-    except_for: the block in which a pass stops early; what it has computed is all that is needed of it.
-    """
-    blocks = [m for m in unet.modules() if isinstance(m, (ResBlock, SpatialTransformer)) and m is not except_for]
+def gradient_checkpointing(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Every one of the blocks is recomputed in backward while the context is open."""
     for block in blocks:
         block.forward = functools.partial(_recomputed, block.forward)
     try:

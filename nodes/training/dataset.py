@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..families.latents import LatentSpace, latent_space
 from .batch import Noised, Row, Subject
 from .failures import fitting
 from .noise import add_noise, timestep_count
@@ -47,30 +48,30 @@ class Dataset:
 def encode_pictures(vae, model, subjects: Sequence[Subject], seed: int) -> Dataset:
     """Encodes every variant of every picture with `vae`, then frees the VAE's memory.
 
-    Raises ValueError if pictures differ in size, or as `encode_picture` does.
+    Raises ValueError if pictures differ in size or are no whole number of latent pixels, or as `encode_picture` does.
     """
-    _check_sizes(subjects)
+    space = latent_space(model)
+    _check_sizes(subjects, space.factor)
     check_vae(vae)
-    latent_format = model.get_model_object("latent_format")
     devices = [vae.device] if vae.device.type == "cuda" else []
     encoded = []
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         for subject in subjects:
-            encoded.append([_encode(vae, latent_format, picture, seed) for picture in subject.pictures])
+            encoded.append([_encode(vae, space, picture, seed) for picture in subject.pictures])
     unload(vae.patcher)
     return Dataset(encoded)
 
 
-def _encode(vae, latent_format, picture, seed: int) -> PictureLatents:
+def _encode(vae, space: LatentSpace, picture, seed: int) -> PictureLatents:
     torch.manual_seed(seed % 2**63)
-    latents = encode_picture(vae, latent_format, picture.variants, picture.name)
+    latents = encode_picture(vae, space, picture.variants, picture.name)
     masks = picture.masks
     if masks is not None:
         masks = F.interpolate(masks.clone().float()[:, None], latents.shape[2:], mode="area")
     return PictureLatents(latents, masks)
 
 
-def encode_picture(vae, latent_format, pixels: Tensor, name: str) -> Tensor:
+def encode_picture(vae, space: LatentSpace, pixels: Tensor, name: str) -> Tensor:
     """Latents (V, C, h, w) float32 on the CPU, in the model's space, of pictures (V, H, W, 3) in 0…1.
 
     name: of the picture, for messages. Raises ValueError if the VAE makes latents that the model does not take, or that are no
@@ -78,12 +79,12 @@ def encode_picture(vae, latent_format, pixels: Tensor, name: str) -> Tensor:
     """
     with fitting("Encoding the pictures with the VAE does", "set size lower, or close what else uses the memory"):
         latents = vae.encode(pixels).clone().float().cpu()
-    if latents.ndim != 4 or latents.shape[1] != latent_format.latent_channels:
+    if latents.ndim != 4 or latents.shape[1] != space.channels:
         raise ValueError(f"The VAE makes latents of {latents.shape[1]} channels but the model takes "
-                         f"{latent_format.latent_channels}; connect the VAE of the same checkpoint.")
+                         f"{space.channels}; connect the VAE of the same checkpoint.")
     if not latents.isfinite().all():
         raise ValueError(f"The VAE gives values that are not numbers for {name}; {_remedy(vae)}.")
-    return latent_format.process_in(latents)
+    return space.from_vae(latents)
 
 
 def check_vae(vae) -> None:
@@ -99,7 +100,7 @@ def _remedy(vae) -> str:
             "with Load VAE")
 
 
-def _check_sizes(subjects: Sequence[Subject]) -> None:
+def _check_sizes(subjects: Sequence[Subject], factor: int) -> None:
     sizes = {}
     for subject in subjects:
         for picture in subject.pictures:
@@ -108,3 +109,8 @@ def _check_sizes(subjects: Sequence[Subject]) -> None:
         (a, first), (b, second) = list(sizes.items())[:2]
         raise ValueError(f"Pictures of one run need one size, but {first} is {a[1]}×{a[0]} and {second} is "
                          f"{b[1]}×{b[0]}; give every Subject node the same size.")
+    side = next((side for size in sizes for side in size if side % factor), None)
+    if side is not None:
+        raise ValueError(f"The pictures have {side} pixels on a side, but the latents of this model are {factor} times smaller "
+                         f"than pictures; set size of Subject to {side - side % factor} or "
+                         f"{side - side % factor + factor}.")

@@ -11,7 +11,7 @@ from typing import Any, Literal, Mapping, Protocol, Sequence, runtime_checkable
 import torch
 from torch import Tensor
 
-from ..attention.layers import AttentionLayer
+from ..families.layers import AttentionLayer
 from ..text.encode import Encoded
 from ..text.tokens import PromptTokenizer, PromptTokens
 from .batch import Batch, Stream, Subject

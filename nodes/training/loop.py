@@ -72,7 +72,7 @@ class Trainer:
         for part in self.parts:
             counts.update(part.placeholders)
         tokenizer = PromptTokenizer(self.session.clip, counts)
-        self.objective = Objective(self.session, self.parts, self.terms, TextSide(tokenizer, self.session.layers),
+        self.objective = Objective(self.session, self.parts, self.terms, TextSide(tokenizer, self.session.family.layers),
                                    self.frozen, self.settings.seed, self.settings.checkpointing)
         groups = [group for part in self.parts for group in part.groups]
         self.optimizer = build_optimizer(self.settings.optimizer, groups, self.settings.weight_decay)

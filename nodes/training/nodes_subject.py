@@ -52,7 +52,7 @@ class PersonalizeSubject(io.ComfyNode):
                 captions=(), previous=()) -> io.NodeOutput:
         """All inputs are lists, as `is_input_list` makes them: widgets of one value, wires of one or many."""
         subject_concept = _single(concept)
-        how = Preparation(_multiple_of_8(size[0]), fit[0], augmentation[0], variants[0], seed[0])
+        how = Preparation(size[0], fit[0], augmentation[0], variants[0], seed[0])
         contents = folder_contents(folder[0] or "", pictures[0] or "")
         sources = _sources(contents, how.enough, images, masks)
         sources = with_captions(sources, captions, subject_concept.placeholder)
@@ -77,8 +77,8 @@ def _preparation_inputs() -> list:
     return [
         io.Int.Input(
             "size", default=512, min=64, max=2048, step=8,
-            tooltip="Side of the square pictures in pixels, a multiple of 8. 512 for SD1.x and SD2.x base (the paper's "
-                    "value), 768 for SD2.x with v-prediction, 1024 for SDXL."),
+            tooltip="Side of the square pictures in pixels, a multiple of the model's latent pixel, mostly 8. 512 for "
+                    "SD1.x and SD2.x base (the paper's value), 768 for SD2.x with v-prediction, 1024 for SDXL."),
         io.Combo.Input(
             "fit", options=list(get_args(Fit)), default="crop",
             tooltip="What happens to a picture that is not square: crop to its middle, pad with grey, or squash, which "
@@ -129,13 +129,6 @@ def _single(concept: Sequence[tuple[Concept, ...]]) -> Concept:
         raise ValueError(f"The input concept brings {len(found)} concepts but a Subject shows one; connect one Concept "
                          "to each Subject and chain the Subjects by previous.")
     return found[0]
-
-
-def _multiple_of_8(size: int) -> int:
-    if size % 8:
-        raise ValueError(f"Size is {size} but must be a multiple of 8, as latents are 8 times smaller than pictures; "
-                         f"set {size - size % 8} or {size - size % 8 + 8}.")
-    return size
 
 
 def _sources(contents: FolderContents, enough: int, images: Sequence[Any], masks: Sequence[Any]) -> list[Source]:

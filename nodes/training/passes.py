@@ -14,8 +14,8 @@ from typing import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ..attention.layers import spatial_transformer, transformer_block, unet_of
 from ..attention.recorder import AttentionRecorder, PassStopped, Wanted
+from ..families.latents import latent_space
 from ..text.encode import Encoded, encode, encode_together
 from ..text.tokens import PromptTokenizer, PromptTokens
 from .batch import Batch
@@ -246,13 +246,12 @@ class _Work:
         wanted = [Wanted(m.layers, m.keep, m.positions,
                          None if m.keys is None else self.encoded(m.keys).cond.to(session.device), m.beside)
                   for m in maps]
-        unet, predicted = unet_of(session.model), None
+        predicted = None
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._bypassing(request.original))
             if self.objective.checkpointing and request.grad:
-                last = request.until and spatial_transformer(unet, request.until)
-                stack.enter_context(gradient_checkpointing(unet, except_for=last))
-            recorder = stack.enter_context(AttentionRecorder(session.model, wanted, request.until))
+                stack.enter_context(gradient_checkpointing(session.family.recomputable(except_for=request.until)))
+            recorder = stack.enter_context(AttentionRecorder(session.family, wanted, request.until))
             with contextlib.suppress(PassStopped):
                 predicted = denoise(session, latents.noisy, latents.sigma, context,
                                     RunningPass(self.batch, request.latents, context.tokens))
@@ -271,9 +270,10 @@ def denoise(session: Session, noisy: Tensor, sigma: Tensor, context: Encoded, ru
     noisy: (B, C, h, w). sigma: (B,). context: B rows. SDXL's size conditioning is that of the latents, uncropped.
     running: what parts that wrap the U-Net may know of the call.
     """
-    model, (_, _, height, width) = session.model.model, noisy.shape
+    model, factor, (height, width) = session.model.model, latent_space(session.model).factor, noisy.shape[-2:]
     conditions = model.extra_conds(cross_attn=context.cond, pooled_output=context.pooled, noise=noisy,
-                                   device=session.device, width=width * 8, height=height * 8, prompt_type="positive")
+                                   device=session.device, width=width * factor, height=height * factor,
+                                   prompt_type="positive")
     tensors = {name: c.process_cond(batch_size=len(noisy), area=None).cond for name, c in conditions.items()}
     tensors = {name: t.to(session.device) for name, t in tensors.items()}
     options = {**session.transformer_options(sigma), RUNNING: running}
@@ -284,7 +284,7 @@ def check_same_family(session: Session) -> None:
     """Raises ValueError if the CLIP's encodings do not fit the model's cross-attention, or its prompts' tokens."""
     with torch.no_grad():
         encoded = encode(session.clip, [PromptTokenizer(session.clip, {})("a photo")], [{}])
-    takes = transformer_block(session.model, session.layers[0]).attn2.to_k.weight.shape[1]
+    takes = session.family.text_width
     if encoded.cond.shape[-1] != takes:
         raise ValueError(f"The CLIP makes encodings of width {encoded.cond.shape[-1]} but the model "
                          f"{type(session.model.model).__name__} takes {takes}; use the CLIP of the same checkpoint.")

@@ -6,19 +6,17 @@ from torch import Tensor
 
 import comfy.sample
 
+from ..families.latents import latent_space
 from ..text.apply import clip_with_vectors
 from ..text.tokens import prompt_tokens
 from .parts.part import Vectors
 from .seeds import generator
 from .session import Session
 
-STEPS = 20
-GUIDANCE = 7.0
-
 
 @torch.no_grad()
 def draw_preview(session: Session, vae, prompt: str, vectors: Vectors, size: tuple[int, int], seed: int) -> Tensor:
-    """One picture (H, W, 3) in 0…1 of `prompt`, always from the same noise: 20 Euler steps, guidance 7.
+    """One picture (H, W, 3) in 0…1 of `prompt`, always from the same noise, drawn as suits the model's family.
 
     size: height and width in pixels. Pushes the session's models out of memory: load them again afterwards.
     Raises ValueError if the picture is made of no numbers.
@@ -27,11 +25,10 @@ def draw_preview(session: Session, vae, prompt: str, vectors: Vectors, size: tup
     clip = clip_with_vectors(session.clip, rows)
     positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), add_dict=prompt_tokens(clip, prompt).layout.options())
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
-    latent_format = session.model.get_model_object("latent_format")
-    empty = torch.zeros(1, latent_format.latent_channels, size[0] // 8, size[1] // 8)
+    empty, how = latent_space(session.model).empty(size), session.family.preview
     noise = torch.randn(empty.shape, generator=generator(seed, "preview"))
-    samples = comfy.sample.sample(session.model, noise, STEPS, GUIDANCE, "euler", "normal", positive, negative, empty,
-                                  disable_pbar=True, seed=seed % 2**63)
+    samples = comfy.sample.sample(session.model, noise, how.steps, how.guidance, how.sampler, how.scheduler, positive,
+                                  negative, empty, disable_pbar=True, seed=seed % 2**63)
     if not samples.isfinite().all():
         raise ValueError("the model gives values that are not numbers in it")
     picture = vae.decode(samples)[0].float().cpu()

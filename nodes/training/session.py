@@ -15,12 +15,14 @@ from torch import nn
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.patcher_extension
-from comfy.ldm.modules.attention import attention_pytorch
 
 from ..attention.devices import MULTIGPU
-from ..attention.layers import AttentionLayer, attention_layers, unet_of
+from ..families.block_patches import differentiable_patches
+from ..families.differentiable import differentiable_attention
+from ..families.family import Family
+from ..families.find import family_of
+from ..families.latents import latent_space
 from ..text.encode import differentiable_text_model
-from .block_patches import differentiable_patches
 from .noise import check_noise_levels
 
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -30,13 +32,13 @@ PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 class Session:
     """Clones of MODEL and CLIP for one training.
 
-    layers: cross-attention layers of the U-Net in execution order.
+    family: the view of the MODEL's denoiser.
     text_dtypes: how the text encoders' weights are stored outside of the session, by name.
     """
 
     model: Any
     clip: Any
-    layers: tuple[AttentionLayer, ...]
+    family: Family
     text_dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     @property
@@ -81,8 +83,7 @@ class Session:
                                                        copy_dict1=False)
         options["patches"] = differentiable_patches(options.get("patches", {}))
         options.update(cond_or_uncond=[0], uuids=[None], sigmas=sigma, sample_sigmas=sigma)
-        # sage, flash and the chunked CPU attention have no backward pass
-        options["optimized_attention_override"] = lambda _, *args, **kwargs: attention_pytorch(*args, **kwargs)
+        options["optimized_attention_override"] = differentiable_attention
         return options
 
 
@@ -94,18 +95,16 @@ def training_session(model, clip, precision: str = "auto") -> Iterator[Session]:
     precision: "auto", "fp32" or "bf16". Raises ValueError with one sentence for models that cannot be trained on.
     """
     check_trainable(model)
-    was_training = mm.in_training
     with torch.inference_mode(False), torch.enable_grad():
-        session = Session(_static_clone(model), _clip_clone(clip), attention_layers(model))
+        trained = _static_clone(model)
+        session = Session(trained, _clip_clone(clip), family_of(trained))
         session.model.remove_additional_models(MULTIGPU)  # previews too are drawn on the GPU that trains
         if _must_be_told(model, precision):
             session.model.set_model_compute_dtype(compute_dtype(model, precision))
         try:
-            mm.in_training = True
-            with differentiable_text_model(session.clip):
+            with session.family.differentiable(), differentiable_text_model(session.clip):
                 yield session
         finally:
-            mm.in_training = was_training
             session.restore_text()
             unload(session.model)
 
@@ -126,12 +125,12 @@ def unload(patcher) -> None:
 def check_trainable(model) -> None:
     """Raises ValueError naming the model and the reason if gradients cannot reach its text side."""
     name = type(model.model).__name__
-    unet, latent_format = unet_of(model), model.get_model_object("latent_format")
-    if unet.in_channels != latent_format.latent_channels:
-        raise ValueError(f"The model {name} takes {unet.in_channels} input channels, {latent_format.latent_channels} of "
-                         "them latents: it is made for inpainting or editing; use the base checkpoint of the family.")
+    family, channels = family_of(model), latent_space(model).channels
+    if family.input_channels != channels:
+        raise ValueError(f"The model {name} takes {family.input_channels} input channels, {channels} of them latents: it "
+                         "is made for inpainting or editing; use the base checkpoint of the family.")
     check_noise_levels(model.get_model_object("model_sampling"))
-    for key, weight in unet.named_parameters():
+    for key, weight in family.denoiser.named_parameters():
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
             raise ValueError(f"The model {name} holds quantised weights ({type(weight).__name__} at {key}), through "
                              "which no gradient flows; load an fp16, bf16 or fp32 checkpoint.")
@@ -168,7 +167,7 @@ def _must_be_told(model, precision: str) -> bool:
     inference = model.model.get_dtype_inference()
     # with dynamic VRAM weights keep their file's type, and a static clone casts them only when told to
     return (precision != "auto" or inference == torch.float16
-            or any(weight.dtype != inference for weight in unet_of(model).parameters()))
+            or any(weight.dtype != inference for weight in family_of(model).denoiser.parameters()))
 
 
 def _make_ordinary(module: nn.Module) -> None:

@@ -13,12 +13,14 @@ from torch import Tensor
 from ..attention.branch import in_branch
 from ..attention.capture import Options, rows_told, step_of
 from ..attention.devices import copies_by_device, device_of
-from ..attention.layers import AttentionLayer, unet_of
 from ..attention.maps import mean_over_layers
 from ..attention.masks import on_grid
-from ..attention.record import Record, layer_grid
+from ..attention.record import Record
 from ..attention.sides import list_at, say_once, side_named, tell_sides
 from ..attention.windows import images_of
+from ..families.find import unet_of
+from ..families.latents import latent_space
+from ..families.layers import AttentionLayer
 from ..text.pairs import in_pairs
 from .blocks import ImageBlocks, patcher_of
 from .maths import Variant, given_mask, object_mask
@@ -87,7 +89,7 @@ def _check(model) -> None:
     if model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
         raise ValueError("This MODEL already reads a reference; use one Apply ViCo, which takes several pictures at "
                          "image, and a second object at image_2.")
-    takes, latents = unet_of(model).in_channels, model.get_model_object("latent_format").latent_channels
+    takes, latents = unet_of(model).input_channels, latent_space(model).channels
     if takes != latents:
         raise ValueError(f"This model takes {takes} input channels, {latents} of them latents: it is made for "
                          "inpainting or editing, and a reference has no mask to paint in; use the base checkpoint.")
@@ -147,7 +149,8 @@ class Applied:
     def sample(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
         """SAMPLER_SAMPLE wrapper: finds the prompts' words and gives the run a place for its state."""
         run = self._run(guider, noise)
-        self.record.begin(len(run.latents), tuple(run.latents.shape[-2:]), len(sigmas) - 1, of_references=True)
+        self.record.begin(len(run.latents), tuple(run.latents.shape[-2:]), len(sigmas) - 1,
+                          latent_space(guider.model_patcher).factor, of_references=True)
         options = extra_args["model_options"]
         options = {**options, "transformer_options": {**options["transformer_options"], KEY: run}}
         samples = executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
@@ -257,7 +260,7 @@ class Applied:
     def _masked(self, run: _Run, source: Source, seen: Mapping[AttentionLayer, Seen], step: int
                 ) -> dict[AttentionLayer, Features]:
         pictures, size = len(run.latents), tuple(run.latents.shape[-2:])
-        masks = {layer: self._masks(each.maps.unflatten(0, (-1, pictures)), layer_grid(size, layer))
+        masks = {layer: self._masks(each.maps.unflatten(0, (-1, pictures)), layer.grid(size))
                  for layer, each in seen.items()}
         if source == run.main:
             self._keep(run, seen, masks, step)
@@ -287,7 +290,7 @@ class Applied:
         words, pictures, size = run.prompts[run.main].words, len(run.latents), tuple(run.latents.shape[-2:])
         drawn = []
         for layer, each in seen.items():
-            grid = layer_grid(size, layer)
+            grid = layer.grid(size)
             self.record.add_maps(step, layer, each.maps[:pictures].movedim(-1, 1).unflatten(-1, grid), words)
             if masks[layer] is not None:
                 drawn.append(masks[layer][0].unflatten(-1, grid))

@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 import torch
 
+from ..families.unet import transformer_name_in_sd1
 from ..files import holds_bytes, torch_bytes, write_torch
 from ..names import safe_name
 from ..text.concept import Concept
@@ -33,8 +34,8 @@ def save_for_authors(vico: ViCo, concept: Concept, name: str) -> tuple[Path, int
     if set(concept.vectors) != {"clip_l"}:
         raise ValueError(f"Concept {concept.placeholder} has vectors for {' and '.join(concept.vectors)}, but the authors' "
                          "scripts draw with Stable Diffusion 1.x, whose text encoder is clip_l; train on SD1.x.")
-    blocks = {f"diffusion_model.{side}_blocks.{number}.1.{MODULE}.{part}": tensor.to("cpu", torch.float32)
-              for (side, number), tensors in vico.blocks.items() for part, tensor in tensors.items()}
+    blocks = {f"{transformer_name_in_sd1(block)}.{MODULE}.{part}": tensor.to("cpu", torch.float32)
+              for block, tensors in vico.blocks.items() for part, tensor in tensors.items()}
     steps = concept.settings.get("step", "")
     step = int(steps if steps.isdecimal() else RELEASED_STEPS) - 1
     files = {f"embeddings_gs-{step}.pt": LAYOUTS[AUTHORS_SCRIPTS].of(concept.placeholder, concept.vectors),

@@ -6,16 +6,17 @@ from __future__ import annotations
 
 import copy
 import math
-from functools import partial
 from typing import Any, Iterator, Literal, Mapping, Sequence
 
 import comfy.ops
 import torch
-from comfy.ldm.modules.attention import BasicTransformerBlock, CrossAttention, optimized_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..attention.layers import AttentionLayer, spatial_transformer, unet_of
+from ..families.attention import Attention
+from ..families.find import unet_of
+from ..families.layers import AttentionLayer
+from ..families.unet import TransformerBlock
 from .maths import Variant, attention
 
 Placement = Literal["decoder", "encoder", "both"]
@@ -48,7 +49,7 @@ class _Operations(comfy.ops.manual_cast):
         _load_from_state_dict = nn.Linear._load_from_state_dict
 
 
-class ImageBlock(BasicTransformerBlock):
+class ImageBlock(TransformerBlock):
     """Self-attention, attention to the reference, feed-forward, each after a norm and added to what came in."""
 
     def __init__(self, width: int, heads: int, dtype: torch.dtype | None = None, device=None):
@@ -62,19 +63,21 @@ class ImageBlock(BasicTransformerBlock):
         rows: (R,) int64, on the CPU or with x, which of the m each row of x looks at; None if m is R or 1.
         options: transformer_options, which may choose another computation of attention.
         """
-        normed = self.norm1(x)
-        x = x + _attended(self.attn1, normed, self.attn1.to_k(normed), self.attn1.to_v(normed), options)
-        key, value = self.attn2.to_k(reference), self.attn2.to_v(reference)
+        normed, itself, across = self.norm1(x), self.self_attention, self.cross_attention
+        x = x + _attended(itself, normed, itself.keys(normed), itself.values(normed), options)
+        key, value = across.keys(reference), across.values(reference)
         if rows is not None:
             key, value, mask = key[rows], value[rows], None if mask is None else mask[rows]
-        x = x + _attended(self.attn2, self.norm2(x), key, value, options, mask, variant)
+        x = x + _attended(across, self.norm2(x), key, value, options, mask, variant)
         return x + self.ff(self.norm3(x))
 
 
-def _attended(module: CrossAttention, normed: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any] | None,
+def _attended(module: Attention, normed: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any] | None,
               mask: Tensor | None = None, variant: Variant = "paper") -> Tensor:
-    attend = partial(optimized_attention, attn_precision=module.attn_precision, transformer_options=options)
-    return module.to_out(attention(module.to_q(normed), key, value, module.heads, mask, variant, attend))
+    def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+        return module.attend(query, key, value, options, mask)
+
+    return module.output(attention(module.queries(normed), key, value, module.heads, mask, variant, attend))
 
 
 class ImageBlocks(nn.Module):
@@ -85,7 +88,7 @@ class ImageBlocks(nn.Module):
         unet = unet_of(model)
         self.layers = tuple(layers)
         self.list = nn.ModuleList(ImageBlock(layer.channels, layer.heads, dtype, device) for layer in layers)
-        self._prefixes = tuple(_prefix(unet, layer) for layer in layers)
+        self._prefixes = tuple(f"{unet.transformer_name(layer)}.{MODULE}." for layer in layers)
 
     def __getitem__(self, layer: AttentionLayer) -> ImageBlock:
         return self.list[self.layers.index(layer)]
@@ -131,11 +134,3 @@ def _patcher_of_copy(blocks: ImageBlocks, *devices: torch.device) -> ModelPatche
 def parameter_shapes(width: int) -> dict[str, torch.Size]:
     """Name within an image block of this width → shape."""
     return {name: p.shape for name, p in ImageBlock(width, 1, device="meta").named_parameters()}
-
-
-def _prefix(unet, layer: AttentionLayer) -> str:
-    side, number = layer.block
-    place = getattr(unet, f"{side}_blocks")[number]
-    transformer = spatial_transformer(unet, layer)
-    child = next(name for name, module in place.named_children() if module is transformer)
-    return f"diffusion_model.{side}_blocks.{number}.{child}.{MODULE}."

@@ -11,7 +11,9 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..attention.layers import AttentionLayer, attention_layers, transformer_block
+from ..families.find import unet_of
+from ..families.layers import AttentionLayer
+from ..families.unet import TRANSFORMER_NAME
 from ..text.concept import Concept
 from ..visual_prompts.folders import folder_of
 from ..foreign.text import parse_json, short
@@ -23,7 +25,7 @@ FOLDER = "vico"
 KIND = "ViCo file"
 FILE = "image-blocks"  # file name of this pack's own files, before the step
 FORMAT = "vico"  # value of the metadata key "format" in this pack's own files
-_KEY = re.compile(rf"(?:model\.)?(diffusion_model\.(input|output)_blocks\.(\d{{1,3}})\.\d{{1,3}}\.{MODULE}\.)(.+)")
+_KEY = re.compile(rf"(?:model\.)?({TRANSFORMER_NAME}\.{MODULE}\.)(.+)")
 
 LARGEST_SIDE, WIDEST_TEXT = 16_384, 65_536  # of what a file says of its training
 
@@ -51,13 +53,14 @@ class ViCo:
 
     def blocks_for(self, model, dtype: torch.dtype) -> ImageBlocks:
         """The image blocks as modules for `model`. Raises ValueError if they were trained on another kind of model."""
+        text_width = unet_of(model).text_width
         layers = [layer for layer in _last_layers(model) if layer.block in self.blocks]
         here = {layer.block: layer.channels for layer in layers}
         trained = {block: _width(tensors) for block, tensors in self.blocks.items()}
-        if here != trained or text_width(model) != self.text_width:
+        if here != trained or text_width != self.text_width:
             raise ValueError(f"{self.source} was trained on another kind of model: with text of width "
                              f"{self.text_width} and blocks {_described(trained)}, where this model has text of width "
-                             f"{text_width(model)} and {_described(here) or 'no such block'}. Load a checkpoint of the "
+                             f"{text_width} and {_described(here) or 'no such block'}. Load a checkpoint of the "
                              "kind that it was trained on.")
         modules = ImageBlocks(model, layers, dtype)
         modules.fill(self.blocks)
@@ -96,12 +99,7 @@ def read_vico(path: Path) -> ViCo:
 def metadata_of(variant: Variant, words: tuple[str, ...], size: int, model) -> dict[str, str]:
     """What this pack's own files say of themselves."""
     return {"format": FORMAT, "variant": variant, "words": json.dumps(words), "size": str(size),
-            "text_width": str(text_width(model))}
-
-
-def text_width(model) -> int:
-    """Width of the text encodings that a MODEL attends to."""
-    return transformer_block(model, attention_layers(model)[0]).attn2.to_k.weight.shape[1]
+            "text_width": str(unet_of(model).text_width)}
 
 
 def file_of_run(concept: Concept) -> Path:
@@ -148,7 +146,7 @@ def _said(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def _last_layers(model) -> list[AttentionLayer]:
     """The last layer of every block with cross-attention, in execution order."""
-    return list({layer.block: layer for layer in attention_layers(model)}.values())
+    return list({layer.block: layer for layer in unet_of(model).layers}.values())
 
 
 def _width(tensors: Mapping[str, Tensor]) -> int:

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..attention.record import Record
+from ..families.latents import latent_space
 from ..text.concept import Concept
 from ..text.embedding_versions import embedding_versions
 from ..text.tokens import prompt_tokens
@@ -186,10 +187,9 @@ def _reference(model, vae, image: Tensor, word: str, mask: Tensor | None, size: 
                          "the features of each stay in memory; connect fewer.")
     pictures = prepare(sources, Preparation(size, fit, "none", 1, 0)).pictures
     check_vae(vae)
-    latent_format = model.get_model_object("latent_format")
     with torch.random.fork_rng(devices=[vae.device] if vae.device.type == "cuda" else []):
         torch.manual_seed(0)  # a VAE may draw its latent
-        latents = encode_picture(vae, latent_format, torch.cat([picture.variants for picture in pictures]),
+        latents = encode_picture(vae, latent_space(model), torch.cat([picture.variants for picture in pictures]),
                                  f"the reference of {word}" if word else "the reference")
     masks = [picture.masks for picture in pictures]
     if any(each is not None for each in masks):

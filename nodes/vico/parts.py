@@ -11,9 +11,9 @@ from torch import Tensor
 
 from comfy.patcher_extension import WrappersMP
 
-from ..attention.layers import attention_layers, unet_of
 from ..attention.masks import on_grid
 from ..attention.record import Record
+from ..families.find import unet_of
 from ..text.layout import END
 from ..text.tokens import PromptTokens
 from ..training.batch import Batch, Recipe, Row, Stream, Subject
@@ -89,7 +89,7 @@ class ImageAttentionPart(TrainablePart):
         """Float32 blocks with random weights, as the authors start. Raises ValueError if the model has some already."""
         if run.model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
             raise ValueError("The MODEL for Train already reads a reference; connect the model from before Apply ViCo.")
-        layers = chosen_layers(attention_layers(run.model), self.placement)
+        layers = chosen_layers(unet_of(run.model).layers, self.placement)
         blocks = ImageBlocks(run.model, layers, torch.float32, run.device)
         blocks.draw(generator(run.seed, "image blocks"))
         attached = AttachedImageAttention(self, run, blocks)
@@ -113,7 +113,7 @@ class AttachedImageAttention(AttachedPart):
 
     def installed(self) -> AbstractContextManager:
         """The U-Net's layers go through transformer_options[CALL]."""
-        return image_attention(unet_of(self.run.model), self.blocks.layers)
+        return image_attention(self.run.model, self.blocks.layers)
 
     @contextlib.contextmanager
     def bypassed(self) -> Iterator[None]:

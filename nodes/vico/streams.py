@@ -13,8 +13,10 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..attention.layers import AttentionLayer, spatial_transformer, transformer_block
 from ..attention.recorder import AttentionRecorder, Wanted, beside
+from ..families.find import unet_of
+from ..families.layers import AttentionLayer
+from ..families.unet import UNet
 from ..text.pairs import taken_apart
 from .blocks import ImageBlocks
 from .maths import Variant
@@ -80,12 +82,16 @@ class Reading:
 
 
 @contextlib.contextmanager
-def image_attention(unet: nn.Module, layers: Sequence[AttentionLayer]) -> Iterator[None]:
+def image_attention(model, layers: Sequence[AttentionLayer]) -> Iterator[None]:
     """While the context is open the layers' outputs go through transformer_options[CALL], where that is given; other
-    runs of the U-Net stay as they are."""
+    runs of the U-Net stay as they are.
+
+    model: a MODEL or its U-Net.
+    """
+    unet = unet_of(model)
     with contextlib.ExitStack() as stack:
         for layer in layers:
-            hook = transformer_block(unet, layer).register_forward_hook(partial(_through_call, layer), with_kwargs=True)
+            hook = unet.block(layer).register_forward_hook(partial(_through_call, layer), with_kwargs=True)
             stack.callback(hook.remove)
         yield
 
@@ -111,8 +117,9 @@ def look_at_references(run: Callable, unet: nn.Module, layers: Sequence[Attentio
                "cond_or_uncond": [0], "uuids": [None], CALL: taken,
                "patches": {"attn2_patch": [taken_apart]} if pairs else {}}
     positions, belongs = _columns(groups)
-    with beside(), AttentionRecorder(unet, [Wanted(tuple(layers), "pixels", positions)]) as recorder, \
-            _stopped_after(unet, layers[-1]), contextlib.suppress(_Stopped):
+    found = unet_of(unet)
+    with beside(), AttentionRecorder(found, [Wanted(tuple(layers), "pixels", positions)]) as recorder, \
+            _stopped_after(found, layers[-1]), contextlib.suppress(_Stopped):
         run(latents, timesteps, context, y, None, options)
     return {layer: Seen(taken.tokens[layer], maps @ belongs.to(maps)) for layer, maps in zip(layers, recorder.maps[0])}
 
@@ -133,7 +140,7 @@ class _Stopped(Exception):
 
 
 @contextlib.contextmanager
-def _stopped_after(unet: nn.Module, layer: AttentionLayer) -> Iterator[None]:
+def _stopped_after(unet: UNet, layer: AttentionLayer) -> Iterator[None]:
     """Ends runs of the U-Net before the module that follows the layer's block.
 
     Inside the block itself a run cannot end: gradient checkpointing could not compute it again.
@@ -141,10 +148,7 @@ def _stopped_after(unet: nn.Module, layer: AttentionLayer) -> Iterator[None]:
     def stop(*_) -> None:
         raise _Stopped
 
-    blocks = [*unet.input_blocks, *filter(None, [unet.middle_block]), *unet.output_blocks]
-    in_order = [module for block in blocks for module in block] + [unet.out]
-    last = in_order.index(spatial_transformer(unet, layer))
-    hook = in_order[last + 1].register_forward_pre_hook(stop)
+    hook = unet.after(layer).register_forward_pre_hook(stop)
     try:
         yield
     finally:

@@ -7,13 +7,14 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 import torch
-from comfy.ldm.modules.attention import CrossAttention
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attention.capture import put_first, rows_told
-from ..attention.layers import AttentionLayer, Place, attention_layers, blocks_by_place, place_in
 from ..attention.sides import say_once, tell_sides
+from ..families.attention import Attention
+from ..families.find import unet_of
+from ..families.layers import AttentionLayer, Place, place_in
 
 OTHER_ROWS = ("Apply IP-Adapter or Apply ELITE did not act in a part of this run: another node changes the number of "
               "pictures inside the model's call, as tiled samplers do, so that they cannot be told apart; take that "
@@ -24,7 +25,7 @@ Options = Mapping[str, Any]
 class Addition(Protocol):
     """What is added. Holds no state of a run."""
 
-    def __call__(self, layer: AttentionLayer, attention: CrossAttention, n: Tensor, context: Tensor,
+    def __call__(self, layer: AttentionLayer, attention: Attention, n: Tensor, context: Tensor,
                  options: Options) -> Tensor | None:
         """(rows, pixels, heads · d) to be added to the heads' output, before the layer's output projection; or None.
 
@@ -75,32 +76,32 @@ class _Patches:
         layers = options.get(self.key)
         if layers is not None:
             layer, attention = layers[place_in(options)]
-            options[self._result] = attention.to_out, self.addition(layer, attention, n, context, options)
+            options[self._result] = attention, self.addition(layer, attention, n, context, options)
         return n, context, value
 
     def after(self, n: Tensor, options: dict) -> Tensor:
         """attn2_output_patch: adds it, projected."""
-        to_out, added = options.get(self._result, (None, None))
+        attention, added = options.get(self._result, (None, None))
         if added is None:
             return n
         if added.shape[:2] != n.shape[:2]:
             raise ValueError("A node after this pack's has changed the number of rows or pixels inside the model's "
                              "attention, as regional prompting does; put that node before Apply IP-Adapter or Apply "
                              "ELITE.")
-        return n + _projected(to_out, added.to(n.dtype))
+        return n + _projected(attention, added.to(n.dtype))
 
     @property
     def _result(self) -> str:
         return f"{self.key}.result"
 
-    def _layers_of(self, unet) -> Mapping[Place, tuple[AttentionLayer, CrossAttention]]:
+    def _layers_of(self, unet) -> Mapping[Place, tuple[AttentionLayer, Attention]]:
         if unet not in self._known:
-            self._known[unet] = {place: (layer, block.attn2)
-                                 for place, (layer, block) in blocks_by_place(unet, attention_layers(unet)).items()}
+            found = unet_of(unet)
+            self._known[unet] = found.cross_attentions(found.layers)
         return self._known[unet]
 
 
-def _projected(to_out: nn.Module, added: Tensor) -> Tensor:
+def _projected(attention: Attention, added: Tensor) -> Tensor:
     """The output projection without its bias, which the layer itself has added; through the module, because ComfyUI
     applies LoRAs there."""
-    return to_out(added) - to_out(torch.zeros_like(added[:1, :1]))
+    return attention.output(added) - attention.output(torch.zeros_like(added[:1, :1]))

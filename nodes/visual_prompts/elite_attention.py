@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Mapping, Sequence
 
 import torch
-from comfy.ldm.modules.attention import CrossAttention, optimized_attention
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.branch import branch_conditionings, in_branch
 from ..attention.capture import TokenGroups
-from ..attention.layers import AttentionLayer
 from ..attention.words import Words, groups_in, watched_chunks, watched_conditionings
+from ..families.attention import Attention
+from ..families.layers import AttentionLayer
 from ..text.layout import VISUAL
 from .added_attention import Options, with_added_attention
 from .elite import word_attention
@@ -86,23 +86,22 @@ class LocalAttention:
     patches: KeysValues
     weight: float
 
-    def __call__(self, layer: AttentionLayer, attention: CrossAttention, n: Tensor, context: Tensor,
+    def __call__(self, layer: AttentionLayer, attention: Attention, n: Tensor, context: Tensor,
                  options: Options) -> Tensor | None:
         """(rows, pixels, heads · d)."""
         places = self._words(options)
         if not places:
             return None
         count = len(options["cond_or_uncond"])
-        query = attention.to_q(n)
+        query = attention.queries(n)
         parts = []
         for index, (rows, text) in enumerate(zip(query.chunk(count), context.chunk(count), strict=True)):
             if index not in places:
                 parts.append(torch.zeros_like(rows))
                 continue
-            keys = attention.to_k(places[index].keys(text))
+            keys = attention.keys(places[index].keys(text))
             column = word_attention(rows, keys, layer.heads, places[index].in_copies(keys.shape[1])[0])
-            seen = optimized_attention(rows, *self.patches.rows(layer, rows, options), layer.heads,
-                                       attn_precision=options.get("attn_precision"), transformer_options=options)
+            seen = attention.attend(rows, *self.patches.rows(layer, rows, options), options)
             parts.append((seen.unflatten(-1, (layer.heads, -1)) * column).flatten(2))
         return torch.cat(parts) * self.weight
 

@@ -10,7 +10,8 @@ import torch
 from comfy.utils import unet_to_diffusers
 from torch import Tensor
 
-from ..attention.layers import AttentionLayer, attention_layers, transformer_block
+from ..families.find import unet_of
+from ..families.layers import AttentionLayer
 from ..foreign.text import short
 from ..weight_files import check_numbers, damaged, read_state_dict, shapes_of
 from .elite import LAYERS, mapped_patches, mapped_word
@@ -60,7 +61,7 @@ class Elite:
     def layers_of(self, model) -> list[Layer]:
         """Where the files' keys and values go in a MODEL. Raises ValueError if they are for another."""
         places = _places(model)
-        width = transformer_block(model, next(iter(places))).attn2.to_k.weight.shape[1]
+        width = unet_of(model).text_width
         for mapper in (self.of_word, self.of_patches):
             if {name for _, name in places.values()} != set(mapper.keys_values) or any(
                     part.shape != (layer.channels, width) for layer, (_, name) in places.items()
@@ -133,11 +134,11 @@ def _try_out(mapper: Mapper) -> None:
 
 def _places(model) -> dict[AttentionLayer, tuple[str, str]]:
     """Each layer's key in the MODEL and its name in the files: diffusers' with "_" for "."."""
-    keys = {module: key for key, module in model.model.named_modules()}
+    unet = unet_of(model)
     theirs = {ours: name for name, ours in unet_to_diffusers(model.model.model_config.unet_config).items()}
     places = {}
-    for layer in attention_layers(model):
-        key = keys[transformer_block(model, layer).attn2]
+    for layer in unet.layers:
+        key = unet.cross_attention_name(layer)
         weight = f"{key}.to_k.weight".removeprefix("diffusion_model.")
         places[layer] = key, theirs.get(weight, weight).removesuffix(".to_k.weight").replace(".", "_")
     return places

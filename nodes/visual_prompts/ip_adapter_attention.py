@@ -4,12 +4,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from comfy.ldm.modules.attention import CrossAttention, optimized_attention
 from torch import Tensor
 
 from ..attention.branch import in_branch
-from ..attention.layers import AttentionLayer
 from ..attention.sides import side_at
+from ..families.attention import Attention
+from ..families.layers import AttentionLayer
 from .added_attention import Options
 from .ip_adapter_files import IPAdapter
 from .keys_values import KeysValues, keys_values
@@ -29,12 +29,11 @@ class TokenAttention:
     negative: KeysValues | None
     branch: KeysValues
 
-    def __call__(self, layer: AttentionLayer, attention: CrossAttention, n: Tensor, context: Tensor,
+    def __call__(self, layer: AttentionLayer, attention: Attention, n: Tensor, context: Tensor,
                  options: Options) -> Tensor:
         """(rows, pixels, heads · d)."""
-        query = attention.to_q(n)
-        parts = query.chunk(len(options["cond_or_uncond"]))
-        seen = [self._seen(layer, part, self._tokens_for(index, options), options)
+        parts = attention.queries(n).chunk(len(options["cond_or_uncond"]))
+        seen = [self._seen(layer, attention, part, self._tokens_for(index, options), options)
                 for part, index in zip(parts, options["cond_or_uncond"], strict=True)]
         return torch.cat(seen) * self.weight
 
@@ -43,11 +42,12 @@ class TokenAttention:
             return self.negative
         return self.branch if in_branch(options) else self.positive
 
-    def _seen(self, layer: AttentionLayer, query: Tensor, tokens: KeysValues | None, options: Options) -> Tensor:
+    @staticmethod
+    def _seen(layer: AttentionLayer, attention: Attention, query: Tensor, tokens: KeysValues | None, options: Options
+              ) -> Tensor:
         if tokens is None:
             return torch.zeros_like(query)
-        return optimized_attention(query, *tokens.rows(layer, query, options), layer.heads,
-                                   attn_precision=options.get("attn_precision"), transformer_options=options)
+        return attention.attend(query, *tokens.rows(layer, query, options), options)
 
 
 def token_attention(model, adapter: IPAdapter, tokens: VisualTokens, weight: float,

@@ -9,7 +9,8 @@ from typing import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ..attention.layers import AttentionLayer, attention_layers, transformer_block
+from ..families.find import unet_of
+from ..families.layers import AttentionLayer
 from ..foreign.text import short
 from ..weight_files import check_numbers, damaged, read_state_dict, shapes_of
 from .ip_adapter import projected_embeds, projected_patches, resampled
@@ -62,8 +63,8 @@ class IPAdapter:
 
     def layers_of(self, model) -> dict[AttentionLayer, tuple[Tensor, Tensor]]:
         """(to_k, to_v) of each cross-attention layer of a MODEL. Raises ValueError if it is for other models."""
-        layers = attention_layers(model)
-        width = transformer_block(model, layers[0]).attn2.to_k.weight.shape[1]
+        unet = unet_of(model)
+        layers, width = unet.layers, unet.text_width
         ordered = sorted(layers, key=lambda layer: (BLOCK_ORDER.index(layer.block[0]), layer.order))
         if (len(layers), width) != (len(self.keys_values), self.token_width) or any(
                 layer.channels != key.shape[0] for layer, (key, _) in zip(ordered, self.keys_values)):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..attention.layers import AttentionLayer
 from ..attention.windows import images_of
+from ..families.layers import AttentionLayer
 
 
 @dataclass(frozen=True, eq=False)

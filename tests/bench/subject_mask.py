@@ -48,7 +48,7 @@ def recorded(checkpoint: Path, count: int) -> tuple[dict, Tensor]:
     """((timestep, layer) → maps (n, 128, 128), subjects' masks (n, 128, 128)) of pictures with the class word said."""
     import comfy.sd
     from miniature import data, grammar, models
-    from personalize.nodes.attention.layers import attention_layers
+    from personalize.nodes.families.find import unet_of
     from personalize.nodes.attention.maps import resized
     from personalize.nodes.attention.probing import record_latent
     from personalize.nodes.attention.record import Record
@@ -56,7 +56,7 @@ def recorded(checkpoint: Path, count: int) -> tuple[dict, Tensor]:
 
     models.register()
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))
-    layers, rng = attention_layers(model), random.Random(0)
+    layers, rng = unet_of(model).layers, random.Random(0)
     timesteps = sorted({step for steps in TIMESTEPS.values() for step in steps}, reverse=True)
     maps: dict[tuple, list[Tensor]] = {}
     masks = []

@@ -57,7 +57,7 @@ def main() -> None:
 def contenders(options: argparse.Namespace) -> tuple[dict, list, list]:
     """Name → MODEL, plain and with each use of one reference; and the positive and negative prompt."""
     from bench import checkpoint
-    from personalize.nodes.attention.layers import attention_layers
+    from personalize.nodes.families.find import unet_of
     from personalize.nodes.attention.record import Record
     from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
     from personalize.nodes.vico.apply import Reference, Use, with_references
@@ -70,7 +70,7 @@ def contenders(options: argparse.Namespace) -> tuple[dict, list, list]:
     with torch.inference_mode():
         positive, negative = (PersonalizeEncodeWithSpans.execute(clip, text, "").args[0] for text in (PROMPT, ""))
         for name, use, _ in RATIOS:
-            blocks = ImageBlocks(model, chosen_layers(attention_layers(model), "decoder"))
+            blocks = ImageBlocks(model, chosen_layers(unet_of(model).layers, "decoder"))
             blocks.draw(torch.Generator().manual_seed(2))
             models[name] = with_references(model, blocks, (), [reference], Use(**use), Record("bench", every_step=True))
     return models, positive, negative

@@ -8,7 +8,7 @@ from tiny import elite as tiny_elite
 from tiny import vision
 from tiny.models import WIDTH_L
 
-from personalize.nodes.attention.layers import attention_layers
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import Words
@@ -46,7 +46,7 @@ class Patched(NamedTuple):
 def patch_on(name: str, checkpoint, folder) -> Patched:
     """The patch of this name. folder: for its files."""
     model, clip, _ = checkpoint
-    layers = attention_layers(model)
+    layers = unet_of(model).layers
     positive, negative = encoded(clip, "a photo of a dog"), encoded(clip, "")
     if name == "Apply IP-Adapter":
         adapter = read_ip_adapter(saved(official(model, TABLES["sd15"], "plus"), folder / "plus.safetensors"))

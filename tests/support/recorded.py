@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import torch
 
-from personalize.nodes.attention.layers import attention_layers, unet_of
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import Words
@@ -19,12 +19,12 @@ LONG = ", ".join(["a very long prompt"] * 22) + ", a dog"  # two chunks
 def recording(model, words=Words(), layers=None, window=(0.0, 1.0), every_step=True):
     """(MODEL, Record)."""
     record = Record("the test", every_step)
-    return recording_model(model, record, layers or attention_layers(model), words, window), record
+    return recording_model(model, record, layers or unet_of(model).layers, words, window), record
 
 
 def plain_run(model, *args, **kwargs):
     """(result, seen): the unpatched model's result, and what each layer projected in each call of the U-Net."""
-    with projections(unet_of(model)) as seen:
+    with projections(unet_of(model).denoiser) as seen:
         result = sample(model, *args, **kwargs)
     return result, seen
 

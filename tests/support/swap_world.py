@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize.nodes.attention.layers import attention_layers, unet_of
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.training.seeds import generator
@@ -33,7 +33,7 @@ class World:
     def strong(model):
         patched = model.clone()
         patched.add_patches({f"diffusion_model.{name}": ((GAIN - 1) * weight.float(),)
-                             for name, weight in unet_of(model).state_dict().items()
+                             for name, weight in unet_of(model).denoiser.state_dict().items()
                              if name.endswith("attn1.to_out.0.weight")})
         return patched
 
@@ -84,7 +84,7 @@ class ByHand:
     def __init__(self, world, how, model=None, positive=None, noise=None, first=1, layers=None, mask="attention",
                  guided=True, negative=1.0, branch_model=None):
         images, model = how.get("batch", 1), model or world.model
-        unet, found = unet_of(world.model), attention_layers(world.model)
+        unet, found = unet_of(world.model).denoiser, unet_of(world.model).layers
         alone = how if guided else {**how, "cfg": 1.0}
         self.branch, kept = kept_keys_and_values(
             unet, lambda: world.sample(branch_model or model, world.visual, noise=noise, **alone))

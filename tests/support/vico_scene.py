@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from personalize.nodes.attention.layers import attention_layers, unet_of
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
@@ -48,7 +48,7 @@ class Scene:
     def __init__(self, checkpoint, text: str = PROMPT, negative: str = "blurry", placement: str = "decoder"):
         self.model, self.clip, self.vae = checkpoint
         self.concepts = (_concept(DOG, self.clip, 1), _concept(TOY, self.clip, 2))
-        self.blocks = ImageBlocks(self.model, chosen_layers(attention_layers(self.model), placement))
+        self.blocks = ImageBlocks(self.model, chosen_layers(unet_of(self.model).layers, placement))
         self.blocks.draw(torch.Generator().manual_seed(3))
         self.tensors = {name: p.detach() for name, p in self.blocks.named_tensors()}
         self.positive = self.encode(text)
@@ -83,7 +83,7 @@ class Scene:
         sides = [self.positive, self.negative]
         contexts = [side[0][0].expand(batch, -1, -1) for side in sides]
         ys = [None, None]
-        if unet_of(self.model).num_classes is not None:
+        if unet_of(self.model).denoiser.num_classes is not None:
             ys = [base.encode_adm(pooled_output=side[0][1]["pooled_output"], width=128, height=128,
                                   device="cpu").expand(batch, -1) for side in sides]
         sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
@@ -97,7 +97,7 @@ class Scene:
             for side in (0, 1):
                 seen_by = 0 if use.halves == "shared" else side
                 reads = acts and (side == 0 or use.halves != "conditional")
-                stream = DualStream(unet_of(self.model), self.tensors, masker or MASKERS[use.variant],
+                stream = DualStream(unet_of(self.model).denoiser, self.tensors, masker or MASKERS[use.variant],
                                     use.variant == "released", use.strength if reads else 0.0)
                 residuals = control and control(given, timesteps, contexts[side])
                 output = stream(given, latents.expand(batch, *latents.shape), timesteps, contexts[side], ys[side],

@@ -8,7 +8,7 @@ from comfy.model_sampling import V_PREDICTION
 from test_training_loop import subject
 from torch import Tensor
 
-from personalize.nodes.attention.layers import unet_of
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.text.encode import encode
 from personalize.nodes.text.layout import END
 from personalize.nodes.training.diffusion import DiffusionLoss
@@ -54,7 +54,7 @@ class ByHand:
         positions = [tuple(tokens[i].layout.span(batch.concept(row).placeholder)) for i, row in enumerate(rows)]
         assert len(set(positions)) > 1, "prompts of one batch must differ in where the word is"
         sampling = session.sampling
-        stream = DualStream(unet or unet_of(session.model), self.tensors, masker or MASKERS[variant],
+        stream = DualStream(unet or unet_of(session.model).denoiser, self.tensors, masker or MASKERS[variant],
                             variant == "released")
         references = batch.latents["reference"].clean[:, None]
         predicted = stream(sampling.calculate_input(latents.sigma, latents.noisy), references,

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from comfy.weight_adapter import adapter_maps
 
+from ...families.find import family_of
 from ..restoring import matching
 from ..seeds import generator
 from .part import WEIGHTS, AttachedPart, ParamGroup, Side, TrainablePart, TrainingRun
-
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class Delta(nn.Module):
@@ -87,10 +86,8 @@ class AdapterPart(TrainablePart):
             raise ValueError(f"Adapter algorithm '{self.algorithm}' is not in this ComfyUI, which has "
                              f"{', '.join(adapter_maps)}; choose one of them.")
         wrappers = {}
-        for name, module in _modules(run.model):
-            wanted = name.endswith(ATTENTION) if self.attention_only else module.weight.ndim > 1
-            if wanted and module.weight.ndim > 1:
-                wrappers[f"{name}.weight"] = (name, self._adapter(module.weight, name, run))
+        for name, module in family_of(run.model).adaptable("attention" if self.attention_only else "all").items():
+            wrappers[f"{name}.weight"] = (name, self._adapter(module.weight, name, run))
         return AttachedWeights(self.algorithm, self.lr, self.weight_decay, run, wrappers)
 
     def _adapter(self, weight: Tensor, name: str, run: TrainingRun) -> nn.Module:

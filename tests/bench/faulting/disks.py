@@ -22,7 +22,7 @@ def run() -> dict[str, tuple[int, int]]:
     """Name of the fault → (how often all was kept that could be, writes that failed)."""
     from test_training_job import make_job
 
-    from personalize.nodes.training import preview
+    from personalize.nodes.families.unet import UNet
     from personalize.nodes.training.parts.embedding import EmbeddingPart
     from personalize.nodes.training.parts.weights import AdapterPart
     from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
@@ -33,7 +33,7 @@ def run() -> dict[str, tuple[int, int]]:
     jobs = {name: make_job(loaded, f"whole-{name}", steps=STEPS, parts=part, save_every=1, preview_every=STEPS)
             for name, part in parts.items()}
     jobs["ViCo"] = replace(jobs["ViCo"], recipe=WithReferences(jobs["ViCo"].recipe))
-    preview.STEPS = 2
+    UNet.preview = replace(UNet.preview, steps=2)
     results = {}
     with _base() as base:
         for fault, error in (("full", FULL), ("denied", DENIED)):

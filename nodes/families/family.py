@@ -1,0 +1,60 @@
+"""What training, previews and recording ask of a model, whatever it is built like."""
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Mapping, Protocol, Sequence
+
+from torch import nn
+
+from .layers import AttentionLayer
+
+Weights = Literal["attention", "text keys and values", "all"]
+
+
+@dataclass(frozen=True)
+class PreviewDefaults:
+    """How a picture is drawn while training. guidance: 1 for none."""
+
+    sampler: str
+    scheduler: str
+    steps: int
+    guidance: float
+
+
+class Family(Protocol):
+    """One model, seen through what its family has in common; made by `find.family_of`.
+
+    preview: what suits its pictures.
+    """
+
+    preview: PreviewDefaults
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network itself, ComfyUI's "diffusion_model"."""
+
+    @property
+    def layers(self) -> tuple[AttentionLayer, ...]:
+        """Where it attends to the text, in execution order."""
+
+    @property
+    def text_width(self) -> int:
+        """Width of the text encodings that it takes."""
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of what it takes; more than a latent has where it is made for inpainting or editing."""
+
+    def differentiable(self) -> AbstractContextManager[None]:
+        """While the context is open a gradient goes through the network to the text."""
+
+    def recomputable(self, except_for: AttentionLayer | None = None) -> Sequence[nn.Module]:
+        """Blocks that gradient checkpointing may run again in the backward pass.
+
+        except_for: the layer in which a pass stops early; its block is left out, for what it has computed is all that is
+        needed of it.
+        """
+
+    def adaptable(self, which: Weights) -> Mapping[str, nn.Module]:
+        """Modules with a matrix or kernel that an adapter may change, by their name in the MODEL."""

@@ -1,0 +1,162 @@
+"""The U-Net of SD1.x, SD2.x and SDXL: blocks that look at the picture by themselves, and at the text across."""
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import Iterable, Iterator, Mapping
+
+from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
+from torch import nn
+
+from .attention import Attention
+from .differentiable import in_training
+from .family import PreviewDefaults, Weights
+from .layers import AttentionLayer, Place
+
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+_TEXT_KEYS_AND_VALUES = ("attn2.to_k", "attn2.to_v")
+
+# Name in files of what holds a block's transformer blocks; groups: side and number of the block.
+TRANSFORMER_NAME = r"diffusion_model\.(input|output)_blocks\.(\d{1,3})\.\d{1,3}"
+
+
+def transformer_name_in_sd1(block: tuple[str, int]) -> str:
+    """The same in Stable Diffusion 1.x, for a block with attention."""
+    side, number = block
+    return f"diffusion_model.{side}_blocks.{number}.1"
+
+
+class UNet:
+    """A Family. SD1.x has 16 layers, SDXL has 70."""
+
+    preview = PreviewDefaults("euler", "normal", 20, 7.0)
+
+    def __init__(self, denoiser: UNetModel):
+        self.denoiser = denoiser
+
+    @staticmethod
+    def is_kind_of(denoiser: nn.Module) -> bool:
+        """Whether a denoiser is built like this."""
+        return isinstance(denoiser, UNetModel)
+
+    # ------------------------------------------------------------------------------------------ of every family
+    @cached_property
+    def layers(self) -> tuple[AttentionLayer, ...]:
+        """Layers with cross-attention in execution order."""
+        found = []
+        for key, (stride, transformer) in self._transformers.items():
+            for depth, block in enumerate(transformer.transformer_blocks):
+                if block.attn2 is not None:
+                    inner = block.attn2.heads * block.attn2.dim_head
+                    found.append(AttentionLayer(key, depth, len(found), inner, block.attn2.heads, stride))
+        return tuple(found)
+
+    @property
+    def text_width(self) -> int:
+        """See Family."""
+        return self.cross_attention(self.layers[0]).context_width
+
+    @property
+    def input_channels(self) -> int:
+        """See Family."""
+        return self.denoiser.in_channels
+
+    def differentiable(self) -> AbstractContextManager[None]:
+        """See Family."""
+        return in_training()
+
+    def recomputable(self, except_for: AttentionLayer | None = None) -> list[nn.Module]:
+        """Residual and attention blocks; see Family."""
+        left_out = None if except_for is None else self._transformer(except_for)
+        return [module for module in self.denoiser.modules()
+                if isinstance(module, (ResBlock, SpatialTransformer)) and module is not left_out]
+
+    def adaptable(self, which: Weights) -> dict[str, nn.Module]:
+        """Linear and convolution layers; see Family."""
+        endings = {"attention": _ATTENTION, "text keys and values": _TEXT_KEYS_AND_VALUES, "all": ("",)}[which]
+        return {f"diffusion_model.{name}": module for name, module in self.denoiser.named_modules()
+                if hasattr(module, "weight_function") and module.weight is not None and module.weight.ndim > 1
+                and name.endswith(endings)}
+
+    # ------------------------------------------------------------------------------------------ of the U-Net alone
+    def block(self, layer: AttentionLayer) -> BasicTransformerBlock:
+        """The transformer block of a layer."""
+        return self._transformer(layer).transformer_blocks[layer.depth]
+
+    def self_attention(self, layer: AttentionLayer) -> Attention:
+        """Of a layer's transformer block: the picture's to itself."""
+        return Attention(self.block(layer).attn1)
+
+    def cross_attention(self, layer: AttentionLayer) -> Attention:
+        """Of a layer's transformer block: the picture's to the text."""
+        return Attention(self.block(layer).attn2)
+
+    def self_attentions(self, layers: Iterable[AttentionLayer]) -> dict[Place, tuple[AttentionLayer, Attention]]:
+        """The layers by where they are, with their self-attention. Raises ValueError if the U-Net does not have them."""
+        return {layer.place: (layer, self.self_attention(layer)) for layer in self._held(layers)}
+
+    def cross_attentions(self, layers: Iterable[AttentionLayer]) -> dict[Place, tuple[AttentionLayer, Attention]]:
+        """The same with their cross-attention."""
+        return {layer.place: (layer, self.cross_attention(layer)) for layer in self._held(layers)}
+
+    def after(self, layer: AttentionLayer) -> nn.Module:
+        """The module that runs next after the layer's block, all its transformer blocks included."""
+        modules = [module for _, block in self._blocks() for module in block] + [self.denoiser.out]
+        return modules[modules.index(self._transformer(layer)) + 1]
+
+    def transformer_name(self, layer: AttentionLayer) -> str:
+        """In the MODEL, of what holds the layer's transformer blocks: "diffusion_model.output_blocks.4.1"."""
+        return self._name_of(self._transformer(layer))
+
+    def cross_attention_name(self, layer: AttentionLayer) -> str:
+        """In the MODEL, of the layer's cross-attention."""
+        return self._name_of(self.block(layer).attn2)
+
+    def _held(self, layers: Iterable[AttentionLayer]) -> tuple[AttentionLayer, ...]:
+        layers = tuple(layers)
+        if not set(layers) <= set(self.layers):
+            raise ValueError("The sampler runs a model whose U-Net is built otherwise than that of the MODEL that was "
+                             "patched; sample with models of one kind.")
+        return layers
+
+    def _name_of(self, wanted: nn.Module) -> str:
+        return next(f"diffusion_model.{name}" for name, module in self.denoiser.named_modules() if module is wanted)
+
+    def _transformer(self, layer: AttentionLayer) -> SpatialTransformer:
+        return self._transformers[layer.block][1]
+
+    @cached_property
+    def _transformers(self) -> Mapping[tuple[str, int], tuple[int, SpatialTransformer]]:
+        """Stride and module by block, in execution order."""
+        found, stride = {}, 1
+        for key, block in self._blocks():
+            for module in block:
+                if isinstance(module, SpatialTransformer):
+                    found[key] = stride, module
+                elif isinstance(module, Downsample):
+                    stride *= 2
+                elif isinstance(module, Upsample):
+                    stride //= 2
+        return found
+
+    def _blocks(self) -> Iterator[tuple[tuple[str, int], nn.Module]]:
+        unet = self.denoiser
+        yield from ((("input", i), block) for i, block in enumerate(unet.input_blocks))
+        if unet.middle_block is not None:
+            yield ("middle", 0), unet.middle_block
+        yield from ((("output", i), block) for i, block in enumerate(unet.output_blocks))
+
+
+class TransformerBlock(BasicTransformerBlock):
+    """A transformer block like those of the U-Net that stands alone."""
+
+    @property
+    def self_attention(self) -> Attention:
+        """Of what comes in to itself."""
+        return Attention(self.attn1)
+
+    @property
+    def cross_attention(self) -> Attention:
+        """Of what comes in to a context."""
+        return Attention(self.attn2)

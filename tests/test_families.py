@@ -1,0 +1,80 @@
+"""The room of model families: what it says of the tiny models, and that no other room knows what it knows."""
+from __future__ import annotations
+
+import ast
+
+import pytest
+import torch
+
+from personalize.nodes.families.find import family_of, unet_of
+from personalize.nodes.families.latents import latent_space
+from personalize.nodes.training.dataset import encode_pictures
+from support.paths import PACK
+
+NODES = PACK / "nodes"
+OF_BLOCKS = {"input_blocks", "middle_block", "output_blocks", "transformer_blocks", "attn1", "attn2", "to_q", "to_k", "to_v",
+             "to_out", "SpatialTransformer", "BasicTransformerBlock", "CrossAttention", "ResBlock", "UNetModel"}
+OF_BYTES = {"training/fingerprint.py", "foreign/safetensors_file.py"}  # compute with 8 bytes, not with 8 pixels
+
+
+def knows(source: str) -> list[str]:
+    """What of a source belongs into the room of families."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        imported = [node.module or ""] if isinstance(node, ast.ImportFrom) else (
+            [each.name for each in node.names] if isinstance(node, ast.Import) else [])
+        found += [name for name in imported if name.startswith("comfy.ldm")]
+        name = getattr(node, "attr", getattr(node, "id", None))
+        if name in OF_BLOCKS:
+            found.append(name)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.FloorDiv, ast.Mod)):
+            found += ["a factor of 8" for side in (node.left, node.right) if isinstance(side, ast.Constant) and side.value == 8]
+    return found
+
+
+def test_no_other_room_knows_a_family():
+    others = {path.relative_to(NODES).as_posix(): path for path in NODES.rglob("*.py") if "families" not in path.parts}
+    found = {name: set(knows(path.read_text(encoding="utf-8"))) for name, path in others.items()}
+    assert {name: what for name, what in found.items() if what} == {name: {"a factor of 8"} for name in OF_BYTES}
+
+
+def test_what_the_rule_forbids_is_seen():
+    assert knows("from comfy.ldm.lumina.model import NextDiT\nblock.attn2.to_k(size // 8)") == [
+        "comfy.ldm.lumina.model", "to_k", "a factor of 8", "attn2"]
+    assert not knows("import comfy.samplers\nstride = max(4, 8)")
+
+
+def test_the_room_is_under_all_others():
+    for path in (NODES / "families").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.level > 1), path.name
+
+
+@pytest.mark.parametrize("kind, layers, width", [("sd15", 16, 32), ("sdxl", 17, 80)])
+def test_a_u_net_is_found(load_checkpoint, kind, layers, width):
+    model = load_checkpoint(kind).model
+    for family in (family_of(model), unet_of(model.model.diffusion_model)):
+        assert (len(family.layers), family.text_width, family.input_channels) == (layers, width, 4)
+    assert (latent_space(model).channels, latent_space(model).factor) == (4, 8)
+    assert latent_space(model).empty((64, 32)).shape == (1, 4, 8, 4)
+
+
+def test_what_adapters_may_change(sd15):
+    modules = dict(sd15.model.model.named_modules())
+    attention, text, whole = (family_of(sd15.model).adaptable(which)
+                              for which in ("attention", "text keys and values", "all"))
+    assert all(modules[name] is module for name, module in whole.items())
+    assert len(attention) == 16 * 2 * 4 and len(text) == 16 * 2
+    assert text.keys() < attention.keys() < whole.keys() and all(".attn2.to_" in name for name in text)
+
+
+def test_another_model_is_refused_by_name(sd15):
+    with pytest.raises(ValueError, match="The model Linear is no U-Net with text cross-attention; use SD1.x"):
+        family_of(torch.nn.Linear(1, 1))
+
+
+def test_pictures_are_whole_latent_pixels(sd15):
+    from test_training_loop import subject
+
+    with pytest.raises(ValueError, match="have 68 pixels on a side.* 8 times smaller .* set size of Subject to 64 or 72"):
+        encode_pictures(sd15.vae, sd15.model, (subject(size=68),), 0)
