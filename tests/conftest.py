@@ -17,6 +17,7 @@ from environment import chromium
 from support import inprocess, pack, packs
 from support.paths import PACK, TESTS
 
+pytest_plugins = ["support.fixtures"]
 BASE = Path(tempfile.mkdtemp(prefix="personalize_tests_"))
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 NOT_RUN = pytest.StashKey[list]()

@@ -17,8 +17,8 @@ from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support.ip_adapter_files import TABLES, official, saved
 from support.stock_nodes import node
-from support.swap_world import ByHand, close, far, world
-from support.vico_scene import dog, scene
+from support.swap_world import ByHand, close, far
+from support.vico_scene import dog
 
 
 def windows(model, length=2, overlap=0, dim=0):

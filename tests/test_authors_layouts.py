@@ -9,8 +9,8 @@ import pytest
 import torch
 from comfy.sd1_clip import load_embed
 from safetensors.torch import save_file
-from test_embedding_files import folder  # noqa: F401  a fixture
-from test_text_nodes import embeddings, loader, node, rows  # noqa: F401  a fixture
+from support.prompts import loader, node
+from support.vectors import rows
 from tiny.vico import TINY_SD15, official_tensors
 from torch import nn
 
@@ -73,7 +73,7 @@ def read_as_core(path, width: int) -> tuple[list[str], torch.Tensor]:
 
 
 # ------------------------------------------------------------------------------------------------ embeddings
-def test_the_scripts_of_textual_inversion_and_vico_read_it(folder):  # noqa: F811
+def test_the_scripts_of_textual_inversion_and_vico_read_it(embedding_folder):
     path = save_concept(concept(), "rex", SCRIPTS)
     asterisk = ScriptsReader().load(path)
     assert list(asterisk) == [265] and torch.equal(asterisk[265], rows(2, 768))
@@ -88,7 +88,7 @@ def test_the_asterisk_has_the_number_that_clip_gives_it(sd15):
 
 @pytest.mark.parametrize("layout", [PLAIN, DIFFUSERS, CORE])
 @pytest.mark.parametrize("count, width, key", [(1, 768, "clip_l"), (3, 1024, "clip_h")])
-def test_plain_tensors_are_read_bit_for_bit_by_other_programs(folder, layout, count, width, key):  # noqa: F811
+def test_plain_tensors_are_read_bit_for_bit_by_other_programs(embedding_folder, layout, count, width, key):
     path, vectors = save_concept(concept(count, width, key), "rex", layout), rows(count, width)
     if layout == PLAIN:
         assert torch.equal(read_as_a1111(path), vectors)
@@ -102,20 +102,20 @@ def test_plain_tensors_are_read_bit_for_bit_by_other_programs(folder, layout, co
 
 
 @pytest.mark.parametrize("layout", [SAFETENSORS, *LAYOUTS])
-def test_this_pack_reads_every_layout(folder, layout):  # noqa: F811
+def test_this_pack_reads_every_layout(embedding_folder, layout):
     path = save_concept(concept(), "rex", layout)
     loaded = load_concept(path)
     assert loaded.count == 2 and torch.equal(loaded.vectors["clip_l"], rows(2, 768))
 
 
 @pytest.mark.parametrize("layout", [PLAIN, SCRIPTS, DIFFUSERS])
-def test_comfyui_reads_it(folder, layout):  # noqa: F811
+def test_comfyui_reads_it(embedding_folder, layout):
     save_concept(concept(), "rex", layout)
-    assert torch.equal(load_embed("rex", [str(folder)], 768, "clip_l"), rows(2, 768))
+    assert torch.equal(load_embed("rex", [str(embedding_folder)], 768, "clip_l"), rows(2, 768))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_same_content_is_the_same_file(folder, layout):  # noqa: F811
+def test_the_same_content_is_the_same_file(embedding_folder, layout):
     first = save_concept(concept(), "rex", layout)
     before = first.read_bytes(), first.stat().st_mtime_ns
     assert save_concept(concept(), "rex", layout) == first
@@ -123,24 +123,24 @@ def test_the_same_content_is_the_same_file(folder, layout):  # noqa: F811
     other = save_concept(concept(3), "rex", layout)
     assert other.name == f"rex-2{first.suffix}" == save_concept(concept(3), "rex", layout).name
     assert save_concept(concept(), "rex").name == "rex-3.safetensors"
-    assert sorted(os.listdir(folder)) == sorted([first.name, other.name, "rex-3.safetensors"])
+    assert sorted(os.listdir(embedding_folder)) == sorted([first.name, other.name, "rex-3.safetensors"])
 
 
-def test_what_a_layout_cannot_hold_is_refused(folder):  # noqa: F811
+def test_what_a_layout_cannot_hold_is_refused(embedding_folder):
     both = Concept(WORD, "dog", "dog").with_vectors({"clip_l": rows(1, 768), "clip_g": rows(1, 1280)})
     with pytest.raises(ValueError, match="vectors for clip_l and clip_g, but this format holds one text encoder's"):
         save_concept(both, "rex", CORE)
-    assert not os.listdir(folder)
+    assert not os.listdir(embedding_folder)
 
 
-def test_a_file_that_cannot_be_written_leaves_nothing(folder, monkeypatch):  # noqa: F811
+def test_a_file_that_cannot_be_written_leaves_nothing(embedding_folder, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left on device"):
         save_concept(concept(), "rex", PLAIN)
-    assert not os.listdir(folder)
+    assert not os.listdir(embedding_folder)
 
 
-def test_the_node_saves_what_stock_nodes_encode(execute, embeddings, tiny_checkpoints):  # noqa: F811
+def test_the_node_saves_what_stock_nodes_encode(execute, embeddings, tiny_checkpoints):
     save_embedding("start", {"clip_l": rows(2, 32)}, {"placeholder": WORD, "class_words": "dog"})
     for layout in (SAFETENSORS, PLAIN, DIFFUSERS):
         prompt = {"1": loader(tiny_checkpoints["sd15"]),
@@ -184,7 +184,7 @@ def blocks_file(tmp_path, **changes) -> Path:
 
 def test_the_authors_scripts_read_image_blocks_and_their_word(output, tmp_path):
     vico = read_vico(blocks_file(tmp_path))
-    folder, step = save_for_authors(vico, concept(1, 32, step="350"), "rex")  # noqa: F811
+    folder, step = save_for_authors(vico, concept(1, 32, step="350"), "rex")
     files = {path.name: path for path in (folder / "checkpoints").iterdir()}
     assert (folder, step, sorted(files)) == (output / "vico" / "rex", 349,
                                              ["cross_attention-349.pt", "embeddings_gs-349.pt"])
@@ -224,7 +224,7 @@ def test_vico_that_the_scripts_would_pass_over_is_refused(execute, output, tmp_p
     assert not output.exists()
 
 
-def test_the_vico_node_says_what_to_give_the_script(execute, output, tmp_path, base, embeddings):  # noqa: F811
+def test_the_vico_node_says_what_to_give_the_script(execute, output, tmp_path, base, embeddings):
     save_embedding("start", {"clip_l": rows(1, 32)}, {"placeholder": WORD, "class_words": "dog", "step": "50"})
     folder = base / "models" / "vico"
     folder.mkdir(exist_ok=True)

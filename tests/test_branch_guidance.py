@@ -6,7 +6,7 @@ import torch
 
 from support.sampling import guided
 from support.stock_nodes import node
-from support.swap_world import far, world
+from support.swap_world import far
 
 EMPTY = torch.zeros(1, 16, 16)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from support.stock_nodes import defaults
-from support.swap_world import far, half_mask, world
+from support.swap_world import far, half_mask
 
 EMPTY = torch.zeros(1, 16, 16)
 REFUSED = "The sampler dpm_adaptive chooses its noise levels for each picture by itself"
@@ -129,7 +129,7 @@ def test_a_run_that_is_interrupted_leaves_nothing(world):
     def stop(step, *_):
         raise Stopped
 
-    model, record = world.swap(mask=EMPTY)
+    model, _record = world.swap(mask=EMPTY)
     before = threading.active_count()
     with pytest.raises(Stopped):
         world.sample(model, callback=stop, steps=3)

@@ -57,7 +57,7 @@ def test_maps_of_tokens_in_pairs(request, kind, order, negative):
 
 
 def test_pairs_with_negative_weights_and_a_prompt_given_apart(sd15):
-    model, clip = with_pairs(sd15.model, sd15.clip)
+    _model, clip = with_pairs(sd15.model, sd15.clip)
     text = "(ugly:-1.0) (blue:-0.5) dog"
     cond = encoded(clip, text)[0][0]
     assert in_pairs(cond) and token_count(cond) == 77 and torch.equal(keys_of(cond), cond[:, ::2])

@@ -62,10 +62,10 @@ def test_attention_loss_does_not_change_with_the_batch_size(formula):
 def test_gradients_equal_finite_differences():
     ours, theirs = outputs(2, 7, 0).requires_grad_(), outputs(2, 6, 1)
     for axis in ("feature", "token"):
-        assert torch.autograd.gradcheck(lambda x: context_embedding_loss(x, theirs, PAIRS, axis), ours)
+        assert torch.autograd.gradcheck(lambda x, axis=axis: context_embedding_loss(x, theirs, PAIRS, axis), ours)
     maps, fixed = [m.requires_grad_() for m in means(3, 2, 7, 2)], means(3, 2, 6, 3)
     for formula in ("paper", "released"):
-        assert torch.autograd.gradcheck(lambda *x: context_attention_loss(x, fixed, PAIRS, formula), maps)
+        assert torch.autograd.gradcheck(lambda *x, formula=formula: context_attention_loss(x, fixed, PAIRS, formula), maps)
 
 
 def test_half_precision_is_computed_in_float32():

@@ -13,6 +13,7 @@ import safetensors
 import safetensors.torch
 import torch
 from comfy.sd1_clip import load_embed
+from support.vectors import rows
 
 from personalize.nodes import files
 from personalize.nodes.text.embedding_files import (embedding_names, file_stem, find_embedding, load_embedding,
@@ -21,38 +22,23 @@ from personalize.nodes.text.embedding_files import (embedding_names, file_stem, 
 WIDTHS = {"clip_l": 768, "clip_g": 1280}
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """Two embeddings folders, as extra_model_paths.yaml makes them; new files go into the first."""
-    first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir()
-    second.mkdir()
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "embeddings",
-                        ([str(first), str(second)], folder_paths.supported_pt_extensions))
-    return first
-
-
-def rows(count: int, width: int) -> torch.Tensor:
-    return torch.randn(count, width, generator=torch.Generator().manual_seed(count * width))
-
-
 def core_reads(folder, name, key, width):
     return load_embed(name, folder_paths.get_folder_paths("embeddings"), width, key)
 
 
 # ------------------------------------------------------------------------------------------------ writing
-def test_core_reads_what_we_write(folder):
+def test_core_reads_what_we_write(embedding_folder):
     vectors = {key: rows(3, width) for key, width in WIDTHS.items()}
     path = save_embedding("my-dog", vectors, {"placeholder": "<my-dog>", "class_words": "dog"})
-    assert path == folder / "my-dog.safetensors" and prompt_text(path) == "embedding:my-dog"
+    assert path == embedding_folder / "my-dog.safetensors" and prompt_text(path) == "embedding:my-dog"
     for key, width in WIDTHS.items():
-        assert torch.equal(core_reads(folder, "my-dog", key, width), vectors[key])
+        assert torch.equal(core_reads(embedding_folder, "my-dog", key, width), vectors[key])
     loaded, metadata = load_embedding(path)
     assert {key: torch.equal(loaded[key], vectors[key]) for key in loaded} == {"clip_l": True, "clip_g": True}
     assert metadata == {"placeholder": "<my-dog>", "class_words": "dog", "personalize": "1"}
 
 
-def test_a_name_is_never_reused_in_any_folder_core_searches(folder, tmp_path):
+def test_a_name_is_never_reused_in_any_folder_core_searches(embedding_folder, tmp_path):
     vectors = {"clip_l": rows(1, 768)}
     (tmp_path / "second" / "deep").mkdir()
     torch.save({"emb_params": rows(2, 768)}, tmp_path / "second" / "deep" / "my-dog.pt")
@@ -60,38 +46,38 @@ def test_a_name_is_never_reused_in_any_folder_core_searches(folder, tmp_path):
     assert [path.stem for path in paths] == ["my-dog-2", "my-dog-3", "my-dog-4"]
     for i, path in enumerate(paths):
         name = prompt_text(path).removeprefix("embedding:")
-        assert torch.equal(core_reads(folder, name, "clip_l", 768), vectors["clip_l"] + i)
+        assert torch.equal(core_reads(embedding_folder, name, "clip_l", 768), vectors["clip_l"] + i)
 
 
-def test_a_fresh_comfyui_has_no_embeddings_folder_yet(folder):
-    folder.rmdir()
+def test_a_fresh_comfyui_has_no_embeddings_folder_yet(embedding_folder):
+    embedding_folder.rmdir()
     assert embedding_names() == []
     with pytest.raises(ValueError, match="There is no embedding"):
         find_embedding("my-dog")
-    assert save_embedding("my-dog", {"clip_l": rows(1, 768)}, {}) == folder / "my-dog.safetensors"
-    assert torch.equal(core_reads(folder, "my-dog", "clip_l", 768), rows(1, 768))
+    assert save_embedding("my-dog", {"clip_l": rows(1, 768)}, {}) == embedding_folder / "my-dog.safetensors"
+    assert torch.equal(core_reads(embedding_folder, "my-dog", "clip_l", 768), rows(1, 768))
 
 
-def test_subfolder_of_a_run(folder):
+def test_subfolder_of_a_run(embedding_folder):
     path = save_embedding(file_stem("<my-dog>", 50), {"clip_l": rows(1, 768)}, {"step": 50}, subfolder="my run")
-    assert path == folder / "my-run" / "my-dog-000050.safetensors"
+    assert path == embedding_folder / "my-run" / "my-dog-000050.safetensors"
     assert prompt_text(path) == "embedding:my-run/my-dog-000050"
-    assert torch.equal(core_reads(folder, "my-run/my-dog-000050", "clip_l", 768), rows(1, 768))
+    assert torch.equal(core_reads(embedding_folder, "my-run/my-dog-000050", "clip_l", 768), rows(1, 768))
     assert load_embedding(path)[1]["step"] == "50"
 
 
 @pytest.mark.parametrize("name, stem", [("<my-dog>", "my-dog"), ("my (best) dog, 2", "my-best-dog-2"),
                                         ("rex:b", "rex-b"), ("dogs\\rex", "dogs/rex"), ("ein Hündchen", "ein-Hündchen"),
                                         ("v1.5", "v1.5")])
-def test_saved_names_can_be_written_in_prompts(folder, name, stem):
+def test_saved_names_can_be_written_in_prompts(embedding_folder, name, stem):
     path = save_embedding(name, {"clip_l": rows(1, 768)}, {})
     assert prompt_text(path) == f"embedding:{stem}"
-    assert torch.equal(core_reads(folder, stem, "clip_l", 768), rows(1, 768))
+    assert torch.equal(core_reads(embedding_folder, stem, "clip_l", 768), rows(1, 768))
 
 
 @pytest.mark.parametrize("name", ["../dog", "a/../../dog", "/etc/dog", "..\\dog", "C:\\dog", "dog/", "", "  ", "..",
                                   "<>"])
-def test_names_that_leave_the_folder_are_refused(folder, tmp_path, name):
+def test_names_that_leave_the_folder_are_refused(embedding_folder, tmp_path, name):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError, match="The file name '.*' (would leave ComfyUI's folder|has no letter or digit)"):
         save_embedding(name, {"clip_l": rows(1, 768)}, {})
@@ -101,10 +87,10 @@ def test_names_that_leave_the_folder_are_refused(folder, tmp_path, name):
 @pytest.mark.parametrize("vectors, message", [
     ({}, "no vectors"), ({"clip_l": torch.zeros(16, 1, 768)}, r"shape \(16, 1, 768\)"),
     ({"clip_l": torch.full((1, 768), float("nan"))}, "NaN")])
-def test_vectors_that_no_prompt_can_use_are_refused(folder, vectors, message):
+def test_vectors_that_no_prompt_can_use_are_refused(embedding_folder, vectors, message):
     with pytest.raises(ValueError, match=message):
         save_embedding("dog", vectors, {})
-    assert not list(folder.iterdir())
+    assert not list(embedding_folder.iterdir())
 
 
 # ------------------------------------------------------------------------------------------------ atomic writing
@@ -237,9 +223,9 @@ def write(folder, name, content):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts_of_other_tools(folder, name):
+def test_layouts_of_other_tools(embedding_folder, name):
     content, expected, said = LAYOUTS[name]
-    loaded, metadata = load_embedding(write(folder, name, content))
+    loaded, metadata = load_embedding(write(embedding_folder, name, content))
     assert {key: value.tolist() for key, value in loaded.items()} == {k: v.tolist() for k, v in expected.items()}
     assert all(value.dtype == torch.float32 for value in loaded.values())
     assert metadata == said
@@ -251,19 +237,19 @@ CORE_DIFFERS = {"diffusers-one.bin", "diffusers-sd2.bin", "diffusers-numbered.bi
 
 
 @pytest.mark.parametrize("name", sorted(set(LAYOUTS) - CORE_DIFFERS))
-def test_layouts_are_read_as_core_reads_them(folder, name):
-    loaded, _ = load_embedding(write(folder, name, LAYOUTS[name][0]))
+def test_layouts_are_read_as_core_reads_them(embedding_folder, name):
+    loaded, _ = load_embedding(write(embedding_folder, name, LAYOUTS[name][0]))
     for key, value in loaded.items():
-        assert torch.equal(core_reads(folder, name, key, value.shape[1]), value)
+        assert torch.equal(core_reads(embedding_folder, name, key, value.shape[1]), value)
 
 
-def test_the_clips_own_widths_decide_for_unnamed_tensors(folder, sdxl):
+def test_the_clips_own_widths_decide_for_unnamed_tensors(embedding_folder, sdxl):
     from personalize.nodes.text.encoders import text_encoders
 
     encoders = text_encoders(sdxl.clip)
     by_width = {e.key: rows(2, e.width) for e in encoders}
     content = {"<a>": by_width["clip_g"], "<a>_0": by_width["clip_l"]}
-    loaded, _ = load_embedding(write(folder, "x.bin", content), encoders)
+    loaded, _ = load_embedding(write(embedding_folder, "x.bin", content), encoders)
     assert all(torch.equal(loaded[key], by_width[key]) for key in by_width)
 
 
@@ -272,9 +258,9 @@ class Harmful:
         return os.mkdir, ("/tmp/personalize-was-run-by-a-pickle",)
 
 
-def test_a_pickle_that_is_not_plain_tensors_is_not_run(folder):
+def test_a_pickle_that_is_not_plain_tensors_is_not_run(embedding_folder):
     with pytest.raises(ValueError, match="harmful.pt is a pickle that holds more than plain tensors.*as .safetensors"):
-        load_embedding(write(folder, "harmful.pt", {"string_to_param": {"*": L2}, "x": Harmful()}))
+        load_embedding(write(embedding_folder, "harmful.pt", {"string_to_param": {"*": L2}, "x": Harmful()}))
     assert not os.path.exists("/tmp/personalize-was-run-by-a-pickle")
 
 
@@ -287,23 +273,23 @@ def test_a_pickle_that_is_not_plain_tensors_is_not_run(folder):
     ("uneven.safetensors", {"clip_l": L2, "clip_g": G2[:1]}, r"2 for clip_l, 1 for clip_g|1 for clip_g, 2 for clip_l"),
     ("nan.safetensors", {"clip_l": L2 * float("nan")}, "NaN"),
 ])
-def test_files_that_are_no_embedding_get_one_sentence(folder, name, content, message):
+def test_files_that_are_no_embedding_get_one_sentence(embedding_folder, name, content, message):
     with pytest.raises(ValueError, match=message) as refused:
-        load_embedding(write(folder, name, content))
+        load_embedding(write(embedding_folder, name, content))
     assert name in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name, data", [
     ("text.pt", b"hello world"), ("cut.safetensors", b"\x10\0\0"),
     ("html.bin", b"<!DOCTYPE html><html></html>"), ("zip.pt", b"PK\x03\x04garbage")])
-def test_damaged_files_get_one_sentence(folder, name, data):
-    (folder / name).write_bytes(data)
+def test_damaged_files_get_one_sentence(embedding_folder, name, data):
+    (embedding_folder / name).write_bytes(data)
     with pytest.raises(ValueError, match=f"{name} is damaged or no embedding file"):
-        load_embedding(folder / name)
+        load_embedding(embedding_folder / name)
 
 
 # ------------------------------------------------------------------------------------------------ finding
-def test_names_are_found_as_listed_typed_or_pasted(folder, tmp_path):
+def test_names_are_found_as_listed_typed_or_pasted(embedding_folder, tmp_path):
     path = save_embedding("dogs/rex", {"clip_l": L2}, {})
     other = write(tmp_path / "second", "cat.pt", {"string_to_param": {"*": L2}})
     assert set(embedding_names()) == {os.path.join("dogs", "rex.safetensors"), "cat.pt"}

@@ -19,8 +19,8 @@ CLOSED_PORT = "http://127.0.0.1:9/simple"
 def run_tests(*options: str, **variables: str) -> subprocess.CompletedProcess:
     """`python3 tests/run.py` with these options."""
     environment = {**{k: v for k, v in os.environ.items() if k != "COMFYUI_PATH"}, **variables}
-    return subprocess.run([sys.executable, str(TESTS / "run.py"), *options], env=environment, cwd=PACK, capture_output=True,
-                          text=True, timeout=120)
+    return subprocess.run([sys.executable, str(TESTS / "run.py"), *options], env=environment, cwd=PACK, check=False,
+                          capture_output=True, text=True, timeout=120)
 
 
 @pytest.mark.parametrize("as_option", [True, False])

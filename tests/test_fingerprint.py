@@ -28,6 +28,11 @@ pytestmark = pytest.mark.usefixtures("execute")
 KEY = "diffusion_model.output_blocks.5.1.transformer_blocks.0.attn2.to_v.weight"
 
 
+def multiplied(by):
+    """A patch that multiplies the values by a number which it encloses."""
+    return lambda n, c, v, o: (n, c, v * by)
+
+
 def patched(model, patch):
     model = model.clone()
     model.set_model_attn2_patch(patch)
@@ -113,8 +118,8 @@ MODELS = {
     "function": lambda m: patched(m, lambda n, c, v, o: (n, c, v * 0.5)),
     "another number in it": lambda m: patched(m, lambda n, c, v, o: (n, c, v * 0.6)),
     "another operation in it": lambda m: patched(m, lambda n, c, v, o: (n, c, v + 0.5)),
-    "what a function encloses": lambda m: patched(m, (lambda by: lambda n, c, v, o: (n, c, v * by))(0.5)),
-    "another such": lambda m: patched(m, (lambda by: lambda n, c, v, o: (n, c, v * by))(0.6)),
+    "what a function encloses": lambda m: patched(m, multiplied(0.5)),
+    "another such": lambda m: patched(m, multiplied(0.6)),
     "object": lambda m: patched(m, Scaling(1.0)), "its setting": lambda m: patched(m, Scaling(2.0)),
     "method": lambda m: patched(m, Scaling(1.0).patch), "its object's setting": lambda m: patched(m, Scaling(2.0).patch),
     "default argument": lambda m: patched(m, scaled),

@@ -185,8 +185,8 @@ def test_streams_that_lie(tmp_path):
     ({"clip_l": entry((1,) * 9 + (768,), 0, 3072)}, BYTES), ({"clip_l": entry((0, 2**62), 0, 0)}, b""),
     ({"clip_l": entry((1, 768), 0, 3072, "F4")}, BYTES), ({"clip_l": [1]}, BYTES), ([1], b""), (b"{", b""),
     ({"clip_l": entry((1, 768), 0, 3072), "__metadata__": {"a": 1}}, BYTES), ({"x" * 1001: entry((768,), 0, 3072)}, BYTES),
-    (b'{"clip_l":{"dtype":"F32","shape":[768],"data_offsets":[0,3072]},'
-     b'"clip_l":{"dtype":"F32","shape":[768],"data_offsets":[0,3072]}}', BYTES),
+    ((b'{"clip_l":{"dtype":"F32","shape":[768],"data_offsets":[0,3072]},'
+      b'"clip_l":{"dtype":"F32","shape":[768],"data_offsets":[0,3072]}}'), BYTES),
     (b"[" * 100_000, b""), (b"\xff\xfe{}", b"")])
 def test_headers_that_lie(tmp_path, header, data):
     refused(safetensors(tmp_path / "a.safetensors", header, data))

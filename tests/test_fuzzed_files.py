@@ -69,5 +69,5 @@ def test_the_check_sees_what_it_is_for(every, tmp_path):
                                  (zeros, AssertionError, "")):
         with pytest.raises(error, match=message or None):
             check(type(loader)({}, read, loader.holds), tmp_path, ".pt", stride)
-    for name, path in bombs(tmp_path).items():
+    for path in bombs(tmp_path).values():
         check(loader, tmp_path / "bombs", path.suffix, path.read_bytes())

@@ -20,7 +20,7 @@ from support.companions import with_control, with_lora
 from support.inprocess import load_computing_in
 from support.sampling import guided
 from support.swap_by_hand import kept_keys_and_values, swapping
-from support.swap_world import ByHand, World, any_world, close, far, half_mask, own_noise, world
+from support.swap_world import ByHand, World, close, far, half_mask, own_noise
 from tiny.ip_adapter import flat, state_dict
 
 
@@ -222,7 +222,7 @@ def test_patches_can_tell_the_branch(world):
 
     def note(n, context, value, options):
         if options["block"] == ("middle", 0):
-            calls.append((in_branch(options), tuple(n.shape)[0], tuple(options["cond_or_uncond"])))
+            calls.append((in_branch(options), n.shape[0], tuple(options["cond_or_uncond"])))
         return n, context, value
 
     model = world.swap(guidance="unguided", start=0.0)[0]

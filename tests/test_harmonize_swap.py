@@ -11,7 +11,7 @@ from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import words_of
 from personalize.nodes.harmonize.nodes_swap import PersonalizeBranchLatent
 from personalize.nodes.training.seeds import generator
-from support.swap_world import DEFAULTS, PROMPT, ByHand, World, any_world, close, far, half_mask, own_noise, world
+from support.swap_world import DEFAULTS, PROMPT, ByHand, World, close, far, half_mask, own_noise
 
 
 # ------------------------------------------------------------------------------------------------ Eqs. 4 and 5

@@ -16,7 +16,7 @@ FAMILIES = {"sd15": ("EPS", ["clip_l"], 32), "sd21": ("V_PREDICTION", ["clip_h"]
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_tiny_checkpoint_is_its_family(kind, load_checkpoint):
     prediction, encoders, width = FAMILIES[kind]
-    model, clip, vae = load_checkpoint(kind)
+    model, clip, _vae = load_checkpoint(kind)
     assert model.model.model_type.name == prediction
     assert getattr(model.model.model_sampling, "zsnr", False) == (kind == "sdxl_zsnr")
     assert [name for name in ("clip_l", "clip_h", "clip_g") if hasattr(clip.cond_stage_model, name)] == encoders
@@ -105,6 +105,6 @@ def test_unmodified_detection_loads_the_stock_checkpoint(stock_sd15):
 
 
 def test_shared_checkpoint_is_lent_unchanged(any_checkpoint):
-    model, clip, vae = any_checkpoint
+    _model, _clip, vae = any_checkpoint
     with torch.inference_mode():
         assert torch.isfinite(vae.decode(torch.zeros(1, 4, 8, 8))).all()

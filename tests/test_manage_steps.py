@@ -9,7 +9,7 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
-from test_text_nodes import node
+from support.prompts import node
 from test_training_job import learned, make_job, run, steps_taken  # noqa: F401  a fixture
 from test_training_loop import subject
 

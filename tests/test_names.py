@@ -9,8 +9,8 @@ from dataclasses import replace
 import folder_paths
 import pytest
 import torch
-from test_embedding_files import folder, rows  # noqa: F401  a fixture
-from test_text_nodes import embeddings, node  # noqa: F401  a fixture
+from support.prompts import node
+from support.vectors import rows
 from test_training_job import make_job, run, steps_taken  # noqa: F401  a fixture
 from test_training_loop import subject
 
@@ -59,16 +59,16 @@ def test_a_word_alone_keeps_its_name_and_one_like_a_digest_is_told_apart():
 
 
 # ------------------------------------------------------------------------------------------------ embeddings
-def test_the_same_content_under_a_name_is_the_same_file(folder):  # noqa: F811
+def test_the_same_content_under_a_name_is_the_same_file(embedding_folder):
     contents = [({"clip_l": rows(1, 768) + i}, {"class_words": words}) for i, words in ((0, "dog"), (1, "dog"), (0, "cat"))]
     first = [save_embedding("my-dog", *content) for content in contents]
     assert [path.name for path in first] == ["my-dog.safetensors", "my-dog-2.safetensors", "my-dog-3.safetensors"]
-    before = content_of(folder)
+    before = content_of(embedding_folder)
     assert [save_embedding("my-dog", *content) for content in contents[::-1]] == first[::-1]
-    assert content_of(folder) == before
+    assert content_of(embedding_folder) == before
 
 
-def test_a_name_is_taken_by_any_file_that_some_system_would_mistake_for_it(folder, tmp_path):  # noqa: F811
+def test_a_name_is_taken_by_any_file_that_some_system_would_mistake_for_it(embedding_folder, tmp_path):
     vectors = {"clip_l": rows(1, 768)}
     assert save_embedding(f"Caf{LETTER}", vectors, {}).stem == f"Caf{LETTER}"
     assert save_embedding(f"caf{DECOMPOSED}", vectors, {}).stem == f"caf{LETTER}-2"
@@ -78,7 +78,7 @@ def test_a_name_is_taken_by_any_file_that_some_system_would_mistake_for_it(folde
 
 
 @pytest.mark.parametrize("layout", [SAFETENSORS, *LAYOUTS])
-def test_two_servers_that_save_at_once_do_not_overwrite_each_other(folder, monkeypatch, layout):  # noqa: F811
+def test_two_servers_that_save_at_once_do_not_overwrite_each_other(embedding_folder, monkeypatch, layout):
     """The other server's file appears when this one's is written, just before it takes its name."""
     about, flush = {"placeholder": "<rex>"}, files._flush_to_disk
 
@@ -94,30 +94,30 @@ def test_two_servers_that_save_at_once_do_not_overwrite_each_other(folder, monke
     assert [len(load_embedding(path)[0]["clip_l"]) for path in (theirs[0], mine)] == [2, 1]
 
 
-def test_a_file_system_without_links_takes_files_too(folder, monkeypatch):  # noqa: F811
+def test_a_file_system_without_links_takes_files_too(embedding_folder, monkeypatch):
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(95, "Operation not supported")))
-    assert save_embedding("rex", {"clip_l": rows(1, 768)}, {}) == folder / "rex.safetensors"
-    (folder / "max.safetensors").mkdir()
+    assert save_embedding("rex", {"clip_l": rows(1, 768)}, {}) == embedding_folder / "rex.safetensors"
+    (embedding_folder / "max.safetensors").mkdir()
     with pytest.raises(OSError, match="Could not write .*max.safetensors"):
         save_embedding("max", {"clip_l": rows(1, 768)}, {})
-    assert sorted(os.listdir(folder)) == ["max.safetensors", "rex.safetensors"]
+    assert sorted(os.listdir(embedding_folder)) == ["max.safetensors", "rex.safetensors"]
 
 
-def test_folders_that_overlap_or_are_links_hold_a_file_once(folder, tmp_path, monkeypatch):  # noqa: F811
-    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
-    roots = [str(tmp_path / "link"), str(folder), str(tmp_path)]
+def test_folders_that_overlap_or_are_links_hold_a_file_once(embedding_folder, tmp_path, monkeypatch):
+    (tmp_path / "link").symlink_to(embedding_folder, target_is_directory=True)
+    roots = [str(tmp_path / "link"), str(embedding_folder), str(tmp_path)]
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "embeddings", (roots, {".safetensors"}))
     paths = [save_embedding("rex", {"clip_l": rows(1, 768)}, {}) for _ in range(3)]
     assert paths == [tmp_path / "link" / "rex.safetensors"] * 3
 
 
-def test_a_file_of_a_long_name_still_gives_a_word(folder):  # noqa: F811
-    path = folder / f"{'犬' * 75}.pt"
+def test_a_file_of_a_long_name_still_gives_a_word(embedding_folder):
+    path = embedding_folder / f"{'犬' * 75}.pt"
     torch.save({"string_to_param": {"*": rows(1, 768)}}, path)
     assert load_concept(path).placeholder == f"<{'犬' * 40}>"
 
 
-def test_save_concept_again_after_a_restart_gives_the_same_file(execute, embeddings):  # noqa: F811
+def test_save_concept_again_after_a_restart_gives_the_same_file(execute, embeddings):
     for number, word in enumerate(("<my-dog>", "my-dog!")):
         save_embedding(f"start-{number}", {"clip_l": rows(1, 32) + number}, {"placeholder": word, "class_words": "dog"})
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_training_causes import nan_in  # noqa: F401  a fixture
 from support.layouts import of_spans
 from support.recorded import DOG, PROMPT, recording
 from support.sampling import encoded, sample

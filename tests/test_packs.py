@@ -8,16 +8,13 @@ import torch
 from personalize.nodes.attention.record import Record
 from support.failures import PromptFailed
 from support.packs import ADV_CLIP_EMB, ANIMATEDIFF, IMPACT, IPADAPTER, PPM, PROMPT_CONTROL, SMZ
+from support.prompts import node
 
 WORD, FILE = "<my-dog>", "embedding:packs-my-dog"
 TEXT = "photo of (WORD :1.2) in snow, a (red:0.8) hat"
 SMZ_SETTINGS = {"mean_normalization": True, "multi_conditioning": True, "use_old_emphasis_implementation": False,
                 "with_SDXL": False, "ascore": 6.0, "width": 64, "height": 64, "crop_w": 0, "crop_h": 0,
                 "target_width": 64, "target_height": 64, "text_g": "", "text_l": ""}
-
-
-def node(class_type: str, **inputs) -> dict:
-    return {"class_type": class_type, "inputs": inputs}
 
 
 def scene(kind: str = "sd15") -> dict:

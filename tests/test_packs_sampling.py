@@ -11,8 +11,8 @@ from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import words_of
 from support.packs import ANIMATEDIFF, IMPACT, IPADAPTER
 from support.stock_nodes import node
-from support.swap_world import close, far, half_mask, world
-from support.vico_scene import dog, scene
+from support.swap_world import close, far, half_mask
+from support.vico_scene import dog
 
 
 # ------------------------------------------------------------------------------------------------ AnimateDiff-Evolved

@@ -6,6 +6,7 @@ from PIL import Image
 
 from support.browser import open_page
 from support.training_page import TrainingPanel, step
+import itertools
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_losses_that_are_no_numbers_leave_a_gap(panel):
     losses[20:40] = [None] * 20
     panel.tell_steps(losses)
     columns = [column for column, *_ in panel.ink(0)]
-    gaps = [after - before for before, after in zip(columns, columns[1:])]
+    gaps = [after - before for before, after in itertools.pairwise(columns)]
     assert max(gaps) > 0.25 * (columns[-1] - columns[0])
     assert sorted(gaps)[-2] < 12, "only one gap"
     panel.tell(step(61, None, 61))
@@ -109,7 +110,7 @@ def test_norms_of_some_steps_are_joined(classic_panel):
                          for n in range(1, 42)))
     classic_panel.show("gradients")
     columns = [column for column, *_ in classic_panel.ink(1)]
-    assert max(after - before for before, after in zip(columns, columns[1:])) < 4
+    assert max(after - before for before, after in itertools.pairwise(columns)) < 4
 
 
 def test_of_a_very_long_run_a_part_of_the_steps_is_kept(ui):
@@ -121,7 +122,7 @@ def test_of_a_very_long_run_a_part_of_the_steps_is_kept(ui):
         return history.records.map(({step, norms}) => [step, 'diffusion' in norms]) }""")
     steps = [step for step, _ in kept]
     assert steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 20001)
-    assert 1000 <= len(steps) <= 2002 and max(after - before for before, after in zip(steps, steps[1:])) <= 22
+    assert 1000 <= len(steps) <= 2002 and max(after - before for before, after in itertools.pairwise(steps)) <= 22
     assert sum(has_norms for _, has_norms in kept) >= 0.9 * len(kept)
 
 

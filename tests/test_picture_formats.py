@@ -101,7 +101,7 @@ LEVELS = zoo.GREY.astype(np.float64) / 255
     (LEVELS * 65535).astype(np.float32)], ids=lambda stored: f"{stored.dtype} to {stored.max()}")
 def test_deep_grey_tiff_is_neither_black_nor_white(folder, stored):
     (folder / "a.tif").write_bytes(zoo.tiff(stored))
-    low = stored.min() if stored.min() < 0 else 0
+    low = min(0, stored.min())
     full = next(full for full in (1, 255, 65535, 2**31 - 1, 2**32 - 1)
                 if float(stored.max()) - low <= full and (full > 1 or stored.dtype.kind == "f"))
     for channel in read("a.tif").pixels.numpy():

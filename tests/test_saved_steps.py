@@ -10,7 +10,6 @@ from pathlib import Path
 
 import folder_paths
 import pytest
-import safetensors
 import torch
 from support.faults import failing_writes
 from test_training_job import learned, make_job, run, steps_taken  # noqa: F401  a fixture
@@ -18,7 +17,7 @@ from test_training_loop import subject
 
 from personalize.nodes import files, locations
 from personalize.nodes.families.unet import UNet
-from personalize.nodes.run_files import files_of_run, run_names
+from personalize.nodes.run_files import files_of_run
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.run_folder import saved_report

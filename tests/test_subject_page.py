@@ -1,10 +1,9 @@
 """The Subject node in the real page: dropped or chosen pictures are uploaded, shown, kept in the workflow, and used."""
 from __future__ import annotations
 
-import base64
-import copy
-import re
+import itertools
 import shutil
+import unicodedata
 from io import BytesIO
 
 import numpy as np
@@ -13,24 +12,8 @@ from PIL import Image
 
 from support.browser import open_page
 from support.page_scripts import NODE_BOX
+from support.subject_page import DOGS, PROMPT, opened, png
 
-PROMPT = {
-    "1": {"class_type": "PersonalizeConcept", "inputs": {
-        "placeholder": "<my-dog>", "class_words": "dog", "initial_words": "", "vectors": 1, "embedding": "none"}},
-    "2": {"class_type": "PersonalizeSubject", "inputs": {
-        "concept": ["1", 0], "folder": "", "size": 64, "fit": "crop", "augmentation": "none", "variants": 1, "seed": 0,
-        "pictures": "", "captions": ""}},
-    "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 1]}},
-}
-DROP = """([selector, files]) => {
-    const transfer = new DataTransfer();
-    for (const [name, type, data] of files)
-        transfer.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], name, {type}));
-    const target = document.querySelector(selector), box = target.getBoundingClientRect();
-    for (const kind of ['dragenter', 'dragover', 'drop'])
-        target.dispatchEvent(new DragEvent(kind, {dataTransfer: transfer, bubbles: true, cancelable: true,
-            clientX: box.left + box.width / 2, clientY: box.top + box.height / 2}));
-}"""
 # A change that the page can undo.
 CHANGE_TITLE = """() => {
     const tracker = window.app.extensionManager.workflow.activeWorkflow.changeTracker;
@@ -48,49 +31,6 @@ REFUSE_UPLOADS = """refuse => {
 }"""
 
 
-class Tray:
-    """What a person sees and does on the Subject node."""
-
-    def __init__(self, ui):
-        self.ui = ui
-        self.root = ui.page.locator(".pz-tray")
-
-    def names(self) -> list[str]:
-        return self.root.locator(".pz-tray-item").evaluate_all("items => items.map(item => item.dataset.name)")
-
-    def wait_for(self, names: list[str]) -> None:
-        """The thumbnails of these pictures, each really drawn."""
-        self.ui.page.wait_for_function(
-            """names => { const items = [...document.querySelectorAll('.pz-tray-item')];
-                return items.map(item => item.dataset.name).join() === names.join()
-                    && items.every(item => item.querySelector('img').naturalWidth > 0) }""", arg=names, timeout=15_000)
-
-    def drop(self, files: dict[str, bytes], selector: str = ".pz-tray") -> None:
-        entries = [[name, "text/plain" if name.endswith(".txt") else "image/png" if name.endswith(".png") else "",
-                    base64.b64encode(data).decode()] for name, data in files.items()]
-        self.ui.js(DROP, [selector, entries])
-
-    def error(self) -> str:
-        error = self.root.locator(".pz-error")
-        return error.inner_text() if error.is_visible() else ""
-
-    def wait_for_error(self, start: str) -> str:
-        self.root.locator(".pz-error", has_text=re.compile(f"^{re.escape(start)}")).wait_for(timeout=10_000)
-        return self.error()
-
-    def widgets(self) -> dict:
-        return next(node["widgets"] for node in self.ui.graph() if node["type"] == "PersonalizeSubject")
-
-
-def png(colour: str, size: tuple[int, int] = (64, 64)) -> bytes:
-    data = BytesIO()
-    Image.new("RGB", size, colour).save(data, "PNG")
-    return data.getvalue()
-
-
-DOGS = {"red.png": png("red"), "green.png": png("lime", (90, 64)), "blue.png": png("blue", (64, 120))}
-
-
 @pytest.fixture(scope="module", params=["classic", "nodes2"])
 def ui(request, browser, server):
     """One page for all tests here, with classic nodes and with Nodes 2.0: opening it takes longer than any of them."""
@@ -106,19 +46,6 @@ def empty_inputs(server, ui):
     ui.js("() => window.app.graph.clear()")  # so that nothing asks for pictures that are no longer there
     for path in (server.base / "input").iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def opened(ui, **inputs) -> Tray:
-    prompt = copy.deepcopy(PROMPT)
-    prompt["2"]["inputs"].update(inputs)
-    ui.js("prompt => window.app.loadApiJson(prompt, 'subject')", prompt)
-    tray = Tray(ui)
-    for _ in range(10):  # a busy page lays the nodes out after it has fitted them into view
-        ui.command("Comfy.Canvas.FitView")
-        ui.settle(500)
-        if tray.root.is_visible():
-            break
-    return tray
 
 
 def colours(ui, run) -> list[tuple[int, ...]]:
@@ -319,6 +246,17 @@ def test_another_graph_and_undo_show_the_pictures_of_their_own_node(ui, server):
     assert tray.widgets()["folder"] == ""
 
 
+@pytest.mark.parametrize("word, folder", [("<con>", "con_"), (f"<{'w' * 300}>", "w" * 50), ("<COM1>", "COM1_"),
+                                          (f"<{unicodedata.normalize('NFD', 'café')}>", "café")])
+def test_a_folder_is_named_after_the_word(ui, server, word, folder):
+    tray = opened(ui)
+    ui.set_widget("1", "placeholder", word)
+    tray.drop({"new.png": DOGS["blue.png"]})
+    tray.wait_for(["new.png"])
+    assert tray.widgets()["folder"] == folder
+    assert [path.name for path in (server.base / "input" / folder).iterdir()] == ["new.png"]
+
+
 def test_help_page(ui):
     opened(ui)
     ui.node_help("2")
@@ -342,7 +280,7 @@ def test_thumbnails_lie_inside_the_node_beside_each_other(ui):
         assert abs(box["width"] - box["height"]) < 1 and box["width"] > 30
         assert node["x"] < box["x"] and box["x"] + box["width"] < node["x"] + node["width"]
         assert node["y"] < box["y"] and box["y"] + box["height"] < node["y"] + node["height"]
-    for left, right in zip(boxes, boxes[1:]):
+    for left, right in itertools.pairwise(boxes):
         assert right["x"] >= left["x"] + left["width"] or right["y"] >= left["y"] + left["height"]
 
 

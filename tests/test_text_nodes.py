@@ -15,32 +15,12 @@ from personalize.nodes.text.layout import END, LAYOUT, LEARNED, PADDING, START
 from support.failures import PromptFailed
 from support.layouts import spans_in, tokens_in
 from support.paths import PACK
+from support.prompts import loader, node
+from support.vectors import rows
 
 CONCEPT = {"placeholder": "<my-dog>", "class_words": "dog", "initial_words": "", "vectors": 1, "embedding": "none"}
 KINDS = {kind: True for kind in ("background", "action", "outfit", "style", "colour")}
 SET = {"subject": "animate", **KINDS, "file": "none", "own_prompts": ""}
-
-
-def node(kind, **inputs):
-    return {"class_type": kind, "inputs": inputs}
-
-
-def loader(checkpoint):
-    return node("CheckpointLoaderSimple", ckpt_name=checkpoint)
-
-
-@pytest.fixture
-def embeddings(base):
-    """ComfyUI's embeddings folder of this session, emptied afterwards of what the test put there."""
-    folder = base / "models" / "embeddings"
-    before = set(folder.rglob("*"))
-    yield folder
-    for path in sorted(set(folder.rglob("*")) - before, reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-
-
-def rows(count, width, seed=0):
-    return 0.1 * torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
 
 
 # ------------------------------------------------------------------------------------------------ Concept

@@ -57,22 +57,6 @@ def none_failed():
     FAILED.clear()
 
 
-@pytest.fixture
-def nan_in():
-    """Call with a module and the name of a parameter: it holds no numbers until the test ends."""
-    kept = []
-
-    def spoil(module, name):
-        with torch.inference_mode():
-            kept.append((module, name, module.get_parameter(name).clone()))
-            module.get_parameter(name).data.fill_(float("nan"))
-
-    yield spoil
-    with torch.inference_mode():
-        for module, name, original in kept:
-            module.get_parameter(name).data.copy_(original)
-
-
 @pytest.mark.parametrize("bad", [1, 3])
 def test_a_picture_that_the_vae_makes_no_numbers_of_is_named(sd15, bad):
     sentence = NOT_SETTINGS + f"The VAE gives values that are not numbers for picture {bad}; .*VAE of the same checkpoint"

@@ -55,5 +55,5 @@ def test_noise_levels_count_as_published_for_noise_and_velocity(load_checkpoint,
 def test_the_node_says_how_noise_levels_count():
     usual, chosen = (DiffusionLossNode.execute(1.0, 1.0, 1, 0, *how).args[0][0] for how in ((), ("debiased",)))
     assert (usual.noise_levels, chosen.noise_levels) == ("constant", "debiased")
-    assert [option for option in DiffusionLossNode.define_schema().inputs if option.id == "noise_levels"][0].options == list(
+    assert next(option for option in DiffusionLossNode.define_schema().inputs if option.id == "noise_levels").options == list(
         WEIGHTINGS)

@@ -19,7 +19,7 @@ from support.companions import with_control
 from support.inprocess import load_computing_in
 from support.layouts import spans_in
 from support.sampling import difference, sample
-from support.vico_scene import CFG, DOG, MASKERS, STEPS, TOY, Scene, any_scene, close, dog, latents, scene
+from support.vico_scene import CFG, DOG, MASKERS, STEPS, TOY, Scene, close, dog, latents
 from tiny.models import WIDTH_L
 
 SHAPE = torch.zeros(1, 128, 128)

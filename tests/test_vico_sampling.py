@@ -21,7 +21,7 @@ from support.companions import KINDS, composed
 from support.inprocess import dynamic_vram
 from support.layouts import with_spans
 from support.sampling import encoded, guided, sample
-from support.vico_scene import CFG, DOG, STEPS, TOY, Scene, any_scene, close, dog, latents, scene
+from support.vico_scene import CFG, DOG, STEPS, TOY, Scene, close, dog, latents
 
 
 # ------------------------------------------------------------------------------------------------ off

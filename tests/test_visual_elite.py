@@ -265,7 +265,7 @@ def test_in_the_branch_of_a_swap(elite, tokens, scene, sd15):
 
 # ------------------------------------------------------------------------------------------------------------ refused
 def test_foreign_files_are_refused(files, tmp_path):
-    global_file, local_file, of_word, of_patches = files
+    global_file, local_file, of_word, _of_patches = files
 
     def refused(content, message, name="broken.pt"):
         torch.save(content, tmp_path / name)
@@ -288,7 +288,7 @@ def test_foreign_files_are_refused(files, tmp_path):
 
 
 def test_what_does_not_belong_together_is_refused(sd15, sdxl, sd21, elite, tokens, scene, clip_vision, tmp_path):
-    model, positive, negative, _ = scene
+    model, _positive, negative, _ = scene
     for other, found in ((sdxl, "has 17 and 80"), (sd21, "has 16 and 40")):
         with pytest.raises(ValueError, match=f"global_mapper.pt is made for .* 16 .* width 32.* {found}; use"):
             applied(other.model, elite, tokens)

@@ -11,7 +11,7 @@ from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support import companions
 from support.ip_adapter_by_hand import SD15, added_by_hand, blocks_in_file_order
-from support.ip_adapter_files import PROMPT, TABLES, official, picture, saved
+from support.ip_adapter_files import PROMPT, TABLES, official, saved
 from support.inprocess import load_computing_in
 from support.sampling import difference, encoded, guided, sample
 
@@ -159,7 +159,7 @@ def test_half_precision(dtype, sd15, tmp_path):
 
 
 def test_two_adapters_add_up(adapted):
-    model, positive, negative, table, content, adapter, tokens = adapted
+    model, positive, negative, _table, _content, adapter, tokens = adapted
     half = ApplyIPAdapter.execute(model, adapter, tokens, 0.5, 0.0, 1.0).args[0]
     twice = sample(ApplyIPAdapter.execute(half, adapter, tokens, 0.5, 0.0, 1.0).args[0], positive, negative)
     once = sample(ApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0], positive, negative)

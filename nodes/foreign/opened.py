@@ -25,7 +25,7 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # before opening it: a pipe would wait for someone to write
             raise Refused("is no file but a folder, a pipe or a device; choose a file")
-        file = open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115  closed below: what goes wrong while it is read is told otherwise
     except (OSError, ValueError) as error:
         raise _unreadable(error) from error
     with file:

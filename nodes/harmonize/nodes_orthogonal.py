@@ -129,8 +129,8 @@ def _report(basis: Basis, share: float, strength: float) -> str:
     if not basis.rank:
         lines = ["No word is left to orthogonalize to, so the visual tokens are unchanged."]
     else:
-        lines = [f"Rank {basis.rank} of width {basis.rows[0].shape[1]}; it holds {share:.1%} of the picture's tokens, "
-                 f"of which {strength:.0%} is taken out."]
+        lines = [(f"Rank {basis.rank} of width {basis.rows[0].shape[1]}; it holds {share:.1%} of the picture's tokens, "
+                  f"of which {strength:.0%} is taken out.")]
     if basis.rank == basis.rows[0].shape[1]:
         lines.append("The text spans the whole space: of the picture nothing is left. Write less, or choose fewer tokens at "
                      "basis.")

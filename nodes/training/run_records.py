@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..foreign.safetensors_file import MOST_OWN_HEADER
 from ..weight_files import check_numbers, damaged, read_metadata, read_weights
+import itertools
 
 KIND = "saved state"
 MOST_BYTES = 64 * 2**20  # of a report
@@ -46,7 +47,7 @@ def read_state(path: Path, key: str, most: int) -> tuple[dict[str, Tensor], int,
 def parse_history(text: str) -> list[dict]:
     """One record per step, as the loop makes them, steps in order. Raises ValueError if the text says anything else."""
     history, at = _list(text, _after_space(text, 0), _is_step)
-    if _after_space(text, at) != len(text) or any(a["step"] >= b["step"] for a, b in zip(history, history[1:])):
+    if _after_space(text, at) != len(text) or any(a["step"] >= b["step"] for a, b in itertools.pairwise(history)):
         raise ValueError("the history is not one record per step")
     return history
 

@@ -110,8 +110,11 @@ learning rate of its own. More likeness than a word alone, less memory than the 
 """
 
 LORA = {"algorithm": "LoRA", "rank": 16, "alpha": 16.0, "learning_rate": 1e-4, "attention_only": True}
-TEMPLATES = {"prompts": "\n".join(("a photo of a {}", "a picture of the {}", "a close look at a {}",
-                                   "one {} in a picture", "a view of the {}")), "captions": True}
+TEMPLATES = {"prompts": """a photo of a {}
+a picture of the {}
+a close look at a {}
+one {} in a picture
+a view of the {}""", "captions": True}
 
 TRAIN_LORA = Graph("train_lora", nodes=(
     Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),

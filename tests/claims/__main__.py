@@ -88,7 +88,7 @@ def _make_in_children(options: argparse.Namespace, most: int) -> bool:
     count = min(options.processes, most)
     command = [sys.executable, "-m", __package__, *sys.argv[1:], "--processes", "1"]
     children = [subprocess.Popen([*command, "--share", f"{part}/{count}"]) for part in range(count)]
-    return all([_ended(child) == 0 for child in children])
+    return all(_ended(child) == 0 for child in children)
 
 
 def _ended(child: subprocess.Popen) -> int:

@@ -42,6 +42,6 @@ def install() -> str | None:
     quiet = {"stdout": subprocess.DEVNULL, "env": {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}}
     packages = ["chromium", "fonts-noto-color-emoji"]
     for command in (["update", "-q"], ["install", "-y", "-q", "--no-install-recommends", *packages]):
-        if subprocess.run(["apt-get", *command], **quiet).returncode != 0:
+        if subprocess.run(["apt-get", *command], check=False, **quiet).returncode != 0:
             return None
     return find()

@@ -43,7 +43,7 @@ def run_pytest(job: Job, output=None) -> int:
     paths = [] if any(Path(option.partition("::")[0]).exists() for option in job.options) else [str(TESTS)]
     command = [str(job.environment.python), "-m", "pytest", "-c", str(TESTS / "pytest.ini"), *job.options, *paths]
     variables = {**job.environment.variables(), **job.variables}
-    return subprocess.run(command, env=variables, stdout=output, stderr=output).returncode
+    return subprocess.run(command, check=False, env=variables, stdout=output, stderr=output).returncode
 
 
 def run_queue(jobs: list[Job], workers: int) -> int:

@@ -37,7 +37,7 @@ def create_venv(python: str, folder: Path) -> Path:
     if is_made(folder):
         return venv_python(folder)
     say(f"creating a virtual environment in {folder}")
-    made = subprocess.run([python, "-m", "venv", "--clear", str(folder)], capture_output=True, text=True)
+    made = subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=False, capture_output=True, text=True)
     if made.returncode != 0:
         shutil.rmtree(folder, ignore_errors=True)
         raise SetupError(f"{python} -m venv failed. On Debian and Ubuntu `sudo apt-get install python3-venv` provides it. "

@@ -79,7 +79,7 @@ def _own(folder: Path, own_python: str | None) -> Environment:
     python = Path(own_python) if own_python else _python_beside(folder)
     try:
         answer = subprocess.run([str(python), "-c", "import sys, torch, aiohttp; print(*sys.version_info[:2])"],
-                                capture_output=True, text=True)
+                                check=False, capture_output=True, text=True)
     except OSError as error:
         raise SetupError(f"{python} cannot be started ({error.strerror}): name your ComfyUI's Python with --python.") from error
     if answer.returncode != 0:

@@ -13,7 +13,7 @@ class Deadline:
         self._until = self.began + 60 * minutes
         self._asked = False
 
-    def listen(self) -> "Deadline":
+    def listen(self) -> Deadline:
         """Take Ctrl-C and termination as the end of the time, instead of the end of the process."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from .network import predicts_velocity
+import itertools
 
 TIMESTEPS = 1000
 
@@ -72,7 +73,7 @@ def sample(networks: torch.nn.ModuleDict, prompts: Sequence[str], *, seed: int, 
     words, vector = condition_of(networks, networks["text"].tokens(texts), doubled)
     share, times = alphas_bar(on), torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long().tolist()
     x = torch.randn(len(prompts), 16, 16, 16, generator=torch.Generator().manual_seed(seed)).to(on)
-    for now, then in zip(times[:-1], times[1:]):
+    for now, then in itertools.pairwise(times):
         t = torch.full((len(texts),), float(now), device=on)
         off, towards = networks["unet"](torch.cat([x, x]), t, context=words, y=vector).float().chunk(2)
         predicted = off + guidance * (towards - off)

@@ -5,10 +5,10 @@ import math
 from typing import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from .grammar import every_word
 from .models import HEADS, UNET, UNET_XL, WIDTH, text_config, untouched_table
+import itertools
 
 VISUAL_TOKENS = 8
 REFERENCE_SIZE = 64
@@ -23,7 +23,7 @@ class PictureEncoder(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths, layers = (3, 32, 64, 128, 128), []
-        for before, after in zip(widths, widths[1:]):
+        for before, after in itertools.pairwise(widths):
             layers += [torch.nn.Conv2d(before, after, 3, 2, 1), torch.nn.GroupNorm(8, after), torch.nn.SiLU(),
                        torch.nn.Conv2d(after, after, 3, 1, 1), torch.nn.GroupNorm(8, after), torch.nn.SiLU()]
         self.features = torch.nn.Sequential(*layers)

@@ -48,7 +48,7 @@ class _Layer:
     color: Image.Image
     cover: Image.Image
 
-    def place(self, inverse: tuple[float, ...]) -> "_Layer":
+    def place(self, inverse: tuple[float, ...]) -> _Layer:
         size, how = (_CANVAS, _CANVAS), Image.Resampling.BILINEAR
         return _Layer(
             self.color.transform(size, Image.Transform.AFFINE, inverse, how),

@@ -11,11 +11,11 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "miniature"
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from miniature.factors import Scene, sample_scene  # noqa: E402
-from miniature.renderer import SIZE, draw  # noqa: E402
-from miniature.subjects import public_subjects  # noqa: E402
+from miniature.factors import Scene, sample_scene
+from miniature.renderer import SIZE, draw
+from miniature.subjects import public_subjects
 
 GAP = 3
 

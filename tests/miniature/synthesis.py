@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import lru_cache
+from functools import lru_cache, cache
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ def _cells(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.asarray(image.reduce(LOCAL // CELLS), np.float32) / 255)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _body(kind: str) -> torch.Tensor:
     """(CELLS, CELLS) in 0..1: where a class's own colours show, a cell off their edges."""
     return -F.max_pool2d(-_cells(covers(SUBJECTS[kind])[0])[None], 3, 1, 1)[0]

@@ -63,7 +63,7 @@ def test_untouched_token_rows_are_restored(trained):
 
 
 def test_unet_predicts_as_in_training(trained):
-    networks, _, (model, clip, _), _ = trained
+    networks, _, (model, _clip, _), _ = trained
     x, context, t = torch.randn(2, 16, 16, 16), torch.randn(2, 85, 128), torch.tensor([10, 700])
     with torch.inference_mode():
         import comfy.model_management

@@ -108,7 +108,7 @@ def test_diffusion_writes_a_checkpoint_that_comfyui_loads(folder, base, name):
     link = base / "models" / "checkpoints" / f"{name}_stage.safetensors"
     link.symlink_to(file)
     with torch.inference_mode():
-        model, clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(link.name)[:3]
+        _model, _clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(link.name)[:3]
         assert vae.decode(torch.zeros(1, 16, 16, 16)).shape == (1, 128, 128, 3)
     link.unlink()
 

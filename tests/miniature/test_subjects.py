@@ -36,4 +36,4 @@ def test_subjects_depend_on_the_seed_alone():
     assert public_subjects() == public_subjects()
     assert fresh_subjects(8, 1) == fresh_subjects(8, 1)
     assert fresh_subjects(8, 1)[:3] == fresh_subjects(3, 1)
-    assert not set(s.identity for s in fresh_subjects(8, 1)) & set(s.identity for s in fresh_subjects(8, 2))
+    assert not {s.identity for s in fresh_subjects(8, 1)} & {s.identity for s in fresh_subjects(8, 2)}

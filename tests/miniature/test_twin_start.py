@@ -39,7 +39,7 @@ def test_a_deep_transformer_does_what_the_shallow_one_did(both):
 @pytest.mark.parametrize("projection", ["to_k", "to_v"])
 def test_words_say_nearly_what_they_said(both, projection):
     """Of captions that the map was not fitted to; the start token, which says nothing, left out."""
-    miniature, twin = both
+    miniature, _twin = both
     rng = random.Random("captions that the twin has not seen")
     tokens = miniature["text"].tokens([caption(scene, rng) for scene in scenes(32, "held_out", 3)])
     said = []

@@ -13,10 +13,10 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     __package__ = "miniature"
 
-import torch  # noqa: E402
+import torch
 
-from miniature.comfyui import device, use_comfyui  # noqa: E402
-from miniature.deadline import Deadline  # noqa: E402
+from miniature.comfyui import device, use_comfyui
+from miniature.deadline import Deadline
 
 WEIGHTS = Path(__file__).parent / "weights"
 NOT_YET = "not passed yet: run this command again to continue"

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.modules["server"] = None  # `import server` now fails
 
-from support import inprocess, pack  # noqa: E402
+from support import inprocess, pack
 
 
 def main(base: Path) -> None:

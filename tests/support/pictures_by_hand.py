@@ -23,7 +23,7 @@ def cropped(picture: torch.Tensor, size: int, torchvision: bool) -> torch.Tensor
     else:
         file = file.resize((int(size * width / height), size), Image.BICUBIC)
     spare = file.size[0] - size, file.size[1] - size
-    left, top = [int(round(each / 2.0)) if torchvision else math.floor(each / 2) for each in spare]
+    left, top = [round(each / 2.0) if torchvision else math.floor(each / 2) for each in spare]
     return as_tensor(file.crop((left, top, left + size, top + size)))
 
 

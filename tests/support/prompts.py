@@ -2,6 +2,16 @@
 from __future__ import annotations
 
 
+def node(kind: str, **inputs) -> dict:
+    """One node of a prompt."""
+    return {"class_type": kind, "inputs": inputs}
+
+
+def loader(checkpoint: str) -> dict:
+    """Load Checkpoint."""
+    return node("CheckpointLoaderSimple", ckpt_name=checkpoint)
+
+
 def picture_prompt(checkpoint: str, steps: int = 2, text: str = "a photo of a dog") -> dict:
     """Stock nodes only: text to a 64 x 64 picture. Node 4 is the sampler, 5 the decoded picture, 6 the saved one."""
     return {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},

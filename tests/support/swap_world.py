@@ -1,7 +1,6 @@
 """What tests of Self-Attention Swap share: a checkpoint whose swaps show, its prompts, and the same run by hand."""
 from __future__ import annotations
 
-import pytest
 import torch
 
 from personalize.nodes.families.find import unet_of
@@ -64,18 +63,6 @@ def close(found, expected):
 def far(found, expected):
     """Different beyond doubt."""
     return float((found - expected).abs().max()) > 10 * TOLERANCE * float(expected.abs().max())
-
-
-@pytest.fixture
-def world(exact) -> World:
-    """On SD1.5."""
-    return World(exact("sd15"))
-
-
-@pytest.fixture(params=["sd15", "sdxl"])
-def any_world(request, exact) -> World:
-    """On each kind."""
-    return World(exact(request.param))
 
 
 class ByHand:

@@ -5,7 +5,6 @@ import copy
 from collections.abc import Callable, Mapping
 
 import comfy.samplers
-import pytest
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from . import vico_by_hand
 from .layouts import spans_in
 from .sampling import encoded, noise_for, sample
 from .vico_by_hand import DualStream, Masker
+import itertools
 
 DOG, TOY = "<my-dog>", "<my-toy>"
 PROMPT = f"a photo of a {DOG} beside one {TOY}"
@@ -89,7 +89,7 @@ class Scene:
         sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", steps)
         x = sampling.noise_scaling(sigmas[0], noise_for(torch.zeros(batch, 4, 16, 16)), torch.zeros(batch, 4, 16, 16),
                                    True)
-        for sigma, after in zip(sigmas[:-1], sigmas[1:]):
+        for sigma, after in itertools.pairwise(sigmas):
             rows = sigma.expand(batch)
             given, timesteps = sampling.calculate_input(rows, x), sampling.timestep(rows).float()
             acts = use.window[0] <= 1 - float(timesteps[0]) / 999 <= use.window[1]
@@ -108,18 +108,6 @@ class Scene:
             guided = denoised[1] + CFG * (denoised[0] - denoised[1])
             x = x + (x - guided) / sigma * (after - sigma)
         return base.process_latent_out(x)
-
-
-@pytest.fixture
-def scene(exact) -> Scene:
-    """On SD1.5."""
-    return Scene(exact("sd15"))
-
-
-@pytest.fixture(params=["sd15", "sdxl"])
-def any_scene(request, exact) -> Scene:
-    """On each kind."""
-    return Scene(exact(request.param))
 
 
 def _concept(word: str, clip, seed: int) -> Concept:

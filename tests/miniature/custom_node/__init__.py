@@ -4,7 +4,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from miniature.models import register  # noqa: E402
+from miniature.models import register
 
 register()
 
