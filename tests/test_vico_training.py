@@ -83,7 +83,7 @@ class Rotated:
 
     def __init__(self, unet, adapter):
         self.unet, self.blocks, self.weights = copy.deepcopy(unet), {}, []
-        for key, (prefix, module) in adapter.wrappers.items():
+        for key, (prefix, module) in adapter.changes.items():
             turned = self.unet.get_submodule(key.removeprefix("diffusion_model.").removesuffix(".weight"))
             self.blocks[prefix] = blocks = copied(module.oft_blocks)
             wide = blocks.to(turned.weight)
@@ -118,7 +118,7 @@ def test_oft_turns_both_streams_and_learns_from_both(exact):
         assert values["diffusion"] == pytest.approx(hand.diffusion.item(), rel=CLOSE)
         assert values["reference attention"] == pytest.approx(hand.regularisation.item(), rel=CLOSE)
         same_gradients(trainer, hand)
-        for prefix, module in adapter.wrappers.values():
+        for prefix, module in adapter.changes.values():
             found, expected = module.oft_blocks.grad, rotated.blocks[prefix].grad
             if expected.any():
                 close(found, expected, 1e-4)  # the adapter itself computes in float32

@@ -14,6 +14,7 @@ from comfy.weight_adapter import adapter_maps
 from ...families.find import family_of
 from ..restoring import matching
 from ..seeds import generator
+from .beside import Beside, put_beside, stands_beside
 from .part import WEIGHTS, AttachedPart, ParamGroup, Side, TrainablePart, TrainingRun
 
 
@@ -27,17 +28,6 @@ class Delta(nn.Module):
     def __call__(self, weight: Tensor) -> Tensor:
         """Same shape and dtype as `weight`."""
         return (weight + self.diff).to(weight.dtype)
-
-
-class Switch:
-    """A weight wrapper that can be taken out of the way while a reference runs."""
-
-    def __init__(self, wrapper: Callable[[Tensor], Tensor]):
-        self.wrapper, self.on = wrapper, True
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        """The wrapped weight, or `weight` itself while switched off."""
-        return self.wrapper(weight) if self.on else weight
 
 
 @dataclass(frozen=True)
@@ -54,13 +44,13 @@ class UNetPart(TrainablePart):
 
     def attach(self, run: TrainingRun) -> AttachedWeights:
         """Differences of zero for every weight and bias."""
-        wrappers = {}
+        changes = {}
         for name, module in _modules(run.model):
             for kind, key in (("weight", "diff"), ("bias", "diff_b")):
                 value = getattr(module, kind, None)
                 if value is not None:
-                    wrappers[f"{name}.{kind}"] = (f"{name}.{key}", Delta(value, run.device))
-        return AttachedWeights("U-Net", self.lr, self.weight_decay, run, wrappers)
+                    changes[f"{name}.{kind}"] = (f"{name}.{key}", Delta(value, run.device))
+        return AttachedWeights("U-Net", self.lr, self.weight_decay, run, changes)
 
 
 @dataclass(frozen=True)
@@ -85,10 +75,10 @@ class AdapterPart(TrainablePart):
         if self.algorithm not in adapter_maps:
             raise ValueError(f"Adapter algorithm '{self.algorithm}' is not in this ComfyUI, which has "
                              f"{', '.join(adapter_maps)}; choose one of them.")
-        wrappers = {}
+        changes = {}
         for name, module in family_of(run.model).adaptable("attention" if self.attention_only else "all").items():
-            wrappers[f"{name}.weight"] = (name, self._adapter(module.weight, name, run))
-        return AttachedWeights(self.algorithm, self.lr, self.weight_decay, run, wrappers)
+            changes[f"{name}.weight"] = (name, self._adapter(module.weight, name, run))
+        return AttachedWeights(self.algorithm, self.lr, self.weight_decay, run, changes)
 
     def _adapter(self, weight: Tensor, name: str, run: TrainingRun) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -99,35 +89,46 @@ class AdapterPart(TrainablePart):
 
 
 class AttachedWeights(AttachedPart):
-    """Weight wrappers on the U-Net of one run.
+    """Changes of the U-Net's weights in one run.
 
-    wrappers: key of the wrapped weight → (prefix in a LoRA file, module that maps the weight).
+    changes: key of the changed weight → (prefix in a LoRA file, module that maps the weight). An adapter acts beside
+    the weight where it can, see `stands_beside`; else a new weight is made in every pass.
     """
 
     touches: frozenset[Side] = frozenset({"unet"})
 
     def __init__(self, name: str, lr: float, weight_decay: float | None, run: TrainingRun,
-                 wrappers: Mapping[str, tuple[str, nn.Module]]):
-        self.wrappers = wrappers
-        self.switches = {key: Switch(module) for key, (_, module) in wrappers.items()}
-        for key, switch in self.switches.items():
-            run.model.add_weight_wrapper(key, switch)
+                 changes: Mapping[str, tuple[str, nn.Module]]):
+        self.changes, self._on = changes, True
         # alpha is a parameter of ComfyUI's adapters that is never trained
         for _, p in self._named():
             p.requires_grad_(p.ndim > 0)
         self.groups: Sequence[ParamGroup] = [
             ParamGroup(name, [p for _, p in self._named() if p.requires_grad], lr, weight_decay)]
+        self._add_to(run.model)
+
+    def _add_to(self, model) -> None:
+        beside = []
+        for key, (_, change) in self.changes.items():
+            layer = model.model.get_submodule(key.rpartition(".")[0])
+            if stands_beside(model, layer, change):
+                beside.append((layer, Beside(change, lambda: self._on)))
+            else:
+                model.add_weight_wrapper(key, self._switched(change))
+        if beside:
+            put_beside(model, beside)
+
+    def _switched(self, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda weight: change(weight) if self._on else weight
 
     @contextlib.contextmanager
     def bypassed(self) -> Iterator[None]:
         """The original weights."""
-        for switch in self.switches.values():
-            switch.on = False
+        self._on = False
         try:
             yield
         finally:
-            for switch in self.switches.values():
-                switch.on = True
+            self._on = True
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameters under their names in a LoRA file."""
@@ -144,7 +145,7 @@ class AttachedWeights(AttachedPart):
         return {name: p.detach().clone() for name, p in self._named()}
 
     def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for prefix, module in self.wrappers.values():
+        for prefix, module in self.changes.values():
             if isinstance(module, Delta):
                 yield prefix, module.diff
             else:
