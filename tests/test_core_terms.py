@@ -233,7 +233,7 @@ def _value(trainer, batch, term, reference_at, shift):
         plain = _results(trainer, batch, term)
         reference_at.add_(shift)
     mixed = Results(shifted.encodes, {}, {"object": shifted.maps["object"], "reference": plain.maps["reference"]})
-    return term(mixed, batch, DenoiserSide(trainer.session.sampling)).item()
+    return term(mixed, batch, DenoiserSide(trainer.session.noise)).item()
 
 
 class Seen:

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import ast
 
+import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
 
 from personalize.nodes.families.find import family_of, unet_of
 from personalize.nodes.families.latents import latent_space
+from personalize.nodes.families.noise import noise_levels
 from personalize.nodes.training.dataset import encode_pictures
 from support.paths import PACK
 
@@ -71,6 +73,25 @@ def test_what_adapters_may_change(sd15):
 def test_another_model_is_refused_by_name(sd15):
     with pytest.raises(ValueError, match="The model Linear is no U-Net with text cross-attention; use SD1.x"):
         family_of(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("node", [advanced.ModelSamplingAuraFlow, advanced.ModelSamplingSD3])
+def test_flow_noise(sd15, node):
+    """Both count timesteps differently, 0…1 and 0…1000; the levels are the same: shift·t / (1 + (shift − 1)·t)."""
+    method = "patch_aura" if node is advanced.ModelSamplingAuraFlow else "patch"
+    levels = noise_levels(getattr(node(), method)(sd15.model, 3.0)[0])
+    numbers = torch.tensor([0, 499, 999])
+    sigma, t = levels.sigma(numbers), (numbers + 1) / 1000
+    assert torch.allclose(sigma, 3 * t / (1 + 2 * t))
+    assert torch.allclose(levels.noise_to_signal(sigma[:2]), sigma[:2] / (1 - sigma[:2]))
+    clean, noise, predicted = torch.randn(3, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    noisy, shape = levels.add(clean, noise, sigma), (-1, 1, 1, 1)
+    assert torch.allclose(noisy, sigma.view(shape) * noise + (1 - sigma.view(shape)) * clean)
+    error = levels.output_error(clean, sigma, predicted)
+    assert torch.allclose(error, (noisy - predicted) / sigma.view(shape) - (noise - clean), rtol=1e-3, atol=1e-2)
+    assert not levels.output_error(clean, sigma, clean).any()
+    drawn = levels.draw(100_000, torch.Generator().manual_seed(0))
+    assert (drawn.min(), drawn.max()) == (0, 999) and 0 < levels.sigma(drawn).min() < levels.sigma(drawn).max() == 1
 
 
 def test_pictures_are_whole_latent_pixels(sd15):

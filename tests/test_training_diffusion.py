@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from personalize.nodes.training.diffusion import WEIGHTINGS, DiffusionLoss
+from personalize.nodes.families.noise import noise_levels
 from personalize.nodes.training.batch import Batch
 from personalize.nodes.training.interfaces import DenoiserSide, Results
 from personalize.nodes.training.nodes_parts import DiffusionLossNode
@@ -43,13 +44,13 @@ def by_hand(sampling, latents, predicted, velocity: bool, background: float, how
 @pytest.mark.parametrize("background", [1.0, 0.25])
 @pytest.mark.parametrize("kind", VELOCITY)
 def test_noise_levels_count_as_published_for_noise_and_velocity(load_checkpoint, kind, background, how):
-    sampling = load_checkpoint(kind)[0].get_model_object("model_sampling")
+    levels = noise_levels(load_checkpoint(kind)[0])
     clean, noise, predicted = torch.randn(3, len(TIMESTEPS), 4, 8, 8, generator=torch.Generator().manual_seed(0))
     masks = (torch.rand(len(TIMESTEPS), 1, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.6).float()
-    latents = add_noise(sampling, clean, noise, torch.tensor(TIMESTEPS), masks)
+    latents = add_noise(levels, clean, noise, torch.tensor(TIMESTEPS), masks)
     loss = DiffusionLoss(background=background, noise_levels=how)
-    got = loss(Results({}, {"prediction": predicted}, {}), Batch(1, (), {}, {"subject": latents}), DenoiserSide(sampling))
-    assert float(got) == pytest.approx(by_hand(sampling, latents, predicted, VELOCITY[kind], background, how), rel=2e-3)
+    got = loss(Results({}, {"prediction": predicted}, {}), Batch(1, (), {}, {"subject": latents}), DenoiserSide(levels))
+    assert float(got) == pytest.approx(by_hand(levels.sampling, latents, predicted, VELOCITY[kind], background, how), rel=2e-3)
 
 
 def test_the_node_says_how_noise_levels_count():

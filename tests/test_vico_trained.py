@@ -47,7 +47,7 @@ def test_previews_read_a_picture_of_the_first_subject(sd15):
         options = prompt_tokens(clip, f"a photo of a {WORD}").layout.options()
         positive, negative = encoded(clip, f"a photo of a {WORD}", **options), encoded(clip, "")
         preview = sample(trainer.session.model, positive, negative, size=(8, 8))
-        latents = trainer.latents.noised((Row(0, 0, 0, ""),), trainer.session.sampling, 0, 1, "reference", "cpu").clean
+        latents = trainer.latents.noised((Row(0, 0, 0, ""),), trainer.session.noise, 0, 1, "reference", "cpu").clean
         blocks, = part.files()
         drawn.append((preview, positive, negative, latents, {name: t.clone() for name, t in blocks.tensors.items()}))
         assert json.loads(blocks.metadata["words"]) == [WORD, "<my-toy>"]

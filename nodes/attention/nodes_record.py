@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..text.embedding_versions import embedding_versions
 from ..types import RecordType
 from .layer_choice import chosen_layers, layer_inputs
-from .probing import record_latent
+from .probing import TIMESTEPS, record_latent
 from .record import Record
 from .recording import recording_model
 from .words import parse_words, words_of
@@ -130,8 +130,9 @@ def _prompt_inputs() -> list:
 
 def _timesteps(text: str) -> list[int]:
     parts = [part.strip() for part in re.split(r"[,\s]+", text) if part.strip()]
-    if not parts or not all(part.isdigit() and int(part) < 1000 for part in parts):
-        raise ValueError(f"timesteps is '{text}'; write whole numbers from 0 to 999, separated by commas: 200, 400.")
+    if not parts or not all(part.isdigit() and int(part) < TIMESTEPS for part in parts):
+        raise ValueError(f"timesteps is '{text}'; write whole numbers from 0 to {TIMESTEPS - 1}, separated by "
+                         "commas: 200, 400.")
     return [int(part) for part in parts]
 
 

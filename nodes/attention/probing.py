@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from ..families.layers import AttentionLayer
+from ..families.noise import noise_levels
 from .record import Record
 from .recording import recording_model
 from .words import Words
+
+TIMESTEPS = 1000  # in which people count, whatever number of levels a model has
 
 
 def record_latent(model, conditioning, latent: Tensor, timesteps: Sequence[int], seed: int, record: Record,
@@ -21,9 +24,9 @@ def record_latent(model, conditioning, latent: Tensor, timesteps: Sequence[int],
 
     latent: (images, C, h, w) as LATENT holds it. The noise is the one a sampler would draw for `seed`.
     """
-    sampling = model.get_model_object("model_sampling")
-    noisiest_first = torch.tensor(sorted(set(timesteps), reverse=True))
-    sigmas = torch.cat([sampling.sigma(noisiest_first).float().cpu(), torch.zeros(1)])
+    levels, noisiest_first = noise_levels(model), torch.tensor(sorted(set(timesteps), reverse=True))
+    numbers = noisiest_first * levels.count // TIMESTEPS
+    sigmas = torch.cat([levels.sigma(numbers).cpu(), torch.zeros(1)])
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(seed))
     guider = comfy.samplers.CFGGuider(recording_model(model, record, layers, words))
     guider.inner_set_conds({"positive": conditioning})

@@ -7,6 +7,7 @@ from typing import Any, Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..families.noise import NoiseLevels
 from ..text.apply import apply_concepts, words_in
 from ..text.concept import Concept, initial_vectors
 from ..text.placeholders import Found
@@ -14,7 +15,7 @@ from ..training.batch import Latents, Noised, Picture, Row, Stream, Subject
 from ..training.dataset import encode_pictures
 from ..training.failures import NodeInputs
 from ..training.loop import Settings, Trainer
-from ..training.noise import add_noise, timestep_count
+from ..training.noise import add_noise
 from ..training.parts.embedding import EmbeddingPart
 from ..training.parts.part import TrainingRun
 from ..training.passes import check_same_family
@@ -128,14 +129,13 @@ class NoisedScene:
 
     latents: Tensor
 
-    def noised(self, rows: Sequence[Row], sampling, seed: int, step: int, stream: str, device) -> Noised:
+    def noised(self, rows: Sequence[Row], levels: NoiseLevels, seed: int, step: int, stream: str, device) -> Noised:
         """See Scene."""
-        draw, count = generator(seed, "scene", stream, step), timestep_count(sampling)
+        draw = generator(seed, "scene", stream, step)
         clean = self.latents[torch.randint(len(self.latents), (len(rows),), generator=draw)]
-        first = 0 if self.latents.any() else count // 2
-        timesteps = torch.randint(first, count, (len(rows),), generator=draw)
+        numbers = levels.draw(len(rows), draw, first=0 if self.latents.any() else levels.count // 2)
         noise = torch.randn(clean.shape, generator=draw)
-        return add_noise(sampling, clean.to(device), noise.to(device), timesteps)
+        return add_noise(levels, clean.to(device), noise.to(device), numbers)
 
 
 class _NoPictures:

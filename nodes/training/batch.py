@@ -6,6 +6,7 @@ from typing import Any, Literal, Mapping, Protocol, Sequence
 
 from torch import Tensor
 
+from ..families.noise import NoiseLevels
 from ..text.concept import Concept
 
 Stream = Literal["subject", "prior", "reference"]
@@ -101,5 +102,5 @@ class Recipe(Protocol):
 class Latents(Protocol):
     """Where a step's noised latents come from: a Dataset of pictures, or noise alone."""
 
-    def noised(self, rows: Sequence[Row], sampling: Any, seed: int, step: int, stream: Stream, device: Any) -> Noised:
+    def noised(self, rows: Sequence[Row], levels: NoiseLevels, seed: int, step: int, stream: Stream, device: Any) -> Noised:
         """Latents for the rows."""

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..families.latents import LatentSpace, latent_space
+from ..families.noise import NoiseLevels
 from .batch import Noised, Row, Subject
 from .failures import fitting
-from .noise import add_noise, timestep_count
+from .noise import add_noise
 from .seeds import generator
 from .session import unload
 
@@ -30,19 +31,19 @@ class Dataset:
     def __init__(self, pictures: Sequence[Sequence[PictureLatents]]):
         self.pictures = pictures
 
-    def noised(self, rows: Sequence[Row], sampling, seed: int, step: int, stream: str, device) -> Noised:
-        """The rows' latents, each with its own timestep, uniform over all of the model's, and its own noise."""
+    def noised(self, rows: Sequence[Row], levels: NoiseLevels, seed: int, step: int, stream: str, device) -> Noised:
+        """The rows' latents, each with its own level, even over all of the model's, and its own noise."""
         chosen = [self.pictures[row.subject][row.picture] for row in rows]
         clean = torch.stack([p.latents[row.variant] for p, row in zip(chosen, rows, strict=True)])
         draw = generator(seed, "noise", stream, step)
-        timesteps = torch.randint(timestep_count(sampling), (len(rows),), generator=draw)
+        numbers = levels.draw(len(rows), draw)
         noise = torch.randn(clean.shape, generator=draw)
         masks = None
         if any(p.masks is not None for p in chosen):
             whole = torch.ones(1, *clean.shape[2:])
             masks = torch.stack([whole if p.masks is None else p.masks[row.variant]
                                  for p, row in zip(chosen, rows, strict=True)]).to(device)
-        return add_noise(sampling, clean.to(device), noise.to(device), timesteps, masks)
+        return add_noise(levels, clean.to(device), noise.to(device), numbers, masks)
 
 
 def encode_pictures(vae, model, subjects: Sequence[Subject], seed: int) -> Dataset:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..families.noise import NoiseLevels
 from .batch import Batch
 from .interfaces import DenoiserSide, Encode, Needs, Pass, Results, TextSide
-from .noise import output_error, output_slope
 
 ALWAYS = (1, 10**9)
 CONSTANT, MIN_SNR, DEBIASED = WEIGHTINGS = ("constant", "min-SNR", "debiased")
@@ -43,22 +43,23 @@ class DiffusionLoss:
     def __call__(self, got: Results, batch: Batch, model: DenoiserSide) -> Tensor:
         """Scalar float32."""
         latents = batch.latents["subject"]
-        error = output_error(model.sampling, latents, got.passes["prediction"]).square()
+        error = model.noise.output_error(latents.clean, latents.sigma, got.passes["prediction"]).square()
         if latents.masks is not None and self.background != 1:
             weight = self.background + (1 - self.background) * latents.masks
             rows = (error * weight).flatten(1).sum(1) / weight.expand_as(error).flatten(1).sum(1)
         else:
             rows = error.flatten(1).mean(1)
-        return (rows * noise_level_weights(model.sampling, latents.sigma, self.noise_levels)).mean()
+        return (rows * noise_level_weights(model.noise, latents.sigma, self.noise_levels)).mean()
 
 
-def noise_level_weights(sampling, sigma: Tensor, how: str) -> Tensor:
-    """(B,) weights of the squared error of the network's output at noise levels σ (B,), where SNR = 1 / σ².
+def noise_level_weights(levels: NoiseLevels, sigma: Tensor, how: str) -> Tensor:
+    """(B,) weights of the squared error of the network's output at noise levels σ (B,).
 
     "constant": 1. "min-SNR": the error of the clean latent counts min(SNR, 5) times (Hang et al. 2023). "debiased": it
     counts √SNR times (Yu et al. 2023), which is 1 / √SNR for the error of the noise.
     """
     if how == CONSTANT:
         return torch.ones_like(sigma)
-    counts = sigma.reciprocal() if how == DEBIASED else sigma.square().reciprocal().clamp(max=MIN_SNR_GAMMA)
-    return output_slope(sampling, sigma).square() * counts
+    ratio = levels.noise_to_signal(sigma)  # SNR^-½
+    counts = ratio.reciprocal() if how == DEBIASED else ratio.square().reciprocal().clamp(max=MIN_SNR_GAMMA)
+    return levels.output_slope(sigma).square() * counts

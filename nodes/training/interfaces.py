@@ -6,12 +6,13 @@ Requests are values: two terms that ask for the same thing get the same result.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Mapping, Protocol, Sequence, runtime_checkable
+from typing import Literal, Mapping, Protocol, Sequence, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..families.layers import AttentionLayer
+from ..families.noise import NoiseLevels
 from ..text.encode import Encoded
 from ..text.tokens import PromptTokenizer, PromptTokens
 from .batch import Batch, Stream, Subject
@@ -129,7 +130,7 @@ class TextSide:
 class DenoiserSide:
     """What a loss term may know of the denoiser when it computes.
 
-    sampling: ComfyUI's model_sampling object.
+    noise: its noise levels.
     """
 
-    sampling: Any
+    noise: NoiseLevels

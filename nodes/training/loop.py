@@ -153,7 +153,7 @@ class Trainer:
 
     def _batch(self, step: int) -> Batch:
         streams = self.recipe.rows(self.subjects, step, self.settings.batch_size, self.settings.seed)
-        latents = {stream: self.latents.noised(rows, self.session.sampling, self.settings.seed, step, stream,
+        latents = {stream: self.latents.noised(rows, self.session.noise, self.settings.seed, step, stream,
                                                self.session.device) for stream, rows in streams.items()}
         return Batch(step, self.subjects, streams, latents)
 

@@ -71,7 +71,7 @@ class Objective:
             work.encode_trained([a.needs for a in asked])
         for together in _sharing_a_pass(asked):
             losses = [(a.term.name, a.term.weight * share * a.term(work.results(a.needs, together), batch,
-                                                                   DenoiserSide(self.session.sampling)))
+                                                                   DenoiserSide(self.session.noise)))
                       for a in together]
             for name, loss in losses:
                 values[name] = values.get(name, 0.0) + loss.item()

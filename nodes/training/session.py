@@ -22,8 +22,8 @@ from ..families.differentiable import differentiable_attention
 from ..families.family import Family
 from ..families.find import family_of
 from ..families.latents import latent_space
+from ..families.noise import NoiseLevels, noise_levels
 from ..text.encode import differentiable_text_model
-from .noise import check_noise_levels
 
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -32,24 +32,20 @@ PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 class Session:
     """Clones of MODEL and CLIP for one training.
 
-    family: the view of the MODEL's denoiser.
+    family: the view of the MODEL's denoiser. noise: its noise levels.
     text_dtypes: how the text encoders' weights are stored outside of the session, by name.
     """
 
     model: Any
     clip: Any
     family: Family
+    noise: NoiseLevels
     text_dtypes: dict[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
         """Where the denoiser computes."""
         return self.model.load_device
-
-    @property
-    def sampling(self):
-        """ComfyUI's model_sampling object of the model."""
-        return self.model.get_model_object("model_sampling")
 
     def load(self) -> None:
         """Loads both models whole and makes their weights ordinary tensors; call again after anything else loaded."""
@@ -97,7 +93,7 @@ def training_session(model, clip, precision: str = "auto") -> Iterator[Session]:
     check_trainable(model)
     with torch.inference_mode(False), torch.enable_grad():
         trained = _static_clone(model)
-        session = Session(trained, _clip_clone(clip), family_of(trained))
+        session = Session(trained, _clip_clone(clip), family_of(trained), noise_levels(trained))
         session.model.remove_additional_models(MULTIGPU)  # previews too are drawn on the GPU that trains
         if _must_be_told(model, precision):
             session.model.set_model_compute_dtype(compute_dtype(model, precision))
@@ -129,7 +125,7 @@ def check_trainable(model) -> None:
     if family.input_channels != channels:
         raise ValueError(f"The model {name} takes {family.input_channels} input channels, {channels} of them latents: it "
                          "is made for inpainting or editing; use the base checkpoint of the family.")
-    check_noise_levels(model.get_model_object("model_sampling"))
+    noise_levels(model)
     for key, weight in family.denoiser.named_parameters():
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
             raise ValueError(f"The model {name} holds quantised weights ({type(weight).__name__} at {key}), through "

@@ -83,7 +83,7 @@ def check_agreement(steps: Mapping) -> None:
     """Raises AssertionError unless both sides have the same loss and gradient at the same latents, noise and timesteps."""
     ours = steps["embedding"]
     batch = ours.batch()
-    latents, sampling = batch.latents["subject"], ours.trainer.session.sampling
+    latents, sampling = batch.latents["subject"], ours.trainer.session.noise.sampling
     order = [row.picture for row in batch.rows["subject"]]
     timesteps = sampling.timestep(latents.sigma).long()
     loss, gradient = ours.gradient(batch)

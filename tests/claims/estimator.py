@@ -73,7 +73,7 @@ def batches(trainer, count: int) -> Iterator:
     for step in range(trainer.step * count, (trainer.step + 1) * count):
         rows = trainer.recipe.rows(trainer.subjects, step, size, seed)
         yield Batch(step, trainer.subjects, rows, {
-            stream: trainer.latents.noised(shown, session.sampling, seed, step, stream, session.device)
+            stream: trainer.latents.noised(shown, session.noise, seed, step, stream, session.device)
             for stream, shown in rows.items()})
 
 

@@ -53,7 +53,7 @@ class ByHand:
             y = session.model.model.encode_adm(pooled_output=prompts.pooled, width=side, height=side, device="cpu")
         positions = [tuple(tokens[i].layout.span(batch.concept(row).placeholder)) for i, row in enumerate(rows)]
         assert len(set(positions)) > 1, "prompts of one batch must differ in where the word is"
-        sampling = session.sampling
+        sampling = session.noise.sampling
         stream = DualStream(unet or unet_of(session.model).denoiser, self.tensors, masker or MASKERS[variant],
                             variant == "released")
         references = batch.latents["reference"].clean[:, None]
