@@ -63,6 +63,14 @@ def encode_together(clip, requests: Sequence[tuple[Sequence[PromptTokens], Seque
             for (prompts, _), rows in zip(requests, keys, strict=True)]
 
 
+def joined(encodings: Sequence[Encoded]) -> Encoded:
+    """The rows of several encodings as one, repeated up to the longest as in `encode`."""
+    if len(encodings) == 1:
+        return encodings[0]
+    prompts = tuple(tokens for encoded in encodings for tokens in encoded.tokens)
+    return _stacked(prompts, [(encoded.cond, encoded.pooled) for encoded in encodings])
+
+
 def _run_encoders(clip, encoders: Sequence[TextEncoder], prompts: Sequence[dict[str, list]]
                   ) -> list[tuple[Tensor, Tensor | None]]:
     """(1, T, C) and (1, P) or None of each prompt.

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Callable
+from typing import Callable, Sequence
 
 from ..text.encode import Encoded
 from .interfaces import Encode
@@ -12,23 +12,25 @@ LARGEST = 256 * 2**20
 
 
 class EncodingCache:
-    """Request → encoding; the one that has not been asked for longest goes first when there is no more room."""
+    """Request for one prompt → its encoding; the one that has not been asked for longest goes first when there is no more
+    room."""
 
     def __init__(self) -> None:
         self._encodings: OrderedDict[Encode, Encoded] = OrderedDict()
         self._bytes = 0
 
-    def get(self, request: Encode, make: Callable[[], Encoded]) -> Encoded:
-        """The encoding for `request`; what `make` returns if it is not remembered."""
-        if request in self._encodings:
+    def get(self, requests: Sequence[Encode], make: Callable[[Sequence[Encode]], Sequence[Encoded]]) -> list[Encoded]:
+        """The encodings for `requests`; `make` returns those that are not remembered, all together."""
+        missing = [request for request in dict.fromkeys(requests) if request not in self._encodings]
+        for request, made in zip(missing, make(missing) if missing else (), strict=True):
+            self._encodings[request] = made
+            self._bytes += size_in_bytes(made)
+        for request in requests:
             self._encodings.move_to_end(request)
-            return self._encodings[request]
-        made = make()
-        self._encodings[request] = made
-        self._bytes += size_in_bytes(made)
+        found = [self._encodings[request] for request in requests]
         while self._bytes > LARGEST:
             self._bytes -= size_in_bytes(self._encodings.popitem(last=False)[1])
-        return made
+        return found
 
 
 def size_in_bytes(encoded: Encoded) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..attention.recorder import AttentionRecorder, PassStopped, Wanted
 from ..families.latents import latent_space
-from ..text.encode import Encoded, encode, encode_together
+from ..text.encode import Encoded, encode, encode_together, joined
 from ..text.tokens import PromptTokenizer, PromptTokens
 from .batch import Batch
 from .checkpointing import gradient_checkpointing
@@ -149,7 +149,7 @@ class _Work:
     def __init__(self, objective: Objective, batch: Batch):
         self.objective, self.batch = objective, batch
         self.leaves: dict[Encode, Leaf] = {}
-        self.fixed = EncodingCache()
+        self.fixed: dict[Encode, Encoded] = {}
         self.passes: dict[Pass, tuple[Tensor | None, dict[Maps, tuple[Tensor, ...]]]] = {}
         learned = {name: rows for part in objective.parts for name, rows in part.vectors(batch).items()}
         self.vectors = {**objective.frozen, **learned}
@@ -216,12 +216,16 @@ class _Work:
             self.leaves[request] = Leaf(encoded, Encoded(encoded.tokens, encoded.cond.detach().requires_grad_(), pooled))
 
     def _without_gradient(self, request: Encode) -> Encoded:
-        cache = self.fixed if self._is_trained(request) and not request.original else self.objective._constant
-        return cache.get(replace(request, grad=False), lambda: self._encode_without_gradient(request))
+        request = replace(request, grad=False)
+        if request.original or not self._is_trained(request):
+            return joined(self.objective._constant.get(_one_by_one(request), self._encode_without_gradient))
+        if request not in self.fixed:
+            self.fixed[request] = self._encode_without_gradient([request])[0]
+        return self.fixed[request]
 
-    def _encode_without_gradient(self, request: Encode) -> Encoded:
-        with torch.no_grad(), self._bypassing(request.original):
-            return self._encode([request])[0]
+    def _encode_without_gradient(self, requests: Sequence[Encode]) -> list[Encoded]:
+        with torch.no_grad(), self._bypassing(requests[0].original):
+            return self._encode(requests)
 
     def _encode(self, requests: Sequence[Encode]) -> list[Encoded]:
         prompts = [self._prompts(request) for request in requests]
@@ -292,6 +296,11 @@ def check_same_family(session: Session) -> None:
         raise ValueError(f"The CLIP makes {encoded.cond.shape[1]} tokens of a prompt that has {encoded.tokens[0].layout.length}, "
                          "as CLIP NegPip does, so a word could not be told from its neighbours; train with the CLIP and "
                          "the MODEL from before that node.")
+
+
+def _one_by_one(request: Encode) -> list[Encode]:
+    """A request for each of the prompts."""
+    return [replace(request, tokens=(tokens,)) for tokens in request.tokens]
 
 
 def _encodes(needs: Needs) -> Iterator[Encode]:
