@@ -11,6 +11,8 @@ import argparse
 import os
 from pathlib import Path
 
+sys.path.insert(1, str(Path(__file__).resolve().parent / "tools"))
+
 from environment import chromium, comfyui
 from environment.jobs import Job, run_pytest, run_queue
 from environment.report import SetupError, say
@@ -24,7 +26,7 @@ ON_OLDER = ["-m", "not server and not browser and not newer"]
 ON_OLDEST = ["-m", "not server and not browser and not newer and not slow"]
 BY_HAND = ["-m", "by_hand"]
 BIT_FOR_BIT = ("test_branch_samplers.py", "test_branch_guidance.py")  # the same on every processor
-LABORATORY = ("miniature", "claims")
+LABORATORY = ("lab",)
 NO_WIDE_VECTORS = {"ATEN_CPU_CAPABILITY": "default"}  # what torch computes with where a processor has neither AVX2 nor AVX-512
 
 

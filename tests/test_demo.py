@@ -1,6 +1,7 @@
 """The demo: what it says when it cannot work, and the whole of it as a person would run it."""
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -15,8 +16,8 @@ from PIL import Image
 
 from demonstration import options
 from demonstration.setting import prepare
-from environment.setup import Environment
-from support.paths import PACK, TESTS, comfyui
+from environment.setup import MODULES, Environment
+from support.paths import PACK, comfyui
 
 TOY = PACK / "workflows" / "assets" / "example-toy"
 
@@ -56,7 +57,8 @@ def test_pictures_of_ones_own_are_copied_and_named_in_every_node(tmp_path):
 def test_demo_trains_draws_serves_and_ends(tmp_path):
     """On the miniature's own subject; the page is then open at the workflow that ran."""
     command = [sys.executable, "-m", "demonstration", "--steps", "2", "--serve"]
-    variables = Environment(comfyui(), "", Path(sys.executable), packages=TESTS).variables()
+    variables = Environment(comfyui(), "", Path(sys.executable)).variables()
+    variables["PYTHONPATH"] = os.pathsep.join([*MODULES, variables.get("PYTHONPATH", "")])
     demo = subprocess.Popen(command, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     said, place = [], ""
     try:

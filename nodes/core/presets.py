@@ -7,7 +7,7 @@ from ..training.diffusion import ALWAYS
 from .terms import ContextAttentionLoss, ContextEmbeddingLoss, Formula
 
 # What a loss by the paper's equation is multiplied by to pull on the vectors as hard as the authors' formula does: the
-# median ratio of both gradients' norms. Measured by tests/bench/core_weights.py --checkpoint sd15-size --size 256
+# median ratio of both gradients' norms. Measured by tests/lab/bench/core_weights.py --checkpoint sd15-size --size 256
 # --batch 2 at the second step (at the first all are zero), on random weights of SD1.5's topology with a text encoder of
 # the real size: 2.66 (quartiles 2.4 to 2.8) and 15.2 (13 to 22); at 64 px 2.78 and 24.6. Smaller random models give 1.3
 # to 1.7 and 11 to 56; the trained miniature, whose text encoder is 128 wide, 21 (12 to 42) and 26 (12 to 39).

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""How long a training step takes beside diffusers', what CoRe adds to it, and the memory it needs. See README.md here."""
+from __future__ import annotations
+
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "5", "HF_HUB_OFFLINE": "1"}  # before torch
+
+import argparse
+import statistics
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Mapping
+
+import torch
+
+sys.path[:1] = [str(Path(__file__).resolve().parents[2] / room) for room in (".", "lab", "tools")]
+
+from support import inprocess, pack
+
+# name of the ratio, ours, against
+RATIOS = (("embedding_vs_diffusers", "embedding", "diffusers_script"),
+          ("embedding_one_prompt_vs_diffusers", "embedding_one_prompt", "diffusers_script"),
+          ("embedding_vs_diffusers_one_vector", "embedding", "diffusers_one_vector"),
+          ("core_exact_vs_embedding", "core_exact", "embedding_one_prompt"),
+          ("core_estimator_vs_embedding_loss_only", "core_estimator", "embedding_loss_only"))
+AGREEMENT = 1e-3
+MIB = 2**20
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--resolution", type=int, default=128, help="pixels of a picture's side (default 128)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], choices=range(1, 5), metavar="1…4",
+                        help="rows of a step (default 1 4)")
+    parser.add_argument("--rounds", type=int, default=9, help="steps of each kind, in turn (default 9)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Prints one line per ratio and figure."""
+    options = arguments()
+    with tempfile.TemporaryDirectory() as base, ExitStack() as stack:
+        inprocess.start(Path(base))
+        pack.make_importable()
+        try:
+            import diffusers  # noqa: F401
+        except ImportError:
+            sys.exit("diffusers is not installed for this Python; tests/lab/bench/README.md has the command.")
+        from bench import checkpoint
+        from personalize.nodes.training.session import training_session
+
+        model, clip = checkpoint.load()
+        session = stack.enter_context(training_session(model, clip))
+        session.load()
+        for batch in options.batch:
+            steps = contenders(session, options.resolution // 8, batch)
+            check_agreement(steps)
+            report(steps, f"{options.resolution} px, batch {batch}, fp32, {torch.get_num_threads()} thread", options.rounds)
+
+
+def contenders(session, side: int, batch: int) -> dict:
+    """Name → training step, all on the same latents (batch, 4, side, side)."""
+    from bench import diffusers_side as theirs
+    from bench.ours import TERMS, TrainingStep
+
+    latents = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(0))
+    embedding = TrainingStep(session, latents, TERMS["embedding"], one_prompt=False)
+    unet, ids = theirs.unet_like(session.model), embedding.token_ids(theirs.PLACEHOLDER)
+    steps = {"diffusers_script": theirs.ScriptStep(unet, theirs.text_encoder_like(session.clip), ids, latents,
+                                                   embedding.vector),
+             "diffusers_one_vector": theirs.OneVectorStep(unet, theirs.text_encoder_like(session.clip), ids, latents,
+                                                          embedding.vector),
+             "embedding": embedding,
+             "embedding_one_prompt": TrainingStep(session, latents, TERMS["embedding"], one_prompt=True)}
+    return steps | {name: TrainingStep(session, latents, terms, one_prompt=True)
+                    for name, terms in TERMS.items() if name != "embedding"}
+
+
+def check_agreement(steps: Mapping) -> None:
+    """Raises AssertionError unless both sides have the same loss and gradient at the same latents, noise and timesteps."""
+    ours = steps["embedding"]
+    batch = ours.batch()
+    latents, sampling = batch.latents["subject"], ours.trainer.session.noise.sampling
+    order = [row.picture for row in batch.rows["subject"]]
+    timesteps = sampling.timestep(latents.sigma).long()
+    loss, gradient = ours.gradient(batch)
+    for name in ("diffusers_script", "diffusers_one_vector"):
+        rival = steps[name]
+        rival.ids, kept = rival.ids[order], rival.ids
+        other_loss, other_gradient = rival.gradient(latents.clean, latents.noise, timesteps)
+        rival.ids = kept
+        difference = float((gradient - other_gradient).norm() / gradient.norm())
+        assert abs(loss / other_loss - 1) < AGREEMENT and difference < AGREEMENT, \
+            f"{name}: loss {other_loss} against {loss}, gradients differ by {difference}"
+        print(f"agreement with {name}: loss {loss:.6f} and {other_loss:.6f}, gradients differ by {difference:.1e}")
+
+
+def report(steps: Mapping, circumstances: str, rounds: int) -> None:
+    """Times, counts and prints."""
+    from bench.measure import flops, median_ratio, peak_bytes, seconds_in_turn
+
+    def line(text: str) -> None:
+        print(f"{circumstances}: {text}", flush=True)
+
+    seconds = seconds_in_turn(steps, rounds)
+    counted = {name: flops(step) for name, step in steps.items()}
+    peaks = {name: peak_bytes(step) for name, step in steps.items()}
+    typical = {name: statistics.median(seconds[name]) for name in steps}
+    for name, step in steps.items():
+        line(f"{name}: {typical[name]:.3f} CPU s a step, {counted[name] / 1e9:.1f} GFLOP, at its peak "
+             f"{peaks[name] / MIB:.0f} MiB of tensors beside {step.lasting_bytes() / MIB:.0f} MiB that last")
+    for name, ours, against in RATIOS:
+        line(f"{ours} {typical[ours]:.3f} s, {against} {typical[against]:.3f} s, bound by FLOPs "
+             f"{counted[ours] / counted[against]:.2f}: ratio {name} {median_ratio(seconds, ours, against):.2f}")
+    for name in ("core_exact", "core_estimator"):
+        ours, plain = (peaks[n] + steps[n].lasting_bytes() for n in (name, "embedding_one_prompt"))
+        line(f"{ours / MIB:.0f} and {plain / MIB:.0f} MiB: figure peak_memory_{name}_vs_embedding {ours / plain:.2f}")
+        measured = seconds_in_turn({name: steps[name], "measured": steps[name].measured}, 3, warm_up=1)
+        line("a step that also measures gradient norms, one in ten: "
+             f"figure measured_step_{name} {median_ratio(measured, 'measured', name):.2f}")
+
+
+if __name__ == "__main__":
+    main()
