@@ -249,6 +249,7 @@ def _remove_leftover(folder: Path) -> bool:
 
 
 def _is_unlocked(file: BinaryIO) -> bool:
+    assert fcntl is not None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True

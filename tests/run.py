@@ -14,6 +14,7 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).resolve().parent / "tools"))
 
 from environment import chromium, comfyui
+from environment.checks import run_checks
 from environment.jobs import Job, run_pytest, run_queue
 from environment.report import SetupError, say
 from environment.setup import Environment, prepare
@@ -25,6 +26,7 @@ IN_PAGE = ["-m", "server or browser"]
 ON_OLDER = ["-m", "not server and not browser and not newer"]
 ON_OLDEST = ["-m", "not server and not browser and not newer and not slow"]
 BY_HAND = ["-m", "by_hand"]
+SMOKE = ["-m", "smoke", "-q", "-p", "no:cacheprovider"]
 BIT_FOR_BIT = ("test_branch_samplers.py", "test_branch_guidance.py")  # the same on every processor
 LABORATORY = ("lab",)
 NO_WIDE_VECTORS = {"ATEN_CPU_CAPABILITY": "default"}  # what torch computes with where a processor has neither AVX2 nor AVX-512
@@ -42,6 +44,9 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
                              f"one of {', '.join(comfyui.RELEASES)}")
     parser.add_argument("--packs", metavar="FOLDER",
                         help="also test beside other packs, whose checkouts this folder holds; they are only read")
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument("--checks", action="store_true", help="only what reads the code: lint, types, JavaScript")
+    extent.add_argument("--smoke", action="store_true", help="the checks and one test or two of every room, in a minute")
     own, for_pytest = parser.parse_known_args()
     if own.packs:
         for_pytest.append(f"--packs={own.packs}")
@@ -72,22 +77,32 @@ def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
             Job("without wide vectors", newest, [*quiet, *BY_HAND, *ignoring(*BIT_FOR_BIT)], NO_WIDE_VECTORS)]
 
 
+def with_smoke_tests() -> list[str]:
+    """Files that hold tests of the smoke run; to collect all others would take most of its minute."""
+    return [str(path) for path in sorted(TESTS.glob("test_*.py")) if "@pytest.mark.smoke" in path.read_text("utf-8")]
+
+
 def ignoring(*names: str) -> list[str]:
     """Pytest's options that leave out files and folders of the tests."""
     return [f"--ignore={TESTS / name}" for name in names]
 
 
 def main() -> int:
-    """Set up, test, and in CI test the oldest ComfyUI too."""
+    """Set up, check the code, test, and in CI test the oldest ComfyUI too."""
     own, for_pytest = arguments()
     try:
         environment = prepare(own.comfyui_version, own.comfyui, own.python)
+        found = run_checks(environment) if own.checks or own.smoke or len(sys.argv) == 1 else 0
+        if own.checks:
+            return found
+        if own.smoke:
+            return run_pytest(Job("smoke", environment, [*SMOKE, *for_pytest, *with_smoke_tests()])) or found
         older = own.comfyui_version not in (None, comfyui.NEWEST)
         if not older:
             provide_browser()
         if IN_CI and len(sys.argv) == 1:
-            return run_queue(ci_jobs(environment, prepare(comfyui.OLDEST)), workers=2)
-        return run_pytest(Job("tests", environment, for_pytest + (ON_OLDER if older else [])))
+            return run_queue(ci_jobs(environment, prepare(comfyui.OLDEST)), workers=2) or found
+        return run_pytest(Job("tests", environment, for_pytest + (ON_OLDER if older else []))) or found
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2

@@ -108,6 +108,7 @@ def test_the_original_is_untouched(any_checkpoint):
     assert taught.patcher.model is clip.patcher.model
 
 
+@pytest.mark.smoke
 def test_a_later_meaning_replaces_an_earlier_one(sd15):
     first, second = (vectors_for(sd15.clip, 1, seed) for seed in (6, 7))
     once = clip_with_vectors(sd15.clip, {"<my-dog>": first})

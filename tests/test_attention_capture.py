@@ -52,6 +52,7 @@ def test_contexts_that_comfyui_repeats_are_folded(sd15, long_side):
         assert close(record.current.map("dog", layer, 0), attention[..., places].sum(-1))
 
 
+@pytest.mark.smoke
 def test_positive_rows_alone(sd15):
     """The negative prompt holds the word too, at another place; cfg 1 runs the positive alone."""
     model, clip, _ = sd15

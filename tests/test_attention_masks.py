@@ -79,6 +79,7 @@ def test_otsu_of_real_maps_equals_scikit_image(any_checkpoint):
                 assert torch.equal(mask, as_scikit_image(map_)[1])
 
 
+@pytest.mark.smoke
 def test_batches_are_thresholded_map_by_map():
     maps = torch.stack([blobs(seed) * (seed + 1) for seed in range(4)]).unflatten(0, (2, 2))
     expected = torch.stack([as_scikit_image(map_)[1] for map_ in maps.flatten(0, 1)]).unflatten(0, (2, 2))

@@ -61,6 +61,7 @@ def hook_count(module):
 
 
 # ------------------------------------------------------------------------------------------------ values
+@pytest.mark.smoke
 def test_layers_are_in_execution_order(run):
     ran, hooks = [], []
     for layer in run.layers:

@@ -27,6 +27,7 @@ def kept(pairs):
 
 
 @pytest.mark.parametrize("axis", ["feature", "token"])
+@pytest.mark.smoke
 def test_embedding_loss_equals_loops(axis):
     ours, theirs = outputs(2, 7, 0), outputs(2, 6, 1)
     expected = [core_by_hand.embedding_loss(ours[r], theirs[r], *kept(PAIRS[r]), axis == "token") for r in (0, 1)]
@@ -59,6 +60,7 @@ def test_attention_loss_does_not_change_with_the_batch_size(formula):
     torch.testing.assert_close(once, thrice)
 
 
+@pytest.mark.smoke
 def test_gradients_equal_finite_differences():
     ours, theirs = outputs(2, 7, 0).requires_grad_(), outputs(2, 6, 1)
     for axis in ("feature", "token"):

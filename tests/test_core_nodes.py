@@ -25,6 +25,7 @@ def loss(execute, **changed):
     return execute(loss_prompt(**changed), get={"loss": ["3", 0]}).values["loss"]
 
 
+@pytest.mark.smoke
 def test_as_released_has_the_authors_numbers(execute):
     """λ of the authors' train.sh; custom's numbers do not count."""
     terms = loss(execute)

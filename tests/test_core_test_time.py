@@ -68,6 +68,7 @@ def test_ten_steps_bring_the_context_closer(kind, request):
         assert not torch.equal(rows, before.vectors[key])
 
 
+@pytest.mark.smoke
 def test_learning_rate_of_zero_changes_nothing(sd15):
     before = concept(sd15.clip)
     (after,), _ = refined(sd15, [before], learning_rate=0.0, steps=2)

@@ -27,6 +27,7 @@ def core_reads(folder, name, key, width):
 
 
 # ------------------------------------------------------------------------------------------------ writing
+@pytest.mark.smoke
 def test_core_reads_what_we_write(embedding_folder):
     vectors = {key: rows(3, width) for key, width in WIDTHS.items()}
     path = save_embedding("my-dog", vectors, {"placeholder": "<my-dog>", "class_words": "dog"})

@@ -34,6 +34,7 @@ def knows(source: str) -> list[str]:
     return found
 
 
+@pytest.mark.smoke
 def test_no_other_room_knows_a_family():
     others = {path.relative_to(NODES).as_posix(): path for path in NODES.rglob("*.py") if "families" not in path.parts}
     found = {name: set(knows(path.read_text(encoding="utf-8"))) for name, path in others.items()}
@@ -53,6 +54,7 @@ def test_the_room_is_under_all_others():
 
 
 @pytest.mark.parametrize("kind, layers, width", [("sd15", 16, 32), ("sdxl", 17, 80)])
+@pytest.mark.smoke
 def test_a_u_net_is_found(load_checkpoint, kind, layers, width):
     model = load_checkpoint(kind).model
     for family in (family_of(model), unet_of(model.model.diffusion_model)):

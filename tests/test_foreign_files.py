@@ -62,6 +62,7 @@ def test_what_is_wrong_is_named(bombs):
         refused(bombs[name], message)
 
 
+@pytest.mark.smoke
 def test_vectors_repeated_by_a_stride_are_read(tmp_path):
     loaded, _ = load_embedding(saved({"emb_params": ROW.expand(4, 768)}, tmp_path / "a.pt"))
     assert torch.equal(loaded["clip_l"], ROW.repeat(4, 1))
@@ -99,6 +100,7 @@ def _compare(found, expected):
         assert found == expected
 
 
+@pytest.mark.smoke
 def test_everything_that_safetensors_saves(tmp_path):
     tensors = {f"{dtype}": ROW[:3].to(dtype) for dtype in (
         torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)}

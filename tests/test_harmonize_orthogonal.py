@@ -77,6 +77,7 @@ def test_orthogonal_part(tokens, rank):
         assert found is visual
 
 
+@pytest.mark.smoke
 def test_strength():
     visual, basis = random(4, 64), text_basis(random(5, 64, seed=1))
     assert orthogonalised(visual, basis, 0.0) is visual

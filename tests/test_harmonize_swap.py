@@ -67,6 +67,7 @@ def test_settings(world, settings, by_hand):
     assert far(found, world.sample(**how))
 
 
+@pytest.mark.smoke
 def test_a_large_mask_is_kept_at_the_size_of_the_latent(world):
     """Or the record of a few runs with a mask of 4k would hold gigabytes."""
     model, record = world.swap(mask=half_mask(2048))

@@ -224,6 +224,7 @@ class TwoEncoderMapper(MapperPart):
                                      for key in ("clip_l", "clip_g")})
 
 
+@pytest.mark.smoke
 def test_each_terms_gradient_norm_is_its_own(sd15):
     """The norms on the chart against runs with one term alone."""
     terms = METHODS["CoRe exact"]["terms"]

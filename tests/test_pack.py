@@ -53,6 +53,7 @@ def flagged_lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if any(re.search(pattern, line) for pattern in FLAGGED)]
 
 
+@pytest.mark.smoke
 def test_archive_holds_the_pack_and_nothing_else():
     files = archived_files()
     assert {path.partition("/")[0] for path in files} <= set(SHIPPED)

@@ -15,6 +15,7 @@ from support.prompts_by_hand import words_to_ids
 
 
 @pytest.mark.parametrize("subject, about", [("animate", 100), ("inanimate", 100), ("universal", 50), ("pictures", 81)])
+@pytest.mark.smoke
 def test_bundled_sets(subject, about):
     found = bundled(subject)
     assert found.kinds == BUNDLED[subject] and len(found.prompts) == about

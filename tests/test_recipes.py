@@ -45,6 +45,7 @@ def test_presets_are_whole():
     assert all(f"| {name} |" in page and f" | {count}, {batch} |" in page for name, (count, batch) in steps.items())
 
 
+@pytest.mark.smoke
 def test_defaults_are_the_sources_numbers(schemas):
     for node, values in DEFAULTS.items():
         defaults = {each.id: each.default for each in schemas[node].inputs if each.id in values}

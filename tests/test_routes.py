@@ -74,6 +74,7 @@ def test_a_long_body_is_not_read(body):
     assert status == 413 and answer == {"ok": False, "message": "The request's body is longer than 64 KB."}
 
 
+@pytest.mark.smoke
 def test_a_command_reaches_its_run_and_no_other():
     with Live("mine-12345678", "mine", "4", 5) as mine, Live("other-12345678", "other", "5", 5) as other:
         status, answer = command(b'{"run": "mine-12345678", "command": "save"}')

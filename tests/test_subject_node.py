@@ -72,6 +72,7 @@ def load_image(name: str) -> dict:
 
 
 # ---------------------------------------------------------------------- where pictures come from
+@pytest.mark.smoke
 def test_folder(execute, folder):
     (folder / "2.txt").write_text("{} in the garden")
     values = execute(prompt(folder="dogs"), get=GET).values

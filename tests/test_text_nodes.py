@@ -29,6 +29,7 @@ def run_concept(execute, **changes):
     return concept
 
 
+@pytest.mark.smoke
 def test_concept(execute):
     concept = run_concept(execute, placeholder=" <my-bear> ", class_words="teddy bear", vectors=4)
     assert (concept.placeholder, concept.class_words, concept.init_words) == ("<my-bear>", "teddy bear", "teddy bear")
@@ -67,6 +68,7 @@ def run_set(execute, **changes):
     return run.values["set"], run.values["list"]
 
 
+@pytest.mark.smoke
 def test_prompt_set(execute):
     prompts, listed = run_set(execute)
     assert prompts == bundled("animate") and tuple(listed) == prompts.templates

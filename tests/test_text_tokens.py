@@ -30,6 +30,7 @@ def tokens_only(chunk):
     return [token for token, _ in chunk]
 
 
+@pytest.mark.smoke
 def test_where_everything_sits(any_checkpoint):
     clip = any_checkpoint.clip
     tokens = PromptTokenizer(clip, {"<my-dog>": 2, "<cat>": 1})("a (<my-dog>:1.2) dog, <cat> and <my-dog>")

@@ -68,6 +68,7 @@ def after_step(monkeypatch):
     return arrange
 
 
+@pytest.mark.smoke
 def test_the_second_time_nothing_is_trained(sd15, steps_taken):
     job = make_job(sd15, "second-time")
     first = run(job)

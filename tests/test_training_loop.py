@@ -48,6 +48,7 @@ def train(checkpoint, settings, *, subjects=None, parts=(EmbeddingPart(),), term
     return trainer, learned, state
 
 
+@pytest.mark.smoke
 def test_a_step_moves_only_the_vectors(any_checkpoint):
     trainer, learned, _ = train(any_checkpoint, Settings(steps=2, batch_size=2))
     start = initial_vectors(subject().concept, any_checkpoint.clip)

@@ -53,6 +53,7 @@ def test_two_objects_have_a_mask_each(scene):
     close(scene.sample(given), scene.by_hand(given))
 
 
+@pytest.mark.smoke
 def test_given_mask_takes_the_place_of_the_automatic_one(scene):
     def masker(maps: Tensor) -> Tensor:
         return covered(maps).expand(len(maps), -1)

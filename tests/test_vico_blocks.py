@@ -40,6 +40,7 @@ def test_map_without_contrast_hides_nothing(variant):
     assert maths.object_mask(torch.full((2, 9), 0.25), variant).all()
 
 
+@pytest.mark.smoke
 def test_given_mask_by_share():
     covered = torch.tensor([[0.0, 0.2, 0.3, 0.6], [0.0, 0.0, 0.02, 0.01]])
     assert torch.equal(maths.given_mask(covered, "paper"), covered)
@@ -49,6 +50,7 @@ def test_given_mask_by_share():
 # ------------------------------------------------------------------------------------------------ attention
 @pytest.mark.parametrize("rows, masked", [(3, True), (1, True), (1, False)])
 @pytest.mark.parametrize("variant", ["paper", "released"])
+@pytest.mark.smoke
 def test_image_attention_is_equation_5_or_as_released(variant, rows, masked):
     query, key, value = random(3, 10, 16), random(rows, 12, 16, seed=1), random(rows, 12, 16, seed=2)
     mask = (random(rows, 12, seed=3) > 0) if masked else None

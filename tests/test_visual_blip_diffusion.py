@@ -104,6 +104,7 @@ def test_tokens_equal_the_computation_by_hand(layout, subject, tmp_path):
     assert got.shape == (2, 16, WIDTH_L) and torch.allclose(got, expected, atol=2e-5)
 
 
+@pytest.mark.smoke
 def test_pictures_are_prepared_as_released(folder):
     encoder = read_blip_diffusion(folder)
     image = picture(300, 200)

@@ -90,6 +90,7 @@ def states_of(clip_vision, image):
     return [last.float(), *(every[:, count - 1].float() for count in (4, 8, 12, 16))]
 
 
+@pytest.mark.smoke
 def test_tokens_equal_the_computation_by_hand(files, elite, clip_vision):
     image = torch.cat([picture(seed=1), picture(seed=2)])
     mask = torch.zeros(2, 70, 90)

@@ -38,6 +38,7 @@ def adapted(family, tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------- attention
+@pytest.mark.smoke
 def test_pairs_go_to_the_layers_they_were_trained_for(family, tmp_path):
     model, _, table = family
     content = official(model, table, "base")

@@ -117,7 +117,7 @@ function roundValues(plot, splits, axis) {
 }
 
 /** uPlot asks for the range of the positive values; there may be none. */
-function logarithmicRange(plot, min, max) {
+function logarithmicRange(_plot, min, max) {
   if (!(min > 0) || !(max > 0)) return [0.1, 1];
   return uPlot.rangeLog(min / 1.5, max * 1.5, 10, false);
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..training.seeds import generator
 from .capture import Options, step_of
+from .maps import size_of
 from .second_run import Evaluation, SecondRun, answered_by, name_of
 from .sides import IDS, Side, lists_by_id, lists_of, side_named, with_sides
 
@@ -22,6 +23,7 @@ IN_BRANCH = "personalize_branch"
 _GUIDANCE = ("sampler_cfg_function", "sampler_pre_cfg_function", "sampler_post_cfg_function")
 
 Conditioning = Sequence[Sequence[Any]]
+Noise = Literal["shared", "own"]
 
 
 class Sides(NamedTuple):
@@ -56,7 +58,7 @@ class Branch:
 
     positive: Conditioning
     negative: Conditioning | None
-    noise: Literal["shared", "own"] = "shared"
+    noise: Noise = "shared"
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class _Run:
         sides = {index: side_named(name) for index, name in lists_of(conds, self.ids).items()}
         return Call(step_of({**options, "sigmas": timestep}), self.calls - 1,
                     {index: Sides(side, self.side_of_branch(side)) for index, side in sides.items()},
-                    model.diffusion_model, tuple(x.shape[-2:]))
+                    model.diffusion_model, size_of(x))
 
     def side_of_branch(self, side: Side) -> Side:
         """The branch's beside this one of the picture."""
@@ -179,7 +181,7 @@ class _Wrappers:
         if reader is None:
             return sampler.sample(guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
         seed, options = extra_args.get("seed"), extra_args["model_options"]
-        converted = self._converted()
+        converted: dict[str, list[dict]] = {**self._converted()}
         ids = {**lists_by_id(guider.original_conds), **lists_by_id(converted)}
         conditionings = samplers.process_conds(guider.inner_model, noise, converted, noise.device, latent_image,
                                                denoise_mask, seed, latent_shapes=[noise.shape])
@@ -206,7 +208,7 @@ class _Wrappers:
         return samples
 
     def _converted(self) -> dict[Side, list[dict]]:
-        sides = {"positive": self.branch.positive, "negative": self.branch.negative}
+        sides: dict[Side, Conditioning | None] = {"positive": self.branch.positive, "negative": self.branch.negative}
         return {side: sampler_helpers.convert_cond(given) for side, given in sides.items() if given is not None}
 
     def _noise(self, noise: Tensor, seed: int | None) -> Tensor:
@@ -227,7 +229,7 @@ def calc_cond_batch(executor, model, conds, x, timestep, model_options):
         return executor(model, conds, x, timestep, _extended(model_options, run.reader.picture_patches(call)))
     if call is None:
         return executor(model, conds, x, timestep, model_options)
-    first = {each.branch: index for index, each in reversed(call.sides.items())}
+    first = {each.branch: index for index, each in reversed(list(call.sides.items()))}
     wanted = [_in_window(run.conditionings[call.sides[i].branch], run, model_options)
               if i in call.sides and first[call.sides[i].branch] == i else None for i in range(len(conds))]
     found = executor(model, wanted, x, timestep,

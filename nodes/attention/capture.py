@@ -62,8 +62,9 @@ class MapCapture:
 
     def __call__(self, n: Tensor, context: Tensor, value: Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor]:
         """n: (rows, pixels, channels); context, value: (rows, T, C)."""
-        layer, attention = self._layers(options).get(place_in(options), (None, None))
-        if layer is not None:
+        found = self._layers(options).get(place_in(options))
+        if found is not None:
+            layer, attention = found
             rows = rows_of_each(n, options)
             for index, groups in (self._wanted(options) if rows else {}).items():
                 part = slice(index * rows, (index + 1) * rows)

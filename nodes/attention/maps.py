@@ -8,6 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def size_of(picture: Tensor) -> tuple[int, int]:
+    """Height and width of maps, latents or masks (..., H, W)."""
+    height, width = picture.shape[-2:]
+    return height, width
+
+
 def normalised(maps: Tensor, over: tuple[int, ...] = (-2, -1)) -> Tensor:
     """Maps (..., h, w) scaled so that the smallest value is 0 and the largest 1 along the axes `over`.
 
@@ -20,7 +26,7 @@ def normalised(maps: Tensor, over: tuple[int, ...] = (-2, -1)) -> Tensor:
 
 def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Maps (..., h, w) at (H, W), bilinear; when they get smaller every old pixel counts."""
-    if tuple(maps.shape[-2:]) == tuple(size):
+    if size_of(maps) == tuple(size):
         return maps
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     return functional.interpolate(flat, tuple(size), mode="bilinear", antialias=True).reshape(*maps.shape[:-2], *size)

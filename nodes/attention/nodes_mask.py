@@ -5,7 +5,7 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from .maps import resized
+from .maps import resized, size_of
 from .masks import above, otsu
 from .reading import check_numbers, read, record_inputs
 
@@ -49,7 +49,9 @@ class SubjectMask(io.ComfyNode):
         reading = read(record, image, latent)
         word = word.strip() or next(iter(reading.run.words), "")
         reading.run.require_maps(record.made_by, word or None)
-        maps = resized(reading.run.mean_map(word)[:reading.images], reading.size)
+        mean = reading.run.mean_map(word)
+        assert mean is not None  # require_maps
+        maps = resized(mean[:reading.images], reading.size)
         inside = _inside(mask, maps)
         check_numbers(maps, record.made_by)
         found = (otsu(maps, inside) if method == OTSU else above(maps, threshold, inside)).float()
@@ -63,7 +65,7 @@ def _inside(mask: Tensor | None, maps: Tensor) -> Tensor:
     """Bool (images, H, W): where foreground is looked for."""
     if mask is None:
         return torch.ones_like(maps, dtype=torch.bool)
-    mask = resized(mask.reshape(-1, *mask.shape[-2:]).float().cpu(), tuple(maps.shape[-2:])) > 0.5
+    mask = resized(mask.reshape(-1, *mask.shape[-2:]).float().cpu(), size_of(maps)) > 0.5
     if len(mask) not in (1, len(maps)):
         raise ValueError(f"mask holds {len(mask)} masks for {len(maps)} pictures; connect one, or one for each.")
     return mask.expand(maps.shape)

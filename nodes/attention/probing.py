@@ -40,6 +40,7 @@ class _Probe(comfy.samplers.Sampler):
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None,
                disable_pbar=False) -> Tensor:
         """The latent in the model's space, unchanged."""
+        assert latent_image is not None, "a probe looks at a latent"
         sampling = model_wrap.inner_model.model_sampling
         for step, sigma in enumerate(sigmas[:-1]):
             comfy.model_management.throw_exception_if_processing_interrupted()

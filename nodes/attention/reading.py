@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..types import RecordType
-from .maps import resized
+from .maps import resized, size_of
 from .record import Record, Sampling
 
 
@@ -56,7 +56,7 @@ def read(record: Record, image: Tensor | None, latent: dict | None) -> Reading:
         raise ValueError(f"{record.made_by} recorded {recorded} pictures, but " + (
             "image and latent differ in number" if len(asked) > 1 else f"{images} are connected")
             + f"; connect {'the reference pictures' if run.of_references else 'what the sampler gave'}.")
-    size = tuple(image.shape[1:3]) if image is not None else tuple(run.factor * side for side in run.size)
+    size = size_of(image[..., 0]) if image is not None else (run.factor * run.size[0], run.factor * run.size[1])
     return Reading(run, None if image is None else image[..., :3].float().cpu(), images, size)
 
 
@@ -72,7 +72,8 @@ def scaled_down(reading: Reading, longest: int) -> Reading:
     factor = longest / max(reading.size)
     if not longest or factor >= 1:
         return reading
-    size = tuple(max(1, round(side * factor)) for side in reading.size)
+    height, width = (max(1, round(side * factor)) for side in reading.size)
+    size = height, width
     pictures = reading.pictures
     if pictures is not None:
         pictures = resized(pictures.movedim(-1, 1), size).movedim(1, -1).clamp(0, 1)

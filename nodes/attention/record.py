@@ -11,7 +11,7 @@ from torch import Tensor
 from ..families.layers import AttentionLayer
 from ..memory import in_gigabytes
 from ..notice import notice
-from .maps import mean_over_layers, resized
+from .maps import mean_over_layers, resized, size_of
 
 SAMPLINGS_KEPT = 4
 LARGEST_RECORD = 4 * 2**30
@@ -107,7 +107,7 @@ class Sampling:
     def mean_map(self, word: str, step: int | None = None) -> Tensor | None:
         """As `map`, mean over the layers at the size of the largest."""
         maps = [found for layer in self.layers if (found := self.map(word, layer, step)) is not None]
-        return mean_over_layers(maps, max(tuple(each.shape[-2:]) for each in maps)) if maps else None
+        return mean_over_layers(maps, max(map(size_of, maps))) if maps else None
 
     def add(self, step: int, layer: AttentionLayer, word: str, values: Tensor, weights: Tensor, dtype) -> None:
         """Adds weighted maps (images, h, w) and their weights (1 or images, h, w)."""
@@ -166,7 +166,7 @@ class Record:
         ended = [run for run in self._samplings if run.result is not None]
         if latent is None or self.complete or not ended:
             return ended[-1] if ended else self.current
-        matching = [run for run in ended if _begins_with(run.result, latent)]
+        matching = [run for run in ended if run.result is not None and _begins_with(run.result, latent)]
         if not matching:
             raise ValueError(f"latent is not what a sampler on the MODEL of {self.made_by} gave in its last runs. "
                              "Connect that sampler's LATENT itself, not a changed one, or the decoded IMAGE in its "

@@ -62,9 +62,9 @@ class AttentionRecorder:
     """
 
     def __init__(self, unet: UNet, wanted: Sequence[Wanted], until: AttentionLayer | None = None):
-        late = [layer for want in wanted if until and not want.beside
-                for layer in want.layers if layer.order > until.order]
-        if late:
+        late = [] if until is None else [layer for want in wanted if not want.beside
+                                         for layer in want.layers if layer.order > until.order]
+        if until and late:
             raise ValueError(f"Attention layer {late[0].order} is wanted but the pass stops at layer {until.order}; "
                              "stop at the last wanted layer.")
         self._wanted, self._until = tuple(wanted), until
@@ -117,7 +117,7 @@ class AttentionRecorder:
         def hook(module, inputs, output: Tensor) -> None:
             # Absent: the projection is called for the keys of a Wanted below, or by gradient checkpointing once more.
             query, is_beside = self._queries.pop(layer, None), self._is_beside()
-            if query is None:
+            if query is None or is_beside is None:
                 return
             self._unrecorded.remove((layer, is_beside))
             # Checkpointing counts the tensors that are saved; these are kept past it, so that a second run, with or

@@ -15,9 +15,9 @@ from ..families.find import unet_of
 from ..families.latents import latent_space
 from ..families.layers import AttentionLayer, Place
 from ..notice import notice
-from .capture import MapCapture, Options, step_of
+from .capture import MapCapture, Options, TokenGroups, step_of
 from .devices import copies_by_device, device_of
-from .maps import resized
+from .maps import resized, size_of
 from .record import Record
 from .sides import tell_sides
 from .windows import Window, window_of
@@ -35,9 +35,9 @@ def recording_model(model, record: Record, layers: Sequence[AttentionLayer], wor
     width of the run's latent, those of the layers that are recorded; None for all.
     """
     sampling = model.get_model_object("model_sampling")
-    sigmas = tuple(float(sampling.percent_to_sigma(part)) for part in window)
+    start, end = (float(sampling.percent_to_sigma(part)) for part in window)
     chosen = chosen or (lambda size: layers)
-    recording = _Recording(record, words, sigmas, chosen, f"personalize.recording.{uuid4().hex}")
+    recording = _Recording(record, words, (start, end), chosen, f"personalize.recording.{uuid4().hex}")
     patched = model.clone()
     tell_sides(patched)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "personalize.recording", recording.sample)
@@ -73,7 +73,7 @@ class _Recording:
 
     def sample(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
         """SAMPLER_SAMPLE wrapper."""
-        size = tuple(noise.shape[-2:])
+        size = size_of(noise)
         unets = {None: guider.inner_model, **{device: copy.model for device, copy in copies_by_device(guider).items()}}
         chosen = self.chosen(size)
         layers = {device: unet_of(model.diffusion_model).cross_attentions(chosen) for device, model in unets.items()}
@@ -96,7 +96,7 @@ class _Recording:
         run: _Run | None = options.get(self.key)
         return {} if run is None else run.layers[device_of(options)]
 
-    def wanted(self, options: Options) -> dict[int, object]:
+    def wanted(self, options: Options) -> dict[int, TokenGroups]:
         """Token groups of the conditionings to look at in this call."""
         run, (start, end) = options[self.key], self.sigmas
         if not end <= float(options["sigmas"][0]) <= start:
@@ -120,8 +120,8 @@ class _Recording:
             maps = _placed(resized(maps, extent[:2]), extent, size)
         if window is not None:
             weight = torch.as_tensor(weight).to(maps).expand(1, *maps.shape[-2:]) if watched.mask is None else weight
-            size = run.size if window.of_pixels else tuple(maps.shape[-2:])
-            weight, maps = (window.placed(each, run.images, size) for each in (weight, maps))
+            size = run.size if window.of_pixels else size_of(maps)
+            weight, maps = (window.placed(torch.as_tensor(each), run.images, size) for each in (weight, maps))
         self.record.add_maps(step_of(options), layer, maps, watched.names, weight)
 
 

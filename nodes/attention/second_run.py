@@ -59,7 +59,9 @@ class SecondRun:
         with self._memory.recalled():
             while (asked := self._turns.question()) is not None:
                 self._turns.answer(self._evaluate(self._second, *asked.args, **asked.kwargs))
-        return self._turns.result
+        samples = self._turns.result
+        assert samples is not None, "it has ended"
+        return samples
 
     def close(self) -> None:
         """Ends it, wherever it is."""

@@ -14,7 +14,9 @@ from typing import Any, Callable, Generic, Iterator, TypeVar
 
 import torch
 
-Asked, Answer, Result = TypeVar("Asked"), TypeVar("Answer"), TypeVar("Result")
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 _DEVICES_OF_THREADS = ("cuda", "xpu")
 
 

@@ -5,7 +5,8 @@ import contextlib
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO, Iterator
+from io import BufferedReader
+from typing import Iterator
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ class Refused(ValueError):
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+def opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
     """The file and its size in bytes.
 
     Raises Refused if there is no ordinary file at `path` that can be read, or if it changes meanwhile.
@@ -40,12 +41,12 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
                 raise Refused("changed while it was read; wait until it is written, then run again")
 
 
-def filled(file: BinaryIO, count: int) -> Tensor:
+def filled(file: BufferedReader, count: int) -> Tensor:
     """The next `count` bytes of the file, (count,) uint8 on the CPU. Raises ValueError if there are fewer."""
     if not count:
         return torch.empty(0, dtype=torch.uint8)
     values = np.empty(count, np.uint8)
-    left = memoryview(values)
+    left = values.data
     while len(left):
         read = file.readinto(left)
         if not read:

@@ -248,7 +248,7 @@ _MAKE: Mapping[str, Callable[[Any], Any]] = {
     "NONE": lambda _: None, "NEWTRUE": lambda _: True, "NEWFALSE": lambda _: False, "EMPTY_LIST": lambda _: [],
     "EMPTY_DICT": lambda _: {}, "EMPTY_SET": lambda _: [], "EMPTY_TUPLE": lambda _: (), "GLOBAL": _named}
 
-_ACT: Mapping[str, Callable[[_Machine], None]] = {
+_ACT: Mapping[str, Callable[[_Machine], object]] = {
     "MARK": lambda machine: machine.marks.append(len(machine.stack)),
     "POP": lambda machine: machine.last(1),
     "POP_MARK": lambda machine: machine.marked(),

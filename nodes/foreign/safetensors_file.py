@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Any, BinaryIO, Iterator, Mapping
+from io import BufferedReader
+from typing import Any, Iterator, Mapping
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ DTYPES = known_dtypes({
     "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64"})
 
 
-def read_safetensors(file: BinaryIO, size: int, most_header: int = MOST_HEADER
+def read_safetensors(file: BufferedReader, size: int, most_header: int = MOST_HEADER
                      ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name on the CPU, and the metadata.
 
@@ -29,7 +30,7 @@ def read_safetensors(file: BinaryIO, size: int, most_header: int = MOST_HEADER
     return dict(each_tensor(file, size, entries)), metadata
 
 
-def each_tensor(file: BinaryIO, size: int, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+def each_tensor(file: BufferedReader, size: int, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) one after the other, as `entries` of `read_header` says; the file stands behind its header.
 
     Raises ValueError unless they make up the rest of the file.
@@ -45,7 +46,7 @@ def each_tensor(file: BinaryIO, size: int, entries: Mapping[str, Mapping[str, An
         raise ValueError("the file is longer than its header says")
 
 
-def read_header(file: BinaryIO, size: int, most: int = MOST_HEADER) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def read_header(file: BufferedReader, size: int, most: int = MOST_HEADER) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Name → {dtype, shape, data_offsets}, which fit each other, and the metadata. Raises as `read_safetensors`."""
     (length,) = struct.unpack("<Q", file.read(8))
     if length > size - 8:

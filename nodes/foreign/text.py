@@ -52,11 +52,12 @@ def short(text: str, most: int = 80) -> str:
 
 def shown(size: int) -> str:
     """Bytes as a person reads them: "1.6 KB"."""
+    left = float(size)
     for unit in ("bytes", "KB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.4g} GB"
+        if left < 1000:
+            return f"{left:.3g} {unit}"
+        left /= 1000
+    return f"{left:.4g} GB"
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

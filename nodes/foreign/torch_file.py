@@ -5,7 +5,8 @@ import io
 import math
 import struct
 import zipfile
-from typing import Any, BinaryIO, Callable
+from io import BufferedReader
+from typing import Any, Callable
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ _TAR = "is a tar archive, as torch wrote before 2017, so it was not opened; save
 BytesOf = Callable[[str], Tensor]
 
 
-def read_torch(file: BinaryIO, size: int) -> Any:
+def read_torch(file: BufferedReader, size: int) -> Any:
     """What the file holds, tensors on the CPU inside dicts, lists and tuples; each container is one of its own.
 
     Raises ValueError if the file is damaged, Refused if it is whole and not what is read here.
@@ -46,7 +47,7 @@ def read_torch(file: BinaryIO, size: int) -> Any:
 class _Sparing(io.RawIOBase):
     """A file of which never much is read at once: the list of parts is taken into memory whole by zipfile."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BufferedReader):
         self._file = file
 
     def read(self, count: int = -1) -> bytes:
@@ -65,7 +66,7 @@ class _Sparing(io.RawIOBase):
         return self._file.tell()
 
 
-def _from_archive(file: BinaryIO, size: int) -> tuple[Any, BytesOf]:
+def _from_archive(file: BufferedReader, size: int) -> tuple[Any, BytesOf]:
     parts = zipfile.ZipFile(_Sparing(file)).infolist()
     by_name = {part.filename: part for part in parts}
     if any(part.compress_type != zipfile.ZIP_STORED or part.flag_bits & 1 or part.file_size != part.compress_size
@@ -95,7 +96,7 @@ def _root(names: list[str]) -> str:
     return pickled.removesuffix("data.pkl")
 
 
-def _start(file: BinaryIO, part: zipfile.ZipInfo) -> int:
+def _start(file: BufferedReader, part: zipfile.ZipInfo) -> int:
     """Where a part's bytes begin, behind its own header."""
     file.seek(part.header_offset)
     mark, name, extra = struct.unpack("<4s22xHH", file.read(30))
@@ -105,7 +106,7 @@ def _start(file: BinaryIO, part: zipfile.ZipInfo) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ streams
-def _from_stream(file: BinaryIO, size: int) -> tuple[Any, BytesOf]:
+def _from_stream(file: BufferedReader, size: int) -> tuple[Any, BytesOf]:
     head = io.BytesIO(file.read(MOST_PICKLE))
     magic, protocol, about = (read_plain(head)[0] for _ in range(3))
     if (magic, protocol) != (_MAGIC, _PROTOCOL) or not about["little_endian"]:

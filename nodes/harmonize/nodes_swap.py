@@ -3,14 +3,14 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..attention.branch import Branch
+from ..attention.branch import Branch, Noise
 from ..attention.record import Record
 from ..attention.words import parse_words, words_of
 from ..text.embedding_versions import embedding_versions
 from ..types import RecordType
 from .nodes_orthogonal import CATEGORY
 from .swap import with_swap
-from .swap_settings import BOTH, CONDITIONAL, SWAP_LAYERS, AttentionMask, SwapSettings
+from .swap_settings import BOTH, CONDITIONAL, SWAP_LAYERS, AttentionMask, Halves, SwapSettings
 
 NAME = "Self-Attention Swap"
 SUBJECT, EVERYWHERE = "subject", "everywhere"
@@ -99,7 +99,7 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, subject: str, start: float, end: float, strength: float, layers: str, where: str,
-                threshold: float, mask_layers: str, mask_steps: str, halves: str, noise: str, guidance: str,
+                threshold: float, mask_layers: str, mask_steps: str, halves: Halves, noise: Noise, guidance: str,
                 negative=None, mask=None, clip=None, prompt: str = "") -> io.NodeOutput:
         """MODEL, PERSONALIZE_RECORD."""
         if guidance == GUIDED and negative is None:

@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..attention.branch import Call, Patches, Sides, branch_conditionings
 from ..attention.capture import Options, rows_of_each
+from ..attention.maps import size_of
 from ..attention.masks import above, on_grid, otsu
 from ..attention.record import Record
 from ..attention.recording import extent_of
@@ -35,7 +36,7 @@ class SwapRun:
                  areas: Mapping[object, tuple[int, ...]]):
         self._settings, self._layers, self._record, self._steps, self._areas = settings, layers, record, steps, areas
         self._unet, self._attentions = None, {}
-        self._call: Call | None = None
+        self._call: Call  # since the first one
         self._mask: Tensor | None = None
         self._needed: set[Side] = set()
         self._chosen: dict[tuple, ChosenPixels | None] = {}
@@ -56,7 +57,7 @@ class SwapRun:
         if "multigpu_clones" in guider.model_options:
             raise ValueError("Self-Attention Swap cannot share a picture among several GPUs; take the MultiGPU node "
                              "out.")
-        size = tuple(noise.shape[-2:])
+        size = size_of(noise)
         if not isinstance(settings.mask, AttentionMask):
             if settings.mask is not None:
                 settings = replace(settings, mask=_of_latent(settings.mask, len(noise), size))
@@ -154,7 +155,7 @@ class SwapRun:
         for sides, uuid, rows in self._chunks(out, options):
             inside = self._inside(uuid, result[rows], options) if self._swaps(sides) else None
             features = self._features_for(layer, sides.branch, options) if inside is not None else None
-            if not features:
+            if inside is None or not features:
                 continue
             if sides.branch not in attends:
                 attends[sides.branch] = _attending(attention, features.values(), options)
@@ -174,7 +175,7 @@ class SwapRun:
 
     def _note_swap(self) -> None:
         self._account.swapped = True
-        if self._call.step not in self._record.current.masks:
+        if self._mask is not None and self._call.step not in self._record.current.masks:
             self._record.add_mask(self._call.step, self._mask)
 
     def _inside(self, uuid, own: Tensor, options: Options) -> ChosenPixels | None:
@@ -197,9 +198,10 @@ class SwapRun:
 
     def _mask_of_call(self, options: Options) -> Tensor:
         """Mask (1 or rows, h, w) of the part of the latent that the call works on, at its size there."""
+        assert self._mask is not None  # else nothing is swapped
         window = window_of(options)
         mask = self._mask if window is None else window.cut(self._mask)
-        return mask if tuple(mask.shape[-2:]) == self._call.size else on_grid(mask, self._call.size)
+        return mask if size_of(mask) == self._call.size else on_grid(mask, self._call.size)
 
     def _swaps(self, sides: Sides) -> bool:
         return self._settings.halves == BOTH or sides.picture == "positive"
@@ -231,7 +233,7 @@ def _attending(attention: Attention, features: Iterable[tuple[Tensor, Tensor]], 
     return attend
 
 
-def _was_due(conditionings: Iterable[Mapping[str, object]], options: Options) -> bool:
+def _was_due(conditionings: Iterable[Mapping[str, Any]], options: Options) -> bool:
     """Whether the U-Net was to compute any of them at this noise level; their ranges of the schedule may exclude it."""
     sigma = float(options["sigmas"][0])
     return any(float(each.get("timestep_end", 0.0)) <= sigma <= float(each.get("timestep_start", math.inf))

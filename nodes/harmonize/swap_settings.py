@@ -10,7 +10,9 @@ from torch import Tensor
 from ..attention.words import Words
 from ..families.layers import AttentionLayer
 
-BOTH, CONDITIONAL = "both", "conditional"
+Halves = Literal["both", "conditional"]
+BOTH: Halves = "both"
+CONDITIONAL: Halves = "conditional"
 MASK_SIDE = 16  # pixels of the longer side that the coarsest maps for a mask must have
 _ROUNDING = 1e-6
 
@@ -64,7 +66,7 @@ class SwapSettings:
     start: float
     end: float
     strength: float
-    halves: Literal["both", "conditional"]
+    halves: Halves
     mask: AttentionMask | Tensor | None
 
     def steps(self, count: int) -> range:

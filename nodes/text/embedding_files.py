@@ -45,6 +45,7 @@ def save_embedding(name: str, vectors: Mapping[str, Tensor], metadata: Mapping[s
             taken_by = {os.path.realpath(path)}
         if taken_by == {os.path.realpath(path)} and file.is_at(path):
             return path
+    raise AssertionError("there is always another candidate")
 
 
 def load_embedding(path: Path | str, encoders: Sequence[TextEncoder] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:

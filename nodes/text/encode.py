@@ -112,8 +112,8 @@ def _pooled_outputs(clip, encoders: Sequence[TextEncoder]) -> Iterator[list[Tens
 def _stacked(prompts: tuple[PromptTokens, ...], rows: Sequence[tuple[Tensor, Tensor | None]]) -> Encoded:
     length = max(cond.shape[1] for cond, _ in rows)
     cond = torch.cat([_repeated(cond, length) for cond, _ in rows])
-    pooled = None if rows[0][1] is None else torch.cat([p for _, p in rows])
-    return Encoded(prompts, cond, pooled)
+    pooled = [each for _, each in rows if each is not None]
+    return Encoded(prompts, cond, torch.cat(pooled) if pooled else None)
 
 
 def _repeated(cond: Tensor, length: int) -> Tensor:

@@ -125,7 +125,7 @@ class PersonalizeSaveConcept(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name=None) -> bool | str:
         """Says of a name before anything runs that nothing could be saved by it."""
-        if not (name or "").strip():
+        if name is None or not name.strip():
             return True
         return saving_problem(KIND, name, "The file name") or True
 

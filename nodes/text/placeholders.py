@@ -100,4 +100,4 @@ def _whole_word(word: str) -> str:
 
 def _until_bracket(name: str) -> int:
     """Letters that ComfyUI takes for a file's name; what follows is text again."""
-    return re.search(r"[<\[]|$", name).start()
+    return next(re.finditer(r"[<\[]|$", name)).start()

@@ -93,7 +93,7 @@ def _of_leftovers(paths: Sequence[Path], deleted: bool) -> list[str]:
 
 def _of_resuming(before: Sequence[RunFile], left: Sequence[RunFile]) -> list[str]:
     """From where Train goes on, if that has changed."""
-    furthest, now = (max((file.step for file in files if file.what == "state"), default=0) for files in (before, left))
+    furthest, now = (max((file.step or 0 for file in files if file.what == "state"), default=0) for files in (before, left))
     if not left or furthest == now:
         return []
     return [f"Run again, Train trains on from step {now}." if now else "Run again, Train begins anew: no state is left."]

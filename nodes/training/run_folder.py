@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 

@@ -103,7 +103,8 @@ def _next(text: str, at: int, end: str) -> int:
 
 
 def _after_space(text: str, at: int) -> int:
-    return _SPACE.match(text, at).end()
+    space = _SPACE.match(text, at)
+    return at if space is None else space.end()
 
 
 # ------------------------------------------------------------------------------------------------ entries

@@ -5,7 +5,7 @@ files that a report names may have been deleted since."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 from ..run_files import RunFile, files_of_run
 from ..text.embedding_files import prompt_text
@@ -22,11 +22,12 @@ def reconciled(report: Report, words: Sequence[str], parts: Sequence[TrainablePa
     """
     files, kept = files_of_run(report["run"]), kept_files(parts)
     saved = {entry["step"]: entry for entry in report["saved"] if is_whole(entry, words, kept)}
-    for step in sorted({file.step for file in files if file.what == "embedding"} - saved.keys()):
+    steps = {file.step for file in files if file.what == "embedding" and file.step is not None}
+    for step in sorted(steps - saved.keys()):
         entry = _entry_of(step, [file for file in files if file.step == step], words, kept)
         if entry:
             saved[step] = entry
-    there = {file.step: file.path.name for file in files if file.what == "preview"}
+    there = {file.step: file.path.name for file in files if file.what == "preview" and file.step is not None}
     previews = {step: {"step": step, "image": preview_image(report["run"], name)} for step, name in there.items()}
     previews.update((preview["step"], preview) for preview in report["previews"] if preview["step"] in there)
     return {**report, "saved": [saved[step] for step in sorted(saved)],
@@ -53,9 +54,11 @@ def is_whole(entry: Report, words: Sequence[str], kept: Sequence[tuple[str, str]
 def _entry_of(step: int, files: Sequence[RunFile], words: Sequence[str], kept: Sequence[tuple[str, str]]
               ) -> dict[str, Any] | None:
     """As `RunFolder.save_step` returns it, or None where a file is missing."""
-    embeddings = [_newest(file for file in files if file.text == word) for word in words]
-    beside = {place: _newest(file for file in files if (file.kind, file.stem) == place) for place in kept}
-    if None in embeddings or None in beside.values():
+    found = [_newest(file for file in files if file.text == word) for word in words]
+    places = {place: _newest(file for file in files if (file.kind, file.stem) == place) for place in kept}
+    embeddings = [path for path in found if path is not None]
+    beside = {place: path for place, path in places.items() if path is not None}
+    if len(embeddings) < len(words) or len(beside) < len(kept):
         return None
     weights = [str(path) for place, path in beside.items() if place == WEIGHTS]
     more = [str(path) for place, path in beside.items() if place != WEIGHTS]
@@ -63,5 +66,6 @@ def _entry_of(step: int, files: Sequence[RunFile], words: Sequence[str], kept: S
             "part_files": more, "left_out": False}
 
 
-def _newest(files) -> Path | None:
-    return max((file.path for file in files), key=lambda path: path.stat().st_mtime_ns, default=None)
+def _newest(files: Iterable[RunFile]) -> Path | None:
+    paths = [file.path for file in files]
+    return max(paths, key=lambda path: path.stat().st_mtime_ns) if paths else None

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..attention.branch import in_branch
 from ..attention.capture import Options, rows_told, step_of
 from ..attention.devices import copies_by_device, device_of
-from ..attention.maps import mean_over_layers
+from ..attention.maps import mean_over_layers, size_of
 from ..attention.masks import on_grid
 from ..attention.record import Record
 from ..attention.sides import list_at, say_once, side_named, tell_sides
@@ -21,6 +21,7 @@ from ..attention.windows import images_of
 from ..families.find import unet_of
 from ..families.latents import latent_space
 from ..families.layers import AttentionLayer
+from ..text.layout import Layout
 from ..text.pairs import in_pairs
 from .blocks import ImageBlocks, patcher_of
 from .maths import Variant, given_mask, object_mask
@@ -75,8 +76,8 @@ def with_references(model, blocks: ImageBlocks, trained: Sequence[str], referenc
     """
     _check(model)
     sampling = model.get_model_object("model_sampling")
-    sigmas = tuple(float(sampling.percent_to_sigma(part)) for part in use.window)
-    applied = Applied(blocks, tuple(trained), tuple(references), use, sigmas, record, prompt)
+    start, end = (float(sampling.percent_to_sigma(part)) for part in use.window)
+    applied = Applied(blocks, tuple(trained), tuple(references), use, (start, end), record, prompt)
     patched = model.clone()
     tell_sides(patched)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, applied.sample)
@@ -149,7 +150,7 @@ class Applied:
     def sample(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
         """SAMPLER_SAMPLE wrapper: finds the prompts' words and gives the run a place for its state."""
         run = self._run(guider, noise)
-        self.record.begin(len(run.latents), tuple(run.latents.shape[-2:]), len(sigmas) - 1,
+        self.record.begin(len(run.latents), size_of(run.latents), len(sigmas) - 1,
                           latent_space(guider.model_patcher).factor, of_references=True)
         options = extra_args["model_options"]
         options = {**options, "transformer_options": {**options["transformer_options"], KEY: run}}
@@ -193,7 +194,7 @@ class Applied:
         """DIFFUSION_MODEL wrapper."""
         run = options.get(KEY)
         sources = self._sources(run, x, options) if run is not None else ()
-        if not any(sources):
+        if run is None or not any(sources):
             return executor(x, timesteps, context, y, control, options, **kwargs)
         unet = executor.class_obj
         with contextlib.nullcontext() if self.hooked else image_attention(unet, self.blocks.layers):
@@ -240,9 +241,8 @@ class Applied:
         """
         prompts, pictures = [run.prompts[source] for source in together], len(run.latents)
         context = torch.cat([prompt.context for prompt in prompts]).to(x).repeat_interleave(pictures, 0)
-        y = None
-        if prompts[0].y is not None:
-            y = torch.cat([prompt.y for prompt in prompts]).to(x).repeat_interleave(pictures, 0)
+        vectors = [prompt.y for prompt in prompts if prompt.y is not None]
+        y = torch.cat(vectors).to(x).repeat_interleave(pictures, 0) if vectors else None
         latents = run.latents.to(x).repeat(len(context) // pictures, 1, 1, 1)
         groups = [prompt.positions for prompt in prompts for _ in range(len(prompt.context) * pictures)]
         at_once = max(1, x.numel() // latents[0].numel())
@@ -259,13 +259,13 @@ class Applied:
 
     def _masked(self, run: _Run, source: Source, seen: Mapping[AttentionLayer, Seen], step: int
                 ) -> dict[AttentionLayer, Features]:
-        pictures, size = len(run.latents), tuple(run.latents.shape[-2:])
+        pictures, size = len(run.latents), size_of(run.latents)
         masks = {layer: self._masks(each.maps.unflatten(0, (-1, pictures)), layer.grid(size))
                  for layer, each in seen.items()}
         if source == run.main:
             self._keep(run, seen, masks, step)
         return {layer: Features(each.tokens.unflatten(0, (-1, pictures)).flatten(1, 2),
-                                None if masks[layer] is None else masks[layer].flatten(1))
+                                None if (mask := masks[layer]) is None else mask.flatten(1))
                 for layer, each in seen.items()}
 
     def _masks(self, maps: Tensor, grid: tuple[int, int]) -> Tensor | None:
@@ -287,15 +287,15 @@ class Applied:
     def _keep(self, run: _Run, seen: Mapping[AttentionLayer, Seen], masks: Mapping[AttentionLayer, Tensor | None],
               step: int) -> None:
         """Gives the record what the first positive prompt sees: maps of every word, and the masks' mean over layers."""
-        words, pictures, size = run.prompts[run.main].words, len(run.latents), tuple(run.latents.shape[-2:])
+        words, pictures, size = run.prompts[run.main].words, len(run.latents), size_of(run.latents)
         drawn = []
         for layer, each in seen.items():
             grid = layer.grid(size)
             self.record.add_maps(step, layer, each.maps[:pictures].movedim(-1, 1).unflatten(-1, grid), words)
-            if masks[layer] is not None:
-                drawn.append(masks[layer][0].unflatten(-1, grid))
+            if (mask := masks[layer]) is not None:
+                drawn.append(mask[0].unflatten(-1, grid))
         if drawn:
-            self.record.add_mask(step, mean_over_layers(drawn, max(tuple(each.shape[-2:]) for each in drawn)))
+            self.record.add_mask(step, mean_over_layers(drawn, max(map(size_of, drawn))))
 
     def _reading(self, blocks: ImageBlocks, features: Sequence[Mapping[AttentionLayer, Features]],
                  sources: Sequence[Source | None], x: Tensor, options: Options) -> Reading:
@@ -317,8 +317,8 @@ def _parted(runs: Sequence[Seen], sizes: list[int]) -> list[Seen]:
 
 
 def _joined(parts: Sequence[Features]) -> Features:
-    mask = None if parts[0].mask is None else torch.cat([part.mask for part in parts])
-    return Features(torch.cat([part.tokens for part in parts]), mask)
+    masks = [part.mask for part in parts if part.mask is not None]
+    return Features(torch.cat([part.tokens for part in parts]), torch.cat(masks) if masks else None)
 
 
 def _prompt(options: Mapping[str, Any], words: tuple[str, ...], positions: tuple[tuple[int, ...], ...]) -> _Prompt:

@@ -48,8 +48,10 @@ def save_for_authors(vico: ViCo, concept: Concept, name: str) -> tuple[Path, int
 
 def _free_folder(name: str, files: dict[str, bytes]) -> Path:
     """The first of <name>, <name>-2, … with no such files, or with this content."""
-    for number in count(1):
-        folder = Path(folder_paths.get_output_directory()) / "vico" / (name if number == 1 else f"{name}-{number}")
-        there = {file: folder / "checkpoints" / file for file in files}
-        if all(not path.exists() or holds_bytes(path, files[file]) for file, path in there.items()):
-            return folder
+    root = Path(folder_paths.get_output_directory()) / "vico"
+    folders = (root / (name if number == 1 else f"{name}-{number}") for number in count(1))
+    return next(folder for folder in folders if _may_hold(folder / "checkpoints", files))
+
+
+def _may_hold(folder: Path, files: dict[str, bytes]) -> bool:
+    return all(not (folder / file).exists() or holds_bytes(folder / file, content) for file, content in files.items())

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any, Iterator, Literal, Mapping, Sequence
+from typing import Any, Iterator, Literal, Mapping, Sequence, cast
 
 import comfy.ops
 import torch
@@ -91,7 +91,7 @@ class ImageBlocks(nn.Module):
         self._prefixes = tuple(f"{unet.transformer_name(layer)}.{MODULE}." for layer in layers)
 
     def __getitem__(self, layer: AttentionLayer) -> ImageBlock:
-        return self.list[self.layers.index(layer)]
+        return cast(ImageBlock, self.list[self.layers.index(layer)])
 
     def named_tensors(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(name in a file, parameter), in the order of the layers."""

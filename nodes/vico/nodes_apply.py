@@ -13,17 +13,18 @@ from ..families.latents import latent_space
 from ..text.concept import Concept
 from ..text.embedding_versions import embedding_versions
 from ..text.tokens import prompt_tokens
-from ..training.augment import Preparation
+from ..training.augment import Fit, Preparation
 from ..training.dataset import check_vae, encode_picture
 from ..training.images import prepare, sources_from_tensors
 from ..types import ConceptType, RecordType, ViCoType
 from ..visual_prompts.folders import file_names, find_file, validated, versions
-from .apply import Reference, Use, with_references
+from .apply import Halves, Reference, Use, with_references
 from .files import FOLDER, ViCo, file_of_run, read_vico
+from .maths import Variant
 
 CATEGORY = "personalize/vico"
 AS_TRAINED = "as trained"
-MASKS = {"Eq. 5": "paper", "as released": "released", "none": "none"}
+MASKS: dict[str, Variant] = {"Eq. 5": "paper", "as released": "released", "none": "none"}
 HALVES = ("both", "shared", "conditional")
 FITS = ("squash", "crop", "pad")
 MOST_REFERENCES = 16  # one of 512 × 512 keeps 20 MB of features in SD1.x, for each prompt
@@ -142,7 +143,7 @@ class ApplyViCo(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, vico: ViCo, vae, image: Tensor, word: str, strength: float, start_percent: float,
-                end_percent: float, object_mask: str, halves: str, reuse_steps: int, size: int, fit: str, mask=None,
+                end_percent: float, object_mask: str, halves: Halves, reuse_steps: int, size: int, fit: Fit, mask=None,
                 image_2=None, word_2: str = "", mask_2=None, clip=None, prompt: str = "") -> io.NodeOutput:
         """MODEL, PERSONALIZE_RECORD."""
         if start_percent >= end_percent:
@@ -180,7 +181,7 @@ def _file(name: str) -> Path:
     return find_file(FOLDER, name)
 
 
-def _reference(model, vae, image: Tensor, word: str, mask: Tensor | None, size: int, fit: str) -> Reference:
+def _reference(model, vae, image: Tensor, word: str, mask: Tensor | None, size: int, fit: Fit) -> Reference:
     sources = sources_from_tensors([image], [] if mask is None else [mask])
     if len(sources) > MOST_REFERENCES:
         raise ValueError(f"There are {len(sources)} reference pictures but Apply ViCo looks at {MOST_REFERENCES} at most, as "

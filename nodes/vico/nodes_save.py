@@ -34,7 +34,7 @@ class SaveViCo(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name=None) -> bool | str:
         """Says of a name before anything runs that nothing could be saved by it."""
-        if not (name or "").strip():
+        if name is None or not name.strip():
             return True
         return saving_problem(OUTPUT, f"vico/{name.strip()}", "The name") or True
 

@@ -9,8 +9,9 @@ from ..training.parts.embedding import EmbeddingPart
 from ..training.recipe import TemplateRecipe
 from ..types import LossType, RecipeType, TrainableType
 from .nodes_apply import CATEGORY, MASKS
+from .blocks import Placement
 from .parts import ImageAttentionPart, WithReferences
-from .terms import ReferenceAttentionLoss
+from .terms import ReferenceAttentionLoss, Target
 
 PLACEMENTS = ("decoder", "encoder", "both")
 TARGETS = ("end of text", "object mask", "given mask")
@@ -48,7 +49,7 @@ class TrainViCo(io.ComfyNode):
                                           tooltip="What Train may change; chain several of them.")])
 
     @classmethod
-    def execute(cls, learning_rate: float, embedding_learning_rate: float, placement: str, object_mask: str,
+    def execute(cls, learning_rate: float, embedding_learning_rate: float, placement: Placement, object_mask: str,
                 previous=()) -> io.NodeOutput:
         """The chain with the image blocks and, unless their rate is 0, the vectors."""
         if any(isinstance(part, ImageAttentionPart) for part in previous):
@@ -116,7 +117,7 @@ class EndOfTextRegularisation(io.ComfyNode):
             outputs=[LossType.Output(display_name="loss", tooltip="The objective: for Train, or for another loss.")])
 
     @classmethod
-    def execute(cls, weight: float, target: str, placement: str, first_step: int, last_step: int, previous=()
+    def execute(cls, weight: float, target: Target, placement: Placement, first_step: int, last_step: int, previous=()
                 ) -> io.NodeOutput:
         """The chain with one more loss."""
         window = (first_step, last_step or ALWAYS[1])

@@ -58,9 +58,9 @@ class ReferenceAttentionLoss:
         subject = torch.stack([row[:, :count].sum(-1) for row, count in zip(maps, counts, strict=True)])
         if self.target == "end of text":
             return end_of_text_regularisation(subject, maps[..., -1])
-        if self.target == "object mask":
-            return alignment(subject, object_mask(subject, "paper"))
-        return alignment(subject, reference_masks(batch, maps.shape[1]))
+        mask = object_mask(subject, "paper") if self.target == "object mask" else reference_masks(batch, maps.shape[1])
+        assert mask is not None  # only the variant "none" has none
+        return alignment(subject, mask)
 
 
 def _placeholders(batch: Batch) -> list[str]:

@@ -91,7 +91,7 @@ def files_of(name: str) -> list[Path]:
 
 def weight_file(folder: Path) -> Path:
     """The file with the Q-Former's weights. Raises ValueError if it is not there."""
-    layout = _layout(folder)
+    layout = _known_layout(folder)
     for name in FILES[layout]:
         if (folder / name).is_file():
             return folder / name
@@ -100,7 +100,7 @@ def weight_file(folder: Path) -> Path:
 
 def read_blip_diffusion(folder: Path) -> BlipDiffusion:
     """The encoder in a folder. Raises ValueError with one sentence if weights or word list are missing or foreign."""
-    layout, path = _layout(folder), weight_file(folder)
+    layout, path = _known_layout(folder), weight_file(folder)
     weights = read_state_dict(path, KIND)
     if layout == LAVIS:
         weights = from_lavis(weights) | {f"proj_layer.{name}": tensor for name, tensor in
@@ -129,6 +129,13 @@ def _folders_below(root: Path) -> Iterator[Path]:
 
 def _layout(folder: Path) -> str | None:
     return next((layout for layout in FILES if (folder / layout).is_dir()), None)
+
+
+def _known_layout(folder: Path) -> str:
+    layout = _layout(folder)
+    if layout is None:
+        raise ValueError(f"{folder} is no BLIP-Diffusion: it has none of the folders {', '.join(FILES)}; download it again.")
+    return layout
 
 
 def _projection_file(folder: Path) -> Path:

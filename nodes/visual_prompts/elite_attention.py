@@ -18,7 +18,7 @@ from .added_attention import Options, with_added_attention
 from .elite import word_attention
 from .elite_files import Elite, Layer
 from .keys_values import KeysValues, keys_values
-from .tokens import ELITE, VisualTokens
+from .tokens import VisualTokens
 
 KEY = "personalize.elite"
 PICTURE = Words((VISUAL,))
@@ -39,7 +39,7 @@ def with_elite(model, elite: Elite, tokens: VisualTokens, text_weight: float, lo
     the schedule. Raises ValueError if files, tokens and model do not belong together or it carries ELITE already.
     """
     layers = elite.layers_of(model)
-    if tokens.source != ELITE or getattr(tokens, "local", None) is None:
+    if not isinstance(tokens, EliteTokens) or tokens.local is None:
         raise ValueError(f"These visual tokens come from {tokens.source}; connect Encode Picture (ELITE).")
     if model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
         raise ValueError("This MODEL already carries ELITE; apply it only once.")
@@ -110,7 +110,8 @@ class LocalAttention:
         """Index in options["cond_or_uncond"] → the word's places in its conditioning."""
         if in_branch(options):
             held = {each["uuid"]: _place(each) for each in branch_conditionings(options)}
-            return {index: held[uuid] for index, uuid in enumerate(options["uuids"]) if held.get(uuid)}
+            found = {index: held.get(uuid) for index, uuid in enumerate(options["uuids"])}
+            return {index: groups for index, groups in found.items() if groups}
         chunks = watched_chunks(options, options.get(KEY, {}))
         return {index: each.groups for index, each in chunks.items()}
 

@@ -105,8 +105,8 @@ def _read_mapper(path: Path) -> Mapper:
         raise ValueError(f"{path.name} is no ELITE mapper: found {shown}, expected mapping_0.0.weight and "
                          "down_blocks_0_…_attn2_to_k.weight; choose global_mapper.pt or local_mapper.pt.")
     try:
-        mapper = Mapper(path.name, network, {name: tuple(tensors[f"{name}_{part}.weight"] for part in PARTS)
-                                             for name in names})
+        keys, values = ([tensors[f"{name}_{part}.weight"] for name in names] for part in PARTS)
+        mapper = Mapper(path.name, network, dict(zip(names, zip(keys, values))))
         check_numbers(path, network.items())
         for name, pair in mapper.keys_values.items():
             check_numbers(path, ((name, part) for part in pair))

@@ -46,8 +46,7 @@ def validated(find: Callable[[str], Path], *names: str | None) -> bool | str:
 
 def versions(find: Callable[[str], Path], *names: str | None) -> str:
     """What `fingerprint_inputs` answers: text that changes when one of the files does. None as for `validated`."""
-    known = [name is not None and validated(find, name) is True for name in names]
-    return str([version_of(find(name)) if there else name for name, there in zip(names, known)])
+    return str([version_of(find(name)) if name is not None and validated(find, name) is True else name for name in names])
 
 
 def _register() -> None:

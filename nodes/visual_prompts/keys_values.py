@@ -25,9 +25,11 @@ class KeysValues:
         place = layer, query.device, query.dtype
         if place not in self._placed:
             with torch.inference_mode(False):  # what sampling puts here must also serve training
-                self._placed[place] = tuple(part.to(query) for part in self.by_layer[layer])
-        images = torch.tensor(images_of(len(query), options))
-        return tuple(part[images.to(part.device) % len(part)] for part in self._placed[place])
+                keys, values = self.by_layer[layer]
+                self._placed[place] = keys.to(query), values.to(query)
+        keys, values = self._placed[place]
+        images = torch.tensor(images_of(len(query), options)).to(keys.device)
+        return keys[images % len(keys)], values[images % len(values)]
 
 
 def keys_values(layers: Mapping[AttentionLayer, tuple[Tensor, Tensor]], tokens: Tensor) -> KeysValues:

@@ -11,7 +11,7 @@ from ..types import BlipDiffusionType, VisualTokensType
 from . import CATEGORY
 from .blip_diffusion_files import BlipDiffusion, files_of, find_folder, folder_names, read_blip_diffusion
 from .folders import validated, versions
-from .pictures import CROP, SQUASH, checked
+from .pictures import CROP, SQUASH, Fit, checked
 from .tokens import BLIP_DIFFUSION, SEVERAL, VisualTokens, combined
 
 WORKING_MEMORY = 512 * 2 ** 20
@@ -78,7 +78,7 @@ class EncodePictureBlipDiffusion(io.ComfyNode):
                                              tooltip="For Encode Prompt with Picture.")])
 
     @classmethod
-    def execute(cls, blip_diffusion: BlipDiffusion, image: Tensor, subject: str, fit: str,
+    def execute(cls, blip_diffusion: BlipDiffusion, image: Tensor, subject: str, fit: Fit,
                 pictures: str) -> io.NodeOutput:
         """VISUAL_TOKENS."""
         if not subject.strip():

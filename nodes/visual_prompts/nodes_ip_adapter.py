@@ -13,7 +13,7 @@ from .added_attention import with_added_attention
 from .folders import IP_ADAPTER_FOLDER, file_names, find_file, validated, versions
 from .ip_adapter_attention import token_attention
 from .ip_adapter_files import BASE, IPAdapter, read_ip_adapter
-from .pictures import CROP, SQUASH, Seen, checked, checked_vision, see, see_image
+from .pictures import CROP, SQUASH, Fit, Seen, checked, checked_vision, see, see_image
 from .tokens import IP_ADAPTER, SEVERAL, VisualTokens, combined
 
 LAST_BUT_ONE = -2
@@ -83,7 +83,7 @@ class EncodePictureIPAdapter(io.ComfyNode):
                                                      "prompt's side.")])
 
     @classmethod
-    def execute(cls, ip_adapter: IPAdapter, clip_vision, image: Tensor, fit: str, pictures: str) -> io.NodeOutput:
+    def execute(cls, ip_adapter: IPAdapter, clip_vision, image: Tensor, fit: Fit, pictures: str) -> io.NodeOutput:
         """VISUAL_TOKENS."""
         vision = checked_vision(clip_vision)
         features = _features(ip_adapter, see_image(vision, checked(image), fit, [LAST_BUT_ONE]))

@@ -76,7 +76,7 @@ def _square(picture: Tensor, size: int, fit: Fit, half: Callable[[int], int]) ->
     sides = (size, size)
     if fit == CROP:
         file = _without_far_ends(file)
-        sides = tuple(size * side // min(file.size) for side in file.size)
+        sides = (size * file.width // min(file.size), size * file.height // min(file.size))
     resized = file.resize(sides, Image.Resampling.BICUBIC)
     left, top = (half(side - size) for side in sides)
     return torch.from_numpy(np.array(resized.crop((left, top, left + size, top + size)))).float() / 255

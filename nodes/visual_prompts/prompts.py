@@ -1,8 +1,7 @@
 """Prompts that hold a picture's tokens in the place of a word."""
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
