@@ -84,8 +84,8 @@ def test_other_text_encoders_are_named(sd15):
 
     clip = sd15.clip.clone()
     clip.tokenizer = type("T5Tokenizer", (), {})()
-    with pytest.raises(ValueError, match="no CLIP text encoder"):
+    with pytest.raises(ValueError, match="This CLIP has no text encoder"):
         text_encoders(clip)
     clip.tokenizer.t5xxl = SDTokenizer()
-    with pytest.raises(ValueError, match="'t5xxl', which is no CLIP text model"):
+    with pytest.raises(ValueError, match="'t5xxl', which is neither CLIP, T5 nor a language model"):
         text_encoders(clip)

@@ -13,12 +13,18 @@ from comfy.sd1_clip import SDTokenizer
 
 from ..notice import notice
 from .concept import Concept, initial_vectors
+from .encoder_kinds import ClipEncoder, TextEncoder
 from .encoders import text_encoders
-from .placeholders import EMBEDDING, Found, Placeholders
+from .placeholders import EMBEDDING, Found, Placeholders, filled
 
 # ComfyUI 0.16 returns (embedding, leftover), later versions (embedding, name, leftover).
 _TELLS_NAMES = len(SDTokenizer._try_get_embedding(
     SimpleNamespace(embedding_directory=[], embedding_size=1, embedding_key=""), "none")) == 3
+_EMBEDDING_TYPE = "embedding"  # of what ComfyUI takes in the place of a token
+# Ordinary words that are one token with a space before it and without; "(cat" is one token for Qwen, "(boy" is two.
+_STAND_INS = ("dog", "cat", "boy", "art")
+_SPACES = "▁Ġ"  # in the vocabularies
+_GAP = "\0"  # in no prompt
 # ComfyUI refuses to look outside its folders, so no file can be meant by a name that starts like this.
 _NO_FILE = "../personalize-"
 
@@ -27,14 +33,15 @@ def clip_with_vectors(clip, vectors: Mapping[str, Mapping[str, Tensor]]):
     """A clone of `clip` whose prompts understand placeholders; `clip` itself is unchanged.
 
     vectors: placeholder → encoder key → (n, d). A placeholder is found anywhere in a prompt, also weighted, before
-    punctuation and more than once. Encoding it equals encoding `embedding:name` of a file with the same vectors; so
-    does `embedding:<placeholder>`, unless there is a file of that name.
+    punctuation and more than once. In CLIP encoding it equals encoding `embedding:name` of a file with the same
+    vectors; so does `embedding:<placeholder>`, unless there is a file of that name. In other encoders the vectors stand
+    exactly where an ordinary word's token would.
     """
     taught = clip.clone()
     taught.tokenizer = _made(_TaughtTokenizers, clip.tokenizer)
     for encoder in text_encoders(clip):
         rows = {placeholder: by_encoder[encoder.key] for placeholder, by_encoder in vectors.items()}
-        setattr(taught.tokenizer, encoder.attribute, _taught(encoder.tokenizer, rows))
+        setattr(taught.tokenizer, encoder.attribute, _taught(encoder, rows))
     return taught
 
 
@@ -55,6 +62,13 @@ def words_in(clip, prompt: str) -> list[Found]:
     """Places of the words that `clip` was taught, in a prompt's text."""
     tokenizer = text_encoders(clip)[0].tokenizer
     return tokenizer.words_in(prompt) if isinstance(tokenizer, _TaughtTokenizer) else []
+
+
+def vector_of(token: Any) -> Tensor | None:
+    """The vector (d,) that stands in the place of a token; None if it is a token of the vocabulary."""
+    if isinstance(token, dict) and token.get("type") == _EMBEDDING_TYPE:
+        return token["data"]
+    return token if isinstance(token, Tensor) else None
 
 
 def known_placeholders(clip) -> dict[str, int]:
@@ -84,15 +98,31 @@ class _TaughtTokenizer(_Taught):
     words: Placeholders
     other_embeddings: Any = None
 
+    def words_in(self, text: str) -> list[Found]:
+        """Where vectors stand."""
+        return self.words.find(text, self._file_length)
+
+    def _find_file(self, embedding_name: str):
+        if not embedding_name.strip():  # ComfyUI itself would fail at "embedding:" with nothing after it
+            return (None, "", "") if _TELLS_NAMES else (None, "")
+        return (self.other_embeddings or super()._try_get_embedding)(embedding_name)
+
+    def _file_length(self, name: str) -> int:
+        if self.embedding_directory is None:  # ComfyUI looks for no files
+            return 0
+        rows, *_, leftover = self._find_file(name.replace("\\(", "(").replace("\\)", ")"))
+        after = leftover.strip().replace("(", "\\(").replace(")", "\\)")
+        return 0 if rows is None else len(name) - len(after)
+
+
+class _TaughtClip(_TaughtTokenizer):
+    """Puts words in as ComfyUI puts in embeddings."""
+
     def tokenize_with_weights(self, text: str, *args, **kwargs):
-        """Words are put in as embeddings."""
+        """As the class does, with a name for each word."""
         names = {placeholder: f" {EMBEDDING}{_NO_FILE}{i} " for i, placeholder in enumerate(self.placeholder_rows)}
         return super().tokenize_with_weights(self.words.replace(text, names.__getitem__, self._file_length),
                                              *args, **kwargs)
-
-    def words_in(self, text: str) -> list[Found]:
-        """Where it will put in embeddings."""
-        return self.words.find(text, self._file_length)
 
     def _try_get_embedding(self, embedding_name: str):
         name, _, leftover = embedding_name.partition(" ")
@@ -102,15 +132,52 @@ class _TaughtTokenizer(_Taught):
         rows = list(self.placeholder_rows.values())[int(number)]
         return (rows, name, leftover.strip()) if _TELLS_NAMES else (rows, leftover.strip())
 
-    def _find_file(self, embedding_name: str):
-        if not embedding_name.strip():  # ComfyUI itself would fail at "embedding:" with nothing after it
-            return (None, "", "") if _TELLS_NAMES else (None, "")
-        return (self.other_embeddings or super()._try_get_embedding)(embedding_name)
 
-    def _file_length(self, name: str) -> int:
-        rows, *_, leftover = self._find_file(name.replace("\\(", "(").replace("\\)", ")"))
-        after = leftover.strip().replace("(", "\\(").replace(")", "\\)")
-        return 0 if rows is None else len(name) - len(after)
+class _TaughtInContext(_TaughtTokenizer):
+    """Puts a word's vectors in the place of an ordinary word's token, so that spaces, template and all other tokens are
+    those beside an ordinary word. The text is split with two such words in turn: what differs is the word."""
+
+    def tokenize_with_weights(self, text: str, *args, **kwargs):
+        """As the class does, with vectors."""
+        found = self.words_in(text)
+        if not found:
+            return super().tokenize_with_weights(text, *args, **kwargs)
+        gaps = self.words.replace(text, lambda word: _GAP, self._file_length)
+        for template in (gaps, gaps.replace(_GAP, f" {_GAP} ")):
+            split = super().tokenize_with_weights
+            one, *others = [split(filled(template, word, _GAP), *args, **kwargs) for word in _STAND_INS]
+            places = next(filter(None, (self._places(one, other, len(found)) for other in others)), None)
+            if places:
+                return self._with_vectors(one, places, [self.placeholder_rows[each.word] for each in found])
+        raise ValueError(f"The prompt '{text}' cannot be split so that {found[0].word} is a word of its own; write it "
+                         "elsewhere in the prompt.")
+
+    def _places(self, chunks: Sequence[Sequence[tuple]], others: Sequence[Sequence[tuple]], count: int
+                ) -> list[tuple[int, int]]:
+        """(chunk, place) of each token of the stand-in, where the two differ; empty unless they are `count` tokens."""
+        if [len(chunk) for chunk in chunks] != [len(chunk) for chunk in others]:
+            return []
+        differing = [(i, j) for i, (ours, theirs) in enumerate(zip(chunks, others))
+                     for j, ((token, *_), (other, *_)) in enumerate(zip(ours, theirs))
+                     if isinstance(token, int) and token != other]
+        alone = all(self.inv_vocab[chunks[i][j][0]].lstrip(_SPACES) == _STAND_INS[0] for i, j in differing)
+        return differing if alone and len(differing) == count else []
+
+    def _with_vectors(self, chunks: Sequence[Sequence[tuple]], places: Sequence[tuple[int, int]],
+                      words: Sequence[Sequence]) -> list[list[tuple]]:
+        """The chunks with a word's vectors at each place, and with as many pads less as there are more tokens."""
+        vectors = dict(zip(places, words))
+        made = []
+        for i, chunk in enumerate(chunks):
+            tokens: list[tuple] = []
+            for j, (token, *rest) in enumerate(chunk):
+                rows = vectors.get((i, j))
+                tokens += [(token, *rest)] if rows is None else [(_token(row), *rest) for row in rows]
+            side = 0 if self.pad_left else -1
+            while len(tokens) > len(chunk) and isinstance(tokens[side][0], int) and tokens[side][0] == self.pad_token:
+                tokens.pop(side)
+            made.append(tokens)
+        return made
 
 
 class _TaughtTokenizers(_Taught):
@@ -131,21 +198,28 @@ class _TaughtTokenizers(_Taught):
                     if isinstance(each, _TaughtTokenizer) and "tokenize_with_weights" in vars(each)]
         if not replaced:
             return []
-        known, vectors = replaced[0], list(_tensors(tokens))
+        known, vectors = replaced[0], list(_vectors(tokens))
         written = dict.fromkeys(found.word for text in texts for found in known.words_in(text))
-        return [word for word in written if not any(torch.equal(known.placeholder_rows[word][0], vector)
-                                                    for vector in vectors)]
+        first = {word: known.placeholder_rows[word][0] for word in written}
+        return [word for word in written if not any(_same(first[word], vector) for vector in vectors)]
 
 
-def _taught(tokenizer: SDTokenizer, rows: Mapping[str, Tensor]) -> SDTokenizer:
-    taught = _made(_TaughtTokenizer, tokenizer)
+def _taught(encoder: TextEncoder, rows: Mapping[str, Sequence]) -> SDTokenizer:
+    tokenizer = encoder.tokenizer
+    taught = _made(_TaughtClip if isinstance(encoder, ClipEncoder) else _TaughtInContext, tokenizer)
     vars(taught).pop("tokenize_with_weights", None)
     if "_try_get_embedding" in vars(taught):
         taught.other_embeddings = vars(taught).pop("_try_get_embedding")
-    taught.embedding_directory = tokenizer.embedding_directory or []
+    if isinstance(taught, _TaughtClip):
+        taught.embedding_directory = tokenizer.embedding_directory or []
     taught.placeholder_rows = {**getattr(tokenizer, "placeholder_rows", {}), **rows}
     taught.words = Placeholders(taught.placeholder_rows)
     return taught
+
+
+def _token(row: Any) -> Any:
+    """What ComfyUI's encoders take for a vector; no plain tensor, on which tokenizers that look for pictures fail."""
+    return {"type": _EMBEDDING_TYPE, "data": row} if isinstance(row, Tensor) else row
 
 
 def _made(adds: type, tokenizer):
@@ -166,11 +240,13 @@ def _blank(adds: type, kind: type):
     return cls.__new__(cls)
 
 
-def _tensors(tokens) -> Iterator[Tensor]:
-    if isinstance(tokens, Tensor):
-        yield tokens
-    elif isinstance(tokens, (list, tuple)):
-        for each in tokens:
-            yield from _tensors(each)
-    elif isinstance(tokens, dict):
-        yield from _tensors(list(tokens.values()))
+def _vectors(tokens) -> Iterator[Any]:
+    """Everything that stands in the place of a token."""
+    for chunk in (chunk for chunks in tokens.values() for chunk in chunks):
+        yield from (vector if (vector := vector_of(token)) is not None else token for token, *_ in chunk)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return type(one) is type(other) and one == other

@@ -8,7 +8,8 @@ from typing import Mapping
 import torch
 from torch import Tensor
 
-from .encoders import TextEncoder, clip_vocabulary, text_encoders
+from .encoder_kinds import TextEncoder
+from .encoders import clip_vocabulary, text_encoders
 
 FORBIDDEN_IN_PLACEHOLDER = re.compile(r"[\s(){}\[\]:,\\]")
 
@@ -21,7 +22,7 @@ class Concept:
     class_words: what the subject is, one or several words ("dog", "teddy bear").
     init_words: words whose embedding rows start the training; ignored once there are vectors.
     count: number n of vectors, 1 or more.
-    vectors: encoder key ("clip_l", "clip_g", "clip_h") → (n, d) float32 on the CPU, or (layers, n, d) when there is
+    vectors: encoder key ("clip_l", "t5xxl", "qwen3_4b") → (n, d) float32 on the CPU, or (layers, n, d) when there is
         one per cross-attention layer; empty while nothing has been learned or loaded.
     settings: how the vectors were made; saved into the metadata of files.
     """

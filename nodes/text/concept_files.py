@@ -7,7 +7,7 @@ from typing import Mapping, Sequence
 from .concept import Concept, check_placeholder
 from .embedding_files import MARK, file_stem, load_embedding, save_embedding
 from .embedding_layouts import SAFETENSORS
-from .encoders import TextEncoder
+from .encoder_kinds import TextEncoder
 
 LONGEST_MADE_UP = 40  # letters of a file's name that become a word
 _FIELDS = ("placeholder", "class_words", "init_words")

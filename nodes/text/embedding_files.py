@@ -18,7 +18,7 @@ from ..names import ROOM_FOR_STEP, folded, safe_name
 from ..weight_files import holds
 from .embedding_formats import STANDARD_WIDTHS, read_embedding
 from .embedding_layouts import LAYOUTS, SAFETENSORS, Layout
-from .encoders import TextEncoder
+from .encoder_kinds import TextEncoder
 
 KIND = "embeddings"
 _EXTENSIONS = (".safetensors", ".pt", ".bin")  # in the order in which ComfyUI tries them

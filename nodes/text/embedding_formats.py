@@ -13,6 +13,10 @@ from ..weight_files import check_numbers, damaged, read_weights
 
 KIND = "embedding file"
 STANDARD_WIDTHS = {"clip_l": 768, "clip_h": 1024, "clip_g": 1280}
+# ComfyUI's names of text encoders, under which it looks for their vectors in a file.
+ENCODERS = frozenset({*STANDARD_WIDTHS, "t5xxl", "umt5xxl", "qwen3_06b", "qwen3_4b", "qwen3_8b", "qwen25_7b",
+                      "qwen3vl_4b", "qwen3vl_8b", "gemma2_2b", "gemma3_4b", "gemma3_12b", "mistral3_24b"})
+_OTHER_NAMES = {"t5": "t5xxl"}  # OneTrainer's
 _BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\.\*|[^.]+)")
 _SAID_BY_A1111 = ("name", "step", "sd_checkpoint_name")
 _NUMBERED = re.compile(r"(.+?)_v?(\d{1,6})")
@@ -68,7 +72,8 @@ def _tensors(content: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
 
 
 def _by_encoder(entries: list[tuple[str, Tensor]], widths: Mapping[str, int], path: Path) -> dict[str, Tensor]:
-    known = {**STANDARD_WIDTHS, **widths}
+    entries = [(_OTHER_NAMES.get(name, name), tensor) for name, tensor in entries]
+    known = {*ENCODERS, *widths}
     named = {name for name, _ in entries if name in known}
     groups: dict[str, list[tuple[str, Tensor]]] = {}
     for name, tensor in entries:
@@ -76,7 +81,7 @@ def _by_encoder(entries: list[tuple[str, Tensor]], widths: Mapping[str, int], pa
         if key and (name in named or key not in named):
             groups.setdefault(key, []).append((name, tensor if tensor.ndim == 2 else tensor[None]))
     if not groups:
-        raise ValueError(f"{path.name} holds no embedding for a CLIP text encoder: found {_found(entries)}, expected "
+        raise ValueError(f"{path.name} holds no embedding for a text encoder: found {_found(entries)}, expected "
                          f"vectors of width {_or(widths.values())}.")
     for parts in groups.values():
         count = sum(len(rows) for _, rows in parts)

@@ -9,8 +9,11 @@ from typing import Collection, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .encoders import TextEncoder, text_encoders
+from .encoder_kinds import ClipEncoder, TextEncoder
+from .encoders import text_encoders
 from .tokens import PromptTokens, comfy_tokens
+
+_NORMS = ("layer_norm1", "layer_norm2", ".layer_norm")  # before the two halves of a layer of CLIP, and of T5
 
 RowVectors = Mapping[str, Mapping[str, Tensor]]
 
@@ -75,14 +78,17 @@ def _run_encoders(clip, encoders: Sequence[TextEncoder], prompts: Sequence[dict[
                   ) -> list[tuple[Tensor, Tensor | None]]:
     """(1, T, C) and (1, P) or None of each prompt.
 
-    ComfyUI encodes the chunks of one long prompt as a batch and returns the pooled output of the first chunk; here the
-    chunks are those of all prompts, and each prompt's pooled output is taken from the encoder that gave the first.
+    Of CLIP's encoders ComfyUI encodes the chunks of one long prompt as a batch and returns the pooled output of the
+    first chunk; here the chunks are those of all prompts, and each prompt's pooled output is taken from the encoder
+    that gave the first. In others prompts differ in length and are one chunk each.
     """
     if not prompts:
         return []
-    joined = {key: [chunk for tokens in prompts for chunk in tokens[key]] for key in prompts[0]}
+    if not all(isinstance(encoder, ClipEncoder) for encoder in encoders):
+        return [clip.encode_from_tokens(tokens, return_pooled=True)[:2] for tokens in prompts]
+    together = {key: [chunk for tokens in prompts for chunk in tokens[key]] for key in prompts[0]}
     with _pooled_outputs(clip, encoders) as given:
-        cond, first = clip.encode_from_tokens(joined, return_pooled=True)
+        cond, first = clip.encode_from_tokens(together, return_pooled=True)
     chunks = [len(tokens[encoders[0].token_key]) for tokens in prompts]
     conds = cond.split([n * (cond.shape[1] // sum(chunks)) for n in chunks], dim=1)
     if first is None:
@@ -137,11 +143,11 @@ def check_lengths(lengths: Collection[int]) -> None:
 def differentiable_text_model(clip) -> Iterator[None]:
     """Makes `clip`'s text model safe for autograd while the context is open.
 
-    CLIP layers add to their input in place, which overwrites what LayerNorm saved for its backward pass; the norms
-    therefore get a copy of their input. The outputs are unchanged.
+    The layers of CLIP and T5 add to their input in place, which overwrites what the norm saved for its backward pass;
+    the norms therefore get a copy of their input. The outputs are unchanged.
     """
     hooks = [module.register_forward_pre_hook(_clone_input)
-             for name, module in clip.cond_stage_model.named_modules() if name.endswith(("layer_norm1", "layer_norm2"))]
+             for name, module in clip.cond_stage_model.named_modules() if name.endswith(_NORMS)]
     try:
         yield
     finally:

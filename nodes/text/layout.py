@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
-from typing import Any, Iterable, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 from .pairs import token_count
 from .placeholders import Placeholders
@@ -13,7 +14,7 @@ LAYOUT = "personalize_layout"
 # What stands at a position.
 WORD, LEARNED, START, END, PADDING = "word", "learned vector", "start", "end", "padding"
 VISUAL = "visual tokens"  # of a picture; also the name of their span, as no placeholder has a space
-UNKNOWN = "unknown"
+UNKNOWN, TEMPLATE = "unknown", "template"
 FILLED = "subject"  # span of what stands in a template's slot
 
 _WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|[^\s\w]+|_")
@@ -24,7 +25,7 @@ class Piece:
     """What stands at one position.
 
     kind: WORD, LEARNED, START, END (the first position after the words, where all of them have been read), PADDING,
-        VISUAL or UNKNOWN.
+        VISUAL, TEMPLATE (text that the encoder itself puts around the prompt) or UNKNOWN.
     text: what a person reads; the placeholder of a learned vector; "" where there is nothing to read.
     id: number in the encoder's vocabulary; None for a vector.
     goes_on: whether the next piece's text follows without a space.
@@ -116,7 +117,7 @@ class Layout:
         return replace(self, spans=tuple(spans.items()))
 
     def spread(self, positions: Sequence[int], length: int) -> Layout:
-        """The layout of `length` positions in which this one's stand at `positions` and a picture's tokens elsewhere."""
+        """The layout of `length` positions in which this one's stand at `positions`, a picture's tokens elsewhere."""
         pieces = [Piece(VISUAL)] * length
         for position, piece in zip(positions, self.pieces, strict=True):
             pieces[position] = piece
@@ -142,12 +143,23 @@ class Layout:
         text, extents = "", []
         for position in run:
             part = self.pieces[position].text.lower()
-            start = len(text) if part else max(len(text) - 1, 0)  # of a letter that the piece before it shows
+            start = len(text) if part else max(len(text) - 1, 0)  # of a letter that the piece before shows, or a space
             text += part
-            extents.append((position, start, len(text)))
+            extents.append((position, start, max(len(text), start + 1)))
         return [Word(match[0], tuple(position for position, start, end in extents
                                      if start < match.end() and end > match.start()))
                 for match in _WORD.finditer(text)]
+
+
+def joined(layouts: Sequence[Layout]) -> Layout:
+    """Layouts one after the other; a span is where it is in any of them."""
+    pieces: list[Piece] = []
+    spans: dict[str, tuple[int, ...]] = {}
+    for layout in layouts:
+        for name, positions in layout.spans:
+            spans[name] = (*spans.get(name, ()), *(len(pieces) + position for position in positions))
+        pieces += layout.pieces
+    return Layout(tuple(pieces), tuple(spans.items()))
 
 
 def layout_in(options: Mapping[str, Any]) -> Layout | None:

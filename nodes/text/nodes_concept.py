@@ -79,8 +79,8 @@ class PersonalizeApplyConcept(io.ComfyNode):
         return io.Schema(
             node_id="PersonalizeApplyConcept", display_name="Apply Concept", category="personalize/text",
             description="Gives a CLIP with which CLIP Text Encode, and any other node that encodes prompts, "
-                        "understands the concept's placeholder, exactly as it would understand embedding:name of a "
-                        "saved file. Several can follow each other.",
+                        "understands the concept's placeholder: with CLIP text encoders exactly as embedding:name of "
+                        "a saved file, with others as an ordinary word. Several can follow each other.",
             search_aliases=["use embedding", "textual inversion", "placeholder"],
             inputs=[
                 io.Clip.Input("clip", tooltip="Text encoder of the checkpoint the concept was trained on, or of one of "

@@ -184,7 +184,7 @@ def _told(cond: Tensor, options: dict, layout: Layout) -> list:
 
 def _clip_and_text(text_tooltip: str) -> list:
     return [
-        io.Clip.Input("clip", tooltip="Text encoder of SD1.x, SD2.x or SDXL, also after Apply Concept."),
+        io.Clip.Input("clip", tooltip="Text encoder of the model, also after Apply Concept."),
         io.String.Input("text", default="", multiline=True, dynamic_prompts=True, tooltip=text_tooltip),
         ConceptType.Input("concept", optional=True, tooltip="A concept to apply first, so that its placeholder is "
                                                             "understood and its class words are found.")]

@@ -1,18 +1,20 @@
 """What a prompt looks like to a text encoder: its tokens, and the real words nearest to learned vectors."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from .apply import known_placeholders
-from .encoders import SPECIAL, TextEncoder, text_encoders
-from .layout import END, LEARNED, PADDING, START, Piece
-from .tokens import FixedVector, Slot, prompt_tokens
+from .apply import known_placeholders, vector_of
+from .encoder_kinds import TextEncoder
+from .encoders import text_encoders
+from .layout import END, LEARNED, PADDING, START, TEMPLATE, Piece
+from .tokens import FixedVector, PromptTokenizer, Slot, prompt_tokens
 
 _ROWS_AT_ONCE = 8192
+_AROUND = (START, END, PADDING, TEMPLATE)  # roles of what is no part of the prompt
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class TokenRow:
     """One position of an encoded prompt.
 
     position: in the sequence that is encoded, 0 … T − 1. token: as a person reads it. id: in the vocabulary, or None
-    for a vector. role: "start", "end", "padding", "class", "context", or the placeholder it belongs to.
+    for a vector. role: "start", "end", "padding", "template", "class", "context", or the placeholder it belongs to.
     """
 
     chunk: int
@@ -48,11 +50,13 @@ class Neighbours:
 
 def token_rows(clip, prompt: str, class_words: Sequence[str] = ()) -> list[TokenRow]:
     """Every position of `prompt` as `clip`, with all placeholders it was taught, encodes it."""
-    tokens, counts = prompt_tokens(clip, prompt), known_placeholders(clip)
+    counts = known_placeholders(clip)
+    tokenizer = PromptTokenizer(clip, counts)
+    tokens = tokenizer(prompt)
     class_positions = {position for words in class_words for position in tokens.layout.find(words)}
-    places = ((i, entry) for i, chunk in enumerate(tokens.chunks[0][1]) for entry in chunk)
     rows = []
-    for position, ((chunk, (token, weight)), piece) in enumerate(zip(places, tokens.layout.pieces, strict=True)):
+    places = zip(tokenizer.sequence_of(tokens), tokens.layout.pieces, strict=True)
+    for position, ((chunk, (token, weight)), piece) in enumerate(places):
         role = piece.text if isinstance(token, Slot) else "class" if position in class_positions else _role(piece)
         rows.append(TokenRow(chunk, position, _readable(token, piece, counts), piece.id, weight, role))
     return rows
@@ -68,9 +72,9 @@ def vectors_in(clip, prompt: str) -> dict[str, dict[str, Tensor]]:
         for chunk, row in zip(chunks, values[key]):
             for (token, _), (value, _) in zip(chunk, row):
                 if isinstance(token, Slot):
-                    named[_numbered(token, counts)] = value
+                    named[_numbered(token, counts)] = vector_of(value)
                 elif isinstance(token, FixedVector):
-                    named[f"file vector {sum(name.startswith('file') for name in named) + 1}"] = value
+                    named[f"file vector {sum(name.startswith('file') for name in named) + 1}"] = vector_of(value)
         found[encoder.key] = named
     return found
 
@@ -87,8 +91,7 @@ def nearest_words(encoder: TextEncoder, vectors: Mapping[str, Tensor], count: in
         norms.append(rows.norm(dim=-1))
         cosines.append(wanted @ torch.nn.functional.normalize(rows, dim=-1).T)
     cosine = torch.cat(cosines, dim=1)
-    special = [i for i, text in encoder.tokenizer.inv_vocab.items() if text in SPECIAL and i < cosine.shape[1]]
-    cosine[:, special] = -torch.inf
+    cosine[:, [i for i in range(cosine.shape[1]) if not encoder.is_word(i)]] = -torch.inf
     best = cosine.topk(count, dim=1)
     usual = float(torch.cat(norms).median())
     return [Neighbours(encoder.key, name, tuple((_shown(encoder.piece(int(i))), float(c)) for i, c in zip(ids, values)),
@@ -97,7 +100,7 @@ def nearest_words(encoder: TextEncoder, vectors: Mapping[str, Tensor], count: in
 
 
 def _role(piece: Piece) -> str:
-    return piece.kind if piece.kind in (START, END, PADDING) else "context"
+    return piece.kind if piece.kind in _AROUND else "context"
 
 
 def _readable(token: int | Slot | FixedVector, piece: Piece, counts: Mapping[str, int]) -> str:
@@ -122,9 +125,10 @@ def report(rows: list[TokenRow], neighbours: list[Neighbours]) -> str:
     lines = []
     for chunk in dict.fromkeys(row.chunk for row in rows):
         here = [row for row in rows if row.chunk == chunk]
-        used = [row for row in here if row.role != "padding"]
-        lines.append(f"Chunk {chunk + 1}: {len(used) - 2} of {len(here) - 2} tokens used")
-        lines += [f"{row.position:>5}  {row.token:<24} {row.weight:<5g} {row.role}" for row in used]
+        listed = [row for row in here if row.role != PADDING]
+        used = sum(row.role not in _AROUND for row in here)
+        lines.append(f"Chunk {chunk + 1}: {used} of {used + len(here) - len(listed)} tokens used")
+        lines += [f"{row.position:>5}  {row.token:<24} {row.weight:<5g} {row.role}" for row in listed]
     for role, positions in _positions(rows).items():
         lines.append(f"{role}: {', '.join(map(str, positions))}")
     for found in neighbours:
@@ -146,6 +150,6 @@ def table(rows: list[TokenRow]) -> str:
 def _positions(rows: list[TokenRow]) -> dict[str, list[int]]:
     roles: dict[str, list[int]] = {}
     for row in rows:
-        if row.role not in ("start", "end", "padding"):
+        if row.role not in _AROUND:
             roles.setdefault(row.role, []).append(row.position)
     return roles

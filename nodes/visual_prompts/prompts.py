@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..text.apply import known_placeholders
-from ..text.encoders import TextEncoder, text_encoders
+from ..text.encoder_kinds import ClipEncoder, TextEncoder
+from ..text.encoders import text_encoders
 from ..text.placeholders import Placeholders
 from ..text.layout import END, LEARNED, VISUAL, WORD, Layout, Piece
 from ..text.tokens import PromptTokenizer, PromptTokens, comfy_tokens
@@ -67,7 +68,7 @@ def _checked_encoder(clip, tokens: VisualTokens) -> TextEncoder:
     if tokens.source not in WORD_LIKE:
         raise ValueError(f"These visual tokens come from {tokens.source} and cannot stand in a prompt; connect Encode "
                          "Picture (BLIP-Diffusion) or Encode Picture (ELITE).")
-    if len(encoders) > 1 or encoders[0].width != width:
+    if len(encoders) > 1 or not isinstance(encoders[0], ClipEncoder) or encoders[0].width != width:
         found = " and ".join(f"{encoder.key} of width {encoder.width}" for encoder in encoders)
         raise ValueError(f"This CLIP has {found} but {tokens.source}'s tokens are for one text encoder of width "
                          f"{width}; use a checkpoint of SD1.x.")

@@ -1,11 +1,11 @@
 """Layouts of prompts, written and read in short for tests."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Mapping, Sequence
+from typing import Any
 
-from personalize.nodes.text.layout import (END, LEARNED, PADDING, START, UNKNOWN, VISUAL, WORD, Layout, Piece,
-                                           layout_in)
+from personalize.nodes.text.layout import END, LEARNED, PADDING, START, UNKNOWN, VISUAL, WORD, Layout, Piece, layout_in
 
 KINDS = (START, END, PADDING, LEARNED, VISUAL)
 
