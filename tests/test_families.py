@@ -7,9 +7,11 @@ import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
 
+from personalize.nodes.families.conditioning import model_inputs
 from personalize.nodes.families.find import family_of, unet_of
 from personalize.nodes.families.latents import latent_space
 from personalize.nodes.families.noise import noise_levels
+from personalize.nodes.text.encode import Encoded
 from personalize.nodes.training.dataset import encode_pictures
 from support.paths import PACK
 
@@ -94,6 +96,20 @@ def test_flow_noise(sd15, node):
     assert not levels.output_error(clean, sigma, clean).any()
     drawn = levels.draw(100_000, torch.Generator().manual_seed(0))
     assert (drawn.min(), drawn.max()) == (0, 999) and 0 < levels.sigma(drawn).min() < levels.sigma(drawn).max() == 1
+
+
+def test_conditionings_run_as_comfyui_runs_them(sdxl):
+    """Rows together, or one by one where a conditioning holds more, as CLIP Text Encode SDXL's size does."""
+    model, (noisy, cond) = sdxl.model.model, (torch.zeros(2, 4, 8, 16), torch.randn(2, 77, 80))
+    pooled = torch.randn(2, 48)
+    together = model_inputs(model, Encoded((), cond, pooled).conditioning(), noisy, "cpu")
+    apart = model_inputs(model, Encoded((), cond, pooled, ({}, {"width": 640, "crop_w": 32})).conditioning(), noisy, "cpu")
+    assert together.keys() == apart.keys() == {"c_crossattn", "y"}
+    assert torch.equal(together["c_crossattn"], cond) and torch.equal(apart["c_crossattn"], cond)
+    sizes = {"width": 128, "height": 64}
+    assert torch.equal(together["y"], model.encode_adm(pooled_output=pooled, **sizes))
+    assert torch.equal(apart["y"][:1], together["y"][:1])
+    assert torch.equal(apart["y"][1:], model.encode_adm(pooled_output=pooled[1:], **sizes | {"width": 640, "crop_w": 32}))
 
 
 def test_pictures_are_whole_latent_pixels(sd15):

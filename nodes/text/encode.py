@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from dataclasses import dataclass
-from typing import Collection, Iterator, Mapping, Sequence
+from typing import Any, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,23 +20,34 @@ RowVectors = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the U-Net receives for some prompts.
+    """What the denoiser receives for some prompts: ComfyUI's conditioning.
 
     tokens: one prompt per row.
     cond: (rows, T, C) context; SDXL: both encoders side by side.
     pooled: (rows, P) pooled output, or None where the encoder gives none.
+    options: what else each row's conditioning holds, such as an attention mask; () where no encoder says more.
     """
 
     tokens: tuple[PromptTokens, ...]
     cond: Tensor
     pooled: Tensor | None
+    options: tuple[Mapping[str, Any], ...] = ()
 
     def expand(self, rows: int) -> Encoded:
         """The same encodings for `rows` rows; a single prompt is shared by all of them."""
         if len(self.tokens) == rows:
             return self
         pooled = None if self.pooled is None else self.pooled.expand(rows, -1)
-        return Encoded(self.tokens * rows, self.cond.expand(rows, -1, -1), pooled)
+        return Encoded(self.tokens * rows, self.cond.expand(rows, -1, -1), pooled, self.options * rows)
+
+    def conditioning(self) -> list[list[Any]]:
+        """As ComfyUI's nodes hand it on, [[cond, options], …]: one entry for all rows, or one for each where the encoders
+        say more of each."""
+        if not self.options:
+            return [[self.cond, {"pooled_output": self.pooled}]]
+        pooled = [None] * len(self.options) if self.pooled is None else self.pooled.split(1)
+        return [[cond, {"pooled_output": of_row, **options}]
+                for cond, of_row, options in zip(self.cond.split(1), pooled, self.options, strict=True)]
 
 
 def encode(clip, prompts: Sequence[PromptTokens], vectors: Sequence[RowVectors]) -> Encoded:
@@ -61,9 +72,9 @@ def encode_together(clip, requests: Sequence[tuple[Sequence[PromptTokens], Seque
             if key not in distinct:
                 distinct[key] = comfy_tokens(tokens, encoders, used)
             keys[-1].append(key)
-    outputs = dict(zip(distinct, _run_encoders(clip, encoders, list(distinct.values())), strict=True))
-    return [_stacked(tuple(prompts), [outputs[key] for key in rows])
-            for (prompts, _), rows in zip(requests, keys, strict=True)]
+    made = dict(zip(distinct, _run_encoders(clip, encoders, list(distinct.values())), strict=True))
+    encoded = {(tokens, vectors): Encoded((tokens,), *made[tokens, vectors]) for tokens, vectors in distinct}
+    return [joined([encoded[key] for key in rows]) for rows in keys]
 
 
 def joined(encodings: Sequence[Encoded]) -> Encoded:
@@ -71,12 +82,16 @@ def joined(encodings: Sequence[Encoded]) -> Encoded:
     if len(encodings) == 1:
         return encodings[0]
     prompts = tuple(tokens for encoded in encodings for tokens in encoded.tokens)
-    return _stacked(prompts, [(encoded.cond, encoded.pooled) for encoded in encodings])
+    length = max(encoded.cond.shape[1] for encoded in encodings)
+    cond = torch.cat([_repeated(encoded.cond, length) for encoded in encodings])
+    pooled = [encoded.pooled for encoded in encodings if encoded.pooled is not None]
+    options = tuple(of_row for encoded in encodings for of_row in encoded.options)
+    return Encoded(prompts, cond, torch.cat(pooled) if pooled else None, options)
 
 
 def _run_encoders(clip, encoders: Sequence[TextEncoder], prompts: Sequence[dict[str, list]]
-                  ) -> list[tuple[Tensor, Tensor | None]]:
-    """(1, T, C) and (1, P) or None of each prompt.
+                  ) -> list[tuple[Tensor, Tensor | None, tuple[Mapping[str, Any], ...]]]:
+    """cond, pooled and options of each prompt, as in Encoded.
 
     Of CLIP's encoders ComfyUI encodes the chunks of one long prompt as a batch and returns the pooled output of the
     first chunk; here the chunks are those of all prompts, and each prompt's pooled output is taken from the encoder
@@ -90,12 +105,13 @@ def _run_encoders(clip, encoders: Sequence[TextEncoder], prompts: Sequence[dict[
     with _pooled_outputs(clip, encoders) as given:
         cond, first = clip.encode_from_tokens(together, return_pooled=True)
     chunks = [len(tokens[encoders[0].token_key]) for tokens in prompts]
-    conds = cond.split([n * (cond.shape[1] // sum(chunks)) for n in chunks], dim=1)
+    parts = cond.split([n * (cond.shape[1] // sum(chunks)) for n in chunks], dim=1)
+    conds = [part.clone() for part in parts]  # one can be forgotten without the others
     if first is None:
-        return [(part, None) for part in conds]
+        return [(part, None, ()) for part in conds]
     pooled = next(p for p in (p.to(first) for p in given) if p.shape[1:] == first.shape[1:]
                   and torch.allclose(p[:1], first, rtol=0, atol=0, equal_nan=True))
-    return [(part, pooled[i:i + 1]) for part, i in zip(conds, itertools.accumulate(chunks, initial=0))]
+    return [(part, pooled[i:i + 1].clone(), ()) for part, i in zip(conds, itertools.accumulate(chunks, initial=0))]
 
 
 @contextlib.contextmanager
@@ -113,13 +129,6 @@ def _pooled_outputs(clip, encoders: Sequence[TextEncoder]) -> Iterator[list[Tens
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _stacked(prompts: tuple[PromptTokens, ...], rows: Sequence[tuple[Tensor, Tensor | None]]) -> Encoded:
-    length = max(cond.shape[1] for cond, _ in rows)
-    cond = torch.cat([_repeated(cond, length) for cond, _ in rows])
-    pooled = [each for _, each in rows if each is not None]
-    return Encoded(prompts, cond, torch.cat(pooled) if pooled else None)
 
 
 def _repeated(cond: Tensor, length: int) -> Tensor:

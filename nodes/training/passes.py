@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..attention.recorder import AttentionRecorder, PassStopped, Wanted
-from ..families.latents import latent_space
+from ..families.conditioning import model_inputs
 from ..text.encode import Encoded, encode, encode_together, joined
 from ..text.tokens import PromptTokenizer, PromptTokens
 from .batch import Batch
@@ -213,7 +213,8 @@ class _Work:
             pooled = encoded.pooled
             if pooled is not None:
                 pooled = pooled.detach().requires_grad_(pooled.requires_grad)
-            self.leaves[request] = Leaf(encoded, Encoded(encoded.tokens, encoded.cond.detach().requires_grad_(), pooled))
+            self.leaves[request] = Leaf(encoded, replace(
+                encoded, cond=encoded.cond.detach().requires_grad_(), pooled=pooled))
 
     def _without_gradient(self, request: Encode) -> Encoded:
         request = replace(request, grad=False)
@@ -274,14 +275,10 @@ def denoise(session: Session, noisy: Tensor, sigma: Tensor, context: Encoded, ru
     noisy: (B, C, h, w). sigma: (B,). context: B rows. SDXL's size conditioning is that of the latents, uncropped.
     running: what parts that wrap the U-Net may know of the call.
     """
-    model, factor, (height, width) = session.model.model, latent_space(session.model).factor, noisy.shape[-2:]
-    conditions = model.extra_conds(cross_attn=context.cond, pooled_output=context.pooled, noise=noisy,
-                                   device=session.device, width=width * factor, height=height * factor,
-                                   prompt_type="positive")
-    tensors = {name: c.process_cond(batch_size=len(noisy), area=None).cond for name, c in conditions.items()}
-    tensors = {name: t.to(session.device) for name, t in tensors.items()}
+    model = session.model.model
+    inputs = model_inputs(model, context.conditioning(), noisy, session.device)
     options = {**session.transformer_options(sigma), RUNNING: running}
-    return model.apply_model(noisy, sigma, transformer_options=options, **tensors)
+    return model.apply_model(noisy, sigma, transformer_options=options, **inputs)
 
 
 def check_same_family(session: Session) -> None:
