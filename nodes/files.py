@@ -2,16 +2,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import errno
+import hashlib
 import io
 import os
 import re
 import secrets
 import shutil
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
@@ -31,7 +32,8 @@ RETRY_SECONDS = 5.0
 _TEMPORARY = ".personalize-*.tmp"
 _DAY = 24 * 60 * 60
 _LOCK = "lock"
-_PASSING = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.EAGAIN, errno.ENOENT} | ({5, 32, 33} if os.name == "nt" else set())
+_PASSING = {errno.EACCES, errno.EPERM, errno.EBUSY, errno.EAGAIN,
+            errno.ENOENT} | ({5, 32, 33} if os.name == "nt" else set())
 DIFFERS = "what was read back differs from what was written"
 SMALL_FILE, READ_OF_LARGE = 2**20, 2**16  # bytes
 _OS_ERROR = re.compile(r"os error (\d+)")
@@ -48,8 +50,10 @@ class NotWritten(OSError):
     """
 
     def __init__(self, path: Path, reason: str):
-        super().__init__(f"Could not write {path}: {reason}. Nothing that was there before has changed; make room or make "
-                         "the folder writable, then run again.")
+        super().__init__(
+            f"Could not write {path}: {reason}. Nothing that was there before has changed; make room or make "
+            "the folder writable, then run again."
+        )
         self.path, self.reason = path, reason
 
 
@@ -144,7 +148,8 @@ def remove_leftovers(folders: Iterable[Path]) -> list[Path]:
 
 @contextlib.contextmanager
 def in_use(folder: Path) -> Iterator[None]:
-    """Marks `folder` as one that a run is writing into, for `unfinished` in any process; not where that cannot be written.
+    """Marks `folder` as one that a run is writing into, for `unfinished` in any process; not where that cannot be
+    written.
     """
     with contextlib.ExitStack() as marked:
         with contextlib.suppress(OSError):
@@ -166,8 +171,8 @@ def check_writable(folder: Path) -> None:
 def version_of(path: Path | None) -> str:
     """Text that changes when the content of the file at `path` does, for caches; "" if there is none.
 
-    Small files are read, as who synchronises files restores size and time. Of large ones it is read in three places; they
-    also change their version with their times and place on the disk.
+    Small files are read, as who synchronises files restores size and time. Of large ones it is read in three places;
+    they also change their version with their times and place on the disk.
     """
     try:
         return f"{path} {_content_version(path)}" if path else ""

@@ -54,15 +54,18 @@ def shown(path: Path) -> str:
 
 
 def check_folder(kind: str, subfolder: str = "") -> None:
-    """Makes a folder for new files of a kind and tries to write there. Raises OSError with one sentence if that fails."""
+    """Makes a folder for new files of a kind and tries to write there. Raises OSError with one sentence if that
+    fails."""
     folder = first_folder(kind) / subfolder
     try:
         check_writable(folder)
     except OSError as error:
         remedy = ("start ComfyUI with another --output-directory" if kind == OUTPUT else
                   f"name another {kind} folder first in extra_model_paths.yaml")
-        raise OSError(f"ComfyUI cannot write into {folder}, where results go: {reason(error)}; make it writable, make room "
-                      f"there, or {remedy}.") from error
+        raise OSError(
+            f"ComfyUI cannot write into {folder}, where results go: {reason(error)}; make it writable, make room "
+            f"there, or {remedy}."
+        ) from error
 
 
 def check_name(path: Path, remedy: str) -> None:
@@ -78,8 +81,8 @@ def check_name(path: Path, remedy: str) -> None:
 
 
 def saving_problem(kind: str, name: str, what: str, room: int = 0) -> str | None:
-    """Why a new file of that name could not be saved in the first folder of a kind, in one sentence; None if it could, or
-    if a file of the name is there, which may be the same. what, room: as for `safe_name`."""
+    """Why a new file of that name could not be saved in the first folder of a kind, in one sentence; None if it could,
+    or if a file of the name is there, which may be the same. what, room: as for `safe_name`."""
     try:
         path = first_folder(kind) / safe_name(name, what, room)
         if not any(path.parent.glob(f"{path.name}*")):

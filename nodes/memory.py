@@ -1,9 +1,8 @@
 """Saying in one sentence that something will not fit into main memory, before it is made."""
 from __future__ import annotations
 
-import torch
-
 import comfy.model_management as mm
+import torch
 
 
 def free_memory() -> int:

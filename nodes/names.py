@@ -14,8 +14,8 @@ _RESERVED_BY_WINDOWS = re.compile(r"^(con|prn|aux|nul|(?:com|lpt)[\d¹²³])(?=\
 def safe_name(name: str, what: str, room: int = 0) -> str:
     """`name` as a relative path that every file system and ComfyUI's prompts accept, e.g. "dogs/my-dog".
 
-    White space, brackets, commas, colons and the like become "-"; letters are composed (Unicode NFC), since some systems
-    store them so and others do not; "con" and other names that Windows keeps for itself get a "_".
+    White space, brackets, commas, colons and the like become "-"; letters are composed (Unicode NFC), since some
+    systems store them so and others do not; "con" and other names that Windows keeps for itself get a "_".
     what: the input's name, for messages. room: bytes that will be added to the name.
     Raises ValueError if nothing is left, if a part is longer than 200 bytes less `room`, or if the name is absolute or
     climbs up with "..".
@@ -35,5 +35,6 @@ def safe_name(name: str, what: str, room: int = 0) -> str:
 
 
 def folded(name: str) -> str:
-    """What two names share if a file system may take one for the other: it may ignore case and how letters are composed."""
+    """What two names share if a file system may take one for the other: it may ignore case and how letters are
+    composed."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())

@@ -6,7 +6,8 @@ import contextlib
 import functools
 import json
 import sys
-from typing import Any, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from aiohttp import web
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 import os
 
 # HEIC is listed although Pillow cannot open it: a phone's photo that is refused by name is better than one left out.
-SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".avif",
-            ".heic", ".heif", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".ico", ".jp2", ".mpo", ".pcx", ".qoi", ".psd",
+SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+            ".avif",
+            ".heic", ".heif", ".tga", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".ico", ".jp2", ".mpo", ".pcx", ".qoi",
+            ".psd",
             ".sgi", ".dds")
 CAPTION_SUFFIXES = (".txt", ".caption")
 

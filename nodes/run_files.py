@@ -23,8 +23,8 @@ What = Literal["embedding", "weights", "state", "preview", "record"]
 class RunFile:
     """A file of a run.
 
-    kind: "output" or the kind of model folder it is in. what: "embedding" has a placeholder; "weights" are a LoRA or what
-    else a part of the training keeps; "record" is the report or the table of losses, of step None.
+    kind: "output" or the kind of model folder it is in. what: "embedding" has a placeholder; "weights" are a LoRA or
+    what else a part of the training keeps; "record" is the report or the table of losses, of step None.
     stem: name of the file without the step. size: bytes. text: the placeholder of an embedding, else "".
     """
 
@@ -55,7 +55,8 @@ def run_names() -> list[str]:
     root = first_folder(OUTPUT) / RUNS
     runs += [folder.relative_to(root) for folder in root.rglob("*") if folder.is_dir() and _output_files(folder)]
     runs += [folder.relative_to(root) for kind in kinds() for root in folders_of(kind) for folder in root.glob("*")
-             if _RUN.fullmatch(folder.name) and any(_STEP.fullmatch(path.name) for path in folder.glob("*.safetensors"))]
+             if _RUN.fullmatch(folder.name) and any(_STEP.fullmatch(path.name)
+                                                    for path in folder.glob("*.safetensors"))]
     return sorted({run.as_posix() for run in runs if run.parts})
 
 

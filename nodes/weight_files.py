@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import struct
 import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterable, Iterator, Mapping, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -53,7 +55,7 @@ def read_metadata(path: Path, kind: str, most_header: int = MOST_HEADER) -> dict
 
 def holds(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bool:
     """Whether the .safetensors file at `path` has exactly these tensors, bit by bit, and this metadata if given."""
-    def compare(file: BinaryIO, size: int) -> bool:
+    def compare(file: BufferedReader, size: int) -> bool:
         entries, said = read_header(file, size, MOST_OWN_HEADER)
         return (metadata is None or said == dict(metadata)) and set(entries) == set(tensors) and all(
             _same(tensor, tensors[name]) for name, tensor in each_tensor(file, size, entries))
@@ -96,7 +98,7 @@ def is_finite(tensor: Tensor) -> bool:
     return all(bool(part.float().isfinite().all()) for part in tensor.reshape(-1).split(_AT_ONCE))
 
 
-def _read(path: Path, kind: str, read: Callable[[BinaryIO, int], T]) -> T:
+def _read(path: Path, kind: str, read: Callable[[BufferedReader, int], T]) -> T:
     path = Path(path)
     try:
         with opened(path) as (file, size):

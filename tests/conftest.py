@@ -7,8 +7,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: threads that wait
 
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import pytest
 import torch
@@ -192,7 +192,8 @@ def stock_sd15() -> str:
 
 @pytest.fixture(scope="session")
 def execute(tiny_checkpoints):
-    """ComfyUI's PromptExecutor in process: `execute(prompt, get={"name": ["node id", slot]})`, see support/executor.py."""
+    """ComfyUI's PromptExecutor in process: `execute(prompt, get={"name": ["node id", slot]})`, see
+    support/executor.py."""
     from support.executor import ComfyExecutor
 
     executor = ComfyExecutor()

@@ -29,7 +29,9 @@ BY_HAND = ["-m", "by_hand"]
 SMOKE = ["-m", "smoke", "-q", "-p", "no:cacheprovider"]
 BIT_FOR_BIT = ("test_branch_samplers.py", "test_branch_guidance.py")  # the same on every processor
 LABORATORY = ("lab",)
-NO_WIDE_VECTORS = {"ATEN_CPU_CAPABILITY": "default"}  # what torch computes with where a processor has neither AVX2 nor AVX-512
+NO_WIDE_VECTORS = {
+    "ATEN_CPU_CAPABILITY": "default"
+}  # what torch computes with where a processor has neither AVX2 nor AVX-512
 
 
 def arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -39,14 +41,19 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"),
                         help="test with this ComfyUI (also: COMFYUI_PATH); nothing is installed into it")
     parser.add_argument("--python", metavar="PATH", help="the Python that runs it, where it is not found beside it")
-    parser.add_argument("--comfyui-version", metavar="VERSION", choices=comfyui.RELEASES,
-                        help=f"fetch this ComfyUI (default {comfyui.NEWEST}); below the newest only the in-process tests run, "
-                             f"one of {', '.join(comfyui.RELEASES)}")
+    parser.add_argument(
+        "--comfyui-version",
+        metavar="VERSION",
+        choices=comfyui.RELEASES,
+        help=f"fetch this ComfyUI (default {comfyui.NEWEST}); below the newest only the in-process tests run, "
+        f"one of {', '.join(comfyui.RELEASES)}",
+    )
     parser.add_argument("--packs", metavar="FOLDER",
                         help="also test beside other packs, whose checkouts this folder holds; they are only read")
     extent = parser.add_mutually_exclusive_group()
     extent.add_argument("--checks", action="store_true", help="only what reads the code: lint, types, JavaScript")
-    extent.add_argument("--smoke", action="store_true", help="the checks and one test or two of every room, in a minute")
+    extent.add_argument("--smoke", action="store_true",
+                        help="the checks and one test or two of every room, in a minute")
     own, for_pytest = parser.parse_known_args()
     if own.packs:
         for_pytest.append(f"--packs={own.packs}")
@@ -67,8 +74,8 @@ def provide_browser() -> None:
 
 
 def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
-    """Every test on the newest ComfyUI, comparisons of mathematics also as on a processor without wide vectors, and on the
-    oldest ComfyUI the tests that could tell it from the newest; the longest first."""
+    """Every test on the newest ComfyUI, comparisons of mathematics also as on a processor without wide vectors, and on
+    the oldest ComfyUI the tests that could tell it from the newest; the longest first."""
     quiet = ["-p", "no:cacheprovider", "--durations=15"]
     return [Job("in process", newest, [*quiet, *IN_PROCESS, *ignoring(*LABORATORY)]),
             Job("on the oldest ComfyUI", oldest, [*quiet, *ON_OLDEST, *ignoring(*LABORATORY)]),

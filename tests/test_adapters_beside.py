@@ -128,7 +128,8 @@ def predicted(model, options):
     ("LoRA", AdapterPart("LoRA", attention_only=False)), ("LoRA in bypass mode", AdapterPart("OFT", alpha=0.0)),
     ("weight function", AdapterPart("LoKr", attention_only=False))], ids=["LoRA", "OFT", "LoKr"])
 def test_on_a_changed_model_it_is_what_its_file_says(exact, how, part):
-    """In the session, after a reload as a preview causes it, and from the file by the stock loader on the same MODEL."""
+    """In the session, after a reload as a preview causes it, and from the file by the stock loader on the same
+    MODEL."""
     model, clip, _ = exact("sd15")
     model = changed(model, how)
     draw = torch.Generator().manual_seed(4)

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.patches import PATCHES, patch_on
-from support.sampling import difference, sample
 
 from personalize.nodes.families.find import unet_of
+from support.patches import PATCHES, patch_on
+from support.sampling import difference, sample
 
 
 @pytest.fixture(params=PATCHES)
@@ -57,7 +57,8 @@ def test_another_backend_gives_the_same_picture(patched, sd15):
     def exact(_, q, k, v, heads, mask=None, **options):
         q, k, v = (t.double().unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
         mask = None if mask is None else mask.double()[:, None]
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2).float()
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1,
+                                                                                                   2).flatten(2).float()
 
     model = patched.apply(sd15.model)
     plain = sample(model, patched.positive, patched.negative)

@@ -7,8 +7,8 @@ import weakref
 import pytest
 import torch
 
-from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.words import words_of
+from personalize.nodes.families.find import unet_of
 from support.inprocess import load_computing_in
 from support.layouts import of_spans
 from support.recorded import PROMPT, by_hand, close, plain_run, recording

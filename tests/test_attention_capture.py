@@ -1,13 +1,12 @@
 """Maps recorded while ComfyUI's own samplers run, against naive loops over what an unpatched run projected."""
 from __future__ import annotations
 
-
 import pytest
 import torch
 
-from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.maps import resized
 from personalize.nodes.attention.words import words_of
+from personalize.nodes.families.find import unet_of
 from support.attention_by_hand import naive_attention, projections
 from support.layouts import of_spans
 from support.recorded import DOG, HAT, LONG, PROMPT, by_hand, close, plain_run, recording

@@ -5,8 +5,8 @@ import pytest
 
 from personalize.nodes.attention.words import parse_words, words_of
 from personalize.nodes.text.concept import Concept
-from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.text.layout import layout_in
+from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from support.layouts import spans_in
 from support.prompts_by_hand import positions_by_hand
 

@@ -9,9 +9,6 @@ import pytest
 import torch
 from comfy.sd1_clip import load_embed
 from safetensors.torch import save_file
-from support.prompts import loader, node
-from support.vectors import rows
-from tiny.vico import TINY_SD15, official_tensors
 from torch import nn
 
 from personalize.nodes.files import write_torch
@@ -22,6 +19,9 @@ from personalize.nodes.text.embedding_layouts import LAYOUTS, SAFETENSORS
 from personalize.nodes.vico.authors_files import save_for_authors
 from personalize.nodes.vico.files import read_vico
 from support.failures import PromptFailed
+from support.prompts import loader, node
+from support.vectors import rows
+from tiny.vico import TINY_SD15, official_tensors
 
 PLAIN, SCRIPTS, DIFFUSERS, CORE = LAYOUTS
 WORD = "<my-dog>"
@@ -31,9 +31,10 @@ def concept(count=2, width=768, key="clip_l", **settings):
     return Concept(WORD, "dog", "dog").with_vectors({key: rows(count, width)}, settings)
 
 
-# ------------------------------------------------------------------------------------------------ other programs' readers
+# ------------------------------------------------------------------------------------------------ other programs' reade
 class ScriptsReader(nn.Module):
-    """What the scripts of Textual Inversion and ViCo do with an embedding file: it takes the place of their own module."""
+    """What the scripts of Textual Inversion and ViCo do with an embedding file: it takes the place of their own
+    module."""
 
     def __init__(self):
         super().__init__()
@@ -154,7 +155,8 @@ def test_the_node_saves_what_stock_nodes_encode(execute, embeddings, tiny_checkp
 
 # ------------------------------------------------------------------------------------------------ ViCo
 class ScriptsModel(nn.Module):
-    """Has parameters at the names that the authors' model gives its image blocks, and loads them as their script does."""
+    """Has parameters at the names that the authors' model gives its image blocks, and loads them as their script
+    does."""
 
     def __init__(self, widths):
         super().__init__()
@@ -218,7 +220,9 @@ def test_vico_that_the_scripts_would_pass_over_is_refused(execute, output, tmp_p
         save_for_authors(read_vico(path.with_suffix(".pt")), concept(1, 32), "rex")
     with pytest.raises(ValueError, match="has learned nothing yet"):
         save_for_authors(read_vico(blocks_file(tmp_path)), Concept(WORD, "dog", "dog"), "rex")
-    with pytest.raises(ValueError, match="has vectors for clip_h, but the authors' scripts draw with Stable Diffusion 1.x"):
+    with pytest.raises(
+        ValueError, match="has vectors for clip_h, but the authors' scripts draw with Stable Diffusion 1.x"
+    ):
         save_for_authors(read_vico(blocks_file(tmp_path)), concept(1, 1024, "clip_h"), "rex")
     path.with_suffix(".pt").unlink()
     assert not output.exists()

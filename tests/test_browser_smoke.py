@@ -31,7 +31,9 @@ def test_server_failures_are_told_apart(server):
 def test_uploaded_file_lands_in_input(server, tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
     answer = server.upload(tmp_path / "red.png", subfolder="my dog")
-    assert (server.base / "input" / answer["subfolder"] / answer["name"]).read_bytes() == (tmp_path / "red.png").read_bytes()
+    assert (server.base / "input" / answer["subfolder"] / answer["name"]).read_bytes() == (
+        tmp_path / "red.png"
+    ).read_bytes()
 
 
 def test_page_loads_runs_and_shows(any_ui, tmp_path):

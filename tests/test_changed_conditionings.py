@@ -7,9 +7,9 @@ import torch
 
 from personalize.nodes.attention.words import words_of
 from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
+from personalize.nodes.text.layout import LAYOUT
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.text.pairs import in_pairs, keys_of, token_count
-from personalize.nodes.text.layout import LAYOUT
 from personalize.nodes.training.passes import check_same_family
 from personalize.nodes.training.session import training_session
 from support.companions import with_pairs
@@ -142,11 +142,13 @@ def test_references_see_prompts_in_pairs_as_they_see_plain_ones(sd15, order):
 
 def test_training_and_orthogonalizing_say_that_pairs_do_not_fit(sd15):
     model, clip = with_pairs(sd15.model, sd15.clip)
-    with training_session(model, clip) as session, pytest.raises(ValueError, match="154 tokens of a prompt that has 77"):
+    with training_session(model, clip) as session, pytest.raises(ValueError,
+                                                                 match="154 tokens of a prompt that has 77"):
         session.load()
         check_same_family(session)
     inputs = {"subject": "dog", "strength": 1.0, "basis": "words", "last_tokens": 2}
     with pytest.raises(ValueError, match="holds every token twice, as CLIP NegPip encodes prompts"):
         PersonalizeOrthogonalize.execute(with_spans(clip, PROMPT), **inputs)
     with pytest.raises(ValueError, match="was zeroed out"), torch.inference_mode():
-        PersonalizeOrthogonalize.execute(nodes.ConditioningZeroOut().zero_out(with_spans(sd15.clip, PROMPT))[0], **inputs)
+        PersonalizeOrthogonalize.execute(nodes.ConditioningZeroOut().zero_out(with_spans(sd15.clip, PROMPT))[0],
+                                         **inputs)

@@ -67,7 +67,8 @@ def test_gradients_equal_finite_differences():
         assert torch.autograd.gradcheck(lambda x, axis=axis: context_embedding_loss(x, theirs, PAIRS, axis), ours)
     maps, fixed = [m.requires_grad_() for m in means(3, 2, 7, 2)], means(3, 2, 6, 3)
     for formula in ("paper", "released"):
-        assert torch.autograd.gradcheck(lambda *x, formula=formula: context_attention_loss(x, fixed, PAIRS, formula), maps)
+        assert torch.autograd.gradcheck(lambda *x, formula=formula: context_attention_loss(x, fixed, PAIRS, formula),
+                                        maps)
 
 
 def test_half_precision_is_computed_in_float32():

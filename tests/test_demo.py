@@ -47,7 +47,8 @@ def test_pictures_of_ones_own_are_copied_and_named_in_every_node(tmp_path):
     wanted = options.parse(["--images", str(TOY), "--class-word", "toy", "--steps", "10"])
     setting = prepare(wanted, tmp_path)
     assert "foreign to it" in setting.notice
-    assert {file.name for file in (tmp_path / "input" / "my-subject").iterdir()} == {file.name for file in TOY.iterdir()}
+    assert {file.name for file in (tmp_path / "input" / "my-subject").iterdir()} == {file.name
+                                                                                     for file in TOY.iterdir()}
     assert (tmp_path / "models" / "checkpoints" / setting.checkpoint).is_file()
     assert setting.values["PersonalizeConcept"] == {"placeholder": "<my-subject>", "class_words": "toy"}
     assert setting.values["PersonalizeTrain"]["steps"] == 10

@@ -13,11 +13,17 @@ import safetensors
 import safetensors.torch
 import torch
 from comfy.sd1_clip import load_embed
-from support.vectors import rows
 
 from personalize.nodes import files
-from personalize.nodes.text.embedding_files import (embedding_names, file_stem, find_embedding, load_embedding,
-                                                     prompt_text, save_embedding)
+from personalize.nodes.text.embedding_files import (
+    embedding_names,
+    file_stem,
+    find_embedding,
+    load_embedding,
+    prompt_text,
+    save_embedding,
+)
+from support.vectors import rows
 
 WIDTHS = {"clip_l": 768, "clip_g": 1280}
 

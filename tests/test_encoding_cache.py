@@ -50,11 +50,14 @@ def test_bytes_are_bounded_whatever_the_number(monkeypatch):
 
 def test_the_bound_is_what_it_says():
     """A prompt of SDXL is 77 × 2048 numbers and a pooled row of 1280; of SD1.x 77 × 768."""
-    assert encoding_cache.LARGEST // (4 * (77 * 2048 + 1280)) >= 400 and encoding_cache.LARGEST // (4 * 77 * 768) >= 1000
+    assert (
+        encoding_cache.LARGEST // (4 * (77 * 2048 + 1280)) >= 400 and encoding_cache.LARGEST // (4 * 77 * 768) >= 1000
+    )
 
 
 def test_each_caption_is_encoded_once(sd15):
-    """Ten captioned pictures, four rows a step: the captions of a step that are new are encoded together, and no other."""
+    """Ten captioned pictures, four rows a step: the captions of a step that are new are encoded together, and no
+    other."""
     plain = subject(10)
     pictures = tuple(replace(p, caption=f"photo {i} of a dog") for i, p in enumerate(plain.pictures))
     encoded = []

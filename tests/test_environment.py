@@ -1,4 +1,5 @@
-"""Set-up speaks in sentences when something is missing. What it does when nothing is missing, every run of tests shows."""
+"""Set-up speaks in sentences when something is missing. What it does when nothing is missing, every run of tests
+shows."""
 from __future__ import annotations
 
 import os

@@ -16,7 +16,8 @@ from personalize.nodes.training.dataset import encode_pictures
 from support.paths import PACK
 
 NODES = PACK / "nodes"
-OF_BLOCKS = {"input_blocks", "middle_block", "output_blocks", "transformer_blocks", "attn1", "attn2", "to_q", "to_k", "to_v",
+OF_BLOCKS = {"input_blocks", "middle_block", "output_blocks", "transformer_blocks", "attn1", "attn2", "to_q", "to_k",
+             "to_v",
              "to_out", "SpatialTransformer", "BasicTransformerBlock", "CrossAttention", "ResBlock", "UNetModel"}
 OF_BYTES = {"training/fingerprint.py", "foreign/safetensors_file.py"}  # compute with 8 bytes, not with 8 pixels
 
@@ -32,7 +33,8 @@ def knows(source: str) -> list[str]:
         if name in OF_BLOCKS:
             found.append(name)
         if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Mult, ast.FloorDiv, ast.Mod)):
-            found += ["a factor of 8" for side in (node.left, node.right) if isinstance(side, ast.Constant) and side.value == 8]
+            found += ["a factor of 8" for side in (node.left,
+                                                   node.right) if isinstance(side, ast.Constant) and side.value == 8]
     return found
 
 
@@ -103,17 +105,21 @@ def test_conditionings_run_as_comfyui_runs_them(sdxl):
     model, (noisy, cond) = sdxl.model.model, (torch.zeros(2, 4, 8, 16), torch.randn(2, 77, 80))
     pooled = torch.randn(2, 48)
     together = model_inputs(model, Encoded((), cond, pooled).conditioning(), noisy, "cpu")
-    apart = model_inputs(model, Encoded((), cond, pooled, ({}, {"width": 640, "crop_w": 32})).conditioning(), noisy, "cpu")
+    apart = model_inputs(model, Encoded((), cond, pooled, ({}, {"width": 640, "crop_w": 32})).conditioning(), noisy,
+                         "cpu")
     assert together.keys() == apart.keys() == {"c_crossattn", "y"}
     assert torch.equal(together["c_crossattn"], cond) and torch.equal(apart["c_crossattn"], cond)
     sizes = {"width": 128, "height": 64}
     assert torch.equal(together["y"], model.encode_adm(pooled_output=pooled, **sizes))
     assert torch.equal(apart["y"][:1], together["y"][:1])
-    assert torch.equal(apart["y"][1:], model.encode_adm(pooled_output=pooled[1:], **sizes | {"width": 640, "crop_w": 32}))
+    assert torch.equal(apart["y"][1:], model.encode_adm(pooled_output=pooled[1:],
+                                                        **sizes | {"width": 640, "crop_w": 32}))
 
 
 def test_pictures_are_whole_latent_pixels(sd15):
     from test_training_loop import subject
 
-    with pytest.raises(ValueError, match="have 68 pixels on a side.* 8 times smaller .* set size of Subject to 64 or 72"):
+    with pytest.raises(
+        ValueError, match="have 68 pixels on a side.* 8 times smaller .* set size of Subject to 64 or 72"
+    ):
         encode_pictures(sd15.vae, sd15.model, (subject(size=68),), 0)

@@ -46,7 +46,8 @@ def places(base):
     found = {"embedding": style, "picture": pictures / "1.png", "caption": pictures / "1.txt", "prompts": prompts}
     for kind, name in (("vico", "version.safetensors"), ("ipadapter", "version.safetensors"), ("elite", "version-1.pt"),
                        ("elite", "version-2.pt"), ("blip_diffusion", "version/qformer/model.safetensors"),
-                       ("blip_diffusion", "version/qformer/config.json"), ("blip_diffusion", "version/qformer/vocab.txt"),
+                       ("blip_diffusion", "version/qformer/config.json"),
+                       ("blip_diffusion", "version/qformer/vocab.txt"),
                        ("blip_diffusion", "version/preprocessor_config.json")):
         path = base / "models" / kind / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +65,8 @@ BLIP = [f"blip_diffusion/version/{name}" for name in ("qformer/model.safetensors
                                                       "qformer/vocab.txt", "preprocessor_config.json")]
 # node → inputs and the files that it reads with them; every node that has a version of its inputs has rows
 FILES = [
-    ("Concept", {"embedding": f"{NAME}.safetensors"}, ["embedding"]), ("LoadConcept", {"embedding": NAME}, ["embedding"]),
+    ("Concept", {"embedding": f"{NAME}.safetensors"}, ["embedding"]),
+         ("LoadConcept", {"embedding": NAME}, ["embedding"]),
     ("Subject", SUBJECT, ["picture", "caption", "embedding"]),
     ("Subject", {**SUBJECT, "folder": [""], "captions": ["", STYLED]}, ["embedding"]),
     ("PromptSet", {"file": "version-prompts.txt", "own_prompts": ""}, ["prompts", "embedding"]),

@@ -72,10 +72,12 @@ def test_vectors_repeated_by_a_stride_are_read(tmp_path):
 @pytest.mark.parametrize("how", [{}, {"pickle_protocol": 4}, {"_use_new_zipfile_serialization": False},
                                  {"_use_new_zipfile_serialization": False, "pickle_protocol": 5}])
 def test_everything_plain_that_torch_saves(tmp_path, how):
-    dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    dtypes = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+              torch.int8,
               torch.uint8, torch.bool, torch.complex64, torch.float8_e4m3fn)
     whole = torch.arange(24.0).view(4, 6)
-    content = {"types": {str(dtype): ROW[:6].to(dtype) for dtype in dtypes}, "views": [whole[1:3], whole.T, whole[:, 1]],
+    content = {"types": {str(dtype): ROW[:6].to(dtype) for dtype in dtypes},
+               "views": [whole[1:3], whole.T, whole[:, 1]],
                "odd": (torch.tensor(7.0), torch.zeros(0, 3), ROW.expand(2, 768)), "tied": [whole, whole],
                "beside": {"name": "dog", "step": 5, "none": None, "on": True, "size": whole.shape, "set": {1}},
                "parameter": torch.nn.Parameter(whole.clone()), "module": torch.nn.Linear(2, 3).state_dict()}
@@ -129,7 +131,8 @@ def test_an_encoder_that_only_another_ones_files_know_may_be_zero(tmp_path):
     assert set(load_embedding(tmp_path / "a.safetensors")[0]) == {"clip_l", "clip_g"}
 
 
-@pytest.mark.parametrize("value", [torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr(), torch.empty(3, device="meta"),
+@pytest.mark.parametrize("value", [torch.eye(3).to_sparse(), torch.eye(3).to_sparse_csr(),
+                                   torch.empty(3, device="meta"),
                                    torch.quantize_per_tensor(ROW, 0.1, 0, torch.qint8)])
 def test_tensors_that_are_not_plain(tmp_path, value):
     refused(saved({"emb_params": value}, tmp_path / "a.pt"), "sparse, quantised or nested tensors")
@@ -186,7 +189,8 @@ def test_streams_that_lie(tmp_path):
     ({"clip_l": entry((1, -768), 0, 3072)}, BYTES), ({"clip_l": entry((1.0, 768), 0, 3072)}, BYTES),
     ({"clip_l": entry((1,) * 9 + (768,), 0, 3072)}, BYTES), ({"clip_l": entry((0, 2**62), 0, 0)}, b""),
     ({"clip_l": entry((1, 768), 0, 3072, "F4")}, BYTES), ({"clip_l": [1]}, BYTES), ([1], b""), (b"{", b""),
-    ({"clip_l": entry((1, 768), 0, 3072), "__metadata__": {"a": 1}}, BYTES), ({"x" * 1001: entry((768,), 0, 3072)}, BYTES),
+    ({"clip_l": entry((1, 768), 0, 3072), "__metadata__": {"a": 1}}, BYTES),
+                                          ({"x" * 1001: entry((768,), 0, 3072)}, BYTES),
     ((b'{"clip_l":{"dtype":"F32","shape":[768],"data_offsets":[0,3072]},'
       b'"clip_l":{"dtype":"F32","shape":[768],"data_offsets":[0,3072]}}'), BYTES),
     (b"[" * 100_000, b""), (b"\xff\xfe{}", b"")])

@@ -37,7 +37,8 @@ def test_executor_draws_a_picture(kind, execute, tiny_checkpoints, base):
 
 
 def test_text_changes_the_picture(execute, tiny_checkpoints):
-    pictures = [execute(picture_prompt(tiny_checkpoints["sd15"], text=text), get={"picture": ["5", 0]}).values["picture"]
+    pictures = [execute(picture_prompt(tiny_checkpoints["sd15"], text=text),
+                        get={"picture": ["5", 0]}).values["picture"]
                 for text in ("a photo of a dog", "a photo of a dog", "a red teapot")]
     assert torch.equal(pictures[0], pictures[1])
     assert not torch.equal(pictures[0], pictures[2])
@@ -96,6 +97,7 @@ def test_shared_checkpoint_notices_a_changed_weight(base, tiny_checkpoints):
 @pytest.mark.slow
 def test_unmodified_detection_loads_the_stock_checkpoint(stock_sd15):
     import comfy.supported_models
+
     from support.inprocess import load_checkpoint
 
     model, clip, _ = load_checkpoint(stock_sd15)

@@ -9,7 +9,6 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
-from support.prompts import node
 from test_training_job import learned, make_job, run, steps_taken  # noqa: F401  a fixture
 from test_training_loop import subject
 
@@ -24,6 +23,7 @@ from personalize.nodes.training.progress import RUNS, Live
 from personalize.nodes.training.run_folder import saved_report
 from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from support.failures import PromptFailed
+from support.prompts import node
 
 pytestmark = pytest.mark.usefixtures("execute")
 PARTS = (EmbeddingPart(), AdapterPart(lr=1e-2))
@@ -149,7 +149,8 @@ def test_only_what_this_pack_wrote_is_deleted(sd15, manage, tmp_path):
     for path in mine:
         safetensors.torch.save_file({"emb_params": torch.ones(1, 32)}, path)
     (places["output"] / "picture-000001.png").write_bytes(b"mine")
-    beside = save_embedding("my-dog", {"clip_l": torch.ones(1, 32)}, {"placeholder": "<my-dog>", "run": name, "step": "1"})
+    beside = save_embedding("my-dog", {"clip_l": torch.ones(1, 32)},
+                            {"placeholder": "<my-dog>", "run": name, "step": "1"})
     manage(name, WHOLE)
     assert there(name) == ["embeddings/foreign-000001.safetensors", "loras/other-000002.safetensors",
                            "loras/weights-000001.safetensors", "output/picture-000001.png",
@@ -174,8 +175,9 @@ def test_leftovers_of_killed_runs_are_told_and_go_with_any_deletion(sd15, manage
     left.mkdir()
     (left / "unfinished").write_bytes(bytes(3_000_000))
     (left / "lock").write_bytes(b"")
-    assert manage(name)[0][-1] == ("Unfinished, being written or left by a killed run: 3.0 MB; any deletion removes what is "
-                                   "left.")
+    assert manage(name)[0][-1] == (
+        "Unfinished, being written or left by a killed run: 3.0 MB; any deletion removes what is left."
+    )
     assert left.exists()
     assert "Unfinished files of a killed run are deleted." in manage(name, DELETE, "1")[0] and not left.exists()
 
@@ -187,7 +189,9 @@ def test_a_run_in_progress_is_not_touched(sd15, manage):
     for in_progress in (Live(name, "busy", None, 3), files.in_use(folders(name)["output"])):
         with in_progress:
             for action in (DELETE, KEEP, WHOLE):
-                with pytest.raises(PromptFailed, match=f"The run {name} is in progress; wait until it ends, or press Stop"):
+                with pytest.raises(
+                    PromptFailed, match=f"The run {name} is in progress; wait until it ends, or press Stop"
+                ):
                     manage(name, action, "1")
             assert manage(name)[1] and set(before) <= set(there(name))
     assert RUNS.find(name) is None
@@ -213,14 +217,17 @@ def test_what_cannot_be_deleted_is_told_and_the_rest_is_gone(sd15, manage, monke
         unlink(path, *args, **kwargs)
 
     monkeypatch.setattr(Path, "unlink", denied)
-    with pytest.raises(PromptFailed, match=r"Could not delete .*my-dog-000001.safetensors \(Permission denied\); close"):
+    with pytest.raises(
+        PromptFailed, match=r"Could not delete .*my-dog-000001.safetensors \(Permission denied\); close"
+    ):
         manage(name, DELETE, "1-2")
     assert [path for path in there(name) if re.search("-00000[12]", path)] == ["embeddings/my-dog-000001.safetensors"]
     assert [saved["step"] for saved in saved_report(name)["saved"]] == [3]
 
 
 SLIPS = [
-    (DELETE, "", "No steps are named"), (KEEP, " , ", "No steps are named"), (DELETE, "one", "'one', which is no number"),
+    (DELETE, "", "No steps are named"), (KEEP, " , ", "No steps are named"),
+         (DELETE, "one", "'one', which is no number"),
     (KEEP, "3, 30", "no file of step 30; it has 1, 2, 3. Nothing was deleted"),
     (DELETE, "7-9", "no file of step 7-9; it has 1, 2, 3")]
 

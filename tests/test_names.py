@@ -1,4 +1,5 @@
-"""File names made of what a person typed: one file for one thing, another one for another thing, on every file system."""
+"""File names made of what a person typed: one file for one thing, another one for another thing, on every file
+system."""
 from __future__ import annotations
 
 import hashlib
@@ -9,8 +10,6 @@ from dataclasses import replace
 import folder_paths
 import pytest
 import torch
-from support.prompts import node
-from support.vectors import rows
 from test_training_job import make_job, run, steps_taken  # noqa: F401  a fixture
 from test_training_loop import subject
 
@@ -19,13 +18,16 @@ from personalize.nodes.names import folded, safe_name
 from personalize.nodes.text.concept_files import load_concept
 from personalize.nodes.text.embedding_files import file_stems, load_embedding, prompt_text, save_embedding
 from personalize.nodes.text.embedding_layouts import LAYOUTS, SAFETENSORS
+from support.prompts import node
+from support.vectors import rows
 
 LETTER = "é"
 DECOMPOSED = unicodedata.normalize("NFD", LETTER)
 ALIKE = [("<my-dog>", "my-dog!"), ("<Rex>", "<rex>"), ("<rex>", "rex"), ("<a/b>", "<a\\b>"), ("<a.>", "<.a>"),
          (f"<caf{LETTER}>", f"<caf{DECOMPOSED}>"), ("<straße>", "<STRASSE>"), ("<con>", "<con_>")]
 NAMES = [("con", "con_"), ("NUL", "NUL_"), ("com1", "com1_"), ("lpt¹", "lpt¹_"), ("aux.old", "aux_.old"),
-         ("dogs/prn", "dogs/prn_"), ("falcon", "falcon"), ("con-air", "con-air"), ("com10", "com10"), ("dog. . .", "dog"),
+         ("dogs/prn", "dogs/prn_"), ("falcon", "falcon"), ("con-air", "con-air"), ("com10", "com10"),
+         ("dog. . .", "dog"),
          ("...", None), (f"caf{DECOMPOSED}", f"caf{LETTER}"), ("x" * 200, "x" * 200), ("x" * 201, None),
          ("犬" * 66, "犬" * 66), ("犬" * 67, None)]
 
@@ -60,7 +62,8 @@ def test_a_word_alone_keeps_its_name_and_one_like_a_digest_is_told_apart():
 
 # ------------------------------------------------------------------------------------------------ embeddings
 def test_the_same_content_under_a_name_is_the_same_file(embedding_folder):
-    contents = [({"clip_l": rows(1, 768) + i}, {"class_words": words}) for i, words in ((0, "dog"), (1, "dog"), (0, "cat"))]
+    contents = [({"clip_l": rows(1, 768) + i}, {"class_words": words})
+                for i, words in ((0, "dog"), (1, "dog"), (0, "cat"))]
     first = [save_embedding("my-dog", *content) for content in contents]
     assert [path.name for path in first] == ["my-dog.safetensors", "my-dog-2.safetensors", "my-dog-3.safetensors"]
     before = content_of(embedding_folder)

@@ -1,4 +1,5 @@
-"""The pack as people get it: packed as for the registry, scanned, installed into an empty ComfyUI, opened in the page."""
+"""The pack as people get it: packed as for the registry, scanned, installed into an empty ComfyUI, opened in the
+page."""
 from __future__ import annotations
 
 import importlib
@@ -62,7 +63,8 @@ def test_archive_holds_the_pack_and_nothing_else():
 
 
 def test_scanner_patterns_catch_what_they_name():
-    caught = ("import subprocess", "os.environ['A']", "from socket import x", "urllib.request", "requests.get(u)", "eval(s)",
+    caught = ("import subprocess", "os.environ['A']", "from socket import x", "urllib.request", "requests.get(u)",
+              "eval(s)",
               "x = exec(s)", "__import__('os')", "print(1)", "torch.load(path)", "torch.load(p, weights_only=False)")
     for line in caught:
         assert flagged_lines(line) == [line]

@@ -8,7 +8,8 @@ import pytest
 from support.archive import archived_files
 from support.paths import PACK
 
-PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "README.md", "tests/README.md", "tests/lab/bench/README.md",
+PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "README.md", "tests/README.md",
+         "tests/lab/bench/README.md",
          "tests/lab/miniature/README.md")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
 IN_CODE = re.compile(r"`((?:nodes|js|tests|workflows|docs|\.ci|\.github)/[\w./-]*|[\w/-]+\.(?:md|toml))`")

@@ -1,4 +1,5 @@
-"""Which files of a folder are used: odd names, links, captions and their conventions; what is left out is said by name."""
+"""Which files of a folder are used: odd names, links, captions and their conventions; what is left out is said by
+name."""
 from __future__ import annotations
 
 import os
@@ -20,9 +21,12 @@ from support.paths import PACK
 NAME = "<my-dog>"
 PNG = zoo.saved(zoo.RGB, "PNG")
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows such names")
-ODD_NAMES = ["-dash.png", " before.png", "a .png", "a:b.png", "back\\slash.png", "\\\\host\\share.png", "C:.png", "quote'\".png",
-             "two\nlines.png", "return\r.png", "tab\t.png", "#?&%20.png", "$(touch x).png", "*.png", "[output].png", "CON.png",
-             "nul.png", "..png", "犬 🐕.png", "é.png", "\u200b.png", "line sep.png", "a" * 250 + ".png", "9" * 200 + ".png", "²3.png"]
+ODD_NAMES = ["-dash.png", " before.png", "a .png", "a:b.png", "back\\slash.png", "\\\\host\\share.png", "C:.png",
+             "quote'\".png",
+             "two\nlines.png", "return\r.png", "tab\t.png", "#?&%20.png", "$(touch x).png", "*.png", "[output].png",
+             "CON.png",
+             "nul.png", "..png", "犬 🐕.png", "é.png", "\u200b.png", "line sep.png", "a" * 250 + ".png",
+             "9" * 200 + ".png", "²3.png"]
 
 
 def names(folder: str = "dogs", chosen: str = "") -> list[str]:
@@ -80,7 +84,8 @@ def test_every_suffix_and_its_capitals(folder):
 
 
 def test_the_page_takes_the_same_files():
-    """Node uploads by the list in js/subject/server.js; another list would refuse there what works here, or the reverse."""
+    """Node uploads by the list in js/subject/server.js; another list would refuse there what works here, or the
+    reverse."""
     script = (PACK / "js/subject/server.js").read_text(encoding="utf-8")
     pictures, captions = (re.compile(re.search(rf"const {name} = /(.*)/i;", script)[1], re.IGNORECASE)
                           for name in ("PICTURES", "CAPTIONS"))
@@ -106,7 +111,9 @@ def test_what_is_left_out_is_named_with_its_reason(folder):
         "itself.png": "no file, or a link to one that is gone", "1.caption": "a second caption",
         "2.txt": "a caption without a picture"}
     sentence = contents.left_out_sentence()
-    assert sentence.startswith("Not used from the folder: .hidden.png (hidden, as") and sentence.endswith(" and 3 more.")
+    assert sentence.startswith("Not used from the folder: .hidden.png (hidden, as") and sentence.endswith(
+        " and 3 more."
+    )
 
 
 def test_nothing_is_said_of_a_tidy_folder_or_of_chosen_pictures(folder):
@@ -120,7 +127,9 @@ def test_nothing_is_said_of_a_tidy_folder_or_of_chosen_pictures(folder):
 def test_a_folder_of_folders_says_which_to_choose(folder):
     (folder / "10_my-dog dog").mkdir()
     (folder / "10_my-dog dog" / "a.png").write_bytes(PNG)
-    with pytest.raises(ValueError, match=r"'dogs' holds no pictures itself.*; choose one of them, such as dogs/10_my-dog dog"):
+    with pytest.raises(
+        ValueError, match=r"'dogs' holds no pictures itself.*; choose one of them, such as dogs/10_my-dog dog"
+    ):
         picture_paths("dogs", "")
     assert names("dogs/10_my-dog dog") == ["a.png"]
 

@@ -1,14 +1,15 @@
-"""Whatever file Load Image reads, Subject reads to the same pixels; where Load Image loses the picture, to the right ones."""
+"""Whatever file Load Image reads, Subject reads to the same pixels; where Load Image loses the picture, to the right
+ones."""
 from __future__ import annotations
 
 import shutil
 
+import nodes
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import nodes
 from personalize.nodes.training.images import Loaded, sources_from_files
 from support import picture_zoo as zoo
 
@@ -46,12 +47,14 @@ def test_one_clear_colour_as_load_image(folder):
 
 
 def test_every_exact_format_as_load_image(folder):
-    check_as_load_image(folder, {name: file for name, file in zoo.exact().items() if not name.startswith(SIXTEEN_GREY_BITS)})
+    check_as_load_image(folder, {name: file
+                                 for name, file in zoo.exact().items() if not name.startswith(SIXTEEN_GREY_BITS)})
 
 
 @pytest.mark.newer  # before, Load Image made all but the darkest of them white
 def test_sixteen_grey_bits_as_load_image(folder):
-    check_as_load_image(folder, {name: file for name, file in zoo.exact().items() if name.startswith(SIXTEEN_GREY_BITS)})
+    check_as_load_image(folder, {name: file
+                                 for name, file in zoo.exact().items() if name.startswith(SIXTEEN_GREY_BITS)})
 
 
 def check_as_load_image(folder, files: dict[str, bytes]) -> None:
@@ -144,7 +147,9 @@ def test_a_file_that_was_cut_off_is_named(folder, kind, share):
     noise.save(folder / f"a.{kind}")
     data = (folder / f"a.{kind}").read_bytes()
     (folder / f"a.{kind}").write_bytes(data[:int(len(data) * share)])
-    with pytest.raises(ValueError, match=rf"^a\.{kind} cannot be read as a picture \(.*\); save it again .* run again\.$"):
+    with pytest.raises(
+        ValueError, match=rf"^a\.{kind} cannot be read as a picture \(.*\); save it again .* run again\.$"
+    ):
         read(f"a.{kind}")
 
 
@@ -157,7 +162,8 @@ def test_several_bad_files_are_named_together(folder):
     from personalize.nodes.training.augment import Preparation
     from personalize.nodes.training.images import prepare
 
-    zoo.write(folder, {"1.png": zoo.saved(zoo.RGB, "PNG"), "2.heic": b"\0\0\0\x18ftypheic" + bytes(100), "3.jpg": b"none",
+    zoo.write(folder, {"1.png": zoo.saved(zoo.RGB, "PNG"), "2.heic": b"\0\0\0\x18ftypheic" + bytes(100),
+                       "3.jpg": b"none",
                        "4.png": zoo.saved(zoo.RGB, "PNG"), "5.gif": b""})
     with pytest.raises(ValueError) as refused:
         prepare(sources_from_files("zoo", "", 128), Preparation(64, "crop", "none", 1, 0))

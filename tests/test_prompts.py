@@ -92,7 +92,9 @@ def test_the_maths_side_does_not_import_comfyui():
 def test_templates_of_automatic1111():
     found = parse("a photo of a [name]\n[name]\n[style]\na [name], oil", "subject.txt")
     assert found.prompts == (("own", "a photo of a {}"), ("own", "{}"), ("style", "a {}, oil"))
-    with pytest.raises(ValueError, match=r"^Line 2 of subject.txt has \[filewords\], a picture's caption.* captions of Subject"):
+    with pytest.raises(
+        ValueError, match=r"^Line 2 of subject.txt has \[filewords\], a picture's caption.* captions of Subject"
+    ):
         parse("a [name]\na [name], [filewords]", "subject.txt")
 
 
@@ -106,7 +108,9 @@ def test_a_huge_file_is_not_read(tmp_path):
     assert path.stat().st_size > 100 * 2**20
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match=r"^huge\.txt has 105 MB, more than the .* that are read; make it shorter\.$"):
+        with pytest.raises(
+            ValueError, match=r"^huge\.txt has 105 MB, more than the .* that are read; make it shorter\.$"
+        ):
             read_prompts(path)
         assert tracemalloc.get_traced_memory()[1] < 2**20
     finally:

@@ -14,16 +14,19 @@ from support.paths import PACK
 
 COMMON = {"optimizer": "AdamW", "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 0, "clip_gradients": 0.0}
 DEFAULTS = {
-    "TrainEmbedding": {"learning_rate": 5e-3, "rescale_from": 120, "rescale_to": 180}, "TrainUNet": {"learning_rate": 2e-6},
+    "TrainEmbedding": {"learning_rate": 5e-3, "rescale_from": 120, "rescale_to": 180},
+            "TrainUNet": {"learning_rate": 2e-6},
     "CoReTestTime": {"steps": 10, "learning_rate": 5e-4, "batch_size": 6},
     "TrainViCo": {"learning_rate": 1e-5, "embedding_learning_rate": 5e-3},
     "EndOfTextRegularisation": {"weight": 5e-4, "first_step": 1, "last_step": 0},
     "ApplyViCo": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "reuse_steps": 1},
-    "SelfAttentionSwap": {"start": 0.2, "end": 1.0, "strength": 1.0}, "ApplyElite": {"local_weight": 0.8, "text_weight": 1.0},
+    "SelfAttentionSwap": {"start": 0.2, "end": 1.0, "strength": 1.0},
+            "ApplyElite": {"local_weight": 0.8, "text_weight": 1.0},
     "ApplyIPAdapter": {"weight": 1.0}, "CoReLoss": {"lambda_emb": 1.5e-4, "lambda_attn": 0.05}}
 FIRST_CHOICES = {
     ("TrainViCo", "placement"): "decoder", ("TrainViCo", "object_mask"): "Eq. 5", ("ApplyViCo", "halves"): "both",
-    ("ApplyViCo", "fit"): "squash", ("EndOfTextRegularisation", "target"): "end of text", ("CoReLoss", "preset"): "as released",
+    ("ApplyViCo", "fit"): "squash", ("EndOfTextRegularisation", "target"): "end of text",
+                 ("CoReLoss", "preset"): "as released",
     ("EncodePictureBlipDiffusion", "fit"): "crop", ("EncodePictureIPAdapter", "fit"): "crop",
     ("EncodePictureBlipDiffusion", "pictures"): "average"}
 DIFFERENCES = {  # node: what its help page and, for the first, its tooltip say of the other source

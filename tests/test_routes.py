@@ -8,11 +8,11 @@ import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import folder_paths
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-import folder_paths
 from personalize.nodes.page import LARGEST_BODY
 from personalize.nodes.training import picture_routes, routes
 from personalize.nodes.training.picture_files import FolderContents
@@ -95,7 +95,8 @@ def test_a_run_that_ends_leaves_a_newer_one_of_its_name():
     assert RUNS.in_progress() == []
 
 
-@pytest.mark.parametrize("run", ["../x", "a/../../x", "C:/x", "/etc", "%00", "%ff", "%2e%2e%2fx", "a" * 5000, "🐕", "?"])
+@pytest.mark.parametrize("run", ["../x", "a/../../x", "C:/x", "/etc", "%00", "%ff", "%2e%2e%2fx", "a" * 5000, "🐕",
+                                 "?"])
 def test_a_run_that_is_not_there(run):
     path = "/personalize/runs/" + urllib.parse.quote(run, safe="%")
     (status, answer), = ask(("GET", path, {}))

@@ -30,7 +30,8 @@ def key_of(execute, base):
         prompt = graph()
         if node:
             prompt[node]["inputs"].update(changed)
-            prompt[node]["inputs"] = {name: value for name, value in prompt[node]["inputs"].items() if value is not None}
+            prompt[node]["inputs"] = {name: value
+                                      for name, value in prompt[node]["inputs"].items() if value is not None}
         session(copy.deepcopy(prompt))
         return keys[-1]
 
@@ -50,7 +51,8 @@ def test_every_input_of_the_nodes_before_train_has_a_row(node_classes):
                 and not name.startswith("other") for entry in schemas[node["class_type"]].inputs}
     assert set(ROWS) == expected
     into_training = {"SUBJECT", "TRAINABLE", "PERSONALIZE_LOSS", "RECIPE", "PROMPT_SET"}
-    makers = {schema.node_id for schema in schemas.values() if {each.io_type for each in schema.outputs} & into_training}
+    makers = {schema.node_id for schema in schemas.values() if {each.io_type
+                                                                for each in schema.outputs} & into_training}
     assert makers <= {node["class_type"] for node in graph().values()}, "a new node for training is not in the graph"
 
 

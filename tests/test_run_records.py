@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from test_training_job import make_job, run
 
-from personalize.nodes.training.parts.part import ParamGroup
 from personalize.nodes.training.optimizer import build_optimizer, restore_optimizer
+from personalize.nodes.training.parts.part import ParamGroup
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.restoring import matching
 from personalize.nodes.training.run_folder import REPORT, RunFolder, saved_report
@@ -39,7 +39,8 @@ def folder(base):
 
 
 def write_state(folder: RunFolder, number: int, tensors=None, **about) -> None:
-    said = {"fingerprint": KEY, "step": str(number), "history": json.dumps([record(i + 1) for i in range(number)])} | about
+    said = {"fingerprint": KEY, "step": str(number),
+            "history": json.dumps([record(i + 1) for i in range(number)])} | about
     save_file(tensors or {"part.0.a": torch.full((2,), float(number))}, folder.state_path(number), said)
 
 
@@ -88,7 +89,8 @@ def test_a_state_of_another_training_is_refused(sd15):
 def test_reports_are_read_as_they_were_written():
     report = EMPTY | {"history": [record(1), record(2, loss=None)], "message": "done", "more": {"a": [1]},
                       "previews": [{"step": 1, "image": {"filename": "a.png"}}],
-                      "saved": [{"step": 2, "embeddings": ["embedding:a"], "files": [{"kind": "loras", "name": "a/b"}, "/a"],
+                      "saved": [{"step": 2, "embeddings": ["embedding:a"],
+                                 "files": [{"kind": "loras", "name": "a/b"}, "/a"],
                                  "part_files": [], "left_out": False}]}
     for indent in (None, 2):
         assert parse_report(json.dumps(report, indent=indent), EMPTY) == report
@@ -96,9 +98,12 @@ def test_reports_are_read_as_they_were_written():
 
 
 @pytest.mark.parametrize("odd", [
-    "", "[]", "{", '{"history": {}}', '{"history": [{}]}', '{"message": 5}', '{"saved": [{"step": "1"}]}', "{1: 2}", '{"a" 1}',
-    '{"saved": [{"step": 1, "files": [{"kind": "loras", "name": "../../a"}]}]}', '{"saved": [{"step": 1, "files": [5]}]}',
-    '{"saved": [{"step": 1, "files": [{"kind": "loras", "name": "C:\\\\a"}]}]}', '{"previews": [{"step": 1, "image": 5}]}',
+    "", "[]", "{", '{"history": {}}', '{"history": [{}]}', '{"message": 5}', '{"saved": [{"step": "1"}]}', "{1: 2}",
+                                 '{"a" 1}',
+    '{"saved": [{"step": 1, "files": [{"kind": "loras", "name": "../../a"}]}]}',
+                                 '{"saved": [{"step": 1, "files": [5]}]}',
+    '{"saved": [{"step": 1, "files": [{"kind": "loras", "name": "C:\\\\a"}]}]}',
+                                 '{"previews": [{"step": 1, "image": 5}]}',
     '{"saved": [' + "[" * 5_000, '{"x": "' + "y" * 70_000 + '"}', '{"history": [' + "{}," * 50_000 + "{}]}"])
 def test_a_report_that_is_none_counts_as_empty(folder, odd):
     with pytest.raises(ValueError):

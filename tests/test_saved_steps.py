@@ -11,7 +11,6 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from support.faults import failing_writes
 from test_training_job import learned, make_job, run, steps_taken  # noqa: F401  a fixture
 from test_training_loop import subject
 
@@ -22,6 +21,7 @@ from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.run_folder import saved_report
 from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
+from support.faults import failing_writes
 
 pytestmark = pytest.mark.usefixtures("execute")
 BOTH = (EmbeddingPart(), AdapterPart(lr=1e-2))
@@ -136,7 +136,8 @@ def test_everything_that_a_run_wrote_is_listed(sd15):
 def test_leftovers_of_dead_writers_are_removed_and_those_of_living_ones_stay(sd15, tmp_path):
     """A second process holds one write open, as another server on the same models folder does, and is then killed."""
     target = Path(folder_paths.get_folder_paths("embeddings")[0]) / "other-run" / "a.safetensors"
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(target), str(_importable(tmp_path))], stdin=subprocess.PIPE,
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(target), str(_importable(tmp_path))],
+                          stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as writer:
         assert writer.stdout.readline() == b"writing\n"
         try:

@@ -6,23 +6,23 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import comfy.model_management
 import folder_paths
 import pytest
 import torch
-from support.faults import DENIED, FULL, failing_writes
 from test_training_job import after_step, learned, make_job, run, steps_taken  # noqa: F401  fixtures
 from test_training_loop import subject
 
-import comfy.model_management
 from personalize.nodes import files
 from personalize.nodes.families.unet import UNet
 from personalize.nodes.text.embedding_files import load_embedding
 from personalize.nodes.training import run_folder
-from personalize.nodes.training.parts.part import Artifact
 from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.parts.part import Artifact
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.preflight import Saves, _planned
 from personalize.nodes.training.saving import NotSaved
+from support.faults import DENIED, FULL, failing_writes
 
 pytestmark = pytest.mark.usefixtures("execute")
 BOTH = (EmbeddingPart(), AdapterPart(lr=1e-2))
@@ -47,7 +47,7 @@ def model_folder(monkeypatch, kind: str, folder: str) -> None:
 @pytest.mark.parametrize("kind, remedy", [("output", "with another --output-directory"),
                                           ("embeddings", "name another embeddings folder first"),
                                           ("loras", "name another loras folder first")])
-def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(sd15, monkeypatch, tmp_path, steps_taken,  # noqa: F811
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(sd15, monkeypatch, tmp_path, steps_taken,
                                                                        kind, remedy):
     if kind == "output":
         monkeypatch.setattr(folder_paths, "get_output_directory", lambda: below_a_file(tmp_path))
@@ -69,7 +69,9 @@ def test_a_name_that_the_disk_does_not_take_is_told_before_the_first_step(sd15, 
 def test_a_disk_without_enough_room_is_told_before_the_first_step(sd15, monkeypatch, steps_taken):  # noqa: F811
     job, usage = make_job(sd15, "no-room", steps=300, save_every=50, parts=BOTH), shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=10_000))
-    with pytest.raises(OSError, match=r"will save about \d\.\d MB on the disk of .*, where 0\.0 MB are free; make room"):
+    with pytest.raises(
+        OSError, match=r"will save about \d\.\d MB on the disk of .*, where 0\.0 MB are free; make room"
+    ):
         run(job)
     assert steps_taken == []
 
@@ -129,9 +131,14 @@ def test_a_step_that_could_not_be_saved_does_not_end_the_training(sd15, caplog):
 def test_the_end_without_an_embedding_or_weights_says_what_is_missing(sd15, steps_taken, lost):  # noqa: F811
     job = make_job(sd15, f"end-{lost}", steps=2, parts=BOTH)
     other = {"my-dog-000002": "weights-000002", "weights-000002": "my-dog-000002"}[lost]
-    with failing_writes(lambda number, path: path.stem == lost), \
-            pytest.raises(NotSaved, match=rf"Could not write models/.*{lost}.* \(No space left on device\); make room .*"
-                                          rf"run again.* saved in part: models/.*{other}"):
+    with (
+        failing_writes(lambda number, path: path.stem == lost),
+        pytest.raises(
+            NotSaved,
+            match=rf"Could not write models/.*{lost}.* \(No space left on device\); make room .*"
+            rf"run again.* saved in part: models/.*{other}",
+        ),
+    ):
         run(job)
     outcome = run(job)
     assert steps_taken == [1, 2] and torch.equal(embedding_of(outcome.report), learned(outcome))

@@ -206,7 +206,9 @@ def test_captions_are_uploaded_beside_their_pictures_under_their_own_suffix(ui, 
     tray.drop({"red.png": DOGS["red.png"], "green.png": DOGS["green.png"], "RED.caption": b"{} is red",
                "green.png.txt": b"{} is green"})
     tray.wait_for(["green.png", "red.png"])
-    assert (folder / "red.caption").read_bytes() == b"{} is red" and (folder / "green.txt").read_bytes() == b"{} is green"
+    assert (folder / "red.caption").read_bytes() == b"{} is red" and (
+        folder / "green.txt"
+    ).read_bytes() == b"{} is green"
 
 
 def test_the_sentence_of_a_failed_run_is_on_the_node(ui, server):
@@ -267,7 +269,8 @@ def test_route_lists_and_refuses(server):
     assert server.get("/personalize/pictures?folder=example-toy")["place"] == "example"
     answer = server.get("/personalize/pictures?folder=..%2Foutput")
     assert answer["pictures"] == [] and answer["place"] == "nowhere" and "outside" in answer["message"]
-    assert server.get("/personalize/pictures") == {"pictures": [], "count": 0, "place": "input", "message": "", "left_out": ""}
+    assert server.get("/personalize/pictures") == {"pictures": [], "count": 0, "place": "input", "message": "",
+                                                   "left_out": ""}
 
 
 def test_thumbnails_lie_inside_the_node_beside_each_other(ui):

@@ -10,8 +10,8 @@ import safetensors
 import torch
 
 from personalize.nodes.text.embedding_files import save_embedding
-from personalize.nodes.text.prompts import bundled
 from personalize.nodes.text.layout import END, LAYOUT, LEARNED, PADDING, START
+from personalize.nodes.text.prompts import bundled
 from support.failures import PromptFailed
 from support.layouts import spans_in, tokens_in
 from support.paths import PACK

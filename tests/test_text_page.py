@@ -3,7 +3,8 @@ from __future__ import annotations
 
 PROMPT = {
     "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"}},
-    "2": {"class_type": "PersonalizePromptTokens", "inputs": {"clip": ["1", 1], "text": "a photo of a dog", "neighbours": 2}},
+    "2": {"class_type": "PersonalizePromptTokens",
+          "inputs": {"clip": ["1", 1], "text": "a photo of a dog", "neighbours": 2}},
 }
 
 

@@ -42,7 +42,11 @@ def test_where_everything_sits(any_checkpoint):
         assert tokens_only(chunk) == expected + [encoder.tokenizer.pad_token] * (SIZE - len(expected))
         assert [weight for _, weight in chunk[:5]] == [1.0, 1.0, 1.2, 1.2, 1.0]
     assert tokens.layout.of_kind(STOP) == (10,) and tokens.layout.length == 77
-    assert tokens.layout.span("<my-dog>") == (2, 3, 8, 9) and tokens.layout.span("<cat>") == (6,) and tokens.layout.span("x") == ()
+    assert (
+        tokens.layout.span("<my-dog>") == (2, 3, 8, 9)
+        and tokens.layout.span("<cat>") == (6,)
+        and tokens.layout.span("x") == ()
+    )
     assert tokens.placeholders == {"<my-dog>", "<cat>"}
     assert context(tokens.layout) == tuple(range(11))
 
@@ -52,7 +56,8 @@ def test_filled_templates_have_the_same_context(any_checkpoint):
     ours, theirs = tokenizer.fill("a photo of {} on the beach", "<my-dog>"), tokenizer.fill(
         "a photo of {} on the beach", "teddy bear")
     assert ours.text == "a photo of <my-dog> on the beach" and theirs.text == "a photo of teddy bear on the beach"
-    assert ours.layout.span(FILLED) == ours.layout.span("<my-dog>") == (4, 5, 6) and theirs.layout.span(FILLED) == (4, 5)
+    assert ours.layout.span(FILLED) == ours.layout.span("<my-dog>") == (4, 5,
+                                                                        6) and theirs.layout.span(FILLED) == (4, 5)
     assert context(ours.layout) == (0, 1, 2, 3, 7, 8, 9, 10) and context(theirs.layout) == (0, 1, 2, 3, 6, 7, 8, 9)
     assert theirs.placeholders == frozenset() and theirs == tokenizer.fill("a photo of {} on the beach", "teddy bear")
     words = tokens_only(theirs.chunks[0][1][0])[1:10]
@@ -125,7 +130,8 @@ def test_encoding_equals_the_stock_node(any_checkpoint):
         assert torch.equal(alone.cond, cond)
         assert alone.pooled is pooled is None or torch.equal(alone.pooled, pooled)
         torch.testing.assert_close(together.cond[i:i + 1], cond, atol=1e-5, rtol=1e-5)
-        assert together.pooled is pooled is None or torch.allclose(together.pooled[i:i + 1], pooled, atol=1e-5, rtol=1e-5)
+        assert together.pooled is pooled is None or torch.allclose(together.pooled[i:i + 1], pooled, atol=1e-5,
+                                                                   rtol=1e-5)
 
 
 def test_rows_with_vectors_of_their_own(sdxl):

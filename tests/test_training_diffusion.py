@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from personalize.nodes.training.diffusion import WEIGHTINGS, DiffusionLoss
 from personalize.nodes.families.noise import noise_levels
 from personalize.nodes.training.batch import Batch
+from personalize.nodes.training.diffusion import WEIGHTINGS, DiffusionLoss
 from personalize.nodes.training.interfaces import DenoiserSide, Results
 from personalize.nodes.training.nodes_parts import DiffusionLossNode
 from personalize.nodes.training.noise import add_noise
@@ -50,11 +50,13 @@ def test_noise_levels_count_as_published_for_noise_and_velocity(load_checkpoint,
     latents = add_noise(levels, clean, noise, torch.tensor(TIMESTEPS), masks)
     loss = DiffusionLoss(background=background, noise_levels=how)
     got = loss(Results({}, {"prediction": predicted}, {}), Batch(1, (), {}, {"subject": latents}), DenoiserSide(levels))
-    assert float(got) == pytest.approx(by_hand(levels.sampling, latents, predicted, VELOCITY[kind], background, how), rel=2e-3)
+    assert float(got) == pytest.approx(by_hand(levels.sampling, latents, predicted, VELOCITY[kind], background, how),
+                                       rel=2e-3)
 
 
 def test_the_node_says_how_noise_levels_count():
     usual, chosen = (DiffusionLossNode.execute(1.0, 1.0, 1, 0, *how).args[0][0] for how in ((), ("debiased",)))
     assert (usual.noise_levels, chosen.noise_levels) == ("constant", "debiased")
-    assert next(option for option in DiffusionLossNode.define_schema().inputs if option.id == "noise_levels").options == list(
-        WEIGHTINGS)
+    assert next(
+        option for option in DiffusionLossNode.define_schema().inputs if option.id == "noise_levels"
+    ).options == list(WEIGHTINGS)

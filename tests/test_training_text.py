@@ -49,7 +49,8 @@ def test_requests_encoded_together_equal_each_prompt_alone(any_checkpoint):
     tokenizer = PromptTokenizer(clip, {"<x>": 1})
     widths = {encoder.key: encoder.width for encoder in tokenizer.encoders}
     draw = torch.Generator().manual_seed(3)
-    one, other = ({"<x>": {key: 0.02 * torch.randn(1, d, generator=draw) for key, d in widths.items()}} for _ in range(2))
+    one, other = ({"<x>": {key: 0.02 * torch.randn(1, d, generator=draw) for key, d in widths.items()}}
+                  for _ in range(2))
     short, night, without, long = (tokenizer(prompt) for prompt in PROMPTS)
     requests = [((short, night, short), (one, one, other)), ((long, short), (one, one)), ((without,), ({},))]
     for (prompts, vectors), together in zip(requests, encode_together(clip, requests), strict=True):

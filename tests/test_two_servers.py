@@ -1,4 +1,5 @@
-"""Two servers that train one word into one models folder at the same time, in places and under settings that are rare."""
+"""Two servers that train one word into one models folder at the same time, in places and under settings that are
+rare."""
 from __future__ import annotations
 
 import json
@@ -8,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import folder_paths
 import pytest
 import torch
-from support import inprocess
-from support.paths import PACK, TESTS
-from support.training_page import TRAIN_NODE, training_prompt
 
 from personalize.nodes.text import embedding_files
 from personalize.nodes.text.embedding_files import load_embedding, save_embedding
+from support import inprocess
+from support.paths import PACK, TESTS
+from support.training_page import TRAIN_NODE, training_prompt
 
 PACKS = {"personalize": PACK, "tiny_models": TESTS / "tiny"}
 
@@ -58,7 +59,8 @@ def test_other_trainings_of_a_word_at_once_keep_both_results(servers):
               for seed, server in zip((1, 2, 3, 4), (*servers, *servers))]
     runs = [each.wait().outputs[TRAIN_NODE]["personalize_training"][0] for each in queued]
     assert len({each["run"] for each in runs}) == 4
-    added = [base / "models/embeddings" / name for name in files_below(base / "models/embeddings") if name not in before]
+    added = [base / "models/embeddings" / name
+             for name in files_below(base / "models/embeddings") if name not in before]
     learned = [load_embedding(path)[0]["clip_l"] for path in added if "learned" in path.name]
     in_runs = [load_embedding(path)[0]["clip_l"] for path in added if "learned" not in path.name]
     assert len(learned) == len(in_runs) == 4
@@ -86,7 +88,8 @@ def test_odd_requests_get_sentences_from_the_real_server(servers):
 
 
 def test_a_run_outlives_its_page_and_ends_by_interrupt(servers):
-    """The page goes and another comes; freeing memory while it trains changes nothing; the stop button keeps the work."""
+    """The page goes and another comes; freeing memory while it trains changes nothing; the stop button keeps the
+    work."""
     server = servers[0]
     running = server.start(training_prompt("left-alone", steps=5000, resume="continue"))
     while running.wait_for("personalize.training")["kind"] != "step":

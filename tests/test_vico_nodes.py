@@ -145,17 +145,27 @@ FOREIGN = {"6": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "t
 NO_IMAGE = {"5": {**graph()["5"], "inputs": {k: v for k, v in graph()["5"]["inputs"].items() if k != "image"}}}
 
 
-@pytest.mark.parametrize("prompt, message", [
-    (changed("5", start_percent=0.5, end_percent=0.5), r"start_percent \(0.5\) is not before end_percent \(0.5\)"),
-    (changed("5", prompt="a dog"), "prompt is filled in but clip is not connected; connect it, or clear prompt"),
-    (changed("5", clip=["1", 1]), "clip is connected but prompt is empty; write the positive prompt there once more, or disconnect"),
-    (changed("4", file="gone.safetensors"), "There is no file 'gone.safetensors' in .*vico; choose one from the list"),
-    (changed("4", file="none"), "file is none and no concept is connected"),
-    (graph() | TWICE, "This MODEL already reads a reference; use one Apply ViCo"),
-    (changed("5", mask=["12", 0]) | MASK, "The mask of picture 1 is 10×40 but the picture is 60×40"),
-    (graph() | FOREIGN, "A positive conditioning does not say where the subject's word is"),
-    (graph() | NO_IMAGE, "Required input is missing")],
-    ids=["window", "prompt", "clip", "file", "none", "twice", "mask", "foreign", "no reference"])
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        (changed("5", start_percent=0.5, end_percent=0.5), r"start_percent \(0.5\) is not before end_percent \(0.5\)"),
+        (changed("5", prompt="a dog"), "prompt is filled in but clip is not connected; connect it, or clear prompt"),
+        (
+            changed("5", clip=["1", 1]),
+            "clip is connected but prompt is empty; write the positive prompt there once more, or disconnect",
+        ),
+        (
+            changed("4", file="gone.safetensors"),
+            "There is no file 'gone.safetensors' in .*vico; choose one from the list",
+        ),
+        (changed("4", file="none"), "file is none and no concept is connected"),
+        (graph() | TWICE, "This MODEL already reads a reference; use one Apply ViCo"),
+        (changed("5", mask=["12", 0]) | MASK, "The mask of picture 1 is 10×40 but the picture is 60×40"),
+        (graph() | FOREIGN, "A positive conditioning does not say where the subject's word is"),
+        (graph() | NO_IMAGE, "Required input is missing"),
+    ],
+    ids=["window", "prompt", "clip", "file", "none", "twice", "mask", "foreign", "no reference"],
+)
 def test_what_cannot_work_is_said(session, prompt, message):
     with pytest.raises(PromptFailed, match=message):
         latent(session, prompt)

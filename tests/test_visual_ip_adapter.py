@@ -10,9 +10,9 @@ from personalize.nodes.visual_prompts.ip_adapter_files import read_ip_adapter
 from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support import companions
+from support.inprocess import load_computing_in
 from support.ip_adapter_by_hand import SD15, added_by_hand, blocks_in_file_order
 from support.ip_adapter_files import PROMPT, TABLES, official, saved
-from support.inprocess import load_computing_in
 from support.sampling import difference, encoded, guided, sample
 
 CLOSE = 1e-5
@@ -152,7 +152,8 @@ def test_half_precision(dtype, sd15, tmp_path):
     adapter = read_ip_adapter(saved(official(sd15.model, SD15, "plus"), tmp_path / "plus.safetensors"))
     tokens = VisualTokens(torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(5)), "IP-Adapter")
     positive, negative = encoded(sd15.clip, PROMPT), encoded(sd15.clip, "blurry")
-    plain, adapted = ([sample(patch(model), positive, negative) for model in (load_computing_in(dtype, "sd15.safetensors"),
+    plain, adapted = ([sample(patch(model), positive, negative)
+                       for model in (load_computing_in(dtype, "sd15.safetensors"),
                                                                              sd15.model)]
                       for patch in (lambda m: m, lambda m: ApplyIPAdapter.execute(m, adapter, tokens, 1.0, 0.0,
                                                                                   1.0).args[0]))

@@ -1,8 +1,9 @@
 """Attention of chosen tokens seen while a sampler runs, without changing what the U-Net computes."""
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,8 +46,8 @@ class MapCapture:
     Queries and keys are projected once more, so it works beside replaced attention; the keys are those of the context
     as the patches before this one left it. Softmax in float32.
 
-    layers: given the block's options, the layers to look at by place, with their attention in the U-Net that runs; empty
-        for none.
+    layers: given the block's options, the layers to look at by place, with their attention in the U-Net that runs;
+        empty for none.
     wanted: given the block's options, the TokenGroups of each conditioning wanted, by its index in
         options["cond_or_uncond"]; empty to look at nothing.
     found: gets the layer, the index of the conditioning, its maps (rows, n, h, w), float32 on the model's device, and

@@ -1,7 +1,8 @@
 """Several GPUs for one picture: core's MultiGPU nodes give each a copy of the MODEL and a part of the conditionings."""
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 

@@ -1,7 +1,7 @@
 """Attention maps as coloured pictures, over a picture, and side by side with labels."""
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch

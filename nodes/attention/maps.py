@@ -1,7 +1,7 @@
 """Attention maps as pictures: scaling, resizing, averaging."""
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor

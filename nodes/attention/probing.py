@@ -1,7 +1,7 @@
 """The attention of a model to a latent that is given and noised, without sampling."""
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import comfy.model_management
 import comfy.samplers

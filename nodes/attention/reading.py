@@ -63,8 +63,10 @@ def read(record: Record, image: Tensor | None, latent: dict | None) -> Reading:
 def check_numbers(maps: Tensor, made_by: str) -> None:
     """Raises ValueError if maps of attention are no numbers: the model's own weights or activations were none."""
     if not maps.isfinite().all():
-        raise ValueError(f"The attention that {made_by} saw holds values that are not numbers, as the model gave such while "
-                         "it ran; start ComfyUI with --fp32-unet, or take out the LoRA or patch that makes it overflow.")
+        raise ValueError(
+            f"The attention that {made_by} saw holds values that are not numbers, as the model gave such while "
+            "it ran; start ComfyUI with --fp32-unet, or take out the LoRA or patch that makes it overflow."
+        )
 
 
 def scaled_down(reading: Reading, longest: int) -> Reading:

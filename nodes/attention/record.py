@@ -128,8 +128,8 @@ class Record:
     complete: it is full when its node has run, and no sampler has to be waited for.
 
     A sampler may run several times on the MODEL that carries the patch; the last runs are kept apart, all together at
-    most LARGEST_RECORD bytes and one step. Where they would take more, earlier runs are forgotten, then later steps left
-    out, which is said once.
+    most LARGEST_RECORD bytes and one step. Where they would take more, earlier runs are forgotten, then later steps
+    left out, which is said once.
     """
 
     NOT_IN_KEY = ("_samplings",)
@@ -139,7 +139,8 @@ class Record:
         self._samplings: deque[Sampling] = deque(maxlen=SAMPLINGS_KEPT)
         self._lock = threading.Lock()  # several GPUs may have a thread each
 
-    def begin(self, images: int, size: tuple[int, int], steps: int, factor: int, of_references: bool = False) -> Sampling:
+    def begin(self, images: int, size: tuple[int, int], steps: int, factor: int,
+              of_references: bool = False) -> Sampling:
         """A sampling run of latents (images, C, *size) starts: what is added from now on belongs to it.
 
         steps, factor, of_references: as in Sampling.
@@ -209,8 +210,10 @@ class Record:
                 self._samplings.popleft()
             run.step, run.is_full = step, run.bytes >= LARGEST_RECORD
             if run.is_full:
-                notice(f"{self.made_by} holds {in_gigabytes(run.bytes)}, the most it may take, so its later steps are not "
-                       "kept; record fewer words, layers or pictures, or keep the mean over steps.")
+                notice(
+                    f"{self.made_by} holds {in_gigabytes(run.bytes)}, the most it may take, so its later steps are not "
+                    "kept; record fewer words, layers or pictures, or keep the mean over steps."
+                )
         return not run.is_full
 
     @property

@@ -1,8 +1,8 @@
 """A MODEL that records the attention to words while any sampler runs it; the picture stays the same, bit for bit."""
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, Mapping, Sequence
 from uuid import UUID, uuid4
 
 import torch
@@ -22,7 +22,6 @@ from .record import Record
 from .sides import tell_sides
 from .windows import Window, window_of
 from .words import Watched, Words, unread_conditionings, watched_chunks, watched_conditionings
-
 
 Choice = Callable[["tuple[int, int]"], Sequence[AttentionLayer]]
 

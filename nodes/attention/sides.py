@@ -1,7 +1,8 @@
 """Which list of a guider the conditionings of a run belong to, in whatever order guiders and nodes run them."""
 from __future__ import annotations
 
-from typing import Any, Literal, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 from uuid import UUID
 
 from comfy.patcher_extension import WrappersMP

@@ -7,10 +7,11 @@ import contextvars
 import copy
 import functools
 import random
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from threading import Thread
 from types import CellType
-from typing import Any, Callable, Generic, Iterator, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 

@@ -1,8 +1,9 @@
 """Windows: nodes that let the U-Net see a long batch or a large latent part by part."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 

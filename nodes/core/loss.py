@@ -5,7 +5,8 @@ every word and first end token; neither S*, nor the class words, nor padding.
 """
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F

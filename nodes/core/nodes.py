@@ -159,8 +159,9 @@ def _looked_at(model, latent: dict | None, size: int) -> Tensor:
         raise ValueError(f"latent has the shape {tuple(samples.shape)} but the model takes latents of "
                          f"{space.channels} channels; encode a picture with this checkpoint's VAE.")
     if not samples.isfinite().all():
-        raise ValueError("latent holds values that are not numbers; look at the sampler or VAE that made it, or disconnect "
-                         "it.")
+        raise ValueError(
+            "latent holds values that are not numbers; look at the sampler or VAE that made it, or disconnect it."
+        )
     return space.from_vae(samples.float().cpu())
 
 

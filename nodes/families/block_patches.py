@@ -5,7 +5,8 @@ run without autograd, and once more in the backward pass, where changed tensors 
 """
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator
+from collections.abc import Iterator
 
 import comfy.model_management as mm
 from comfy.ldm.modules.attention import attention_pytorch

@@ -1,8 +1,9 @@
 """Where a denoiser attends to the text."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any
 
 Place = tuple[tuple[str, int], int]
 

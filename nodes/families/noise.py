@@ -44,8 +44,8 @@ class NoiseLevels:
     def output_error(self, clean: Tensor, sigma: Tensor, predicted: Tensor) -> Tensor:
         """Error of the network's own output, (B, C, …) float32, where it predicted these clean latents.
 
-        With `output_slope` b that is (x̂ − x) / b(σ): ε̂ − ε for eps-prediction (CoRe Eq. 1), v̂ − v for v-prediction and
-        flow, with any noise schedule.
+        With `output_slope` b that is (x̂ − x) / b(σ): ε̂ − ε for eps-prediction (CoRe Eq. 1), v̂ − v for v-prediction
+        and flow, with any noise schedule.
         """
         return (predicted.float() - clean) / _by_row(self.output_slope(sigma), clean)
 
@@ -72,7 +72,8 @@ class FlowLevels(NoiseLevels):
 
 
 def noise_levels(model) -> NoiseLevels:
-    """Of a ComfyUI MODEL. Raises ValueError unless number 0, 1, … stands for the first, second, … of its rising levels."""
+    """Of a ComfyUI MODEL. Raises ValueError unless number 0, 1, … stands for the first, second, … of its rising
+    levels."""
     sampling = model.get_model_object("model_sampling")
     levels = torch.as_tensor(getattr(sampling, "sigmas", [])).float().reshape(-1)
     if len(levels) > 1 and bool(levels.isfinite().all()) and bool((levels.diff() > 0).all()) and levels[0] > 0:

@@ -4,9 +4,9 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from pathlib import Path
+from collections.abc import Iterator
 from io import BufferedReader
-from typing import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import pickletools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Callable, Iterable, Mapping
+from typing import Any, BinaryIO
 
 import torch
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -30,7 +31,8 @@ def read_safetensors(file: BufferedReader, size: int, most_header: int = MOST_HE
     return dict(each_tensor(file, size, entries)), metadata
 
 
-def each_tensor(file: BufferedReader, size: int, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+def each_tensor(file: BufferedReader, size: int,
+                entries: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) one after the other, as `entries` of `read_header` says; the file stands behind its header.
 
     Raises ValueError unless they make up the rest of the file.
@@ -46,7 +48,8 @@ def each_tensor(file: BufferedReader, size: int, entries: Mapping[str, Mapping[s
         raise ValueError("the file is longer than its header says")
 
 
-def read_header(file: BufferedReader, size: int, most: int = MOST_HEADER) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+def read_header(file: BufferedReader, size: int, most: int = MOST_HEADER) -> tuple[dict[str, dict[str, Any]],
+                                                                                   dict[str, str]]:
     """Name → {dtype, shape, data_offsets}, which fit each other, and the metadata. Raises as `read_safetensors`."""
     (length,) = struct.unpack("<Q", file.read(8))
     if length > size - 8:

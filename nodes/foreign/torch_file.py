@@ -5,8 +5,9 @@ import io
 import math
 import struct
 import zipfile
+from collections.abc import Callable
 from io import BufferedReader
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from torch import Tensor

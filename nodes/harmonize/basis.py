@@ -1,8 +1,8 @@
 """Which tokens of a prompt span the text's subspace in Eq. 3."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from ..text.layout import END, PADDING, START, Layout
 

@@ -1,8 +1,8 @@
 """Equation 5: self-attention with the keys and values of another process inside a mask, its own outside."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import torch
 from torch import Tensor

@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Sequence
 
 from comfy_api.latest import io, ui
 
@@ -13,7 +13,15 @@ from ..types import VisualTokensType
 from ..visual_prompts.tokens import VisualTokens
 from .basis import TOKENS_OF, WORDS
 from .orchestration import (
-    Basis, BasisChoice, Entry, check_fits, check_tokens, joined, visual_positions, with_appended, with_replaced,
+    Basis,
+    BasisChoice,
+    Entry,
+    check_fits,
+    check_tokens,
+    joined,
+    visual_positions,
+    with_appended,
+    with_replaced,
 )
 
 CATEGORY = "personalize/harmonize"
@@ -132,8 +140,10 @@ def _report(basis: Basis, share: float, strength: float) -> str:
         lines = [(f"Rank {basis.rank} of width {basis.rows[0].shape[1]}; it holds {share:.1%} of the picture's tokens, "
                   f"of which {strength:.0%} is taken out.")]
     if basis.rank == basis.rows[0].shape[1]:
-        lines.append("The text spans the whole space: of the picture nothing is left. Write less, or choose fewer tokens at "
-                     "basis.")
+        lines.append(
+            "The text spans the whole space: of the picture nothing is left. Write less, or choose fewer tokens at "
+            "basis."
+        )
     if tokens is not None:
         lines.append(f"Words: {' '.join(tokens.used) or 'none'}.")
         if tokens.excluded:

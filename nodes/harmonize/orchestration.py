@@ -1,14 +1,15 @@
 """Contextual embedding orchestration: v⊥ in the place of v, in conditionings and in visual tokens."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..text.pairs import token_count
 from ..text.layout import UNKNOWN, VISUAL, Layout, Piece, layout_in
+from ..text.pairs import token_count
 from ..text.tokens import prompt_tokens
 from ..visual_prompts.tokens import WORD_LIKE, VisualTokens
 from .basis import ALL, BasisTokens, basis_tokens

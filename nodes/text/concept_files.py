@@ -1,8 +1,8 @@
 """Concepts to and from embedding files."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence
 
 from .concept import Concept, check_placeholder
 from .embedding_files import MARK, file_stem, load_embedding, save_embedding

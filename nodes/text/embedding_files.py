@@ -5,9 +5,9 @@ import contextlib
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Iterator, Mapping, Sequence
 
 import folder_paths
 import torch
@@ -159,7 +159,8 @@ def _digest(word: str) -> str:
 
 
 def _candidates(stem: str, extension: str) -> Iterator[tuple[Path, set[str]]]:
-    """Paths for `stem`, `stem`-2, `stem`-3, …, each with the paths of all files that `embedding:` and its name may mean."""
+    """Paths for `stem`, `stem`-2, `stem`-3, …, each with the paths of all files that `embedding:` and its name may
+    mean."""
     depth = stem.count("/") + 1
     files: dict[str, set[str]] = {}
     for root in folder_paths.get_folder_paths(KIND):

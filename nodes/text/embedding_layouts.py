@@ -1,8 +1,9 @@
 """Embedding files as other tools and the papers' authors write them, for those who go on there."""
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,10 @@ class Layout:
     def of(self, word: str, vectors: Mapping[str, Tensor]) -> dict[str, Any]:
         """What a file holds for the vectors of one text encoder. Raises ValueError if there are several."""
         if len(vectors) > 1:
-            raise ValueError(f"{word} has vectors for {' and '.join(vectors)}, but this format holds one text encoder's; "
-                             "choose the format safetensors.")
+            raise ValueError(
+                f"{word} has vectors for {' and '.join(vectors)}, but this format holds one text encoder's; "
+                "choose the format safetensors."
+            )
         (rows,) = vectors.values()
         return self.content(word, rows.detach().to("cpu", torch.float32).clone())
 

@@ -102,25 +102,42 @@ class PersonalizeSaveConcept(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="PersonalizeSaveConcept", display_name="Save Concept", category="personalize/text",
+            node_id="PersonalizeSaveConcept",
+            display_name="Save Concept",
+            category="personalize/text",
             is_output_node=True,
             description="Saves a concept as an ordinary embedding file in ComfyUI's embeddings folder. Stock nodes use "
-                        "it without this pack: paste the text this node gives into any prompt.",
+            "it without this pack: paste the text this node gives into any prompt.",
             search_aliases=["save embedding", "export embedding", "textual inversion"],
             inputs=[
                 ConceptType.Input("concept", tooltip="A trained or loaded concept."),
-                io.String.Input("name", default="", tooltip="File name without extension, also with a folder, as "
-                                                            "dogs/rex. Empty: made of the placeholder. If another "
-                                                            "file has the name, -2, -3 and so on is added; nothing is "
-                                                            "ever overwritten."),
-                io.Combo.Input("format", options=[SAFETENSORS, *LAYOUTS], default=SAFETENSORS, optional=True,
-                               tooltip="safetensors: ComfyUI's own, with all settings. The others are for other programs: "
-                                       "A1111 and diffusers (Textual Inversion), the scripts of Textual Inversion and "
-                                       "ViCo, diffusers, CoRe's scripts; they hold the vectors of one text encoder and "
-                                       "no settings.")],
-            outputs=[io.String.Output(display_name="prompt_text", is_output_list=True,
-                                      tooltip="What to write in a prompt, for example embedding:my-dog; one text for "
-                                              "each concept.")])
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="File name without extension, also with a folder, as "
+                    "dogs/rex. Empty: made of the placeholder. If another "
+                    "file has the name, -2, -3 and so on is added; nothing is "
+                    "ever overwritten.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=[SAFETENSORS, *LAYOUTS],
+                    default=SAFETENSORS,
+                    optional=True,
+                    tooltip="safetensors: ComfyUI's own, with all settings. The others are for other programs: "
+                    "A1111 and diffusers (Textual Inversion), the scripts of Textual Inversion and "
+                    "ViCo, diffusers, CoRe's scripts; they hold the vectors of one text encoder and "
+                    "no settings.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="prompt_text",
+                    is_output_list=True,
+                    tooltip="What to write in a prompt, for example embedding:my-dog; one text for each concept.",
+                )
+            ],
+        )
 
     @classmethod
     def validate_inputs(cls, name=None) -> bool | str:

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Callable, Iterable
 
 EMBEDDING = "embedding:"
 _MARKS = r"\u0300-\u036f"  # combining accents, which belong to the letter before them

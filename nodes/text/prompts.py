@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Collection
 
 from ..foreign.text import read_text, short
 
@@ -91,11 +91,15 @@ def parse(text: str, source: str) -> PromptSet:
         slots = line.count(SLOT)
         if slots != 1:
             found = f"has {slots} slots" if slots else "has no slot"
-            raise ValueError(f"Line {number} of {source} {found}: '{short(line)}'; write exactly one {{}} where the subject "
-                             "goes, for example: a {} on the beach.")
+            raise ValueError(
+                f"Line {number} of {source} {found}: '{short(line)}'; write exactly one {{}} where the subject "
+                "goes, for example: a {} on the beach."
+            )
         if FILEWORDS in line:
-            raise ValueError(f"Line {number} of {source} has {FILEWORDS}, a picture's caption, which a list of prompts does "
-                             "not know; write such a line at captions of Subject.")
+            raise ValueError(
+                f"Line {number} of {source} has {FILEWORDS}, a picture's caption, which a list of prompts does "
+                "not know; write such a line at captions of Subject."
+            )
         if len(prompts) == MOST_PROMPTS:
             raise ValueError(f"{source} holds more than {MOST_PROMPTS} prompts; keep the best of them.")
         prompts.append((kind, line))

@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from ..foreign.text import read_text
 from ..text.placeholders import Placeholders, filled
@@ -20,8 +20,10 @@ def read_caption(path: Path | None) -> str:
     try:
         return " ".join(read_text(path, LARGEST_FILE).split())
     except OSError as error:
-        raise ValueError(f"Caption file {shown_name(path.name)} cannot be read ({error.strerror}); remove it, or let ComfyUI "
-                         "read it.") from error
+        raise ValueError(
+            f"Caption file {shown_name(path.name)} cannot be read ({error.strerror}); remove it, or let ComfyUI "
+            "read it."
+        ) from error
 
 
 def captions_for(names: Sequence[str], beside: Sequence[str], texts: Sequence[str], placeholder: str) -> list[str]:
@@ -38,8 +40,10 @@ def captions_for(names: Sequence[str], beside: Sequence[str], texts: Sequence[st
     if len(lines) == 1 and FILEWORDS in lines[0]:
         lines = lines * len(names)
     if len(lines) != len(names):
-        raise ValueError(f"There are {len(lines)} captions for {len(names)} pictures; write one line for each picture, in "
-                         f"the order shown, one line with {FILEWORDS} for all, or leave captions empty.")
+        raise ValueError(
+            f"There are {len(lines)} captions for {len(names)} pictures; write one line for each picture, in "
+            f"the order shown, one line with {FILEWORDS} for all, or leave captions empty."
+        )
     return [_filled(line.replace(FILEWORDS, words).rstrip(" ,"), placeholder, name)
             for line, words, name in zip(lines, beside, names, strict=True)]
 
@@ -54,7 +58,9 @@ def _filled(caption: str, placeholder: str, name: str) -> str:
     text = filled(filled(caption, placeholder, SLOT), placeholder, NAME)
     text = word.replace(text, lambda found: found)
     if text and not word.find(text):
-        raise ValueError(f"The caption of {name}, '{caption}', does not name the subject; write {placeholder} or {{}} "
-                         f"where the subject is, put it before every caption by writing {{}}, {FILEWORDS} at captions, or "
-                         "remove the caption.")
+        raise ValueError(
+            f"The caption of {name}, '{caption}', does not name the subject; write {placeholder} or {{}} "
+            f"where the subject is, put it before every caption by writing {{}}, {FILEWORDS} at captions, or "
+            "remove the caption."
+        )
     return text

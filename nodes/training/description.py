@@ -6,13 +6,13 @@ import logging
 import re
 import types
 import uuid
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from ..text.apply import known_placeholders
 from .fingerprint import Digests, counting
@@ -28,7 +28,8 @@ _PROBE = "a photo of a (dog:1.5), [cat]"
 
 
 def model_fingerprint(patcher) -> str:
-    """Digest of a ModelPatcher: of every weight as it is without weight patches, of its noise levels, and of all patches.
+    """Digest of a ModelPatcher: of every weight as it is without weight patches, of its noise levels, and of all
+    patches.
 
     Loading it, sampling with it, and where it lies do not change the digest. About half a second for SD1.5.
     """
@@ -36,7 +37,8 @@ def model_fingerprint(patcher) -> str:
 
 
 def clip_fingerprint(clip) -> str:
-    """Digest of a CLIP: of its weights and patches, its options, the words it was taught, and how it splits a prompt."""
+    """Digest of a CLIP: of its weights and patches, its options, the words it was taught, and how it splits a
+    prompt."""
     texts = [_PROBE, *known_placeholders(clip)]
     encoders = [clip.cond_stage_model, *clip.cond_stage_model.children()]
     return _lenient([clip.patcher, {name: value for name, value in vars(clip).items()
@@ -55,8 +57,9 @@ def _lenient(value: Any) -> str:
 
 
 class _Description:
-    """Values that stand for an object of any kind: of a function its code and what it encloses, of a module its weights,
-    of others their attributes, but for those that their class names in NOT_IN_KEY: what they gather while in use."""
+    """Values that stand for an object of any kind: of a function its code and what it encloses, of a module its
+    weights, of others their attributes, but for those that their class names in NOT_IN_KEY: what they gather while in
+    use."""
 
     def __init__(self):
         self._described: set[int] = set()  # modules whose content a ModelPatcher has told
@@ -85,7 +88,8 @@ class _Description:
 
     def _patcher(self, patcher: ModelPatcher) -> Any:
         weights, objects = _without_patches(patcher)
-        apart = {id(module) for each in objects.values() if isinstance(each, torch.nn.Module) for module in each.modules()}
+        apart = {id(module) for each in objects.values() if isinstance(each, torch.nn.Module)
+                 for module in each.modules()}
         self._described |= {id(module) for module in patcher.model.modules()} - apart
         held = {name: getattr(patcher, name, None) for name in _HELD}
         functions = [_in_order(each) for each in (patcher.wrappers, patcher.callbacks)]
@@ -139,7 +143,8 @@ def _in_order(by_kind: Mapping[str, Mapping[str, Any]]) -> dict[str, list]:
 
 def _replaced_methods(value: Any) -> dict[str, Any]:
     """Functions that other packs have put in the place of an object's own."""
-    return {name: each for name, each in vars(value).items() if isinstance(each, (types.FunctionType, types.MethodType))}
+    return {name: each for name, each in vars(value).items() if isinstance(each,
+                                                                           (types.FunctionType, types.MethodType))}
 
 
 def _origin(value: Any) -> str:

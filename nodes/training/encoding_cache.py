@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from ..text.encode import Encoded
 from .interfaces import Encode
@@ -12,8 +12,8 @@ LARGEST = 256 * 2**20
 
 
 class EncodingCache:
-    """Request for one prompt → its encoding; the one that has not been asked for longest goes first when there is no more
-    room."""
+    """Request for one prompt → its encoding; the one that has not been asked for longest goes first when there is no
+    more room."""
 
     def __init__(self) -> None:
         self._encodings: OrderedDict[Encode, Encoded] = OrderedDict()

@@ -6,8 +6,9 @@ import enum
 import hashlib
 import math
 from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any
 
 import folder_paths
 import numpy as np
@@ -98,8 +99,8 @@ class _WeightedSums:
     """Digests of tensors where they are.
 
     Of a large one Σ wᵢ·xᵢ mod 2⁶⁴ for each 8 MiB, where xᵢ are its bytes as 64-bit integers and wᵢ pseudo-random odd
-    numbers: a change in one place always gives another sum, other changes the same one with a chance of about 2⁻⁶⁴. It is
-    exact in any order of summation and several times as fast as a cryptographic hash.
+    numbers: a change in one place always gives another sum, other changes the same one with a chance of about 2⁻⁶⁴. It
+    is exact in any order of summation and several times as fast as a cryptographic hash.
     """
 
     def __init__(self):
@@ -148,7 +149,7 @@ def _plain(value: Any) -> bytes | None:
     return f"{value}".encode() if isinstance(value, torch.dtype) else None
 
 
-def _number(value: int | float) -> str:
+def _number(value: float) -> str:
     whole = isinstance(value, (int, np.integer)) or math.isfinite(value) and value == int(value)
     return str(int(value)) if whole else repr(float(value))
 

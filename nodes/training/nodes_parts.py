@@ -38,19 +38,33 @@ class TrainEmbedding(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
         return io.Schema(
-            node_id="PersonalizeTrainEmbedding", display_name="Train Embedding", category=CATEGORY,
+            node_id="PersonalizeTrainEmbedding",
+            display_name="Train Embedding",
+            category=CATEGORY,
             description="Trains the vectors that the subjects' placeholders stand for; no weight of the model changes.",
             inputs=[
-                _learning_rate(5e-3, "CoRe: 0.005. Textual Inversion: 0.005 times GPUs times batch size, 0.04 in its "
-                                     "paper."),
-                io.Int.Input("rescale_from", default=120, min=0, max=100000,
-                             tooltip="Step after which each vector's length is remembered. CoRe: 120 of 300 steps."),
-                io.Int.Input("rescale_to", default=180, min=0, max=100000,
-                             tooltip="Last step at which each vector is set back to the remembered length (CoRe Eq. 6). "
-                                     "CoRe: 180 of 300 steps. Equal to rescale_from: no rescaling."),
+                _learning_rate(
+                    5e-3, "CoRe: 0.005. Textual Inversion: 0.005 times GPUs times batch size, 0.04 in its paper."
+                ),
+                io.Int.Input(
+                    "rescale_from",
+                    default=120,
+                    min=0,
+                    max=100000,
+                    tooltip="Step after which each vector's length is remembered. CoRe: 120 of 300 steps.",
+                ),
+                io.Int.Input(
+                    "rescale_to",
+                    default=180,
+                    min=0,
+                    max=100000,
+                    tooltip="Last step at which each vector is set back to the remembered length (CoRe Eq. 6). "
+                    "CoRe: 180 of 300 steps. Equal to rescale_from: no rescaling.",
+                ),
                 _previous(),
             ],
-            outputs=[_trainable()])
+            outputs=[_trainable()],
+        )
 
     @classmethod
     def execute(cls, learning_rate: float, rescale_from: int, rescale_to: int, previous=()) -> io.NodeOutput:
@@ -84,24 +98,43 @@ class TrainAdapter(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
         return io.Schema(
-            node_id="PersonalizeTrainAdapter", display_name="Train Adapter", category=CATEGORY,
-            description="Trains a small adapter of the U-Net's weights: more identity than an embedding alone, far less "
-                        "memory than the whole U-Net.",
+            node_id="PersonalizeTrainAdapter",
+            display_name="Train Adapter",
+            category=CATEGORY,
+            description="Trains a small adapter of the U-Net's weights: more identity than an embedding alone, far "
+            "less memory than the whole U-Net.",
             inputs=[
-                io.Combo.Input("algorithm", options=[name for name in ("LoRA", "LoKr", "OFT", "LoHa")
-                                                     if name in adapter_maps],
-                               tooltip="Kind of adapter, as ComfyUI's LoRA loader knows them."),
-                io.Int.Input("rank", default=8, min=1, max=256,
-                             tooltip="Rank of LoRA and LoHa, factor of LoKr, block size of OFT; 4 to 32 is usual."),
-                io.Float.Input("alpha", default=8.0, min=0.0, max=1024.0, step=0.1,
-                               tooltip="Scale: a LoRA counts alpha / rank times. For OFT the largest rotation, 0 for any."),
+                io.Combo.Input(
+                    "algorithm",
+                    options=[name for name in ("LoRA", "LoKr", "OFT", "LoHa") if name in adapter_maps],
+                    tooltip="Kind of adapter, as ComfyUI's LoRA loader knows them.",
+                ),
+                io.Int.Input(
+                    "rank",
+                    default=8,
+                    min=1,
+                    max=256,
+                    tooltip="Rank of LoRA and LoHa, factor of LoKr, block size of OFT; 4 to 32 is usual.",
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=8.0,
+                    min=0.0,
+                    max=1024.0,
+                    step=0.1,
+                    tooltip="Scale: a LoRA counts alpha / rank times. For OFT the largest rotation, 0 for any.",
+                ),
                 _learning_rate(1e-4, "LoRA: 0.0001 is usual."),
-                io.Boolean.Input("attention_only", default=True,
-                                 tooltip="On: only queries, keys, values and outputs of attention. Off: every linear "
-                                         "and convolution layer."),
+                io.Boolean.Input(
+                    "attention_only",
+                    default=True,
+                    tooltip="On: only queries, keys, values and outputs of attention. Off: every linear "
+                    "and convolution layer.",
+                ),
                 _previous(),
             ],
-            outputs=[_trainable()])
+            outputs=[_trainable()],
+        )
 
     @classmethod
     def execute(cls, algorithm: str, rank: int, alpha: float, learning_rate: float, attention_only: bool,

@@ -1,8 +1,8 @@
 """The node that lists and deletes what a run saved."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from comfy_api.latest import io, ui
 
@@ -21,23 +21,35 @@ class PersonalizeManageSteps(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
         return io.Schema(
-            node_id="PersonalizeManageSteps", display_name="Manage Steps", category="personalize/training",
+            node_id="PersonalizeManageSteps",
+            display_name="Manage Steps",
+            category="personalize/training",
             is_output_node=True,
-            description="Lists all that a run of Train saved, with sizes: embeddings, trained weights, states to continue "
-                        "from, previews, records. Deletes the steps you do not need, or all of it. It touches only files "
-                        "that this pack has written.",
+            description="Lists all that a run of Train saved, with sizes: embeddings, trained weights, states to "
+            "continue from, previews, records. Deletes the steps you do not need, or all of it. It touches only files "
+            "that this pack has written.",
             search_aliases=["checkpoints", "delete embeddings", "clean up", "training steps", "disk space"],
             inputs=[
                 io.Combo.Input("run", options=run_names(), tooltip="Run of Train: the name of its folders."),
-                io.Combo.Input("action", options=[LIST, DELETE, KEEP, WHOLE], default=LIST,
-                               tooltip="list changes nothing. Deleted files are gone for good; set it back to list "
-                                       "afterwards."),
-                io.String.Input("steps", default="", tooltip="Steps to delete or to keep: 50, 100-250. Only for these two "
-                                                             "actions.")],
+                io.Combo.Input(
+                    "action",
+                    options=[LIST, DELETE, KEEP, WHOLE],
+                    default=LIST,
+                    tooltip="list changes nothing. Deleted files are gone for good; set it back to list afterwards.",
+                ),
+                io.String.Input(
+                    "steps", default="", tooltip="Steps to delete or to keep: 50, 100-250. Only for these two actions."
+                ),
+            ],
             outputs=[
                 io.String.Output(display_name="report", tooltip="What is there, and what was deleted."),
-                io.String.Output(display_name="prompt_texts", is_output_list=True,
-                                 tooltip="What to write in a prompt for each embedding that is left, in order of steps.")])
+                io.String.Output(
+                    display_name="prompt_texts",
+                    is_output_list=True,
+                    tooltip="What to write in a prompt for each embedding that is left, in order of steps.",
+                ),
+            ],
+        )
 
     @classmethod
     def validate_inputs(cls, run) -> bool | str:
@@ -93,10 +105,13 @@ def _of_leftovers(paths: Sequence[Path], deleted: bool) -> list[str]:
 
 def _of_resuming(before: Sequence[RunFile], left: Sequence[RunFile]) -> list[str]:
     """From where Train goes on, if that has changed."""
-    furthest, now = (max((file.step or 0 for file in files if file.what == "state"), default=0) for files in (before, left))
+    furthest, now = (max((file.step or 0 for file in files if file.what == "state"), default=0)
+                     for files in (before, left))
     if not left or furthest == now:
         return []
-    return [f"Run again, Train trains on from step {now}." if now else "Run again, Train begins anew: no state is left."]
+    return [
+        f"Run again, Train trains on from step {now}." if now else "Run again, Train begins anew: no state is left."
+    ]
 
 
 def _sum(files: Sequence[RunFile]) -> str:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,7 +38,8 @@ def schedule_factor(schedule: str, step: int, total: int, warmup: int) -> float:
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as "index of the parameter.name" → tensor; numbers become float64 scalars."""
-    return {f"{i}.{name}": value.detach() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+    return {f"{i}.{name}": value.detach() if isinstance(value, Tensor) else torch.tensor(float(value),
+                                                                                         dtype=torch.float64)
             for i, p in enumerate(_parameters(optimizer)) for name, value in optimizer.state.get(p, {}).items()
             if value is not None}
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
-from typing import Callable, Iterator, Mapping, Sequence
 
 import folder_paths
 
@@ -172,8 +172,10 @@ def _matched(pictures: Sequence[Path], texts: Sequence[str]) -> dict[Path, Path]
 def _no_pictures(root: Path, folder: str, contents: FolderContents) -> str:
     below = [entry.name for entry in _entries(root) if _is(entry.is_dir) and any(_picture_names(Path(entry.path)))]
     if below:
-        return (f"Folder '{folder}' holds no pictures itself, but its folders do: {some_of(below)}; choose one of them, "
-                f"such as {folder}/{below[0]}.")
+        return (
+            f"Folder '{folder}' holds no pictures itself, but its folders do: {some_of(below)}; choose one of them, "
+            f"such as {folder}/{below[0]}."
+        )
     left_out = contents.left_out_sentence()
     return (f"Folder '{folder}' holds no pictures ({', '.join(SUFFIXES)}); drop some on the node or choose another "
             f"folder.{' ' * bool(left_out)}{left_out}")
@@ -201,8 +203,10 @@ def _picture(root: Path, name: str, folder: str) -> Path:
 def _linked_inside(root: Path, entry: os.DirEntry) -> Path:
     """Raises ValueError for a link that leads out of the folder."""
     if entry.is_symlink() and not _leads_into(root, entry.path):
-        raise ValueError(f"Picture '{shown_name(entry.name)}' is a link and lies outside of ComfyUI's input folder; put "
-                         "the picture itself into the folder, or remove the link.")
+        raise ValueError(
+            f"Picture '{shown_name(entry.name)}' is a link and lies outside of ComfyUI's input folder; put "
+            "the picture itself into the folder, or remove the link."
+        )
     return Path(entry.path)
 
 
@@ -213,7 +217,9 @@ def _inside(root: Path, name: str, what: str) -> Path:
         there = _is_plain(name) and os.path.lexists(path)
         inside = (there or not _climbs(name)) and _leads_into(root, path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{what} is no name that a file can have; choose one that is in ComfyUI's input folder.") from error
+        raise ValueError(
+            f"{what} is no name that a file can have; choose one that is in ComfyUI's input folder."
+        ) from error
     if not inside:
         raise ValueError(f"{what} lies outside of ComfyUI's input folder; give a name inside it, such as my-dog, "
                          "without '..' and without a leading slash or drive.")

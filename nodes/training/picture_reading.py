@@ -2,19 +2,18 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
 
 import folder_paths
+import nodes
 import numpy as np
 import torch
 import torch.nn.functional as F
 from node_helpers import pillow
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-
-import nodes
 
 from .picture_bounds import LARGEST, check_shape
 from .picture_files import shown_name
@@ -107,7 +106,8 @@ def _grey(upright: Image.Image, image: Image.Image) -> Tensor:
 def _is_unsigned(image: Image.Image) -> bool:
     """Whether Pillow has read 32 bits without a sign as if they had one."""
     tags = getattr(image, "tag_v2", {})
-    return image.mode == "I" and tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED and 32 in tags.get(BITS_PER_SAMPLE, ())
+    return image.mode == "I" and tags.get(SAMPLE_FORMAT, (UNSIGNED,))[0] == UNSIGNED and 32 in tags.get(BITS_PER_SAMPLE,
+                                                                                                        ())
 
 
 def _load(image: Image.Image) -> None:
@@ -142,11 +142,15 @@ def _one_sentence(name: str, path: Path) -> Iterator[None]:
     try:
         yield
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} declares more than the {LARGEST // 10**6} million pixels that are read; make it smaller, "
-                         "2048 on its shorter side is plenty.") from error
+        raise ValueError(
+            f"{name} declares more than the {LARGEST // 10**6} million pixels that are read; make it smaller, "
+            "2048 on its shorter side is plenty."
+        ) from error
     except Exception as error:  # Pillow raises many kinds on a broken file
-        raise ValueError(f"{name} cannot be read as a picture ({_cause(error, path)}); save it again as JPEG or PNG, or "
-                         "remove it, then run again.") from error
+        raise ValueError(
+            f"{name} cannot be read as a picture ({_cause(error, path)}); save it again as JPEG or PNG, or "
+            "remove it, then run again."
+        ) from error
 
 
 def _cause(error: Exception, path: Path) -> str:

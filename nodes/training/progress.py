@@ -4,7 +4,8 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from typing import Any, Literal, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import comfy.utils
 

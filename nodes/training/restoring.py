@@ -1,7 +1,7 @@
 """Tensors of a saved state, looked at before they take the place of what is trained."""
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 

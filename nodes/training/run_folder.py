@@ -4,8 +4,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -65,8 +66,10 @@ class RunFolder:
             try:
                 found = read_state(path, self.key, most)
             except ValueError as error:
-                notice(f"Training goes on from an earlier state, or from the beginning, because this one cannot be used: "
-                       f"{error}")
+                notice(
+                    f"Training goes on from an earlier state, or from the beginning, because this one cannot be used: "
+                    f"{error}"
+                )
                 continue
             if found is not None:
                 return found
@@ -105,7 +108,8 @@ class RunFolder:
     def save_preview(self, image: Tensor, step: int) -> dict[str, str]:
         """Writes a picture (H, W, 3) in 0…1; returns how the page asks the server for it."""
         pixels = (image.clamp(0, 1).cpu().numpy() * 255).round().astype(np.uint8)
-        path = write_file(self.preview_path(step), lambda unfinished: Image.fromarray(pixels).save(unfinished, format="PNG"))
+        path = write_file(self.preview_path(step),
+                          lambda unfinished: Image.fromarray(pixels).save(unfinished, format="PNG"))
         return preview_image(self.run, path.name)
 
     def save_step(self, step: int, concepts: Sequence[Concept], weights: Mapping[str, Tensor], last: bool,

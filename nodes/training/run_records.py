@@ -4,16 +4,17 @@ They are read record by record: a list that was built to fill the memory ends at
 """
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path, PureWindowsPath
-from typing import Any, Callable
+from typing import Any
 
 from torch import Tensor
 
 from ..foreign.safetensors_file import MOST_OWN_HEADER
 from ..weight_files import check_numbers, damaged, read_metadata, read_weights
-import itertools
 
 KIND = "saved state"
 MOST_BYTES = 64 * 2**20  # of a report

@@ -4,8 +4,9 @@ A step is several files and the report is written after them, so a killed run ma
 files that a report names may have been deleted since."""
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any
 
 from ..run_files import RunFile, files_of_run
 from ..text.embedding_files import prompt_text

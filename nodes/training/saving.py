@@ -1,9 +1,10 @@
 """Saving a run step by step: everything is tried though something fails, and what failed is told."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -59,8 +60,10 @@ class Saver:
         self.live.report["message"] = message = self._message(saved, lost)
         attempts(self.folder.save_report, self.live.report)
         if last and lost:
-            raise NotSaved(f"{_failed(attempts.failed)}; make room or make the folder writable, then run again: what was "
-                           f"saved is not trained again. {message}")
+            raise NotSaved(
+                f"{_failed(attempts.failed)}; make room or make the folder writable, then run again: what was "
+                f"saved is not trained again. {message}"
+            )
         self._tell(attempts.failed)
         return message
 

@@ -6,15 +6,15 @@ A session works on clones, replaces inference tensors by equal ordinary ones, an
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Iterator
-
-import torch
-from torch import nn
+from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.patcher_extension
+import torch
+from torch import nn
 
 from ..attention.devices import MULTIGPU
 from ..families.block_patches import differentiable_patches
@@ -63,8 +63,8 @@ class Session:
         self.text_dtypes.clear()
 
     def _widen_text(self) -> None:
-        """ComfyUI computes text in float32 and casts stored half-precision weights in every call; autograd would keep all
-        these copies, for each prompt anew. Tables are looked up as they are."""
+        """ComfyUI computes text in float32 and casts stored half-precision weights in every call; autograd would keep
+        all these copies, for each prompt anew. Tables are looked up as they are."""
         for module_name, module in self.clip.cond_stage_model.named_modules():
             for name, weight in module.named_parameters(module_name, recurse=False):
                 if weight.dtype in (torch.float16, torch.bfloat16) and not isinstance(module, nn.Embedding):
@@ -123,8 +123,10 @@ def check_trainable(model) -> None:
     name = type(model.model).__name__
     family, channels = family_of(model), latent_space(model).channels
     if family.input_channels != channels:
-        raise ValueError(f"The model {name} takes {family.input_channels} input channels, {channels} of them latents: it "
-                         "is made for inpainting or editing; use the base checkpoint of the family.")
+        raise ValueError(
+            f"The model {name} takes {family.input_channels} input channels, {channels} of them latents: it "
+            "is made for inpainting or editing; use the base checkpoint of the family."
+        )
     noise_levels(model)
     for key, weight in family.denoiser.named_parameters():
         if type(weight) is not nn.Parameter or not weight.is_floating_point():
@@ -142,7 +144,8 @@ def _clip_clone(clip):
     clone = clip.clone()
     clone.patcher = _static_clone(clip.patcher)
     clone.cond_stage_model = clone.patcher.model
-    # A CLIP loads itself before it encodes, which would push out the U-Net where memory is short: both stay for the session.
+    # A CLIP loads itself before it encodes, which would push out the U-Net where memory is short: both stay for the
+    # session.
     clone.load_model = lambda tokens=None: clone.patcher
     return clone
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import Iterable, Sequence
 
 from ..files import reason, remove_leftovers, unfinished
 from ..run_files import RunFile, files_of_run, folders_of_run
@@ -23,8 +23,10 @@ def step_files(run: str) -> list[RunFile]:
     listed = files_of_run(run) if folders else []
     files = [file for file in listed if file.path.parent in folders and not file.path.is_symlink()]
     if not files:
-        raise ValueError(f"There is no run '{run}' that has files in ComfyUI's folders; choose one from the list, or refresh "
-                         "the page (key R).")
+        raise ValueError(
+            f"There is no run '{run}' that has files in ComfyUI's folders; choose one from the list, or refresh "
+            "the page (key R)."
+        )
     return files
 
 
@@ -34,8 +36,8 @@ def unfinished_files(run: str) -> list[Path]:
 
 
 def delete_files(run: str, files: Sequence[RunFile]) -> None:
-    """Deletes files of a run, what killed processes left unfinished in its folders, and folders that are empty then; the
-    report forgets what is gone.
+    """Deletes files of a run, what killed processes left unfinished in its folders, and folders that are empty then;
+    the report forgets what is gone.
 
     Raises ValueError if the run is in progress, also in another process; OSError with one sentence if a file cannot be
     deleted: the others are gone then.
@@ -50,8 +52,10 @@ def delete_files(run: str, files: Sequence[RunFile]) -> None:
         with contextlib.suppress(OSError):
             folder.rmdir()
     if failed:
-        raise OSError(f"Could not delete {' and '.join(failed)}; close what has it open, or make the folder writable, then "
-                      "delete again.")
+        raise OSError(
+            f"Could not delete {' and '.join(failed)}; close what has it open, or make the folder writable, then "
+            "delete again."
+        )
 
 
 def chosen_files(files: Sequence[RunFile], text: str, keep: bool) -> list[RunFile]:
@@ -64,7 +68,9 @@ def chosen_files(files: Sequence[RunFile], text: str, keep: bool) -> list[RunFil
         raise ValueError("No steps are named; write which ones, for example 50, 100-250.")
     missing = next((part for part in named if not steps.intersection(part)), None)
     if missing is not None:
-        raise ValueError(f"The run has no file of step {_shown(missing)}; it has {_listed(steps)}. Nothing was deleted.")
+        raise ValueError(
+            f"The run has no file of step {_shown(missing)}; it has {_listed(steps)}. Nothing was deleted."
+        )
     inside = {step for step in steps if any(step in part for part in named)}
     return [file for file in files if file.step in (steps - inside if keep else inside)]
 

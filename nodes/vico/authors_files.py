@@ -27,13 +27,19 @@ def save_for_authors(vico: ViCo, concept: Concept, name: str) -> tuple[Path, int
     Raises ValueError if their scripts could not read it, OSError if a file cannot be written.
     """
     if set(vico.blocks) != DECODER:
-        raise ValueError(f"{vico.source} has image blocks in other places than the decoder of Stable Diffusion 1.x, and "
-                         "the authors' scripts would pass over them; train on SD1.x with placement decoder.")
+        raise ValueError(
+            f"{vico.source} has image blocks in other places than the decoder of Stable Diffusion 1.x, and "
+            "the authors' scripts would pass over them; train on SD1.x with placement decoder."
+        )
     if not concept.vectors:
-        raise ValueError(f"Concept {concept.placeholder} has learned nothing yet; connect the concept that Train gives.")
+        raise ValueError(
+            f"Concept {concept.placeholder} has learned nothing yet; connect the concept that Train gives."
+        )
     if set(concept.vectors) != {"clip_l"}:
-        raise ValueError(f"Concept {concept.placeholder} has vectors for {' and '.join(concept.vectors)}, but the authors' "
-                         "scripts draw with Stable Diffusion 1.x, whose text encoder is clip_l; train on SD1.x.")
+        raise ValueError(
+            f"Concept {concept.placeholder} has vectors for {' and '.join(concept.vectors)}, but the authors' "
+            "scripts draw with Stable Diffusion 1.x, whose text encoder is clip_l; train on SD1.x."
+        )
     blocks = {f"{transformer_name_in_sd1(block)}.{MODULE}.{part}": tensor.to("cpu", torch.float32)
               for block, tensors in vico.blocks.items() for part, tensor in tensors.items()}
     steps = concept.settings.get("step", "")

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, get_args
+from typing import Any, get_args
 
 import folder_paths
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 from ..families.find import unet_of
 from ..families.layers import AttentionLayer
 from ..families.unet import TRANSFORMER_NAME
+from ..foreign.text import parse_json, short
 from ..text.concept import Concept
 from ..visual_prompts.folders import folder_of
-from ..foreign.text import parse_json, short
 from ..weight_files import check_numbers, damaged, read_weights
 from .blocks import MODULE, ImageBlocks, parameter_shapes
 from .maths import Variant
@@ -139,8 +140,10 @@ def _said(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             or not all(isinstance(word, str) for word in said["words"])):
         raise damaged(path, KIND)
     if said["variant"] not in get_args(Variant):
-        raise ValueError(f"{path.name} was trained with the object mask '{short(said['variant'])}', which this version of the "
-                         "pack does not know; update the pack.")
+        raise ValueError(
+            f"{path.name} was trained with the object mask '{short(said['variant'])}', which this version of the "
+            "pack does not know; update the pack."
+        )
     return said
 
 

@@ -6,7 +6,8 @@ softmax(QKᵀ/√d), the column of S*.
 from __future__ import annotations
 
 import math
-from typing import Callable, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor

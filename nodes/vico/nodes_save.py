@@ -18,18 +18,33 @@ class SaveViCo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
         return io.Schema(
-            node_id="PersonalizeSaveViCo", display_name="Save ViCo", category=CATEGORY, is_output_node=True,
-            description="Saves trained image blocks and their word as the scripts of ViCo's authors read them. This pack "
-                        "does not need it: Train has saved both already.",
+            node_id="PersonalizeSaveViCo",
+            display_name="Save ViCo",
+            category=CATEGORY,
+            is_output_node=True,
+            description="Saves trained image blocks and their word as the scripts of ViCo's authors read them. This "
+            "pack does not need it: Train has saved both already.",
             search_aliases=["export", "cross_attention", "embeddings_gs", "authors"],
             inputs=[
                 ViCoType.Input("vico", tooltip="From Load ViCo: image blocks trained on SD1.x with placement decoder."),
-                ConceptType.Input("concept", tooltip="The word that was trained with them: from Train or Load Concept."),
-                io.String.Input("name", default="", tooltip="Folder below output/vico. Empty: made of the placeholder. If "
-                                                            "something else has the name, -2, -3 and so on is added.")],
-            outputs=[io.String.Output(display_name="arguments",
-                                      tooltip="What to give the authors' vico_txt2img.py: --ft_path and --load_step. In "
-                                              "their prompts the subject is called *")])
+                ConceptType.Input(
+                    "concept", tooltip="The word that was trained with them: from Train or Load Concept."
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="Folder below output/vico. Empty: made of the placeholder. If "
+                    "something else has the name, -2, -3 and so on is added.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    display_name="arguments",
+                    tooltip="What to give the authors' vico_txt2img.py: --ft_path and --load_step. In "
+                    "their prompts the subject is called *",
+                )
+            ],
+        )
 
     @classmethod
     def validate_inputs(cls, name=None) -> bool | str:
@@ -43,8 +58,10 @@ class SaveViCo(io.ComfyNode):
         """STRING."""
         if len(concept) > 1:
             words = ", ".join(each.placeholder for each in concept)
-            raise ValueError(f"concept holds {words}, but the authors' scripts know one word; load the one you want with "
-                             "Load Concept.")
+            raise ValueError(
+                f"concept holds {words}, but the authors' scripts know one word; load the one you want with "
+                "Load Concept."
+            )
         folder, step = save_for_authors(vico, concept[0], name.strip() or file_stem(concept[0].placeholder))
         arguments = f'--ft_path "{folder}" --load_step {step}'
         return io.NodeOutput(arguments, ui=ui.PreviewText(arguments))

@@ -8,8 +8,8 @@ from ..training.nodes_parts import learning_rate_input
 from ..training.parts.embedding import EmbeddingPart
 from ..training.recipe import TemplateRecipe
 from ..types import LossType, RecipeType, TrainableType
-from .nodes_apply import CATEGORY, MASKS
 from .blocks import Placement
+from .nodes_apply import CATEGORY, MASKS
 from .parts import ImageAttentionPart, WithReferences
 from .terms import ReferenceAttentionLoss, Target
 
@@ -25,36 +25,54 @@ class TrainViCo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
         return io.Schema(
-            node_id="PersonalizeTrainViCo", display_name="Train ViCo", category=CATEGORY,
+            node_id="PersonalizeTrainViCo",
+            display_name="Train ViCo",
+            category=CATEGORY,
             description="Trains image blocks that look at a reference picture, together with the subject's word; the "
-                        "model itself stays as it is. Needs Training References at recipe. On Train choose the preset "
-                        "ViCo.",
+            "model itself stays as it is. Needs Training References at recipe. On Train choose the preset "
+            "ViCo.",
             search_aliases=["image attention", "visual condition", "personalization"],
             inputs=[
                 learning_rate_input("learning_rate", 1e-5, "Step size for the image blocks, 0 to 10. ViCo: 0.00001."),
-                learning_rate_input("embedding_learning_rate", 5e-3,
-                                    "Step size for the word's vectors, 0 to 10. ViCo: 0.005; the authors' code "
-                                    "multiplies it by the number of GPUs, 0.02 with their 4. 0: they stay as they are."),
-                _placement("Where image blocks stand, one after every other block with text attention. decoder: the "
-                           "paper's four of SD1.x. encoder, both: for comparison (Fig. 8)."),
-                io.Combo.Input("object_mask", options=[*MASKS, GIVEN],
-                               tooltip="How the subject is cut out of the reference. Eq. 5: Otsu's threshold of the "
-                                       "attention to the word; the rest adds nothing. as released: the authors' ten "
-                                       "thresholds, the rest is left out of the softmax. none: no mask. given mask: "
-                                       "the masks of Subject."),
-                TrainableType.Input("previous", optional=True,
-                                    tooltip="Other parts that are trained at the same time, such as Train Adapter with "
-                                            "OFT (Appendix I).")],
-            outputs=[TrainableType.Output(display_name="trainable",
-                                          tooltip="What Train may change; chain several of them.")])
+                learning_rate_input(
+                    "embedding_learning_rate",
+                    5e-3,
+                    "Step size for the word's vectors, 0 to 10. ViCo: 0.005; the authors' code "
+                    "multiplies it by the number of GPUs, 0.02 with their 4. 0: they stay as they are.",
+                ),
+                _placement(
+                    "Where image blocks stand, one after every other block with text attention. decoder: the "
+                    "paper's four of SD1.x. encoder, both: for comparison (Fig. 8)."
+                ),
+                io.Combo.Input(
+                    "object_mask",
+                    options=[*MASKS, GIVEN],
+                    tooltip="How the subject is cut out of the reference. Eq. 5: Otsu's threshold of the "
+                    "attention to the word; the rest adds nothing. as released: the authors' ten "
+                    "thresholds, the rest is left out of the softmax. none: no mask. given mask: "
+                    "the masks of Subject.",
+                ),
+                TrainableType.Input(
+                    "previous",
+                    optional=True,
+                    tooltip="Other parts that are trained at the same time, such as Train Adapter with "
+                    "OFT (Appendix I).",
+                ),
+            ],
+            outputs=[
+                TrainableType.Output(display_name="trainable", tooltip="What Train may change; chain several of them.")
+            ],
+        )
 
     @classmethod
     def execute(cls, learning_rate: float, embedding_learning_rate: float, placement: Placement, object_mask: str,
                 previous=()) -> io.NodeOutput:
         """The chain with the image blocks and, unless their rate is 0, the vectors."""
         if any(isinstance(part, ImageAttentionPart) for part in previous):
-            raise ValueError("previous holds Train ViCo already, and one set of image blocks serves all subjects; keep one "
-                             "of the two.")
+            raise ValueError(
+                "previous holds Train ViCo already, and one set of image blocks serves all subjects; keep one "
+                "of the two."
+            )
         if embedding_learning_rate and any(isinstance(part, EmbeddingPart) for part in previous):
             raise ValueError("previous holds Train Embedding, but Train ViCo trains the word's vectors itself; remove "
                              "Train Embedding, or set embedding_learning_rate to 0.")

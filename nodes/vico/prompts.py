@@ -1,7 +1,8 @@
 """Where the subject's word is in the prompts of a sampling run."""
 from __future__ import annotations
 
-from typing import Any, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from ..notice import notice
 from ..text.layout import END, LEARNED, Layout, layout_of
@@ -47,8 +48,10 @@ def place_of(layout: Layout, word: str, trained: Sequence[str], others: Collecti
     if not ends:
         raise ValueError(f"The prompt does not hold {missing}; write it there, and encode the prompt with Encode with "
                          "Spans.")
-    notice(f"Apply ViCo: the prompt does not hold {missing}, so the object mask is taken from its end-of-text token. Write "
-           "the word into the prompt, or into word what the prompt calls the subject.")
+    notice(
+        f"Apply ViCo: the prompt does not hold {missing}, so the object mask is taken from its end-of-text token. "
+        "Write the word into the prompt, or into word what the prompt calls the subject."
+    )
     return END_OF_TEXT, ends[:1]
 
 

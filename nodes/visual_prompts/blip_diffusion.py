@@ -9,7 +9,7 @@ computation runs when they are needed, so that the memory there holds one matrix
 from __future__ import annotations
 
 import re
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
-from typing import Iterator, Mapping
 
 import folder_paths
 import torch
@@ -134,7 +134,9 @@ def _layout(folder: Path) -> str | None:
 def _known_layout(folder: Path) -> str:
     layout = _layout(folder)
     if layout is None:
-        raise ValueError(f"{folder} is no BLIP-Diffusion: it has none of the folders {', '.join(FILES)}; download it again.")
+        raise ValueError(
+            f"{folder} is no BLIP-Diffusion: it has none of the folders {', '.join(FILES)}; download it again."
+        )
     return layout
 
 

@@ -9,7 +9,7 @@ m being the text attention's column of the word w, per head and pixel, divided b
 """
 from __future__ import annotations
 
-from typing import Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor

@@ -1,8 +1,8 @@
 """ComfyUI's model folders for picture encoders, and what is in them."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import folder_paths
 
@@ -46,7 +46,8 @@ def validated(find: Callable[[str], Path], *names: str | None) -> bool | str:
 
 def versions(find: Callable[[str], Path], *names: str | None) -> str:
     """What `fingerprint_inputs` answers: text that changes when one of the files does. None as for `validated`."""
-    return str([version_of(find(name)) if name is not None and validated(find, name) is True else name for name in names])
+    return str([version_of(find(name)) if name is not None and validated(find, name) is True else name
+                for name in names])
 
 
 def _register() -> None:

@@ -6,7 +6,7 @@ Every cross-attention gets a second pair of key and value projections for the pi
 """
 from __future__ import annotations
 
-from typing import Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor

@@ -1,8 +1,9 @@
 """Keys and values of visual tokens, computed once for a whole sampling run."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor

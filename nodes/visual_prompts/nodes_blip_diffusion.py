@@ -57,25 +57,37 @@ class EncodePictureBlipDiffusion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         """The node's inputs and outputs."""
         return io.Schema(
-            node_id="PersonalizeEncodePictureBlipDiffusion", display_name="Encode Picture (BLIP-Diffusion)",
+            node_id="PersonalizeEncodePictureBlipDiffusion",
+            display_name="Encode Picture (BLIP-Diffusion)",
             category=CATEGORY,
             description="Turns a reference picture and the name of its subject into 16 visual tokens that stand in a "
-                        "prompt like words.",
+            "prompt like words.",
             search_aliases=["blip", "q-former", "subject embedding", "visual tokens"],
             inputs=[
                 BlipDiffusionType.Input("blip_diffusion", tooltip="From Load BLIP-Diffusion."),
-                io.Image.Input("image", tooltip="Reference picture, any size; several for the choice at pictures. "
-                                                "Transparent parts are made grey."),
-                io.String.Input("subject", default="dog",
-                                tooltip="What in the picture is meant, in a word or two: dog, teddy bear."),
-                io.Combo.Input("fit", options=[CROP, SQUASH],
-                               tooltip="crop: the square in the middle, as in the authors' code (LAVIS). squash: the whole "
-                                       "picture, its proportions changed, as in diffusers."),
-                io.Combo.Input("pictures", options=list(SEVERAL),
-                               tooltip="With several pictures: average of their tokens, as in LAVIS; all tokens of all "
-                                       "pictures; or the first picture for the first image of the batch and so on.")],
-            outputs=[VisualTokensType.Output(display_name="visual_tokens",
-                                             tooltip="For Encode Prompt with Picture.")])
+                io.Image.Input(
+                    "image",
+                    tooltip="Reference picture, any size; several for the choice at pictures. "
+                    "Transparent parts are made grey.",
+                ),
+                io.String.Input(
+                    "subject", default="dog", tooltip="What in the picture is meant, in a word or two: dog, teddy bear."
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=[CROP, SQUASH],
+                    tooltip="crop: the square in the middle, as in the authors' code (LAVIS). squash: the whole "
+                    "picture, its proportions changed, as in diffusers.",
+                ),
+                io.Combo.Input(
+                    "pictures",
+                    options=list(SEVERAL),
+                    tooltip="With several pictures: average of their tokens, as in LAVIS; all tokens of all "
+                    "pictures; or the first picture for the first image of the batch and so on.",
+                ),
+            ],
+            outputs=[VisualTokensType.Output(display_name="visual_tokens", tooltip="For Encode Prompt with Picture.")],
+        )
 
     @classmethod
     def execute(cls, blip_diffusion: BlipDiffusion, image: Tensor, subject: str, fit: Fit,

@@ -1,8 +1,9 @@
 """Reference pictures made ready for encoders, and what a CLIP Vision sees in them."""
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Callable, Literal, Sequence
+from typing import Literal
 
 import comfy.model_management
 import numpy as np
@@ -63,8 +64,8 @@ def pixel_values(image: Tensor, size: int, mean: list[float], std: list[float], 
 
     They are resized as the authors' code does it, by Pillow's bicubic filter on 8-bit pictures.
     fit: "crop" takes the square in the middle, "squash" the whole picture without keeping its proportions.
-    half: how many of n pixels too many are cut off at the top or left. The library transformers rounds down, torchvision
-        to the nearest even number.
+    half: how many of n pixels too many are cut off at the top or left. The library transformers rounds down,
+        torchvision to the nearest even number.
     """
     ready = [_square(picture, size, fit, half) for picture in image]
     return ((torch.stack(ready) - torch.tensor(mean)) / torch.tensor(std)).movedim(-1, 1)

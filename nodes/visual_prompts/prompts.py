@@ -9,8 +9,8 @@ from torch import Tensor
 from ..text.apply import known_placeholders
 from ..text.encoder_kinds import ClipEncoder, TextEncoder
 from ..text.encoders import text_encoders
-from ..text.placeholders import Placeholders
 from ..text.layout import END, LEARNED, VISUAL, WORD, Layout, Piece
+from ..text.placeholders import Placeholders
 from ..text.tokens import PromptTokenizer, PromptTokens, comfy_tokens
 from .tokens import BLIP_DIFFUSION, WORD_LIKE, VisualTokens
 

@@ -27,8 +27,10 @@ class VisualTokens:
     def __post_init__(self) -> None:
         """Raises ValueError if the vectors are no numbers."""
         if not self.vectors.isfinite().all():
-            raise ValueError(f"The visual tokens of {self.source} are not numbers: the model that saw the picture is damaged "
-                             "or overflows in half precision; load its file again, or another one.")
+            raise ValueError(
+                f"The visual tokens of {self.source} are not numbers: the model that saw the picture is damaged "
+                "or overflows in half precision; load its file again, or another one."
+            )
 
 
 def combined(vectors: Tensor, how: str) -> Tensor:

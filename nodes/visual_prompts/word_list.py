@@ -1,8 +1,9 @@
 """BERT's word list, with which the Q-Former reads the subject's name."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from tokenizers import BertWordPieceTokenizer
 

@@ -75,8 +75,8 @@ def with_attention_patches(model):
 
 @contextlib.contextmanager
 def own_tokenizers(clip):
-    """The CLIP while another pack encodes prompts with it: attributes on its tokenizers split every text by commas alone
-    and know no embeddings; they are deleted afterwards."""
+    """The CLIP while another pack encodes prompts with it: attributes on its tokenizers split every text by commas
+    alone and know no embeddings; they are deleted afterwards."""
     taken = [each for each in vars(clip.tokenizer).values() if hasattr(each, "tokenize_with_weights")]
 
     def of(tokenizer):

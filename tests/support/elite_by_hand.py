@@ -58,7 +58,8 @@ def elite_by_hand(model, original, of_word, of_patches, rows, local_weight, outp
         key = f"diffusion_model.{kind}_block{'' if kind == 'middle' else f's.{index}'}.1.transformer_blocks.0.attn2"
         prefix = f"{name}_transformer_blocks_0_attn2"
         own = {part: original[f"{key}.{part}.weight"].double() for part in ("to_k", "to_v")}
-        text = {part: text_weight * of_word[f"{prefix}_{part}.weight"].double() + (1 - text_weight) * own[part] for part in own}
+        text = {part: text_weight * of_word[f"{prefix}_{part}.weight"].double() + (1 - text_weight) * own[part]
+                for part in own}
         local = [of_patches[f"{prefix}_{part}.weight"].double() for part in ("to_k", "to_v")]
         hooks += _layer(block, own, text, local, rows, local_weight / output_gain)
     try:

@@ -17,6 +17,7 @@ def provide(base: Path) -> None:
     """Puts them, and a reference picture, below the base directory of a server."""
     import torch
     from safetensors.torch import save_file
+
     from tiny import blip_diffusion, checkpoints, diffusers_folder, elite, ip_adapter, vision
     from tiny.models import UNET_CHANNELS, WIDTH_L
 

@@ -19,7 +19,8 @@ class PromptFailed(Exception):
 def refused(error: dict, node_errors: dict) -> PromptFailed:
     """From what ComfyUI's validation returns."""
     found = [(node_id, entry) for node_id, node in node_errors.items() for entry in node["errors"]]
-    texts = [f"{entry['message']}: {entry['details']}" for _, entry in found] or [f"{error['message']}: {error['details']}"]
+    texts = [f"{entry['message']}: {entry['details']}"
+             for _, entry in found] or [f"{error['message']}: {error['details']}"]
     return PromptFailed("validation", "\n".join(texts), found[0][0] if found else None, node_errors)
 
 

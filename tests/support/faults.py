@@ -4,8 +4,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator
 
 import pytest
 
@@ -21,9 +21,10 @@ class Writes:
 
 
 @contextlib.contextmanager
-def failing_writes(fails: Callable[[int, Path], bool], error: int = FULL, retry_seconds: float = 0.2) -> Iterator[Writes]:
-    """Inside, every write `fails` (number from 0, path) ends with the system's `error` when its file is full of bytes but
-    not yet in its place, however often it is tried."""
+def failing_writes(fails: Callable[[int, Path], bool], error: int = FULL,
+                   retry_seconds: float = 0.2) -> Iterator[Writes]:
+    """Inside, every write `fails` (number from 0, path) ends with the system's `error` when its file is full of bytes
+    but not yet in its place, however often it is tried."""
     from personalize.nodes import files
 
     writes, write_file, flush = Writes(), files.write_file, files._flush_to_disk

@@ -1,11 +1,13 @@
-"""Every loader of files that a person or another tool can give: sound files to start from, and what must hold of results."""
+"""Every loader of files that a person or another tool can give: sound files to start from, and what must hold of
+results."""
 from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +37,10 @@ WORDS = json.dumps({"model": {"type": "WordPiece", "vocab": {word: i for i, word
 class Loader:
     """One way in.
 
-    seeds: name of a file → sound contents. read: reads what is at a path, or in its folder. holds: raises AssertionError
-    unless a result is what the loader says. beside: other files that must be there, by their place in the folder.
-    place: where the file itself lies in the folder; "" for its own name. bounded: whether memory goes with the file's size.
-    names: that the file may use.
+    seeds: name of a file → sound contents. read: reads what is at a path, or in its folder. holds: raises
+    AssertionError unless a result is what the loader says. beside: other files that must be there, by their place in
+    the folder. place: where the file itself lies in the folder; "" for its own name. bounded: whether memory goes with
+    the file's size. names: that the file may use.
     """
 
     seeds: Mapping[str, Sequence[bytes]]
@@ -63,7 +65,8 @@ def packed(tensors: Mapping[str, torch.Tensor], about: Mapping[str, str] | None 
     return save_safetensors({name: tensor.clone() for name, tensor in tensors.items()}, dict(about or {}) or None)
 
 
-def every_way(content: Any, flat: Mapping[str, torch.Tensor], about: Mapping[str, str] | None = None) -> dict[str, list[bytes]]:
+def every_way(content: Any, flat: Mapping[str, torch.Tensor],
+              about: Mapping[str, str] | None = None) -> dict[str, list[bytes]]:
     """Both formats of torch and safetensors."""
     return {".pt": [pickled(content), pickled(content, _use_new_zipfile_serialization=False)],
             ".safetensors": [packed(flat, about)]}
@@ -78,7 +81,8 @@ def _embeddings() -> dict[str, list[bytes]]:
     about = {"placeholder": "<my-dog>", "class_words": "dog", "step": "50", "run": RUN, "personalize": "1"}
     old = {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": torch.nn.ParameterDict({"*": row.clone()})}
     seeds = every_way({"string_to_param": {"*": row}, "name": "dog", "step": 5}, {"clip_l": row, "clip_g": wide}, about)
-    seeds[".pt"] += [pickled(old), pickled({"<dog>": row[0], "<dog>_1": row[1]}), pickled([{"clip_l": row, "clip_g": wide}])]
+    seeds[".pt"] += [pickled(old), pickled({"<dog>": row[0], "<dog>_1": row[1]}),
+                     pickled([{"clip_l": row, "clip_g": wide}])]
     seeds[".safetensors"].append(packed({"bundle_emb.dog.clip_l": row, "lora_unet_x.alpha": torch.tensor(1.0)}))
     return seeds
 
@@ -102,7 +106,8 @@ def _report() -> bytes:
     saved = {"step": 1, "embeddings": ["embedding:a"], "files": ["/a.safetensors", {"kind": "loras", "name": "a/b"}],
              "part_files": [], "left_out": False}
     preview = {"step": 1, "image": {"filename": "a.png", "subfolder": "personalize/a", "type": "output"}}
-    return json.dumps({"run": RUN, "history": [record], "saved": [saved], "previews": [preview], "message": "m"}).encode()
+    return json.dumps({"run": RUN, "history": [record], "saved": [saved], "previews": [preview],
+                       "message": "m"}).encode()
 
 
 def _picture(kind: str) -> bytes:
@@ -133,7 +138,8 @@ def _is_concept(concept: Concept) -> None:
 
 
 def _is_vico(vico: ViCo) -> None:
-    assert vico.blocks and vico.variant in ("paper", "released", "none") and all(isinstance(word, str) for word in vico.words)
+    assert vico.blocks and vico.variant in ("paper", "released", "none") and all(isinstance(word, str)
+                                                                                 for word in vico.words)
     assert 1 <= vico.size <= 16_384 and vico.text_width > 0
     for tensors in vico.blocks.values():
         _are_numbers(tensors.values())
@@ -197,13 +203,15 @@ def loaders(tmp: Path, run_folder: Path) -> dict[str, Loader]:
     mapper = elite.state_dict(dict.fromkeys(elite.PLACES.values(), 4), 6, 4)
     blocks = official_tensors({4: 8, 6: 4})
     about = {"format": "vico", "variant": "paper", "words": '["<my-dog>"]', "size": "64", "text_width": "32"}
-    hugging, lavis = (_blip_folder(tmp / layout, layout) for layout in (blip_diffusion.HUGGING_FACE, blip_diffusion.LAVIS))
+    hugging, lavis = (_blip_folder(tmp / layout, layout)
+                      for layout in (blip_diffusion.HUGGING_FACE, blip_diffusion.LAVIS))
     prompts = b"# mine\n[action]\na {} runs\n\na {} at school\r\n[style]\na painting of {}\n"
     folder = RunFolder.__new__(RunFolder)
     folder.run, folder.path, folder.key = RUN, run_folder, KEY
     found = {
         "embedding": Loader(_embeddings(), load_embedding, _is_embedding,
-                            names=("clip_l", "clip_g", "emb_params", "string_to_param", "*", "<dog>", "<dog>_1", "x_v0")),
+                            names=("clip_l", "clip_g", "emb_params", "string_to_param", "*", "<dog>", "<dog>_1",
+                                   "x_v0")),
         "concept": Loader(_embeddings(), load_concept, _is_concept, names=("clip_l", "string_to_param", "*")),
         "vico": Loader(every_way(blocks, blocks, about), read_vico, _is_vico, names=tuple(blocks)),
         "ip_adapter": Loader({".bin": [pickled(kind) for kind in (base, plus, full)],
@@ -224,14 +232,16 @@ def loaders(tmp: Path, run_folder: Path) -> dict[str, Loader]:
         "report": Loader({".json": [_report()]}, lambda path: saved_report(RUN), _is_report,
                          place=str(run_folder / REPORT), names=("run", "history", "saved", "previews", "message")),
         "picture": Loader({".png": [_picture("PNG")], ".jpg": [_picture("JPEG")], ".webp": [_picture("WEBP")],
-                           ".tif": [_picture("TIFF")]}, lambda path: read_picture(path, 32), _is_picture, bounded=False)}
+                           ".tif": [_picture("TIFF")]}, lambda path: read_picture(path, 32), _is_picture,
+                          bounded=False)}
     for layout, files in (("hugging_face", hugging), ("lavis", lavis)):
         for place, data in files.items():
             beside = {other: content for other, content in files.items() if other != place}
             root = place.count("/")
             found[f"blip_{layout}_{Path(place).stem}"] = Loader(
                 {Path(place).suffix: [data]}, lambda path, root=root: read_blip_diffusion(path.parents[root]), _is_blip,
-                beside, place, names=("vision_config", "num_attention_heads", "hidden_act", "layer_norm_eps", "mean", "std"))
+                beside, place, names=("vision_config", "num_attention_heads", "hidden_act", "layer_norm_eps", "mean",
+                                      "std"))
     return found
 
 

@@ -5,8 +5,9 @@ import io
 import json
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
@@ -17,9 +18,12 @@ from .memory import peak_memory
 
 SPARE = 64 * 2**20
 NUMBERS = (0, 1, -1, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, -2**63)
-TOKENS = (b"null", b"-1", b"1e999", b"NaN", b"{}", b"[]", b'""', b"[[[[", b"0.5", b"true", b"99999999999999999999", b"\\u0000",
-          b"\xff\xfe", b"\xef\xbb\xbf", b"\0", b"{}{}", b"\r", b"..", b"/etc/passwd", b"\xe2\x80\xa8", b".", b"R", b"h\0", b"]")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool, torch.complex64)
+TOKENS = (b"null", b"-1", b"1e999", b"NaN", b"{}", b"[]", b'""', b"[[[[", b"0.5", b"true", b"99999999999999999999",
+          b"\\u0000",
+          b"\xff\xfe", b"\xef\xbb\xbf", b"\0", b"{}{}", b"\r", b"..", b"/etc/passwd", b"\xe2\x80\xa8", b".", b"R",
+          b"h\0", b"]")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool,
+          torch.complex64)
 PLACES = st.floats(0, 1, exclude_max=True)
 
 
@@ -98,7 +102,8 @@ def _names(loader: Loader) -> st.SearchStrategy[str]:
 
 @st.composite
 def _tensors(draw: Any) -> torch.Tensor:
-    shape = draw(st.sampled_from([(), (0,), (1,), (768,), (1, 768), (2, 768), (0, 768), (2, 1280), (1, 1, 768), (4, 4), (8,),
+    shape = draw(st.sampled_from([(), (0,), (1,), (768,), (1, 768), (2, 768), (0, 768), (2, 1280), (1, 1, 768), (4, 4),
+                                  (8,),
                                   (1,) * 12]))
     made = torch.full(shape, draw(st.sampled_from((0.0, 1.0, float("nan"), 6e4)))).to(draw(st.sampled_from(DTYPES)))
     how = draw(st.sampled_from(("plain", "plain", "repeated", "turned", "sparse", "meta", "parameter")))
@@ -130,9 +135,12 @@ def _saved(draw: Any, loader: Loader) -> bytes:
 @st.composite
 def _instructions(draw: Any, loader: Loader) -> bytes:
     """An archive with instructions in any order."""
-    parts = st.sampled_from([b"}", b"]", b")", b"(", b"u", b"s", b"a", b"e", b"t", b"\x85", b"\x86", b"R", b"\x81", b"b", b"0", b"N",
-                             b"q\0", b"h\0", b"2", b"Q", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n", b"cos\nsystem\n",
-                             b"ctorch._utils\n_rebuild_tensor_v2\n", b"\x88", b"\x94", b"r\xff\xff\xff\x7f"]) | st.sampled_from(
+    parts = st.sampled_from([b"}", b"]", b")", b"(", b"u", b"s", b"a", b"e", b"t", b"\x85", b"\x86", b"R", b"\x81",
+                             b"b", b"0", b"N",
+                             b"q\0", b"h\0", b"2", b"Q", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n",
+                             b"cos\nsystem\n",
+                             b"ctorch._utils\n_rebuild_tensor_v2\n", b"\x88", b"\x94",
+                             b"r\xff\xff\xff\x7f"]) | st.sampled_from(
         NUMBERS).map(number) | _names(loader).map(unicode) | st.builds(
         tensor, st.just("0"), st.just(768), st.lists(st.sampled_from((0, 1, 4, 768, 2**40)), max_size=3),
         st.lists(st.sampled_from((0, 1, 768, -1, 2**62)), max_size=3), st.sampled_from((0, 1, 767, 2**62)))
@@ -181,10 +189,11 @@ def files(loader: Loader) -> st.SearchStrategy[tuple[str, bytes]]:
 
 # ------------------------------------------------------------------------------------------------ the property
 def check(loader: Loader, folder: Path, suffix: str, data: bytes) -> None:
-    """Raises AssertionError unless the loader makes of the file what it promises, or refuses it in one sentence, within the
-    memory that goes with its size."""
+    """Raises AssertionError unless the loader makes of the file what it promises, or refuses it in one sentence, within
+    the memory that goes with its size."""
     path = folder / (loader.place or f"file{suffix}")
-    for place, content in {**loader.beside, str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path): data
+    for place, content in {**loader.beside,
+                           str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path): data
                            }.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         (folder / place).write_bytes(content)

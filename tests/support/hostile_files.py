@@ -30,7 +30,15 @@ def numbers(values) -> bytes:
 
 def tensor(key: str, count: int, size, stride, offset: int = 0, storage: str = "FloatStorage") -> bytes:
     """A tensor as a pickle's instructions."""
-    pid = b"(" + unicode("storage") + f"ctorch\n{storage}\n".encode() + unicode(key) + unicode("cpu") + number(count) + b"tQ"
+    pid = (
+        b"("
+        + unicode("storage")
+        + f"ctorch\n{storage}\n".encode()
+        + unicode(key)
+        + unicode("cpu")
+        + number(count)
+        + b"tQ"
+    )
     return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + pid + number(offset) + numbers(size) + numbers(stride)
             + b"\x89ccollections\nOrderedDict\n)Rt" + b"R")
 
@@ -75,7 +83,8 @@ def bombs(folder: Path) -> dict[str, Path]:
     row = torch.ones(768).numpy().tobytes()
     deep = TORCH + b"}(" + unicode("string_to_param") + b"}(" + unicode("a") + b"}(" * 20_000
     itself = TORCH + b"}q\1" + unicode("string_to_param") + b"h\1s."
-    doubled = TORCH + b"]q\0" + b"".join(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1]) for i in range(60))
+    doubled = TORCH + b"]q\0" + b"".join(b"](h" + bytes([i]) + b"h" + bytes([i]) + b"eq" + bytes([i + 1])
+                                         for i in range(60))
     many = TORCH + b"}(" + unicode("string_to_param") + b"}(" + b"".join(
         unicode(f"w_v{i}") + (tensor("0", 768, (100, 768), (0, 1)) + b"q\x05" if i == 0 else b"h\x05")
         for i in range(9_000)) + b"uu."

@@ -11,7 +11,8 @@ import torch
 
 from .paths import CACHE, comfyui
 
-BASE_FOLDERS = ("models/checkpoints", "models/loras", "models/embeddings", "custom_nodes", "input", "output", "temp", "user")
+BASE_FOLDERS = ("models/checkpoints", "models/loras", "models/embeddings", "custom_nodes", "input", "output", "temp",
+                "user")
 
 
 class Checkpoint(NamedTuple):
@@ -35,6 +36,7 @@ def start(base: Path) -> None:
     args.database_url = "sqlite:///:memory:"
     torch.set_num_threads(1)
     import utils.extra_config  # noqa: F401  later imports of ComfyUI put a folder with another `utils` first
+    # isort: split
     import folder_paths
 
     for kind in ("checkpoints", "loras"):

@@ -75,8 +75,8 @@ def _plus(w, states):
 
 @contextlib.contextmanager
 def added_by_hand(model, table, content, rows_tokens, weight, output_gain=1.0):
-    """While open, hooks add the attention to `rows_tokens` (one (M, d) per row of the U-Net) to every text attention of a
-    U-Net that computes in float64.
+    """While open, hooks add the attention to `rows_tokens` (one (M, d) per row of the U-Net) to every text attention of
+    a U-Net that computes in float64.
 
     Where calls of the U-Net have different numbers of rows, `rows_tokens` holds such a list for each number.
 

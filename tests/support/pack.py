@@ -14,7 +14,8 @@ class _PackFinder(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
         if fullname != NAME:
             return None
-        return importlib.util.spec_from_file_location(NAME, PACK / "__init__.py", submodule_search_locations=[str(PACK)])
+        return importlib.util.spec_from_file_location(NAME, PACK / "__init__.py",
+                                                      submodule_search_locations=[str(PACK)])
 
 
 def make_importable() -> None:

@@ -20,10 +20,12 @@ GRAPH = """() => {
     const known = window.LiteGraph.registered_node_types, widgetTypes = new Set(Object.keys(window.app.widgets ?? {}));
     const fits = (type, options, choices, value) => {
         if (type === 'INT' || type === 'FLOAT')
-            return typeof value === 'number' && value >= (options.min ?? -Infinity) && value <= (options.max ?? Infinity);
+            return typeof value === 'number' && value >= (options.min ?? -Infinity)
+                && value <= (options.max ?? Infinity);
         if (type === 'BOOLEAN') return typeof value === 'boolean';
         if (type === 'STRING') return typeof value === 'string';
-        if (type === 'COMBO') return !Array.isArray(choices) || options.remote || Array.isArray(value) || choices.includes(value);
+        if (type === 'COMBO')
+            return !Array.isArray(choices) || options.remote || Array.isArray(value) || choices.includes(value);
         return true;
     };
     const describe = (node, prefix) => {

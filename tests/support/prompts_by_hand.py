@@ -53,10 +53,12 @@ def same_tokens(a, b) -> bool:
 
 
 def positions_by_hand(clip, prompt: str, words: str) -> tuple[int, ...]:
-    """Every place of the ids of `words` in ComfyUI's own split of a prompt without vectors, unless a longer word goes on
-    into them or out of them."""
+    """Every place of the ids of `words` in ComfyUI's own split of a prompt without vectors, unless a longer word goes
+    on into them or out of them."""
     ids, flat, places = words_to_ids(words), [], []
-    tokenizer = next(each for name, each in vars(clip.tokenizer).items() if name.startswith("clip_") and name != "clip_name")
+    tokenizer = next(
+        each for name, each in vars(clip.tokenizer).items() if name.startswith("clip_") and name != "clip_name"
+    )
     for i, chunk in enumerate(next(iter(clip.tokenize(prompt).values()))):
         row = [token for token, _ in chunk]
         end = row.index(END)

@@ -172,7 +172,8 @@ class RunningPrompt:
     def __init__(self, server: ComfyServer, prompt: dict):
         self._server, self.events = server, []
         client = uuid.uuid4().hex
-        self._socket = websocket.create_connection(f"{server.url.replace('http', 'ws', 1)}/ws?clientId={client}", timeout=60)
+        self._socket = websocket.create_connection(f"{server.url.replace('http', 'ws', 1)}/ws?clientId={client}",
+                                                   timeout=60)
         status, answer = server.post("/prompt", {"prompt": prompt, "client_id": client})
         if status != 200:
             self._socket.close()

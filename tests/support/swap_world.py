@@ -45,7 +45,8 @@ class World:
         return PersonalizeSelfAttentionSwap.execute(model or self.model, positive or self.visual, **inputs).args
 
     @torch.inference_mode()
-    def sample(self, model=None, positive=None, batch=1, steps=4, cfg=5.0, sampler="euler", side=16, seed=3, latent=None,
+    def sample(self, model=None, positive=None, batch=1, steps=4, cfg=5.0, sampler="euler", side=16, seed=3,
+               latent=None,
                negative=None, noise=None, **more):
         import comfy.sample
 

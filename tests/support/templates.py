@@ -25,8 +25,8 @@ QUICK = {
 def provide_files(base: Path, checkpoint: str, widths: Mapping[str, int]) -> None:
     """Small checkpoints, encoders and an embedding under the names that the workflows use.
 
-    checkpoint: file in models/checkpoints that stands for the one that the workflows name. widths: of its text encoders,
-    by the keys of embedding files. What ViCo and the picture encoders read is for SD1.x alone.
+    checkpoint: file in models/checkpoints that stands for the one that the workflows name. widths: of its text
+    encoders, by the keys of embedding files. What ViCo and the picture encoders read is for SD1.x alone.
     """
     models = base / "models"
     link = models / "checkpoints" / CHECKPOINT

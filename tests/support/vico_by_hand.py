@@ -53,7 +53,9 @@ class DualStream:
         self.embs = []
         for rows, vector in ((1, y), (count, own_y)):
             emb = unet.time_embed(timestep_embedding(timesteps, unet.model_channels).to(self.dtype))
-            self.embs.append((emb if vector is None else emb + unet.label_emb(vector.to(self.dtype))).repeat_interleave(rows, 0))
+            self.embs.append(
+                (emb if vector is None else emb + unet.label_emb(vector.to(self.dtype))).repeat_interleave(rows, 0)
+            )
         streams, skips = (x, references.flatten(0, 1)), []
         for i, block in enumerate(unet.input_blocks):
             streams = self._block(f"input_blocks.{i}", block, streams)

@@ -1,4 +1,5 @@
-"""What a training with ViCo on the tiny SD1.5 leaves in ComfyUI's model folders, as the bundled workflows look for it."""
+"""What a training with ViCo on the tiny SD1.5 leaves in ComfyUI's model folders, as the bundled workflows look for
+it."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,6 +13,7 @@ def provide(base: Path) -> None:
     """Puts an embedding and the image blocks of the same step below the base directory of a server."""
     import torch
     from safetensors.torch import save_file
+
     from tiny.vico import TINY_SD15, official_tensors
 
     blocks = base / "models" / "vico" / RUN

@@ -105,7 +105,8 @@ def text_weights(seed: int = 1) -> dict[str, torch.Tensor]:
               "final_layer_norm.weight": (width,), "final_layer_norm.bias": (width,)}
     for layer in (f"encoder.layers.{i}" for i in range(TEXT["num_hidden_layers"])):
         sizes = {f"self_attn.{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
-        sizes |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner), "layer_norm1": (width,), "layer_norm2": (width,)}
+        sizes |= {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner), "layer_norm1": (width,),
+                  "layer_norm2": (width,)}
         for name, shape in sizes.items():
             shapes |= {f"{layer}.{name}.weight": shape, f"{layer}.{name}.bias": shape[:1]}
     return {f"text_model.{name}": _fill(name, shape, generator).half().float() for name, shape in shapes.items()}

@@ -1,8 +1,8 @@
 """Narrow siblings of the Stable Diffusion families.
 
-Each class differs from ComfyUI's own only in widths and in the number of text layers, so loading, conditioning, sampling
-and patching run through the same code as for the full models. The two encoders of the SDXL sibling differ in width,
-as the real ones do: code that mixes them up fails.
+Each class differs from ComfyUI's own only in widths and in the number of text layers, so loading, conditioning,
+sampling and patching run through the same code as for the full models. The two encoders of the SDXL sibling differ in
+width, as the real ones do: code that mixes them up fails.
 """
 from __future__ import annotations
 
@@ -61,7 +61,8 @@ class TinySDXLClip(sdxl_clip.SDXLClipModel):
 
     def __init__(self, device="cpu", dtype=None, model_options={}):
         torch.nn.Module.__init__(self)
-        hidden = {"device": device, "dtype": dtype, "layer": "hidden", "layer_idx": -2, "layer_norm_hidden_state": False}
+        hidden = {"device": device, "dtype": dtype, "layer": "hidden", "layer_idx": -2,
+                  "layer_norm_hidden_state": False}
         self.clip_l = sd1_clip.SDClipModel(**hidden, textmodel_json_config=text_config(WIDTH_L, 3, "quick_gelu"),
                                            model_options={**model_options, "model_name": "clip_l"})
         self.clip_g = sd1_clip.SDClipModel(**hidden, textmodel_json_config=text_config(WIDTH_G, 4, "gelu"),
@@ -82,7 +83,8 @@ class TinySD2Tokenizer(sd1_clip.SD1Tokenizer):
     """The stock SD2 tokenizer (padded with zeros), reading embeddings of the tiny width."""
 
     def __init__(self, embedding_directory=None, tokenizer_data={}):
-        tokenizer = functools.partial(sd1_clip.SDTokenizer, pad_with_end=False, embedding_size=WIDTH_H, embedding_key="clip_h")
+        tokenizer = functools.partial(sd1_clip.SDTokenizer, pad_with_end=False, embedding_size=WIDTH_H,
+                                      embedding_key="clip_h")
         super().__init__(embedding_directory=embedding_directory, tokenizer_data=tokenizer_data, clip_name="h",
                          tokenizer=tokenizer)
 
@@ -128,7 +130,8 @@ class TinySD21(TinyModel, supported_models.SD20):
 class TinySDXL(TinyModel, supported_models.SDXL):
     """SDXL: two encoders, pooled text and picture size as extra conditioning, transformers up to two blocks deep."""
 
-    unet_config = {**supported_models.SDXL.unet_config, "context_dim": WIDTH_L + WIDTH_G, "model_channels": UNET_CHANNELS,
+    unet_config = {**supported_models.SDXL.unet_config, "context_dim": WIDTH_L + WIDTH_G,
+                   "model_channels": UNET_CHANNELS,
                    "transformer_depth": [0, 0, 1, 1, 2, 2], "adm_in_channels": WIDTH_G + 6 * 256}
     unet_extra_config = {**supported_models.SDXL.unet_extra_config, "num_head_channels": 16}
     text_model, tokenizer = TinySDXLClip, TinySDXLTokenizer

@@ -5,16 +5,15 @@ there were no adapter.
 """
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
 from comfy.patcher_extension import PatcherInjection
 from comfy.weight_adapter.lokr import LokrDiff
 from comfy.weight_adapter.lora import LoraDiff
 from comfy.weight_adapter.oft import OFTDiff
+from torch import Tensor, nn
 
 KEY = "personalize_adapters"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -81,7 +80,8 @@ def _kronecker(adapter: LokrDiff, layer: nn.Module, x: Tensor, y: Tensor) -> Ten
 
 
 def _rotation(adapter: OFTDiff, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """OFT: R W x + b, which is R y + b − R b. The blocks of R are what the adapter makes of unit matrices as weights."""
+    """OFT: R W x + b, which is R y + b − R b. The blocks of R are what the adapter makes of unit matrices as
+    weights."""
     count, size = adapter.block_num, adapter.block_size
     blocks = adapter(torch.eye(size, device=y.device).repeat(count, 1)).to(y.dtype).unflatten(0, (count, size))
     if isinstance(layer, nn.Linear):

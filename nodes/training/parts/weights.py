@@ -2,14 +2,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
-
 from comfy.weight_adapter import adapter_maps
+from torch import Tensor, nn
 
 from ...families.find import family_of
 from ..restoring import matching
@@ -83,7 +82,8 @@ class AdapterPart(TrainablePart):
     def _adapter(self, weight: Tensor, name: str, run: TrainingRun) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(run.seed, "adapter", name).initial_seed())
-            made = adapter_maps[self.algorithm].create_train(torch.empty_like(weight, device="cpu", dtype=torch.float32),
+            made = adapter_maps[self.algorithm].create_train(torch.empty_like(weight, device="cpu",
+                                                                              dtype=torch.float32),
                                                              rank=self.rank, alpha=self.alpha)
         return made.to(run.device, torch.float32).train().requires_grad_(True)
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Measures what the papers claim on the miniature world: python3 tests/lab/bench/claims.py --technique core. See README.md."""
+"""Measures what the papers claim on the miniature world: python3 tests/lab/bench/claims.py --technique core. See
+README.md."""
 from __future__ import annotations
 
 import sys

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What survives killed servers, full and refusing disks, and odd files: python3 tests/lab/bench/faults.py. See README.md."""
+"""What survives killed servers, full and refusing disks, and odd files: python3 tests/lab/bench/faults.py. See
+README.md."""
 from __future__ import annotations
 
 import sys

@@ -10,8 +10,8 @@ import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Callable, Mapping
 
 import torch
 
@@ -50,6 +50,7 @@ def main() -> None:
 def contenders(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     """Name → one run of a sampler with guidance, plain and with each kind of swap."""
     import comfy.sample
+
     from bench import checkpoint
     from personalize.nodes.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
     from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
@@ -63,7 +64,8 @@ def contenders(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
 
     def sampling(patched) -> Callable[[], torch.Tensor]:
         return torch.inference_mode()(lambda: comfy.sample.sample(
-            patched, noise, options.steps, 5.0, "euler", "normal", positive, negative, latent, disable_pbar=True, seed=0))
+            patched, noise, options.steps, 5.0, "euler", "normal", positive, negative, latent, disable_pbar=True,
+                                                                  seed=0))
 
     swaps = {name: PersonalizeSelfAttentionSwap.execute(model, visual, negative=negative, **{**SETTINGS, **changed})
              for name, changed, _ in RATIOS}
@@ -85,13 +87,16 @@ def report(runs: Mapping[str, Callable[[], object]], options: argparse.Namespace
     from bench.measure import flops, median_ratio, peak_bytes, seconds_in_turn
 
     seconds = seconds_in_turn(runs, options.rounds, warm_up=1)
-    counted, peaks = {name: flops(run) for name, run in runs.items()}, {name: peak_bytes(run) for name, run in runs.items()}
+    counted, peaks = {name: flops(run) for name, run in runs.items()}, {name: peak_bytes(run)
+                                                                        for name, run in runs.items()}
     rows = {name: unet_rows(run) for name, run in runs.items()}
     print(f"{options.resolution} px, batch {options.batch}, {options.steps} steps with guidance, fp32, "
           f"{torch.get_num_threads()} thread, load {os.getloadavg()[0]:.1f}")
     for name in runs:
-        print(f"{name}: {statistics.median(seconds[name]):.2f} CPU s, {counted[name] / 1e9:.0f} GFLOP, {rows[name]} rows of "
-              f"the U-Net, at its peak {peaks[name] / MIB:.0f} MiB of tensors")
+        print(
+            f"{name}: {statistics.median(seconds[name]):.2f} CPU s, {counted[name] / 1e9:.0f} GFLOP, {rows[name]} rows "
+            f"of the U-Net, at its peak {peaks[name] / MIB:.0f} MiB of tensors"
+        )
     for name, _, most in RATIOS:
         aim = "" if most is None else f" (at most {most})"
         print(f"ratio {name} {median_ratio(seconds, name, 'plain'):.2f}{aim}")

@@ -4,8 +4,8 @@
     COMFYUI_PATH=… python tests/lab/bench/template_hashes.py --keep before.json     (before)
     COMFYUI_PATH=… python tests/lab/bench/template_hashes.py --against before.json  (after, on the same machine)
 
-Runs every workflow of the pack on small random checkpoints of SD1.5, SD2.1 (v-prediction) and SDXL in a real server, and
-hashes what comes out: pixels of pictures, losses and gradient norms, tensors of saved files. The names of files are
+Runs every workflow of the pack on small random checkpoints of SD1.5, SD2.1 (v-prediction) and SDXL in a real server,
+and hashes what comes out: pixels of pictures, losses and gradient norms, tensors of saved files. The names of files are
 compared too, without the part that stands for the settings. SD2.1 and SDXL run what needs no files made for SD1.x.
 """
 from __future__ import annotations
@@ -56,7 +56,8 @@ def main() -> int:
     if not options.against:
         return 0
     kept = json.loads(options.against.read_text())
-    different = [f"{kind} {workflow}: {name}" for kind, workflows in found.items() for workflow, hashes in workflows.items()
+    different = [f"{kind} {workflow}: {name}" for kind, workflows in found.items()
+                 for workflow, hashes in workflows.items()
                  for name in sorted(hashes.keys() | kept[kind][workflow].keys())
                  if hashes.get(name) != kept[kind][workflow].get(name)]
     compared = sum(len(hashes) for workflows in found.values() for hashes in workflows.values())
@@ -78,7 +79,8 @@ def hashes_of(kind: str, only: str) -> Iterator[tuple[str, dict[str, str]]]:
                 there = set(files_in(base))
                 run = server.run(to_prompt(quick(path, definitions), definitions))
                 saved = [file for file in files_in(base) if file not in there]
-                yield path.stem, {**pictures_in(run.outputs, server), **{name_of(file, base): content_of(file) for file in saved}}
+                yield path.stem, {**pictures_in(run.outputs, server),
+                                  **{name_of(file, base): content_of(file) for file in saved}}
         finally:
             server.stop()
 
@@ -110,7 +112,9 @@ def content_of(file: Path) -> str:
     if file.suffix == ".png":
         return pixels(file)
     if file.suffix == ".json":
-        return hashlib.sha256(json.dumps(without_time(json.loads(file.read_text())["history"])).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(without_time(json.loads(file.read_text())["history"])).encode()).hexdigest()[
+            :16
+        ]
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 

@@ -7,6 +7,6 @@
 | `task.py` | what every method gets: subject, pictures, prompts, seed, noise |
 | `technique.py`, `techniques/` | the interface of a technique, and one module a technique |
 | `bounds.py`, `training.py` | methods and steps that several techniques share |
-| `judging.py`, `store.py`, `harness.py` | pictures to values; cached cells; which cells are there and which are to be made |
+| `judging.py`, `store.py`, `harness.py` | pictures to values; cached cells; which are there, which are to be made |
 | `report.py`, `sheet.py` | the table with its intervals, and the contact sheets |
 """

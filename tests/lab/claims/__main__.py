@@ -6,8 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Iterator, Sequence
 
 from miniature.comfyui import use_comfyui
 
@@ -110,8 +110,10 @@ def _report(options: argparse.Namespace, technique, methods: Sequence, tasks: Se
         print("No cell is there yet; give it more --minutes.")
         return
     subjects, wanted = {subject for _, subject, _ in cells}, len(methods) * len(tasks)
-    head = (f"{options.technique}, {options.set} references: {len(cells)} of {wanted} cells, {len(subjects)} subjects, "
-            f"{len(tasks[0].templates)} prompts; checkpoint {harness.world.weights[:12]}, oracle {harness.world.judge[:12]}")
+    head = (
+        f"{options.technique}, {options.set} references: {len(cells)} of {wanted} cells, {len(subjects)} subjects, "
+        f"{len(tasks[0].templates)} prompts; checkpoint {harness.world.weights[:12]}, oracle {harness.world.judge[:12]}"
+    )
     kinds = {task.subject: dict(enumerate(task.kinds)) for task in tasks}
     report = f"{head}\n{text(options.technique, technique, cells, kinds)}\n"
     folder = options.out / f"{options.technique}-{options.set}"

@@ -71,7 +71,8 @@ class Truth:
     def _scene(task: Task, prompt: str) -> Scene:
         asked, rng = said(prompt), random.Random(f"{task.seed} {task.subject} {prompt}")
         second = Second(asked.relation, asked.second_kind) if asked.second_kind else None
-        return Scene(_identity(task, asked), asked.pose or "standing", asked.accessory or "none", asked.background or "meadow",
+        return Scene(_identity(task, asked), asked.pose or "standing", asked.accessory or "none",
+                     asked.background or "meadow",
                      asked.style or "photo", second, rng.randrange(2**31))
 
 

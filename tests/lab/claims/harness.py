@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Callable
 
 from .judging import REVISION, judge
 from .store import Cell, Drawn, Store
@@ -58,7 +58,9 @@ class Harness:
         drawn = method.draw(self.world, task, earlier)
         figures = {"seconds": time.monotonic() - wall, "processor_seconds": time.process_time() - work,
                    "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")}
-        self.say(f"{task.subject} {method.name} seed {task.seed}: {figures['seconds']:.0f} s, load {figures['load']:.1f}")
+        self.say(
+            f"{task.subject} {method.name} seed {task.seed}: {figures['seconds']:.0f} s, load {figures['load']:.1f}"
+        )
         return replace(drawn, figures={**figures, **drawn.figures})
 
 

@@ -1,14 +1,19 @@
 """What the oracle makes of a cell's pictures: one value a picture and measure."""
 from __future__ import annotations
 
-from typing import Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from miniature.grammar import said
 from miniature.measures import (
-    colors_kept, identity_kept, identity_similarity, kept_against_prompt, reference_identity, text_alignment,
+    colors_kept,
+    identity_kept,
+    identity_similarity,
+    kept_against_prompt,
+    reference_identity,
+    text_alignment,
 )
 
 from .bounds import SUBJECT

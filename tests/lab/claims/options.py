@@ -15,9 +15,12 @@ PROMPTS = 24
 def parser() -> argparse.ArgumentParser:
     """What is measured, on what, and where it is kept."""
     options = argparse.ArgumentParser(
-        prog="claims.py", description="Measures a technique's claims on the miniature world: a table with intervals over "
+        prog="claims.py",
+        description="Measures a technique's claims on the miniature world: a table with intervals over "
         "subjects, one line a figure, and contact sheets. What was measured is kept: the same command goes on where it "
-        "stopped.", parents=[_common()])
+        "stopped.",
+        parents=[_common()],
+    )
     options.add_argument("--technique", choices=TECHNIQUES, required=True)
     options.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods (default: all)")
     options.add_argument("--hidden", type=int, metavar="SEED", help="other subjects, drawn from this seed")
@@ -49,8 +52,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def parse_gradients(arguments: list[str] | None = None) -> argparse.Namespace:
     """The options of core_gradients.py; ends as `parse` does."""
     own = argparse.ArgumentParser(
-        prog="core_gradients.py", description="Cosine and norm ratio of CoRe's estimator to the exact gradient at points "
-        "of real trainings on the miniature world.", parents=[_common()])
+        prog="core_gradients.py",
+        description="Cosine and norm ratio of CoRe's estimator to the exact gradient at points "
+        "of real trainings on the miniature world.",
+        parents=[_common()],
+    )
     own.add_argument("--steps", type=_count, default=300, metavar="N", help="steps of a training (default 300)")
     own.add_argument("--points", type=_count, default=5, metavar="N", help="points of a training (default 5)")
     own.add_argument("--batches", type=_count, default=4, metavar="N",
@@ -78,7 +84,9 @@ def _check_files(own: argparse.ArgumentParser, options: argparse.Namespace, *nam
     for name in names:
         file = getattr(options, name)
         if not file.is_file():
-            own.error(f"{file} is not there; name a trained --{name}, or train one: python3 tests/lab/miniature/train.py")
+            own.error(
+                f"{file} is not there; name a trained --{name}, or train one: python3 tests/lab/miniature/train.py"
+            )
 
 
 def _count(text: str) -> int:

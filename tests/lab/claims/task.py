@@ -1,8 +1,9 @@
 """What every method is given: the same subject, pictures, prompts, seed and noise."""
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ class Task:
                             for template in self.templates])
 
     def draw(self, world: World, words: str, clip: Any = None, model: Any = None) -> Tensor:
-        """A picture (3, 128, 128) a template, with `words` for the subject; clip, model: in place of the checkpoint's."""
+        """A picture (3, 128, 128) a template, with `words` for the subject; clip, model: in place of the
+        checkpoint's."""
         return world.draw(world.encode(self.prompts(words), clip), self.noise(world), self.sampling, model)
 
     def shared(self, factor: str) -> str | None:

@@ -1,8 +1,9 @@
 """What a technique gives the claims: methods, each of which turns a task into pictures."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Mapping, Protocol
+from typing import Protocol
 
 from .store import Cell, Drawn
 from .task import Prompts, Task, usual_prompts
@@ -25,7 +26,8 @@ class Method(Protocol):
 
 
 class ReadsVerdict:
-    """Marks a method that looks at what the oracle said of the cell it continues: another oracle, another cell of it."""
+    """Marks a method that looks at what the oracle said of the cell it continues: another oracle, another cell of
+    it."""
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,8 @@ def test_results_are_means_over_subjects_with_paired_differences():
     technique = Technique((Constant("a"), Constant("b")), {"b": "a"})
     cells = _cells({"a": 0.0, "b": 0.25}, 8)
     found = {result.method: result for result in results(technique, cells)}
-    expected = np.mean([[v["text"] for v in cell.verdict.values()] for (name, *_), cell in cells.items() if name == "a"])
+    expected = np.mean([[v["text"] for v in cell.verdict.values()]
+                        for (name, *_), cell in cells.items() if name == "a"])
     assert found["a"].mean == pytest.approx(expected) and found["a"].interval.mean == pytest.approx(expected)
     difference = found["b-minus-a"].interval
     assert difference.mean == pytest.approx(0.25) and difference.high - difference.low < 1e-9
@@ -254,6 +255,7 @@ def test_estimator_gradients_are_those_of_the_terms(world, capsys, files):
 
 def test_commands_say_what_is_missing(tmp_path):
     for script, options in (("claims.py", ["--technique", "core"]), ("core_gradients.py", [])):
-        asked = [sys.executable, str(TESTS / "lab" / "bench" / script), *options, "--checkpoint", str(tmp_path / "none")]
+        asked = [sys.executable, str(TESTS / "lab" / "bench" / script), *options, "--checkpoint",
+                 str(tmp_path / "none")]
         answer = subprocess.run(asked, check=False, capture_output=True, text=True)
         assert answer.returncode == 2 and "none is not there; name a trained --checkpoint" in answer.stderr

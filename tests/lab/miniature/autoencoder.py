@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,8 @@ def _crops(drawings: list[Drawing], rng: random.Random) -> torch.Tensor:
 
 
 def reconstruction_loss(model: torch.nn.ModuleDict, pictures: torch.Tensor) -> torch.Tensor:
-    """L1 + 15 L2 (equal parts at 28 dB) of the reconstruction from slightly noisy latents; a hinge keeps latents in 3."""
+    """L1 + 15 L2 (equal parts at 28 dB) of the reconstruction from slightly noisy latents; a hinge keeps latents in
+    3."""
     latents = model["encoder"](pictures)
     rebuilt = model["decoder"](latents + 0.02 * torch.randn_like(latents)).float()
     error = rebuilt - pictures

@@ -31,7 +31,8 @@ def _encoders(networks: torch.nn.ModuleDict) -> dict[str, TextEncoder]:
     return {f"{_TEXT}clip_l.": text}
 
 
-def checkpoint_tensors(networks: torch.nn.ModuleDict, autoencoder: torch.nn.ModuleDict, latent_spread: float) -> Tensors:
+def checkpoint_tensors(networks: torch.nn.ModuleDict, autoencoder: torch.nn.ModuleDict,
+                       latent_spread: float) -> Tensors:
     """Everything in fp16. ``latent_spread``: standard deviation of the autoencoder's raw latents."""
     tensors = {prefix + k: v for prefix, module in _modules(networks).items() for k, v in module.state_dict().items()}
     tensors |= {f"first_stage_model.taesd_{k}": v for k, v in autoencoder.state_dict().items()}

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-from typing import Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch

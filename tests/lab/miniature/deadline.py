@@ -6,7 +6,8 @@ import time
 
 
 class Deadline:
-    """``over`` turns True once the time is up, or a signal came after ``listen``; training loops then save and return."""
+    """``over`` turns True once the time is up, or a signal came after ``listen``; training loops then save and
+    return."""
 
     def __init__(self, minutes: float):
         self.began = time.monotonic()

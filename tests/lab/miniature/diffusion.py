@@ -1,13 +1,13 @@
 """Noise, loss and sampler: Stable Diffusion's own schedule, classifier-free guidance."""
 from __future__ import annotations
 
-from typing import Sequence
+import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
 from .network import predicts_velocity
-import itertools
 
 TIMESTEPS = 1000
 

@@ -155,7 +155,8 @@ class _Judge:
 
 
 def prompts_to_judge(count: int) -> list[str]:
-    """Fixed prompts of the whole grammar for subjects of basic colours, half of them for combinations training never saw."""
+    """Fixed prompts of the whole grammar for subjects of basic colours, half of them for combinations training never
+    saw."""
     rng = random.Random("prompts to judge")
     prompts = []
     while len(prompts) < count:

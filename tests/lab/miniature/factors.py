@@ -18,8 +18,9 @@ NAMED_PATTERNS = ("plain", "striped", "banded", "spotted", "checkered", "two-ton
 UNNAMED_PATTERNS = ("diagonal", "rings")
 PATTERNS = NAMED_PATTERNS + UNNAMED_PATTERNS
 
-# Sixteen hues (degrees / 360, saturation, value) with a word each; the even ones, when vivid, are the basic colours that
-# prompts are checked for. Then sixteen without a word, each between two of the first: only novel subjects have them.
+# Sixteen hues (degrees / 360, saturation, value) with a word each; the even ones, when vivid, are the basic colours
+# that prompts are checked for. Then sixteen without a word, each between two of the first: only novel subjects have
+# them.
 HUE_NAMES = ("red", "scarlet", "orange", "gold", "yellow", "lime", "green", "teal", "cyan", "azure", "blue", "indigo",
              "purple", "magenta", "pink", "rose")
 COLOR_NAMES = HUE_NAMES[::2]

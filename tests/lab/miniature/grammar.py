@@ -11,8 +11,19 @@ import re
 from dataclasses import dataclass
 
 from .factors import (
-    ACCESSORIES, ANIMATE, BACKGROUNDS, CLASSES, COLOR_NAMES, HUE_NAMES, NAMED_PATTERNS, POSES, PROPS, RELATIONS, TONES,
-    Identity, Scene,
+    ACCESSORIES,
+    ANIMATE,
+    BACKGROUNDS,
+    CLASSES,
+    COLOR_NAMES,
+    HUE_NAMES,
+    NAMED_PATTERNS,
+    POSES,
+    PROPS,
+    RELATIONS,
+    TONES,
+    Identity,
+    Scene,
 )
 
 MEDIA = {
@@ -41,8 +52,8 @@ POSE_ADJECTIVES = {"lying": "lying", "jumping": "jumping", "upside down": "upsid
 
 @dataclass(frozen=True)
 class Said:
-    """The factors a sentence states; None (or False) where it is silent. ``style`` follows from the medium; of colours only
-    the basic ones are told."""
+    """The factors a sentence states; None (or False) where it is silent. ``style`` follows from the medium; of colours
+    only the basic ones are told."""
 
     kind: str | None = None
     pattern: str | None = None
@@ -201,5 +212,6 @@ def every_word() -> str:
     media = [word for words in MEDIA.values() for word in words]
     places = [phrase for phrases in PLACES.values() for phrase in phrases]
     extra = ["an", *_ARTICLES, "of", "with", "in", "background", "pose", "view", "wearing", "and", *WORN.values()]
-    return " ".join([*CLASSES, *PROPS, *TONES[1:], *HUE_NAMES, *NAMED_PATTERNS, *POSES, *BACKGROUNDS, *RELATIONS, *media,
+    return " ".join([*CLASSES, *PROPS, *TONES[1:], *HUE_NAMES, *NAMED_PATTERNS, *POSES, *BACKGROUNDS, *RELATIONS,
+                     *media,
                      *places, *extra])

@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Sequence
 
 import torch
 
@@ -53,7 +53,8 @@ def colors_kept(picture: torch.Tensor, judged: Judgement, identity: Identity) ->
     pixels = 255 * picture.flatten(1).T[judged.mask.flatten() > 0]
     if not len(pixels):
         return False
-    return all(float(((pixels - torch.tensor(color_rgb(c), dtype=torch.float32)).norm(dim=1) < NEAR).float().mean()) > SHOWN
+    return all(float(((pixels - torch.tensor(color_rgb(c),
+                                             dtype=torch.float32)).norm(dim=1) < NEAR).float().mean()) > SHOWN
                for c in identity.colors)
 
 
@@ -71,7 +72,8 @@ def kept_against_prompt(judged: Judgement, prompt: str, factor: str, reference: 
 
 
 def pose_bias(judged: Sequence[Judgement], prompts: Sequence[str], reference_pose: str) -> float:
-    """Share of pictures in the reference pose among those whose prompt asks for another one; raises ValueError if none."""
+    """Share of pictures in the reference pose among those whose prompt asks for another one; raises ValueError if
+    none."""
     kept = [kept_against_prompt(j, prompt, "pose", reference_pose) for j, prompt in zip(judged, prompts, strict=True)]
     asked = [one for one in kept if one is not None]
     if reference_pose not in POSES or not asked:

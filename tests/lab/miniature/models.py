@@ -36,7 +36,8 @@ UNET_XL = {
 def text_config(layers: int = TEXT_LAYERS, activation: str = "quick_gelu") -> dict:
     """A CLIP text transformer in the format of ComfyUI's own json files."""
     return {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": layers,
-            "num_attention_heads": HEADS, "hidden_act": activation, "max_position_embeddings": 77, "eos_token_id": 49407}
+            "num_attention_heads": HEADS, "hidden_act": activation, "max_position_embeddings": 77,
+            "eos_token_id": 49407}
 
 
 def untouched_table() -> torch.Tensor:

@@ -1,14 +1,14 @@
 """The networks that are trained together: U-Net, text encoder(s), picture encoder, in both topologies."""
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 
 from .grammar import every_word
 from .models import HEADS, UNET, UNET_XL, WIDTH, text_config, untouched_table
-import itertools
 
 VISUAL_TOKENS = 8
 REFERENCE_SIZE = 64

@@ -7,16 +7,25 @@ for one subject in any pose, place and style, and far for any other of the same 
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from .factors import (
-    ACCESSORIES, BACKGROUNDS, CLASSES, COLOR_NAMES, PATTERNS, POSES, PROPS, RELATIONS, STYLES, Scene,
+    ACCESSORIES,
+    BACKGROUNDS,
+    CLASSES,
+    COLOR_NAMES,
+    PATTERNS,
+    POSES,
+    PROPS,
+    RELATIONS,
+    STYLES,
+    Scene,
 )
 from .grammar import Said
 from .synthesis import EVIDENCE, SecondLook, explained, silhouettes
@@ -26,7 +35,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "kind": CLASSES, "pattern": PATTERNS, "pose": POSES, "accessory": ACCESSORIES, "background": BACKGROUNDS,
     "style": STYLES, "second": SECONDS, "relation": ("none", *RELATIONS),
 }
-SECOND_LOOKS = {"kind": "overlaps", "pattern": "explained"}  # factors judged once more, and what by, as ``see`` names it
+SECOND_LOOKS = {
+    "kind": "overlaps",
+    "pattern": "explained",
+}  # factors judged once more, and what by, as ``see`` names it
 IDENTITY_WIDTH = 64
 READ_AT_ONCE = 24             # pictures
 CLOSEUP, MARGIN = 64, 1.1     # pixels of the enlarged subject; its frame beside the subject's own longer side
@@ -54,7 +66,8 @@ class SceneNet(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         first, thin = self.widths[0], self.mask_width
-        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, first, 5, 2, 2), torch.nn.GroupNorm(8, first), torch.nn.SiLU())
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, first, 5, 2, 2), torch.nn.GroupNorm(8, first),
+                                        torch.nn.SiLU())
         self.down = torch.nn.ModuleList(_stage(before, after) for before, after in zip(self.widths, self.widths[1:]))
         self.lateral = torch.nn.ModuleList(torch.nn.Conv2d(width, thin, 1) for width in self.widths)
         self.smooth = torch.nn.ModuleList(torch.nn.Conv2d(thin, thin, 3, 1, 1) for _ in self.widths)
@@ -83,7 +96,8 @@ class SubjectNet(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         first = self.widths[0]
-        self.stem = torch.nn.Sequential(torch.nn.Conv2d(4, first, 3, 1, 1), torch.nn.GroupNorm(8, first), torch.nn.SiLU())
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(4, first, 3, 1, 1), torch.nn.GroupNorm(8, first),
+                                        torch.nn.SiLU())
         self.down = torch.nn.Sequential(*(_stage(b, a) for b, a in zip(self.widths, self.widths[1:])))
 
     def forward(self, closeups: torch.Tensor) -> torch.Tensor:
@@ -169,7 +183,8 @@ class Oracle(torch.nn.Module):
         close = 2 * SubjectNet.widths[-1]
         wide = 2 * SceneNet.widths[-1]
         self.trunk = torch.nn.Sequential(torch.nn.Linear(wide + close, wide), torch.nn.SiLU())
-        self.heads = torch.nn.ModuleDict({name: torch.nn.Linear(wide, len(options)) for name, options in CHOICES.items()})
+        self.heads = torch.nn.ModuleDict({name: torch.nn.Linear(wide, len(options))
+                                          for name, options in CHOICES.items()})
         self.colors = torch.nn.Linear(wide, len(COLOR_NAMES))
         self.likeness = torch.nn.Sequential(torch.nn.Linear(close, 128), torch.nn.SiLU(),
                                             torch.nn.Linear(128, IDENTITY_WIDTH))

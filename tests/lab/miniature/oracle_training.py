@@ -103,8 +103,8 @@ def oracle_loss(oracle: Oracle, scenes_: list[Scene], pictures: torch.Tensor, ma
 
 
 def fit_second_looks(oracle: Oracle, autoencoder: torch.nn.ModuleDict | None, count: int) -> None:
-    """The networks stay as they are; what they guess of ``count`` training scenes and of their reconstructions, spoilt as
-    in their own training, teaches the second looks when to follow the evidence."""
+    """The networks stay as they are; what they guess of ``count`` training scenes and of their reconstructions, spoilt
+    as in their own training, teaches the second looks when to follow the evidence."""
     scenes_ = scenes(count, "train", 3)
     views = [pictures_tensor(draw_all(scenes_))]
     if autoencoder is not None:
@@ -119,7 +119,8 @@ def fit_second_looks(oracle: Oracle, autoencoder: torch.nn.ModuleDict | None, co
 
 def _fit(look: SecondLook, guess: torch.Tensor, evidence: torch.Tensor, labels: torch.Tensor) -> None:
     """Half of the rows have no guess: of scenes it was trained on it is right too often to leave anything to learn. In
-    others every option fits badly and the wrong one best, as on pictures that no renderer drew: there the guess is all."""
+    others every option fits badly and the wrong one best, as on pictures that no renderer drew: there the guess is
+    all."""
     options = guess.shape[1]
     optimizer = torch.optim.AdamW(look.requires_grad_(True).parameters(), weight_decay=0.05)
     for step in range(LOOKS):

@@ -1,7 +1,7 @@
 """Where the picture encoder starts: it says what a caption would say of the subject, in the text encoder's own states.
 
-The U-Net understands such tokens at once, as ELITE's and BLIP-Diffusion's mappers make them; what no word says is learned
-with the U-Net. Left to the U-Net alone, 60 000 rows with references taught an encoder nothing.
+The U-Net understands such tokens at once, as ELITE's and BLIP-Diffusion's mappers make them; what no word says is
+learned with the U-Net. Left to the U-Net alone, 60 000 rows with references taught an encoder nothing.
 """
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def teach_words(networks: torch.nn.ModuleDict, corpus: Corpus, steps: int, deadl
         if step % 100 == 99:
             with torch.no_grad():
                 unseen = _error(encoder, corpus, rows[-held:], words[-held:]) / variance
-            deadline.log(f"picture encoder step {step + 1}: error {loss:.3f} of the words' variance, held out {unseen:.3f}")
+            deadline.log(
+                f"picture encoder step {step + 1}: error {loss:.3f} of the words' variance, held out {unseen:.3f}"
+            )
 
 
 def _error(encoder: torch.nn.Module, corpus: Corpus, rows: torch.Tensor, words: torch.Tensor) -> torch.Tensor:

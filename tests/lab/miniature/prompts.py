@@ -24,7 +24,8 @@ def regularization_prompts(kind: str) -> dict[str, tuple[str, ...]]:
     media = ("a {}", "a photo of a {}", "a drawing of a {}")
     return {
         "background": tuple(f"{medium} {phrases[0]}" for medium, phrases in product(media, PLACES.values())),
-        "action": tuple(f"{medium} {words}" for medium in media for pose in POSES for words in (pose, _pose(pose, kind))),
+        "action": tuple(f"{medium} {words}" for medium in media for pose in POSES
+                        for words in (pose, _pose(pose, kind))),
         "outfit": tuple(f"{medium} wearing {worn}" for medium, worn in product(media, WORN.values())),
         "object": tuple(f"{medium} {relation} {article(prop)}"
                         for medium, prop in product(media, PROPS) for relation in ("next to", "on top of")),

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Draws a contact sheet: python3 tests/lab/miniature/sheet.py OUT.png [--subjects] [--seed N] [--columns N] [--rows N]"""
+"""Draws a contact sheet: python3 tests/lab/miniature/sheet.py OUT.png [--subjects] [--seed N] [--columns N] [--rows
+N]"""
 from __future__ import annotations
 
 import argparse

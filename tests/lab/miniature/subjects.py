@@ -12,7 +12,19 @@ import random
 from dataclasses import dataclass
 
 from .factors import (
-    BACKGROUNDS, CLASSES, HUE_NAMES, HUES, POSES, PROPS, RELATIONS, TONES, UNNAMED_PATTERNS, Color, Identity, Scene, Second,
+    BACKGROUNDS,
+    CLASSES,
+    HUE_NAMES,
+    HUES,
+    POSES,
+    PROPS,
+    RELATIONS,
+    TONES,
+    UNNAMED_PATTERNS,
+    Color,
+    Identity,
+    Scene,
+    Second,
     contrast,
 )
 

@@ -1,15 +1,15 @@
 """Analysis by synthesis: a second look at a subject, by laying over it what the renderer would draw.
 
-A class's silhouette, placed well, covers a mask nearly whole, and two flat colours in the right pattern explain nearly all
-of a body's colours, in dark tones as in vivid ones, from two stripes as from six. A network has to see very many pictures
-to find out; here it follows from how pictures are drawn. Where a picture is drawn otherwise, as a model may, every class
-and every pattern fits badly, and the network's guess stands: how much to follow is learnt.
+A class's silhouette, placed well, covers a mask nearly whole, and two flat colours in the right pattern explain nearly
+all of a body's colours, in dark tones as in vivid ones, from two stripes as from six. A network has to see very many
+pictures to find out; here it follows from how pictures are drawn. Where a picture is drawn otherwise, as a model may,
+every class and every pattern fits badly, and the network's guess stands: how much to follow is learnt.
 """
 from __future__ import annotations
 
 import itertools
 import math
-from functools import lru_cache, cache
+from functools import cache, lru_cache
 
 import numpy as np
 import torch
@@ -58,7 +58,8 @@ def _body(kind: str) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def _silhouettes() -> tuple[torch.Tensor, torch.Tensor]:
-    """All that each class covers: (classes, COARSE, COARSE) in 0..1, and its edges on its own square (classes, 2, 2)."""
+    """All that each class covers: (classes, COARSE, COARSE) in 0..1, and its edges on its own square (classes, 2,
+    2)."""
     whole = torch.stack([_cells(covers(SUBJECTS[kind])[1]) for kind in CLASSES])
     edges = torch.stack([_edges(((2 * i + 1) / CELLS - 1).flip(1).T) for i in map(torch.nonzero, whole > 0.5)])
     return F.avg_pool2d(whole, CELLS // COARSE), edges
@@ -80,8 +81,8 @@ def _edges(places: torch.Tensor) -> torch.Tensor:
 def silhouettes(mask: torch.Tensor, pose: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Each class in this pose, laid over a mask (H, W) of bools so that they agree best.
 
-    Their IoU (classes,), and where they lie (classes, 2, 3): affine maps from a shape's own square to the picture, -1..1
-    each. IoUs of zero where the mask is next to nothing.
+    Their IoU (classes,), and where they lie (classes, 2, 3): affine maps from a shape's own square to the picture,
+    -1..1 each. IoUs of zero where the mask is next to nothing.
     """
     if mask.sum() < LEAST:
         return torch.zeros(len(CLASSES)), torch.eye(2, 3).repeat(len(CLASSES), 1, 1)
@@ -98,7 +99,8 @@ def silhouettes(mask: torch.Tensor, pose: str) -> tuple[torch.Tensor, torch.Tens
 
 def _placements(seen: torch.Tensor, own: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
     """Affine maps (classes, N, 2, 3) at which shapes' edges reach a mask's: at either side or in the middle, since an
-    accessory may hide the other side. Edges as of ``_edges``, seen (2, 2), own (classes, 2, 2); turn (2, 2): the rotation."""
+    accessory may hide the other side. Edges as of ``_edges``, seen (2, 2), own (classes, 2, 2); turn (2, 2): the
+    rotation."""
     extents = (seen[:, 1] - seen[:, 0]) / (own[..., 1] - own[..., 0])
     sizes = torch.cat([extents, *(factor * extents.amax(1, keepdim=True) for factor in SIZES)], 1)[..., None, None]
     ends = seen - sizes * own[:, None]
@@ -108,12 +110,13 @@ def _placements(seen: torch.Tensor, own: torch.Tensor, turn: torch.Tensor) -> to
     return torch.cat([turned, middles[..., None]], -1).flatten(1, 2)
 
 
-def explained(picture: torch.Tensor, mask: torch.Tensor, kind: str, place: torch.Tensor, overlap: float) -> torch.Tensor:
-    """(EVIDENCE,): the share, 0..1, of the body's colour variance that each pattern explains with two colours of its own
-    (0 for "plain", which has one); the colours' standard deviation; ``overlap`` as it is.
+def explained(picture: torch.Tensor, mask: torch.Tensor, kind: str, place: torch.Tensor,
+              overlap: float) -> torch.Tensor:
+    """(EVIDENCE,): the share, 0..1, of the body's colour variance that each pattern explains with two colours of its
+    own (0 for "plain", which has one); the colours' standard deviation; ``overlap`` as it is.
 
-    picture (3, H, W) in 0..1; mask (H, W) of bools; place (2, 3) and overlap as ``silhouettes`` gives for this class. All
-    are zero where too little of the body is seen.
+    picture (3, H, W) in 0..1; mask (H, W) of bools; place (2, 3) and overlap as ``silhouettes`` gives for this class.
+    All are zero where too little of the body is seen.
     """
     nudges = torch.tensor([*itertools.product((-NUDGE, 0.0, NUDGE), repeat=2)])
     nudged = place + F.pad(nudges[..., None], (2, 0))

@@ -9,7 +9,13 @@ import torch
 from miniature.data import masks_tensor, pictures_tensor
 from miniature.factors import Identity, color_rgb, sample_identity, sample_scene, with_factors
 from miniature.measures import (
-    NEAR, bootstrap, colors_kept, kept_against_prompt, paired_difference, pose_bias, text_alignment,
+    NEAR,
+    bootstrap,
+    colors_kept,
+    kept_against_prompt,
+    paired_difference,
+    pose_bias,
+    text_alignment,
 )
 from miniature.oracle import CHOICES, Judgement, truth
 from miniature.renderer import draw
@@ -54,7 +60,8 @@ def test_only_prompts_that_ask_for_something_else_tell_of_a_bias():
 
 def _distance(one: Identity, other: Identity) -> float:
     """Smallest RGB distance between a colour of one and a colour of the other."""
-    colors = [[torch.tensor(color_rgb(c), dtype=torch.float32) for c in (each.first, each.second)] for each in (one, other)]
+    colors = [[torch.tensor(color_rgb(c), dtype=torch.float32) for c in (each.first, each.second)]
+              for each in (one, other)]
     return min(float((a - b).norm()) for a in colors[0] for b in colors[1])
 
 

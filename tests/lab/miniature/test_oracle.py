@@ -27,7 +27,8 @@ def test_the_closeup_is_the_frame_around_the_mask_that_pillow_cuts_out():
         cut = Image.fromarray(values.numpy()).transform(
             (CLOSEUP, CLOSEUP), Image.Transform.EXTENT, frame, Image.Resampling.BILINEAR)
         error = np.abs(np.asarray(cut) - ours[channel].numpy())
-        assert error.mean() < 0.01 and np.quantile(error, 0.99) < 0.15  # Pillow leaves out the picture's outermost half pixel
+        assert error.mean() < 0.01 and np.quantile(error,
+                                                   0.99) < 0.15  # Pillow leaves out the picture's outermost half pixel
 
 
 def test_the_closeup_does_not_depend_on_place_or_surroundings():
@@ -48,7 +49,8 @@ def test_without_a_mask_the_frame_is_the_whole_picture():
 
 def test_spoken_colours_are_found_in_what_the_renderer_draws_and_no_others():
     asked = [identity for _, identity in spoken_colors()]
-    scenes_ = [Scene(identity, "standing", "none", BACKGROUNDS[i % 11], "photo", None, i) for i, identity in enumerate(asked)]
+    scenes_ = [Scene(identity, "standing", "none", BACKGROUNDS[i % 11], "photo", None, i)
+               for i, identity in enumerate(asked)]
     pictures = pictures_tensor(draw_all(scenes_))
     assert all(identity.first.words in prompt and identity.kind in prompt for prompt, identity in spoken_colors())
     assert len({identity.first.words for identity in asked}) == 48

@@ -8,8 +8,25 @@ import numpy as np
 import pytest
 
 from miniature.factors import (
-    ACCESSORIES, ANIMATE, BACKGROUNDS, CLASSES, COLOR_NAMES, HUE_NAMES, INANIMATE, PATTERNS, POSES, STYLES, Color, Identity,
-    Scene, Second, color_rgb, contrast, sample_identity, sample_scene, with_factors,
+    ACCESSORIES,
+    ANIMATE,
+    BACKGROUNDS,
+    CLASSES,
+    COLOR_NAMES,
+    HUE_NAMES,
+    INANIMATE,
+    PATTERNS,
+    POSES,
+    STYLES,
+    Color,
+    Identity,
+    Scene,
+    Second,
+    color_rgb,
+    contrast,
+    sample_identity,
+    sample_scene,
+    with_factors,
 )
 from miniature.renderer import SIZE, draw
 

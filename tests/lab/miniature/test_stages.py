@@ -97,7 +97,8 @@ def test_diffusion_writes_a_checkpoint_that_comfyui_loads(folder, base, name):
 
     def train(pictures: int) -> bool:
         return diffusion_training.train_diffusion(
-            folder, Deadline(5), CPU, folder / "autoencoder.safetensors", folder / "none.safetensors", name=name, batch=4,
+            folder, Deadline(5), CPU, folder / "autoencoder.safetensors", folder / "none.safetensors", name=name,
+                                                  batch=4,
             shards=2, pictures=pictures)
 
     assert train(4) is False
@@ -118,12 +119,15 @@ def test_a_twin_without_weights_begins_from_the_miniature_beside_them(folder, tm
     miniature = autoencoder.WEIGHTS.with_name("miniature.safetensors")
     (tmp_path / miniature.name).symlink_to(miniature)
     run = folder / "twin"
-    diffusion_training.train_diffusion(run, Deadline(5), CPU, folder / "autoencoder.safetensors", folder / "none", batch=4,
-                                       start=tmp_path / "miniature_xl.safetensors", name="miniature_xl", shards=1, pictures=4)
+    diffusion_training.train_diffusion(run, Deadline(5), CPU, folder / "autoencoder.safetensors", folder / "none",
+                                       batch=4,
+                                       start=tmp_path / "miniature_xl.safetensors", name="miniature_xl", shards=1,
+                                       pictures=4)
     trained, given = load_file(run / "miniature_xl.safetensors"), load_file(miniature)
     for encoder in ("clip_l", "clip_g"):
         layer = "transformer.text_model.encoder.layers.0.mlp.fc1.weight"
-        torch.testing.assert_close(trained[f"cond_stage_model.{encoder}.{layer}"], given[f"cond_stage_model.clip_l.{layer}"],
+        torch.testing.assert_close(trained[f"cond_stage_model.{encoder}.{layer}"],
+                                   given[f"cond_stage_model.clip_l.{layer}"],
                                    atol=1e-4, rtol=0)
 
 
@@ -139,7 +143,8 @@ def test_the_picture_encoder_learns_to_say_what_a_caption_says(folder, monkeypat
     subjects = [scene.identity for number in range(2) for scene in latents.shard_scenes(number)[1]]
     with torch.no_grad():
         said = networks["picture"](corpus.references.float() / 255)
-        words = {row: networks["text"](networks["text"].tokens([f"a {identity_words(identity)} {identity.kind}"]))[0, 1:9]
+        words = {row: networks["text"](networks["text"].tokens([f"a {identity_words(identity)} {identity.kind}"]))[0,
+                                                                                                                   1:9]
                  for row, identity in enumerate(subjects) if identity.named}
         mean = torch.stack(list(words.values())).mean(0)
         for row, wanted in words.items():

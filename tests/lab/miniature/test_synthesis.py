@@ -46,7 +46,9 @@ def test_a_subjects_own_silhouette_fits_its_mask_best():
 @pytest.mark.parametrize("pose", POSES)
 def test_a_silhouette_lies_where_pillow_puts_it(pose):
     """The map of the best fit, given to Pillow, covers the mask as much as it says."""
-    drawing = next(d for d in _drawn() if d.scene.pose == pose and d.scene.accessory == "none" and d.scene.second is None)
+    drawing = next(
+        d for d in _drawn() if d.scene.pose == pose and d.scene.accessory == "none" and d.scene.second is None
+    )
     mask, kind = _subject(drawing)[1].numpy(), drawing.scene.identity.kind
     overlaps, places = silhouettes(torch.from_numpy(mask), pose)
     overlap, place = overlaps[CLASSES.index(kind)], places[CLASSES.index(kind)].double().numpy()
@@ -54,7 +56,8 @@ def test_a_silhouette_lies_where_pillow_puts_it(pose):
     local_to_picture = np.vstack([place @ [[scale, 0, -1], [0, scale, -1], [0, 0, 1]], [0, 0, 1]])
     pixel_to_picture = np.array([[2 / 128, 0, -1], [0, 2 / 128, -1], [0, 0, 1]])
     back = np.linalg.inv(local_to_picture) @ pixel_to_picture
-    laid = covers(SUBJECTS[kind])[1].transform((128, 128), Image.Transform.AFFINE, back[:2].ravel(), Image.Resampling.BILINEAR)
+    laid = covers(SUBJECTS[kind])[1].transform((128, 128), Image.Transform.AFFINE, back[:2].ravel(),
+                                               Image.Resampling.BILINEAR)
     laid = np.asarray(laid) > 127
     found = (laid & mask).sum() / (laid | mask).sum()
     assert found > 0.85 and found == pytest.approx(float(overlap), abs=0.05)

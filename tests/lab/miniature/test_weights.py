@@ -41,7 +41,8 @@ def test_latents_are_neither_clamped_nor_idle():
 def test_the_oracle_sees_in_scenes_that_no_gate_read_what_is_there():
     with safe_open(ORACLE, "pt") as opened:
         claimed = {name: float(value) for name, value in opened.metadata().items()}
-    assert all(value >= (MASK_GATE if name.endswith("mask") else GATE) for name, value in claimed.items() if name != "steps")
+    assert all(value >= (MASK_GATE if name.endswith("mask") else GATE)
+               for name, value in claimed.items() if name != "steps")
     scenes_ = scenes(96, "held_out", 41)
     drawings = draw_all(scenes_)
     pictures, masks, oracle = pictures_tensor(drawings), masks_tensor(drawings), load_oracle(ORACLE)

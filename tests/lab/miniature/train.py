@@ -36,9 +36,14 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--oracle-steps", type=int, help="likewise")
     parser.add_argument("--pictures", type=int, help="likewise, rows that the diffusion stage sees")
     parser.add_argument("--twin", action="store_true", help="diffusion stage: the SDXL twin instead of the miniature")
-    parser.add_argument("--teach-pictures", type=int, default=0, metavar="STEPS",
-                        help="diffusion stage: begin by teaching the picture encoder the words that the text encoder knows "
-                             "(1300 once colours begin to follow the prompt)")
+    parser.add_argument(
+        "--teach-pictures",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="diffusion stage: begin by teaching the picture encoder the words that the text encoder knows "
+        "(1300 once colours begin to follow the prompt)",
+    )
     parser.add_argument("--batch", type=int, default=16, help="rows a step of the diffusion stage")
     parser.add_argument("--shards", type=int, default=24, help="latent shards of 2048 scenes of the diffusion stage")
     parser.add_argument("--workers", type=int, default=0, help="processes that draw latent shards (0: this one)")

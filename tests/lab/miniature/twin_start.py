@@ -21,7 +21,8 @@ RESIDUAL_ENDS = ("to_out.0.weight", "ff.net.2.weight")
 def start_twin(twin: torch.nn.ModuleDict, miniature_file: Path) -> None:
     """Give the twin the weights of the miniature's checkpoint: both text encoders, and of the U-Net all but the last
     convolution (noise there, velocity here). The second blocks of deep transformers add nothing yet. Keys and values of
-    the words read the mean of both encoders' penultimate layers, mapped linearly to what comes nearest to the last one."""
+    the words read the mean of both encoders' penultimate layers, mapped linearly to what comes nearest to the last
+    one."""
     miniature = new_networks().to(next(twin.parameters()).device)
     load_networks(miniature, load_file(miniature_file))
     for encoder in (twin["text"].l, twin["text"].g):

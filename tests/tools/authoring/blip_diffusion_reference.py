@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes what diffusers' BLIP-Diffusion gives for the small random weights of tests/tiny: tiny/blip_diffusion.safetensors.
+"""Writes what diffusers' BLIP-Diffusion gives for the small random weights of tests/tiny:
+tiny/blip_diffusion.safetensors.
 
 diffusers' own pipeline needs a transformers that is older than ComfyUI's, so it runs beside the test environment:
 

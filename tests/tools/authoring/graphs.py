@@ -223,8 +223,8 @@ LOOK_INSIDE_NOTE = """\
 
 *Show Attention* also shows each step or each layer; *Subject Mask* turns the map of one word into a mask.
 
-**A picture of your own**: *Load Image* and *VAE Encode* in the place of the sampler's latent at *Attention of Latent*. \
-It needs no sampler.
+**A picture of your own**: *Load Image* and *VAE Encode* in the place of the sampler's latent at *Attention of \
+Latent*. It needs no sampler.
 
 Any sampler will do, and the picture is the same as without: compare it.
 """
@@ -250,7 +250,8 @@ LOOK_INSIDE = Graph("look_inside", nodes=(
     Node("9", "PersonalizeSubjectMask", (960, 680), {
         "record": ("5", 1), "image": ("7", 0), "latent": ("6", 0), **SUBJECT_MASK}, size=(660, 520)),
     Node("10", "PersonalizeAttentionOfLatent", (1680, 80), {
-        "model": ("1", 0), "conditioning": ("2", 0), "latent": ("6", 0), "words": "", "timesteps": "200, 400", "seed": 0,
+        "model": ("1", 0), "conditioning": ("2", 0), "latent": ("6", 0), "words": "", "timesteps": "200, 400",
+                                                            "seed": 0,
         "layers": "all", "layer_numbers": "", "keep": "every step", "prompt": ""}, size=(400, 440)),
     Node("11", "PersonalizeShowAttention", (2140, 80), {
         "record": ("10", 0), "image": ("7", 0), **HEAT, "show": "each step"}, size=(660, 520)),

@@ -5,8 +5,20 @@ from support.encoder_files import PICTURE
 from support.vico_files import EMBEDDING
 
 from .graph import Graph, Group, Node, Note
-from .graphs import (CHECKPOINT_WIRES, CONCEPT, DIFFUSION, GREEN, LATENT, LOADER, PICTURES, RED, SAMPLER, SCENE,
-                     SUBJECT, TRAIN)
+from .graphs import (
+    CHECKPOINT_WIRES,
+    CONCEPT,
+    DIFFUSION,
+    GREEN,
+    LATENT,
+    LOADER,
+    PICTURES,
+    RED,
+    SAMPLER,
+    SCENE,
+    SUBJECT,
+    TRAIN,
+)
 
 GIRL = "<example-girl>"
 NAME = EMBEDDING.removesuffix(".safetensors")
@@ -163,7 +175,8 @@ TWO_OBJECTS = Graph("vico_two_objects", nodes=(
     Node("10", "ImageFromBatch", (1600, 850), {"image": ("3", 1), "batch_index": 0, "length": 1}, "First reference",
          (400, 110)),
     *drawing(1600, first=11, concept=("9", 0), model=("9", 1), image=("10", 0),
-             scene=f"a photo of a {SUBJECT} toy beside a {GIRL} girl on a pebble beach", prefix="personalize/example-two-objects",
+             scene=f"a photo of a {SUBJECT} toy beside a {GIRL} girl on a pebble beach",
+             prefix="personalize/example-two-objects",
              second={"image_2": ("21", 0), "word": SUBJECT, "word_2": GIRL}),
 ), groups=(
     Group("1 · Two subjects", (-440, 0, 900, 1500)),

@@ -1,4 +1,5 @@
-"""What reads the code without running it: ruff, a type check of nodes/ and a lint of js/, pinned in requirements.txt."""
+"""What reads the code without running it: ruff, a type check of nodes/ and a lint of js/, pinned in
+requirements.txt."""
 from __future__ import annotations
 
 import subprocess
@@ -12,7 +13,8 @@ PACK = TESTS.parent
 def commands(environment: Environment) -> dict[str, list[str]]:
     """Name of a check → the arguments of Python that run it in the pack's folder."""
     return {"lint": ["ruff", "check", "."],
-            "types": ["ty", "check", "--python", str(environment.python), "--extra-search-path", str(environment.comfyui), "nodes"],
+            "types": ["ty", "check", "--python", str(environment.python), "--extra-search-path",
+                      str(environment.comfyui), "nodes"],
             "JavaScript": ["deno", "lint", "--config", str(TESTS / "deno.json")]}
 
 

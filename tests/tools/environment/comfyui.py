@@ -59,5 +59,7 @@ def _unpack(archive: Path, target: Path) -> None:
 def version_of(folder: Path) -> str:
     """Version of the ComfyUI in `folder`."""
     if not (folder / "main.py").is_file() or not (folder / "comfyui_version.py").is_file():
-        raise SetupError(f"{folder} holds no ComfyUI: --comfyui (or COMFYUI_PATH) must name the folder with its main.py.")
+        raise SetupError(
+            f"{folder} holds no ComfyUI: --comfyui (or COMFYUI_PATH) must name the folder with its main.py."
+        )
     return (folder / "comfyui_version.py").read_text().partition('__version__ = "')[2].partition('"')[0]

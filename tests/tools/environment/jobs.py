@@ -47,8 +47,8 @@ def run_pytest(job: Job, output=None) -> int:
 
 
 def run_queue(jobs: list[Job], workers: int) -> int:
-    """Run the jobs in their order, `workers` at a time, and print each report whole when its run ends. Returns the first
-    exit status that is not 0, else 0."""
+    """Run the jobs in their order, `workers` at a time, and print each report whole when its run ends. Returns the
+    first exit status that is not 0, else 0."""
     failed: list[Ended] = []
     with ThreadPoolExecutor(workers) as pool:
         for future in as_completed([pool.submit(_run, job) for job in jobs]):

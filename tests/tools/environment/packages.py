@@ -40,15 +40,18 @@ def create_venv(python: str, folder: Path) -> Path:
     made = subprocess.run([python, "-m", "venv", "--clear", str(folder)], check=False, capture_output=True, text=True)
     if made.returncode != 0:
         shutil.rmtree(folder, ignore_errors=True)
-        raise SetupError(f"{python} -m venv failed. On Debian and Ubuntu `sudo apt-get install python3-venv` provides it. "
-                         f"It said: {(made.stdout + made.stderr).strip()[-300:]}")
+        raise SetupError(
+            f"{python} -m venv failed. On Debian and Ubuntu `sudo apt-get install python3-venv` provides it. "
+            f"It said: {(made.stdout + made.stderr).strip()[-300:]}"
+        )
     (folder / "complete").touch()
     return venv_python(folder)
 
 
 def pip(python: Path, arguments: list[str], log: Path) -> None:
     """Run pip, with everything it says in `log` and the large downloads on the screen. Raises SetupError."""
-    command = [str(python), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    command = [str(python), "-m", "pip", *arguments, "--disable-pip-version-check", "--no-input", "--progress-bar",
+               "off"]
     with open(log, "w", encoding="utf-8") as record:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                    encoding="utf-8", errors="replace", env={**os.environ, "PYTHONUTF8": "1"})
@@ -73,10 +76,15 @@ def _explain(output: str, log: Path) -> str:
     if any(mark in output for mark in OFFLINE_MARKS):
         return f"Packages could not be downloaded: is this machine online? What pip said is in {log}."
     if "No module named pip" in output:
-        return "This Python has no pip. On Debian and Ubuntu `sudo apt-get install python3-venv python3-pip` provides it."
+        return (
+            "This Python has no pip. On Debian and Ubuntu `sudo apt-get install python3-venv python3-pip` provides it."
+        )
     missing = re.search(r"No matching distribution found for (\S+)", output)
     if missing:
-        return (f"There is no {missing[1]} for Python {platform.python_version()} on this {platform.system()} machine, or the "
-                f"machine is offline. Try another Python, or your own ComfyUI with --comfyui. What pip said is in {log}.")
+        return (
+            f"There is no {missing[1]} for Python {platform.python_version()} on this {platform.system()} machine, or "
+            f"the machine is offline. Try another Python, or your own ComfyUI with --comfyui. What pip said is in "
+            f"{log}."
+        )
     errors = [line for line in output.splitlines() if line.startswith("ERROR")]
     return f"pip failed: {errors[-1] if errors else 'no reason given'} All it said is in {log}."

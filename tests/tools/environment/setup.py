@@ -1,4 +1,5 @@
-"""Brings together a ComfyUI and a Python that runs it, fetched once into the ignored folder .testenv or the person's own."""
+"""Brings together a ComfyUI and a Python that runs it, fetched once into the ignored folder .testenv or the person's
+own."""
 from __future__ import annotations
 
 import dataclasses
@@ -42,9 +43,9 @@ class Environment:
 def prepare(version: str | None = None, own_comfyui: str | None = None, own_python: str | None = None) -> Environment:
     """Set up on first use, reuse after that.
 
-    own_comfyui: the person's ComfyUI, run by `own_python` or the Python found beside it; nothing is installed into that.
-    Otherwise ComfyUI `version` is fetched, and run in a virtual environment with the newest version's requirements.
-    Raises SetupError.
+    own_comfyui: the person's ComfyUI, run by `own_python` or the Python found beside it; nothing is installed into
+    that. Otherwise ComfyUI `version` is fetched, and run in a virtual environment with the newest version's
+    requirements. Raises SetupError.
     """
     FOLDER.mkdir(exist_ok=True)
     if own_comfyui:
@@ -82,7 +83,9 @@ def _own(folder: Path, own_python: str | None) -> Environment:
         answer = subprocess.run([str(python), "-c", "import sys, torch, aiohttp; print(*sys.version_info[:2])"],
                                 check=False, capture_output=True, text=True)
     except OSError as error:
-        raise SetupError(f"{python} cannot be started ({error.strerror}): name your ComfyUI's Python with --python.") from error
+        raise SetupError(
+            f"{python} cannot be started ({error.strerror}): name your ComfyUI's Python with --python."
+        ) from error
     if answer.returncode != 0:
         raise SetupError(f"{python} cannot run the ComfyUI in {folder} ({answer.stderr.strip().splitlines()[-1]}): "
                          "name its Python with --python.")

@@ -40,16 +40,19 @@ def unreadable(path: Path) -> str | None:
 
 
 def differences(found: dict[str, Path], wanted: dict[str, Path]) -> list[str]:
-    """What two runs of other names differ in: files, tensors, losses, saved steps. Previews only have to be there: those of
-    ViCo look at a reference picture that the run has drawn so far."""
+    """What two runs of other names differ in: files, tensors, losses, saved steps. Previews only have to be there:
+    those of ViCo look at a reference picture that the run has drawn so far."""
     told = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     told += [f"{name} is one too many" for name in found.keys() - wanted.keys()]
-    return told + [f"{name} differs" for name in found.keys() & wanted.keys() if _content(found[name]) != _content(wanted[name])]
+    return told + [
+        f"{name} differs" for name in found.keys() & wanted.keys() if _content(found[name]) != _content(wanted[name])
+    ]
 
 
 def _content(path: Path) -> object:
     if path.suffix == ".safetensors":
-        return {name: (tensor.dtype, tensor.shape, tensor.numpy().tobytes()) for name, tensor in load_file(path).items()}
+        return {name: (tensor.dtype, tensor.shape, tensor.numpy().tobytes())
+                for name, tensor in load_file(path).items()}
     if path.suffix == ".json":
         report = json.loads(path.read_text("utf-8"))
         return [record["loss"] for record in report["history"]], [saved["step"] for saved in report["saved"]]

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Odd files for every loader: how many end in a usable result or in one sentence, within memory that goes with their size."""
+"""Odd files for every loader: how many end in a usable result or in one sentence, within memory that goes with their
+size."""
 from __future__ import annotations
 
 import os
@@ -11,8 +12,8 @@ import logging
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[3])
@@ -26,6 +27,7 @@ def run(count: int, seed: int) -> tuple[int, int]:
     ComfyUI and the pack must be importable. The same numbers give the same files.
     """
     import folder_paths
+
     from support.fuzzed_loaders import RUN, loaders
 
     survived = total = 0

@@ -49,7 +49,8 @@ def _folders(base: Path) -> Path:
 def graph(technique: str, name: str, **changes) -> dict:
     """A training in API format that saves at every step."""
     nodes, inputs, _ = TECHNIQUES[technique]
-    prompt = training_prompt(name, steps=STEPS, batch_size=1, save_every=1, preview_every=3, resume="continue", **inputs,
+    prompt = training_prompt(name, steps=STEPS, batch_size=1, save_every=1, preview_every=3, resume="continue",
+                             **inputs,
                              **changes)
     del prompt["7"]
     return {**prompt, **nodes}
@@ -74,8 +75,10 @@ class _Kills:
             moment = self.draw.random() * self.seconds[technique]
             wrong = self._kill(technique, f"killed-{number}", moment)
             good += not wrong
-            print(f"kill {number + 1} of {count}: {technique} after {moment:.1f} s: {'; '.join(wrong) or 'nothing lost'}",
-                  flush=True)
+            print(
+                f"kill {number + 1} of {count}: {technique} after {moment:.1f} s: {'; '.join(wrong) or 'nothing lost'}",
+                flush=True,
+            )
         return good
 
     def _kill(self, technique: str, name: str, moment: float) -> list[str]:

@@ -7,8 +7,11 @@ import os
 
 def parse() -> argparse.Namespace:
     """The options."""
-    options = argparse.ArgumentParser(prog="faults.py", description="Kills real servers in the middle of trainings, lets "
-                                      "every write of a training fail, and gives every loader odd files; one line a figure.")
+    options = argparse.ArgumentParser(
+        prog="faults.py",
+        description="Kills real servers in the middle of trainings, lets "
+        "every write of a training fail, and gives every loader odd files; one line a figure.",
+    )
     options.add_argument("--kills", type=int, default=100, metavar="N", help="servers to kill (default 100)")
     options.add_argument("--files", type=int, default=10_000, metavar="N", help="odd files (default 10000)")
     options.add_argument("--without-disks", action="store_true", help="no failing writes")

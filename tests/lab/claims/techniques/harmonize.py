@@ -3,8 +3,8 @@ encoder, from one reference picture, without training."""
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,8 @@ from miniature.network import REFERENCE_SIZE
 from personalize.nodes.harmonize.basis import WORDS
 from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
 from personalize.nodes.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
-from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.text.layout import LAYOUT, VISUAL, layout_in
+from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 
 from ..bounds import ClassWord
@@ -160,7 +160,8 @@ def technique(quick: bool) -> Technique:
     text = ClassWord(TEXT_ONLY)
     ends = VisualOnly(text)
     baseline = Prompted("baseline", ends)
-    orchestration, swap = replace(baseline, name="orchestration", strength=1.0), replace(baseline, name="swap", swap=Swap())
+    orchestration, swap = replace(baseline, name="orchestration", strength=1.0), replace(baseline, name="swap",
+                                                                                         swap=Swap())
     both = replace(orchestration, name="both", swap=Swap())
     methods: tuple[Method, ...] = (
         text, ends, baseline, orchestration, swap, both,

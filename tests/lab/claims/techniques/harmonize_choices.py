@@ -4,7 +4,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..technique import Method, Technique
-from .harmonize import Swap, technique as whole_method
+from .harmonize import Swap
+from .harmonize import technique as whole_method
 
 CHOICES = {
     "threshold": (0.3, 0.5), "layers": ("decoder", "fine decoder", "encoder"), "where": ("everywhere",),
@@ -19,6 +20,7 @@ def technique(quick: bool) -> Technique:
     both, changed = methods["both"], []
     for name, values in CHOICES.items():
         for value in values:
-            changed.append(replace(both, name=f"{name}-{str(value).replace(' ', '-')}", swap=replace(Swap(), **{name: value})))
+            changed.append(replace(both, name=f"{name}-{str(value).replace(' ', '-')}",
+                                   swap=replace(Swap(), **{name: value})))
     shown: tuple[Method, ...] = (methods["baseline"], methods["orchestration"], both, *changed)
     return Technique(shown, {method.name: "both" for method in shown if method is not both})

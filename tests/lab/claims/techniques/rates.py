@@ -1,7 +1,7 @@
 """Plain Textual Inversion at several learning rates and lengths: which numbers suit the miniature?
 
-The papers' are for Stable Diffusion, whose token rows are as long (0.4) but have 768 or 1024 coordinates, not 128: a step
-of AdamW, which moves every coordinate by the rate, there changes a row two to three times as much.
+The papers' are for Stable Diffusion, whose token rows are as long (0.4) but have 768 or 1024 coordinates, not 128: a
+step of AdamW, which moves every coordinate by the rate, there changes a row two to three times as much.
 
 While the miniature knew words for eight colours only, no rate from 5e-4 to 5e-2 and no length up to 1000 steps taught a
 colour between two of them. Since it has 48, the paper's own 5e-3 does in 150 steps.
@@ -21,6 +21,7 @@ STEPS = (150, 300, 600)
 def technique(quick: bool) -> Technique:
     """Truth, class word, and TI for each rate and number of steps."""
     tried: tuple[Method, ...] = tuple(
-        Embedding(f"TI-{rate:g}-{steps}", replace(STAGE_1, rate=rate, steps=2 if quick else steps), None, rescaled=False)
+        Embedding(f"TI-{rate:g}-{steps}", replace(STAGE_1, rate=rate, steps=2 if quick else steps), None,
+                  rescaled=False)
         for rate in RATES for steps in STEPS)
     return Technique((Truth(), ClassWord(), *tried), {method.name: "class-word" for method in tried})

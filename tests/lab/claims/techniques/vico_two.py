@@ -1,11 +1,11 @@
 """ViCo with two objects in one picture (Appendix J): two subjects take turns in training, with one set of image blocks,
-and are drawn side by side, each with a reference of its own. Identity is that of the first subject; of the other one the
-text says whether its class is there."""
+and are drawn side by side, each with a reference of its own. Identity is that of the first subject; of the other one
+the text says whether its class is there."""
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,8 +23,21 @@ from ..training import Trained, subject_of, train
 from ..world import World
 from .core import concept_of
 from .vico import (
-    BLOCKS, EQUATION_5, MASKS, OTHER, Learning, Look, companion, companion_of, drawn_by, kept_blocks, looking, part,
-    subject_beside, train_blocks, vico_of,
+    BLOCKS,
+    EQUATION_5,
+    MASKS,
+    OTHER,
+    Learning,
+    Look,
+    companion,
+    companion_of,
+    drawn_by,
+    kept_blocks,
+    looking,
+    part,
+    subject_beside,
+    train_blocks,
+    vico_of,
 )
 
 
