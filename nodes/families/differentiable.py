@@ -13,7 +13,7 @@ from torch import Tensor
 def in_training() -> Iterator[None]:
     """ComfyUI looks at `in_training` where it would compute in a way that has no backward pass."""
     was_training = mm.in_training
-    mm.in_training = True
+    mm.in_training = True  # ty: ignore[invalid-assignment]  a constant to whoever reads ComfyUI's code alone
     try:
         yield
     finally:

@@ -152,8 +152,9 @@ def _clip_clone(clip):
 
 def compute_dtype(model, precision: str) -> torch.dtype:
     """What the U-Net computes in while it is trained."""
-    if precision != "auto":
-        return PRECISIONS[precision]
+    wanted = PRECISIONS[precision]
+    if wanted is not None:
+        return wanted
     inference = model.model.get_dtype_inference()
     # fp16 gradients of a few text vectors underflow; bf16 keeps fp32's range
     if inference == torch.float16:

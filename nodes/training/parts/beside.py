@@ -6,6 +6,7 @@ there were no adapter.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from comfy.weight_adapter.oft import OFTDiff
 from torch import Tensor, nn
 
 KEY = "personalize_adapters"
+Layer = Any  # a linear or convolution layer of ComfyUI's, which has also bias_function
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -58,7 +60,7 @@ def put_beside(model, adapters: Sequence[tuple[nn.Module, Beside]]) -> None:
     model.set_injections(KEY, [*(model.get_injections(KEY) or ()), PatcherInjection(inject, eject)])
 
 
-def _low_rank(adapter: LoraDiff, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _low_rank(adapter: LoraDiff, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
     """LoRA: y + (α/r) B (A x). In a convolution A has the layer's kernel, and B a kernel of one point."""
     up = (adapter.lora_up.weight * (adapter.alpha / adapter.rank)).to(x.dtype)
     down = adapter.lora_down.weight.to(x.dtype)
@@ -68,7 +70,7 @@ def _low_rank(adapter: LoraDiff, layer: nn.Module, x: Tensor, y: Tensor) -> Tens
     return y + torch.einsum("or,br...->bo...", up, low)
 
 
-def _kronecker(adapter: LokrDiff, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _kronecker(adapter: LokrDiff, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
     """LoKr: y + (C ⊗ D) x, D applied to each group of channels (in a convolution with the layer's kernel), then C."""
     across, within = adapter.w1.to(x.dtype), adapter.w2.to(x.dtype)
     groups = across.shape[1]
@@ -79,7 +81,7 @@ def _kronecker(adapter: LokrDiff, layer: nn.Module, x: Tensor, y: Tensor) -> Ten
     return y + torch.einsum("og,bgc...->boc...", across, inside.unflatten(0, (-1, groups))).flatten(1, 2)
 
 
-def _rotation(adapter: OFTDiff, layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def _rotation(adapter: OFTDiff, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
     """OFT: R W x + b, which is R y + b − R b. The blocks of R are what the adapter makes of unit matrices as
     weights."""
     count, size = adapter.block_num, adapter.block_size
@@ -101,5 +103,5 @@ def _turned(blocks: Tensor, channels: Tensor) -> Tensor:
     return torch.einsum("kmn,...kn->...km", blocks, channels.unflatten(-1, blocks.shape[:2])).flatten(-2)
 
 
-FORMULAS: dict[type, Callable[[nn.Module, nn.Module, Tensor, Tensor], Tensor]] = {
+FORMULAS: dict[type, Callable[[Any, Layer, Tensor, Tensor], Tensor]] = {
     LoraDiff: _low_rank, LokrDiff: _kronecker, OFTDiff: _rotation}

@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from comfy.weight_adapter import adapter_maps
@@ -76,15 +76,14 @@ class AdapterPart(TrainablePart):
                              f"{', '.join(adapter_maps)}; choose one of them.")
         changes = {}
         for name, module in family_of(run.model).adaptable("attention" if self.attention_only else "all").items():
-            changes[f"{name}.weight"] = (name, self._adapter(module.weight, name, run))
+            changes[f"{name}.weight"] = (name, self._adapter(cast(Tensor, module.weight), name, run))
         return AttachedWeights(self.algorithm, self.lr, self.weight_decay, run, changes)
 
     def _adapter(self, weight: Tensor, name: str, run: TrainingRun) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(run.seed, "adapter", name).initial_seed())
-            made = adapter_maps[self.algorithm].create_train(torch.empty_like(weight, device="cpu",
-                                                                              dtype=torch.float32),
-                                                             rank=self.rank, alpha=self.alpha)
+            empty = torch.empty_like(weight, device="cpu", dtype=torch.float32)
+            made = adapter_maps[self.algorithm].create_train(empty, self.rank, self.alpha)
         return made.to(run.device, torch.float32).train().requires_grad_(True)
 
 
