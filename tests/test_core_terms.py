@@ -8,18 +8,16 @@ import pytest
 import torch
 
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
-from personalize.nodes.text.concept import Concept, initial_vectors
+from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
-from personalize.nodes.training.dataset import encode_pictures
 from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.assembly import open_training
 from personalize.nodes.training.batch import Picture, Subject
 from personalize.nodes.training.interfaces import DenoiserSide, Results
-from personalize.nodes.training.parts.part import TrainingRun
-from personalize.nodes.training.loop import Settings, Trainer
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import UNetPart
+from personalize.nodes.training.plan import Plan, Settings
 from personalize.nodes.training.recipe import TemplateRecipe
-from personalize.nodes.training.session import training_session
 from support import core_by_hand
 from support.core_by_hand import PromptByHand, maps, queries_and_keys
 
@@ -42,23 +40,13 @@ def concept(clip, placeholder="<my-dog>", class_words="dog", count=1, seed=1):
 @contextlib.contextmanager
 def core_run(checkpoint, concepts, terms, parts=(EmbeddingPart(),), rows=2, **settings):
     """A Trainer as the Train node makes it, and its first batch."""
-    model, clip, vae = checkpoint
     draw = torch.Generator().manual_seed(4)
     subjects = tuple(Subject(c, tuple(Picture(torch.rand(1, 64, 64, 3, generator=draw)) for _ in range(2)))
                      for c in concepts)
-    with torch.inference_mode(), training_session(model, clip) as session:
-        data = encode_pictures(vae, session.model, subjects, 0)
-        run = TrainingRun(session.model, session.clip, subjects, session.device, 0)
-        attached = [part.attach(run) for part in parts]
-        session.load()
-        trained = {name for part in attached for name in part.learned_vectors()}
-        frozen = {c.placeholder: initial_vectors(c, clip) for c in concepts if c.placeholder not in trained}
-        trainer = Trainer(session, subjects, data, attached, terms, TemplateRecipe(),
-                          Settings(**{"steps": 1, "batch_size": rows, **settings}), frozen)
-        with contextlib.ExitStack() as stack:
-            for part in attached:
-                stack.enter_context(part.installed())
-            yield trainer, trainer._batch(1)
+    plan = Plan(*checkpoint, subjects, parts, terms, TemplateRecipe(),
+                Settings(**{"steps": 1, "batch_size": rows, **settings}))
+    with torch.inference_mode(), open_training(plan) as trainer:
+        yield trainer, trainer.batch(1)
 
 
 def both(parts, formula="paper", estimate=False, weights=(1.0, 1.0)):
@@ -274,11 +262,11 @@ def test_reference_stays_the_original_model(sd15):
     c = concept(sd15.clip)
     with core_run(sd15, [c], both(DESERT), parts=(EmbeddingPart(), UNetPart())) as (trainer, batch):
         expected = losses_by_hand(trainer.session, batch, DESERT, [c, c], released=False)
-        reference = _results(trainer, batch, trainer.terms[1]).maps["reference"]
+        reference = _results(trainer, batch, trainer.plan.terms[1]).maps["reference"]
         with torch.no_grad():
             for parameter in trainer.parts[1].groups[0].params:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
-        again = _results(trainer, batch, trainer.terms[1]).maps["reference"]
+        again = _results(trainer, batch, trainer.plan.terms[1]).maps["reference"]
         assert all(torch.equal(a, b) for a, b in zip(reference, again))
         assert trainer.objective.backward(batch, 1.0)["context attention"] != pytest.approx(expected[1], rel=1e-2)
         assert all(p.grad is not None and p.grad.isfinite().all() for p in trainer.parts[1].groups[0].params[:20])

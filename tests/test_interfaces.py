@@ -20,7 +20,7 @@ from personalize.nodes.text.layout import WORD
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import Encode, Needs
 from personalize.nodes.training.parts.part import AttachedPart, ParamGroup, TrainablePart
-from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.recipe import TemplateRecipe
@@ -129,16 +129,16 @@ def in_place_of_a_step(action):
     from personalize.nodes.training import loop
 
     def step_(trainer, step):
-        action(trainer, trainer._batch(step))
+        action(trainer, trainer.batch(step))
         trainer.optimizer.zero_grad()
         trainer.step = step
         return {"step": step, "total": 1, "loss": 0.0, "parts": {}, "norms": {}, "lr": {}}
 
-    original, loop.Trainer._optimise = loop.Trainer._optimise, step_
+    original, loop.Trainer.optimise = loop.Trainer.optimise, step_
     try:
         yield
     finally:
-        loop.Trainer._optimise = original
+        loop.Trainer.optimise = original
 
 
 def parameters(trainer):
@@ -203,9 +203,9 @@ def test_resume_is_exact(sd15, method):
     settings = Settings(steps=6, batch_size=2)
     whole, _, end = train(sd15, settings, **method)
     first, _, state = train(sd15, settings, each_step=lambda trainer, record: record["step"] < 3, **method)
-    second, _, resumed = train(sd15, settings, resume=(state, first.step, first.history), **method)
+    second, _, resumed = train(sd15, settings, resume=state, **method)
     assert [r["loss"] for r in second.history] == [r["loss"] for r in whole.history]
-    assert all(torch.equal(resumed[name], value) for name, value in end.items())
+    assert all(torch.equal(resumed.tensors[name], value) for name, value in end.tensors.items())
 
 
 def test_sdxl_and_v_prediction_carry_it_too(sdxl_zsnr, method):
@@ -214,7 +214,7 @@ def test_sdxl_and_v_prediction_carry_it_too(sdxl_zsnr, method):
                                            for p in method["parts"])}
     trainer, _, _ = train(sdxl_zsnr, Settings(steps=2, batch_size=2), **method)
     assert all(record["loss"] == record["loss"] for record in trainer.history)
-    assert {name for record in trainer.history for name in record["parts"]} == {t.name for t in trainer.terms}
+    assert {name for record in trainer.history for name in record["parts"]} == {t.name for t in trainer.plan.terms}
 
 
 class TwoEncoderMapper(MapperPart):

@@ -13,7 +13,7 @@ from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingL
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.batch import Picture, Subject
-from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.vico.terms import ReferenceAttentionLoss
 

@@ -19,7 +19,7 @@ from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.training import job as job_module
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.failures import OutOfMemory, TrainingDiverged
-from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart, UNetPart
 

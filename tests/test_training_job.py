@@ -19,7 +19,7 @@ from personalize.nodes.training import run_folder
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.job import Job, run_job
 from personalize.nodes.training.failures import TrainingDiverged
-from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart, UNetPart
 from personalize.nodes.training.progress import Live
@@ -30,9 +30,8 @@ pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs r
 
 
 def make_job(checkpoint, name, steps=4, parts=(EmbeddingPart(),), **changes) -> Job:
-    model, clip, vae = checkpoint
-    return replace(Job(name, model, clip, vae, (subject(),), parts, (DiffusionLoss(),), TemplateRecipe(),
-                       Settings(steps=steps, batch_size=2)), **changes)
+    return replace(Job(*checkpoint, (subject(),), parts, (DiffusionLoss(),), TemplateRecipe(),
+                       Settings(steps=steps, batch_size=2), name=name), **changes)
 
 
 def run(job: Job):
@@ -197,23 +196,23 @@ def test_weights_work_in_the_stock_loader(sd15, part, tmp_path):
     before = sample(model, clip)
     job = make_job(sd15, f"weights-{type(part).__name__}-{getattr(part, 'algorithm', '')}", steps=3, parts=(part,))
     seen = {}
-    original = job_module._Run._outcome
+    original = job_module._Run.finish
 
-    def outcome(self, trainer):
-        batch = trainer._batch(1)
-        cond = self.session.clip.encode_from_tokens(self.session.clip.tokenize("a dog"))
+    def finish(self, resumed):
+        outcome, batch, session = original(self, resumed), self.trainer.batch(1), self.trainer.session
+        cond = session.clip.encode_from_tokens(session.clip.tokenize("a dog"))
         latents = batch.latents["subject"]
         seen["inputs"] = latents.noisy[:1].clone(), latents.sigma[:1].clone(), cond.clone()
         with torch.no_grad():
-            seen["trained"] = self.session.model.model.apply_model(
-                *seen["inputs"][:2], c_crossattn=cond, transformer_options=self.session.transformer_options(latents.sigma))
-        return original(self, trainer)
+            seen["trained"] = session.model.model.apply_model(
+                *seen["inputs"][:2], c_crossattn=cond, transformer_options=session.transformer_options(latents.sigma))
+        return outcome
 
-    job_module._Run._outcome = outcome
+    job_module._Run.finish = finish
     try:
         result = run(job)
     finally:
-        job_module._Run._outcome = original
+        job_module._Run.finish = original
     assert torch.equal(sample(model, clip), before), "the model itself must not change"
     patched, _ = comfy.sd.load_lora_for_models(model, None, result.weights, 1.0, 0.0)
     with torch.inference_mode():

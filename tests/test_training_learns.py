@@ -11,7 +11,7 @@ from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.training.dataset import Dataset
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.batch import Row
-from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 
 TRIPLES = 8

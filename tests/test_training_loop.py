@@ -9,14 +9,12 @@ import torch
 
 import personalize  # noqa: F401
 from personalize.nodes.text.concept import Concept, initial_vectors
-from personalize.nodes.training.dataset import encode_pictures
 from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.assembly import open_training
 from personalize.nodes.training.batch import Picture, Subject
-from personalize.nodes.training.parts.part import TrainingRun
-from personalize.nodes.training.loop import Settings, Trainer
 from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.plan import Plan, Settings
 from personalize.nodes.training.recipe import TemplateRecipe
-from personalize.nodes.training.session import training_session
 
 
 def subject(pictures: int = 3, size: int = 64, placeholder: str = "<my-dog>", count: int = 1) -> Subject:
@@ -29,22 +27,11 @@ def subject(pictures: int = 3, size: int = 64, placeholder: str = "<my-dog>", co
 def train(checkpoint, settings, *, subjects=None, parts=(EmbeddingPart(),), terms=(DiffusionLoss(),), recipe=None,
           each_step=lambda trainer, record: True, resume=None):
     """Runs the loop as the Train node does; returns the trainer, the learned vectors and the state."""
-    model, clip, vae = checkpoint
-    subjects = subjects or (subject(),)
-    with torch.inference_mode(), training_session(model, clip) as session:
-        data = encode_pictures(vae, session.model, subjects, settings.seed)
-        run = TrainingRun(session.model, session.clip, subjects, session.device, settings.seed)
-        attached = [part.attach(run) for part in parts]
-        session.load()
-        trained = {name for part in attached for name in part.learned_vectors()}
-        frozen = {s.concept.placeholder: initial_vectors(s.concept, clip) for s in subjects
-                  if s.concept.placeholder not in trained}
-        trainer = Trainer(session, subjects, data, attached, terms, recipe or TemplateRecipe(), settings, frozen)
-        if resume:
-            trainer.load_state_dict(*resume)
+    plan = Plan(*checkpoint, subjects or (subject(),), parts, terms, recipe or TemplateRecipe(), settings)
+    with torch.inference_mode(), open_training(plan, resume) as trainer:
         trainer.run(each_step)
-        state = {name: value.clone() for name, value in trainer.state_dict().items()}
-        learned = {name: v for part in attached for name, v in part.learned_vectors().items()}
+        state = replace(trainer.state(), tensors={name: t.clone() for name, t in trainer.state().tensors.items()})
+        learned = {name: v for part in trainer.parts for name, v in part.learned_vectors().items()}
     return trainer, learned, state
 
 
@@ -71,7 +58,7 @@ def test_fifty_and_fifty_steps_are_a_hundred(sd15):
     whole, learned, _ = train(sd15, settings)
     first, _, state = train(sd15, settings, each_step=lambda trainer, record: record["step"] < 10)
     assert first.step == 10
-    second, resumed, _ = train(sd15, settings, resume=(state, first.step, first.history))
+    second, resumed, _ = train(sd15, settings, resume=state)
     assert [r["loss"] for r in second.history] == [r["loss"] for r in whole.history]
     assert torch.equal(resumed["<my-dog>"]["clip_l"], learned["<my-dog>"]["clip_l"])
 

@@ -16,7 +16,7 @@ import comfy.sd
 import comfy.supported_models
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.failures import OutOfMemory
-from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 

@@ -13,7 +13,7 @@ from test_training_loop import subject, train
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.text.layout import END, LEARNED, START, Layout
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.nodes_parts import TrainEmbedding
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.recipe import TemplateRecipe

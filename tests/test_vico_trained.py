@@ -20,7 +20,7 @@ from personalize.nodes.text.nodes_concept import PersonalizeLoadConcept, Persona
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.training import job as job_module
 from personalize.nodes.training.batch import Row
-from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.nodes_parts import TrainAdapter
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
@@ -77,7 +77,7 @@ def test_files_draw_as_the_trained_model_drew(sd15, monkeypatch, object_mask, va
             for group in trainer.optimizer.param_groups:
                 for p in group["params"]:
                     p.data = p.data.half().float()  # as in the files
-            clip = clip_with_vectors(trainer.session.clip, training._vectors())
+            clip = clip_with_vectors(trainer.session.clip, trainer.vectors())
             positive = encoded(clip, prompt, **prompt_tokens(clip, prompt).layout.options())
             drawn.append(sample(trainer.session.model, positive, encoded(clip, ""), size=(8, 8)))
         return going_on

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.record import Record
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.loop import Settings, Trainer
+from personalize.nodes.training.loop import Trainer
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.recipe import TemplateRecipe
@@ -138,11 +139,12 @@ def test_resume_is_exact_and_beside_oft_all_parts_learn(sd15):
     how, settings = method(parts=parts), Settings(steps=4, batch_size=2)
     whole, _, end = train(sd15, settings, **how)
     first, _, state = train(sd15, settings, each_step=lambda trainer, record: record["step"] < 2, **how)
-    second, _, resumed = train(sd15, settings, resume=(state, first.step, first.history), **how)
+    second, _, resumed = train(sd15, settings, resume=state, **how)
     assert [r["loss"] for r in second.history] == [r["loss"] for r in whole.history]
-    assert all(torch.equal(resumed[name], value) for name, value in end.items())
+    assert all(torch.equal(resumed.tensors[name], value) for name, value in end.tensors.items())
     for part in range(3):
-        assert any(not torch.equal(end[name], state[name]) for name in end if name.startswith(f"part.{part}."))
+        names = [name for name in end.tensors if name.startswith(f"part.{part}.")]
+        assert any(not torch.equal(end.tensors[name], state.tensors[name]) for name in names)
 
 
 def test_dynamic_vram_changes_no_training(sd15, tiny_checkpoints):
@@ -155,6 +157,7 @@ def test_dynamic_vram_changes_no_training(sd15, tiny_checkpoints):
             loaded = comfy.sd.load_state_dict_guess_config(weights)[:3]
         dynamic, _, found = train(loaded, Settings(steps=2, batch_size=2), **how)
     assert [r["loss"] for r in dynamic.history] == [r["loss"] for r in plain.history]
+    found, end = found.tensors, end.tensors
     assert found.keys() == end.keys() and all(torch.equal(found[name], end[name]) for name in end)
     assert sum("image_cross_attention" in name for name in end) >= 80
 
@@ -199,8 +202,8 @@ def test_bfloat16_loses_little_more_than_in_textual_inversion_and_trains_float32
 
 def test_training_learns(sd15, monkeypatch):
     """The same batch again and again, noise and all: the blocks alone bring the loss down."""
-    batch = Trainer._batch
-    monkeypatch.setattr(Trainer, "_batch", lambda trainer, step: replace(batch(trainer, 1), step=step))
+    batch = Trainer.batch
+    monkeypatch.setattr(Trainer, "batch", lambda trainer, step: replace(batch(trainer, 1), step=step))
     trainer, _, _ = train(sd15, Settings(steps=12, batch_size=2), **method(parts=(ImageAttentionPart(2e-3),)))
     losses = [record["loss"] for record in trainer.history]
     assert losses[-1] < 0.97 * losses[0]

@@ -11,14 +11,12 @@ from ..families.noise import NoiseLevels
 from ..text.apply import apply_concepts, words_in
 from ..text.concept import Concept, initial_vectors
 from ..text.placeholders import Found
-from ..training.batch import Latents, Noised, Picture, Row, Stream, Subject
-from ..training.dataset import encode_pictures
+from ..training.assembly import open_training
+from ..training.batch import Noised, Picture, Row, Stream, Subject
 from ..training.failures import NodeInputs
-from ..training.loop import Settings, Trainer
 from ..training.noise import add_noise
 from ..training.parts.embedding import EmbeddingPart
-from ..training.parts.part import TrainingRun
-from ..training.passes import check_same_family
+from ..training.plan import Plan, Settings
 from ..training.recipe import TemplateRecipe
 from ..training.seeds import generator
 from ..training.session import Session, training_session
@@ -90,26 +88,20 @@ def template_of(prompt: str, placeholder: str, places: Sequence[Found]) -> str:
 def _refined(session: Session, concept: Concept, others: Mapping[str, Mapping[str, Tensor]], template: str,
              how: Refinement, scene: Scene, each_step: Callable[[dict], None]) -> Concept:
     pictures = _pictures_of(concept, scene.subjects)
-    subject = Subject(concept, pictures)
-    latents: Latents = NoisedScene(scene.latents)
-    if pictures:
-        latents = encode_pictures(scene.vae, session.model, (subject,), how.seed)
-    part = EmbeddingPart(how.learning_rate).attach(
-        TrainingRun(session.model, session.clip, (subject,), session.device, how.seed))
-    session.load()
-    check_same_family(session)
-    trainer = Trainer(session, (subject,), latents, [part],
-                      core_terms((template,), how.weighting),
-                      TemplateRecipe(captions=False) if pictures else _NoPictures(),
-                      Settings(how.steps, how.batch_size, seed=how.seed), others, INPUTS)
+    plan = Plan(session.model, session.clip, scene.vae, (Subject(concept, pictures),), (EmbeddingPart(how.learning_rate),),
+                core_terms((template,), how.weighting), TemplateRecipe(captions=False) if pictures else _NoPictures(),
+                Settings(how.steps, how.batch_size, seed=how.seed))
 
     def after_step(_, record: dict) -> bool:
         each_step(record)
         return True
 
-    trainer.run(after_step)
-    return concept.with_vectors(part.learned_vectors()[concept.placeholder],
-                                {**concept.settings, "refined_for": how.prompt})
+    latents = None if pictures else NoisedScene(scene.latents)
+    with open_training(plan, latents=latents, words=others, session=session, inputs=INPUTS) as trainer:
+        trainer.rehearse()
+        trainer.run(after_step)
+        vectors = trainer.vectors()[concept.placeholder]
+    return concept.with_vectors(vectors, {**concept.settings, "refined_for": how.prompt})
 
 
 def _pictures_of(concept: Concept, subjects: Sequence[Subject]) -> tuple[Picture, ...]:
@@ -129,7 +121,7 @@ class NoisedScene:
 
     latents: Tensor
 
-    def noised(self, rows: Sequence[Row], levels: NoiseLevels, seed: int, step: int, stream: str, device) -> Noised:
+    def noised(self, rows: Sequence[Row], levels: NoiseLevels, seed: int, step: int, stream: Stream, device) -> Noised:
         """See Scene."""
         draw = generator(seed, "scene", stream, step)
         clean = self.latents[torch.randint(len(self.latents), (len(rows),), generator=draw)]

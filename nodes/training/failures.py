@@ -14,7 +14,8 @@ from .parts.part import TrainablePart
 from .parts.weights import UNetPart
 
 if TYPE_CHECKING:
-    from .loop import Settings, Trainer
+    from .loop import Trainer
+    from .plan import Settings
 
 HALF = (torch.float16, torch.bfloat16)
 

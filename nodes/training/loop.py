@@ -1,24 +1,25 @@
 """The training loop: the only one. Everything a technique adds comes in as loss terms, parts and recipes."""
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Callable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 import comfy.model_management as mm
 
 from ..text.encode import check_lengths
 from ..text.tokens import PromptTokenizer
-from .batch import Batch, Latents, Recipe, Subject
-from .failures import OF_TRAIN, NodeInputs, fitting, is_out_of_memory, not_a_number, step_too_large
-from .interfaces import ChecksSubjects, LossTerm, TextSide
+from .batch import Batch, Latents
+from .failures import NodeInputs, fitting, is_out_of_memory, not_a_number, step_too_large
+from .interfaces import ChecksSubjects, TextSide
 from .optimizer import build_optimizer, optimizer_tensors, restore_optimizer, schedule_factor
-from .parts.part import AttachedPart, Vectors
-from .passes import GradientNorms, Objective
+from .parts.part import Artifact, AttachedPart, Vectors
+from .passes import GradientNorms, Objective, check_same_family
+from .plan import Plan
 from .session import Session
 
 MEASURE_GRADIENTS_EVERY = 10
@@ -26,136 +27,128 @@ PROMPTS_AHEAD = 100  # steps whose prompts are looked at before the first
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the loop itself needs to know.
+class State:
+    """Where a run stands after `step` steps: the parts' and the optimiser's tensors, and one record per step."""
 
-    steps: optimiser steps in all. batch_size: rows B of a step. micro_batch: rows computed at once; 0 for all that
-    fit. optimizer, weight_decay: of torch.optim. schedule, warmup_steps: of the learning rate. clip_gradients: largest
-    Euclidean norm of all gradients together, 0 for none. seed: of every draw. checkpointing: recompute U-Net blocks.
-    """
-
-    steps: int
-    batch_size: int = 1
-    micro_batch: int = 0
-    optimizer: str = "AdamW"
-    weight_decay: float = 0.01
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    clip_gradients: float = 0.0
-    seed: int = 0
-    checkpointing: bool = False
-    NOT_IN_KEY = ("micro_batch", "checkpointing")  # how it is computed, not what
+    tensors: Mapping[str, Tensor]
+    step: int
+    history: Sequence[dict]
 
 
-@dataclass
 class Trainer:
-    """One run: its parts, its objective, its optimiser, and where it stands.
+    """One run, as `open_training` makes it: its parts, its objective, its optimiser, and where it stands.
 
-    inputs: of the node that trains, for messages. step: optimiser steps done. history: one record per step,
-    {step, total, loss, parts, norms, lr}.
+    frozen: vectors of words that no part trains. inputs: of the node that trains, for messages.
+    step: optimiser steps done. history: one record per step, {step, total, loss, parts, norms, lr}.
     """
 
-    session: Session
-    subjects: tuple[Subject, ...]
-    latents: Latents
-    parts: Sequence[AttachedPart]
-    terms: Sequence[LossTerm]
-    recipe: Recipe
-    settings: Settings
-    frozen: Vectors
-    inputs: NodeInputs = OF_TRAIN
-    step: int = 0
-    history: list[dict] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        counts = {name: len(next(iter(rows.values()))) for name, rows in self.frozen.items()}
-        for part in self.parts:
+    def __init__(self, session: Session, plan: Plan, parts: Sequence[AttachedPart], latents: Latents,
+                 frozen: Vectors, inputs: NodeInputs):
+        self.session, self.plan, self.parts, self.latents = session, plan, parts, latents
+        self.frozen, self.inputs = frozen, inputs
+        counts = {name: len(next(iter(rows.values()))) for name, rows in frozen.items()}
+        for part in parts:
             counts.update(part.placeholders)
-        tokenizer = PromptTokenizer(self.session.clip, counts)
-        self.objective = Objective(self.session, self.parts, self.terms, TextSide(tokenizer, self.session.family.layers),
-                                   self.frozen, self.settings.seed, self.settings.checkpointing)
-        groups = [group for part in self.parts for group in part.groups]
-        self.optimizer = build_optimizer(self.settings.optimizer, groups, self.settings.weight_decay)
-        self.rows_at_once = self.settings.micro_batch or self.settings.batch_size
+        text = TextSide(PromptTokenizer(session.clip, counts), session.family.layers)
+        self.objective = Objective(session, parts, plan.terms, text, frozen, plan.settings.seed,
+                                   plan.settings.checkpointing)
+        self.groups = [group for part in parts for group in part.groups]
+        self.optimizer = build_optimizer(plan.settings.optimizer, self.groups, plan.settings.weight_decay)
+        self.rows_at_once = plan.settings.micro_batch or plan.settings.batch_size
+        self.step = 0
+        self.history: list[dict] = []
 
     def run(self, each_step: Callable[[Trainer, dict], bool]) -> None:
         """Trains up to the last step; after each one `each_step(self, record)` says whether to go on.
 
         Raises TrainingDiverged, OutOfMemory, or ComfyUI's interruption; the parameters then are those after `step`.
         """
-        with contextlib.ExitStack() as stack:
-            for part in self.parts:
-                stack.enter_context(part.installed())
-            started, first = time.monotonic(), self.step
-            while self.step < self.settings.steps:
-                mm.throw_exception_if_processing_interrupted()
-                record = self._optimise(self.step + 1)
-                record["seconds_left"] = ((time.monotonic() - started) / (self.step - first)
-                                          * (self.settings.steps - self.step))
-                self.history.append(record)
-                if not each_step(self, record):
-                    break
+        started, first, steps = time.monotonic(), self.step, self.plan.settings.steps
+        while self.step < steps:
+            mm.throw_exception_if_processing_interrupted()
+            record = self.optimise(self.step + 1)
+            seconds_per_step = (time.monotonic() - started) / (self.step - first)
+            record["seconds_left"] = seconds_per_step * (steps - self.step)
+            self.history.append(record)
+            if not each_step(self, record):
+                break
 
     def rehearse(self) -> None:
-        """Looks before the first step for what a later one would fail at: prompts and templates that do not go together,
-        and losses that begin later, whose first gradients are computed and forgotten. Raises ValueError."""
-        ahead = range(self.step + 1, self.settings.steps + 1)
+        """Looks before the first step for what a later one would fail at: models, prompts and templates that do not go
+        together, and losses that begin later, whose first gradients are computed and forgotten. Raises ValueError."""
+        check_same_family(self.session)
+        settings, text = self.plan.settings, self.objective.text
+        ahead = range(self.step + 1, settings.steps + 1)
         for step in ahead[:PROMPTS_AHEAD]:
-            rows = self.recipe.rows(self.subjects, step, self.settings.batch_size, self.settings.seed)["subject"]
+            rows = self.plan.recipe.rows(self.plan.subjects, step, settings.batch_size, settings.seed)["subject"]
             for start in range(0, len(rows), self.rows_at_once):
-                check_lengths({self.objective.text.tokenizer(row.prompt).layout.length
-                               for row in rows[start:start + self.rows_at_once]})
-        for term in self.terms:
+                check_lengths({text.tokenizer(row.prompt).layout.length for row in rows[start:start + self.rows_at_once]})
+        for term in self.plan.terms:
             if isinstance(term, ChecksSubjects):
-                term.check(self.subjects, self.objective.text)
-        with contextlib.ExitStack() as stack:
-            for part in self.parts:
-                stack.enter_context(part.installed())
-            for step in sorted({term.window[0] for term in self.terms if term.window[0] in ahead[1:]}):
-                self._gradients(self._batch(step), False)
-                self.optimizer.zero_grad(set_to_none=True)
+                term.check(self.plan.subjects, text)
+        for step in sorted({term.window[0] for term in self.plan.terms if term.window[0] in ahead[1:]}):
+            self._gradients(self.batch(step), False)
+            self.optimizer.zero_grad(set_to_none=True)
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """All that a resumed run needs: parts and optimiser. Every random draw follows from seed and step."""
-        state = {f"part.{i}.{name}": t for i, part in enumerate(self.parts) for name, t in part.state_dict().items()}
-        return state | {f"optimizer.{name}": t for name, t in optimizer_tensors(self.optimizer).items()}
+    def state(self) -> State:
+        """All that a resumed run needs. Every random draw follows from seed and step."""
+        tensors = {f"part.{i}.{name}": t for i, part in enumerate(self.parts) for name, t in part.state_dict().items()}
+        tensors |= {f"optimizer.{name}": t for name, t in optimizer_tensors(self.optimizer).items()}
+        return State(tensors, self.step, self.history)
 
-    def load_state_dict(self, state: Mapping[str, torch.Tensor], step: int, history: list[dict]) -> None:
-        """Continues after `step` steps from what `state_dict` returned then."""
+    def resume(self, state: State) -> None:
+        """Continues from what `state` returned."""
         for i, part in enumerate(self.parts):
-            part.load_state_dict(_under(f"part.{i}.", state))
-        restore_optimizer(self.optimizer, _under("optimizer.", state))
-        self.step, self.history = step, list(history)
+            part.load_state_dict(_under(f"part.{i}.", state.tensors))
+        restore_optimizer(self.optimizer, _under("optimizer.", state.tensors))
+        self.step, self.history = state.step, list(state.history)
 
-    def _optimise(self, step: int) -> dict:
-        batch = self._batch(step)
+    def vectors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Every word of the run → encoder key → (n, d), as they are now."""
+        learned = {name: rows for part in self.parts for name, rows in part.learned_vectors().items()}
+        return {**self.frozen, **learned}
+
+    def weights(self) -> dict[str, Tensor]:
+        """A LoRA file's tensors, on the CPU, as they are now."""
+        return {name: t.cpu() for part in self.parts for name, t in part.weights().items()}
+
+    def files(self) -> list[Artifact]:
+        """What else the parts keep, as it is now."""
+        return [artifact for part in self.parts for artifact in part.files()]
+
+    def batch(self, step: int) -> Batch:
+        """What step `step` (from 1) sees."""
+        plan, noise, device = self.plan, self.session.noise, self.session.device
+        seed = plan.settings.seed
+        streams = plan.recipe.rows(plan.subjects, step, plan.settings.batch_size, seed)
+        latents = {stream: self.latents.noised(rows, noise, seed, step, stream, device)
+                   for stream, rows in streams.items()}
+        return Batch(step, plan.subjects, streams, latents)
+
+    def optimise(self, step: int) -> dict:
+        """One step of the optimiser; returns its record."""
+        batch = self.batch(step)
         lr = self._set_learning_rate(step)
         measured = self._measures(step)
         values, norms = self._gradients(batch, measured)
         loss = sum(values.values())
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in self.groups for p in group.params]
         length = gradient_norm(parameters)
         if not (math.isfinite(loss) and math.isfinite(length)):
             self.optimizer.zero_grad()
             raise not_a_number(self, batch, values)
-        if self.settings.clip_gradients:
-            torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip_gradients)
+        if self.plan.settings.clip_gradients:
+            torch.nn.utils.clip_grad_norm_(parameters, self.plan.settings.clip_gradients)
         if not norms and measured:
             norms = self._single_term_norms(next(iter(values), ""))
-        with fitting("What the optimizer keeps of every parameter does", "choose another optimizer, such as SGD, or train "
-                     "fewer parts"):
+        with fitting("What the optimizer keeps of every parameter does", "choose another optimizer, such as SGD, or "
+                     "train fewer parts"):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for part in self.parts:
             part.after_step(step)
         self.step = step
-        return {"step": step, "total": self.settings.steps, "loss": loss, "parts": values, "norms": norms, "lr": lr}
-
-    def _batch(self, step: int) -> Batch:
-        streams = self.recipe.rows(self.subjects, step, self.settings.batch_size, self.settings.seed)
-        latents = {stream: self.latents.noised(rows, self.session.noise, self.settings.seed, step, stream,
-                                               self.session.device) for stream, rows in streams.items()}
-        return Batch(step, self.subjects, streams, latents)
+        return {"step": step, "total": self.plan.settings.steps, "loss": loss, "parts": values, "norms": norms, "lr": lr}
 
     def _measures(self, step: int) -> bool:
         return step == 1 or step % MEASURE_GRADIENTS_EVERY == 0
@@ -170,10 +163,10 @@ class Trainer:
         rows = self.rows_at_once
         self.optimizer.zero_grad(set_to_none=True)
         mm.soft_empty_cache()
-        if rows > 1 and self.rows_at_once == (self.settings.micro_batch or self.settings.batch_size):
+        if rows > 1 and self.rows_at_once == (self.plan.settings.micro_batch or self.plan.settings.batch_size):
             self.rows_at_once = rows // 2
             return self._gradients(batch, measured)
-        raise step_too_large(batch.step, rows, self.settings, self.inputs)
+        raise step_too_large(batch.step, rows, self.plan.settings, self.inputs)
 
     def _micro_batches(self, batch: Batch, measured: bool) -> tuple[dict[str, float], dict[str, float]]:
         norms = GradientNorms(self.parts) if measured and len(self.objective.active(batch.step)) > 1 else None
@@ -185,15 +178,14 @@ class Trainer:
         return totals, norms.norms() if norms else {}
 
     def _single_term_norms(self, term: str) -> dict[str, float]:
-        return {f"{term}|{group['name']}": gradient_norm(group["params"]) for group in self.optimizer.param_groups}
+        return {f"{term}|{group.name}": gradient_norm(group.params) for group in self.groups}
 
     def _set_learning_rate(self, step: int) -> dict[str, float]:
-        factor = schedule_factor(self.settings.schedule, step, self.settings.steps, self.settings.warmup_steps)
-        rates = {}
-        for group, settings in zip(self.optimizer.param_groups, (g for part in self.parts for g in part.groups),
-                                   strict=True):
-            group["lr"] = rates[settings.name] = settings.lr * factor
-        return rates
+        settings = self.plan.settings
+        factor = schedule_factor(settings.schedule, step, settings.steps, settings.warmup_steps)
+        for group, optimised in zip(self.groups, self.optimizer.param_groups, strict=True):
+            optimised["lr"] = group.lr * factor
+        return {group.name: group.lr * factor for group in self.groups}
 
 
 def gradient_norm(parameters: Sequence[torch.nn.Parameter]) -> float:
@@ -202,5 +194,5 @@ def gradient_norm(parameters: Sequence[torch.nn.Parameter]) -> float:
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
-def _under(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}

@@ -8,8 +8,8 @@ from ..names import ROOM_FOR_STEP, safe_name
 from ..types import ConceptType, LossType, RecipeType, SubjectType, TrainableType
 from .diffusion import DiffusionLoss
 from .job import Job, run_job
-from .loop import Settings
 from .optimizer import OPTIMIZERS, SCHEDULES
+from .plan import Settings
 from .presets import CUSTOM, PRESETS
 from .progress import shown_report
 from .recipe import TemplateRecipe
@@ -104,9 +104,10 @@ class Train(io.ComfyNode):
                 preview_every, preview_prompt, resume, use_step, loss=None, recipe=None, **numbers) -> io.NodeOutput:
         """Trains or returns what is already learned."""
         numbers.update(PRESETS.get(preset, {}))
-        job = Job(name, model, clip, vae, tuple(subject), tuple(trainable), tuple(loss or (DiffusionLoss(),)),
+        job = Job(model, clip, vae, tuple(subject), tuple(trainable), tuple(loss or (DiffusionLoss(),)),
                   recipe or TemplateRecipe(), Settings(checkpointing=gradient_checkpointing, **numbers), precision,
-                  save_every, preview_every, preview_prompt, resume == "start over", use_step, cls.hidden.unique_id)
+                  name, save_every, preview_every, preview_prompt, resume == "start over", use_step,
+                  cls.hidden.unique_id)
         outcome = run_job(job)
         if outcome.weights:
             model, _ = comfy.sd.load_lora_for_models(model, None, outcome.weights, 1.0, 0.0)

@@ -8,34 +8,32 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Iterator, Mapping
+from typing import Any, Iterator, Mapping
 
 from ..text.placeholders import EMBEDDING, filled
 from .description import clip_fingerprint, model_fingerprint, vae_fingerprint
 from .fingerprint import fingerprint
+from .plan import Plan
 from .session import compute_dtype
-
-if TYPE_CHECKING:
-    from .job import Job
 
 FORMAT = 2
 
 
-def run_key(job: Job) -> str:
-    """Hexadecimal digest of all that the result of a job depends on."""
-    settings = replace(job.settings, steps=0) if job.settings.schedule == "constant" else job.settings
-    prompts = (job.subjects, job.terms, job.recipe)
-    return fingerprint(FORMAT, model_fingerprint(job.model), clip_fingerprint(job.clip), vae_fingerprint(job.vae),
-                       *prompts, _embedding_files(job, prompts), job.parts, settings, job.precision,
-                       compute_dtype(job.model, job.precision))
+def run_key(plan: Plan) -> str:
+    """Hexadecimal digest of all that the result of a plan depends on."""
+    settings = replace(plan.settings, steps=0) if plan.settings.schedule == "constant" else plan.settings
+    prompts = (plan.subjects, plan.terms, plan.recipe)
+    return fingerprint(FORMAT, model_fingerprint(plan.model), clip_fingerprint(plan.clip), vae_fingerprint(plan.vae),
+                       *prompts, _embedding_files(plan, prompts), plan.parts, settings, plan.precision,
+                       compute_dtype(plan.model, plan.precision))
 
 
-def _embedding_files(job: Job, asked: Any) -> dict[str, Any]:
+def _embedding_files(plan: Plan, asked: Any) -> dict[str, Any]:
     """Tokens, with the vectors of embedding files as they are now, of every prompt that names such a file."""
-    words = [word for subject in job.subjects for word in (subject.concept.placeholder, subject.concept.class_words)]
+    words = [word for subject in plan.subjects for word in (subject.concept.placeholder, subject.concept.class_words)]
     named = {text for text in _texts(asked) if EMBEDDING in text}
     prompts = {filled(text, word) for text in named for word in words}
-    return {prompt: job.clip.tokenize(prompt) for prompt in sorted(prompts)}
+    return {prompt: plan.clip.tokenize(prompt) for prompt in sorted(prompts)}
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -89,29 +89,24 @@ def factors(model, clip, vae, of, rows: int, seed: int) -> dict[str, float]:
     """Loss → norm of the released formula's gradient over that of the equation's."""
     from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
     from personalize.nodes.text.prompts import bundled
-    from personalize.nodes.training.dataset import encode_pictures
+    from personalize.nodes.training.assembly import open_training
     from personalize.nodes.training.diffusion import DiffusionLoss
-    from personalize.nodes.training.parts.part import TrainingRun
-    from personalize.nodes.training.loop import Settings, Trainer
     from personalize.nodes.training.parts.embedding import EmbeddingPart
     from personalize.nodes.training.passes import GradientNorms
+    from personalize.nodes.training.plan import Plan, Settings
     from personalize.nodes.training.recipe import TemplateRecipe
-    from personalize.nodes.training.session import training_session
 
     templates, later = bundled("universal").templates, (2, 2)
     terms = [DiffusionLoss(window=(1, 1))]
     for formula in ("released", "paper"):
         terms += [ContextEmbeddingLoss(templates, 1.0, formula, later, f"embedding {formula}"),
                   ContextAttentionLoss(templates, 1.0, formula, False, later, f"attention {formula}")]
-    with training_session(model, clip) as session:
-        data = encode_pictures(vae, session.model, (of,), seed)
-        part = EmbeddingPart().attach(TrainingRun(session.model, session.clip, (of,), session.device, seed))
-        session.load()
-        trainer = Trainer(session, (of,), data, [part], terms, TemplateRecipe(),
-                          Settings(steps=1, batch_size=rows, seed=seed), {})
+    settings = Settings(steps=1, batch_size=rows, seed=seed)
+    plan = Plan(model, clip, vae, (of,), (EmbeddingPart(),), tuple(terms), TemplateRecipe(), settings)
+    with open_training(plan) as trainer:
         trainer.run(lambda *_: True)
-        measured = GradientNorms([part])
-        trainer.objective.backward(trainer._batch(2), 1.0, measured)
+        measured = GradientNorms(trainer.parts)
+        trainer.objective.backward(trainer.batch(2), 1.0, measured)
     norms = measured.norms()
     return {loss: norms[f"{loss} released|embedding"] / norms[f"{loss} paper|embedding"] for loss in LOSSES}
 

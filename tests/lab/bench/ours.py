@@ -1,7 +1,9 @@
 """The pack's own training steps on ComfyUI's objects: the real loop, with latents that are already encoded."""
 from __future__ import annotations
 
+import contextlib
 import itertools
+from typing import Iterator
 
 import torch
 from torch import Tensor
@@ -11,11 +13,12 @@ from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.tokens import Slot
 from personalize.nodes.training.dataset import Dataset, PictureLatents
 from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.assembly import open_training
 from personalize.nodes.training.batch import Batch, Picture, Subject
 from personalize.nodes.training.interfaces import LossTerm
-from personalize.nodes.training.parts.part import TrainingRun
-from personalize.nodes.training.loop import MEASURE_GRADIENTS_EVERY, Settings, Trainer
+from personalize.nodes.training.loop import MEASURE_GRADIENTS_EVERY, Trainer
 from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.plan import Plan, Settings
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.training.session import Session
 
@@ -35,36 +38,45 @@ TERMS: dict[str, tuple[LossTerm, ...]] = {
 }
 
 
-class TrainingStep:
-    """Consecutive steps of a run of its own, those between two measurements of the gradient norms.
+@contextlib.contextmanager
+def training_step(session: Session, latents: Tensor, terms: tuple[LossTerm, ...], one_prompt: bool
+                  ) -> Iterator[TrainingStep]:
+    """Steps of a training of its own on the session's models.
 
     one_prompt: every row has the same prompt, CoRe's way; else every picture has a caption of its own.
     """
+    captions = [CAPTIONS[0 if one_prompt else i].replace("{}", PLACEHOLDER) for i in range(len(latents))]
+    pictures = tuple(Picture(torch.zeros(1, 8, 8, 3), caption=caption) for caption in captions)
+    subjects = (Subject(Concept(PLACEHOLDER, "dog", "dog"), pictures),)
+    settings = Settings(steps=10**6, batch_size=len(latents))
+    plan = Plan(session.model, session.clip, None, subjects, (EmbeddingPart(),), terms, TemplateRecipe(), settings)
+    data = Dataset([[PictureLatents(latent[None], None) for latent in latents]])
+    with open_training(plan, latents=data, session=session) as trainer:
+        yield TrainingStep(trainer)
 
-    def __init__(self, session: Session, latents: Tensor, terms: tuple[LossTerm, ...], one_prompt: bool):
-        captions = [CAPTIONS[0 if one_prompt else i].replace("{}", PLACEHOLDER) for i in range(len(latents))]
-        pictures = tuple(Picture(torch.zeros(1, 8, 8, 3), caption=caption) for caption in captions)
-        subject = Subject(Concept(PLACEHOLDER, "dog", "dog"), pictures)
-        data = Dataset([[PictureLatents(latent[None], None) for latent in latents]])
-        self.part = EmbeddingPart().attach(TrainingRun(session.model, session.clip, (subject,), session.device, 0))
-        settings = Settings(steps=10**6, batch_size=len(latents))
-        self.trainer = Trainer(session, (subject,), data, [self.part], terms, TemplateRecipe(), settings, {})
+
+class TrainingStep:
+    """Consecutive steps of a training, those between two measurements of the gradient norms."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.part, = trainer.parts
         self.numbers = (n for n in itertools.count(2) if n % MEASURE_GRADIENTS_EVERY)
         self.measured_numbers = itertools.count(MEASURE_GRADIENTS_EVERY, MEASURE_GRADIENTS_EVERY)
 
     def __call__(self) -> float:
         """The loss."""
-        return self.trainer._optimise(next(self.numbers))["loss"]
+        return self.trainer.optimise(next(self.numbers))["loss"]
 
     def measured(self) -> float:
         """A step that also measures every term's gradient norm, as every tenth does."""
-        return self.trainer._optimise(next(self.measured_numbers))["loss"]
+        return self.trainer.optimise(next(self.measured_numbers))["loss"]
 
     def lasting_bytes(self) -> int:
         """Bytes of both models and of the optimiser."""
         session = self.trainer.session
         models = [*session.model.model.parameters(), *session.clip.cond_stage_model.parameters()]
-        return tensor_bytes([*models, *self.trainer.state_dict().values()])
+        return tensor_bytes([*models, *self.trainer.state().tensors.values()])
 
     @property
     def vector(self) -> Tensor:
@@ -73,7 +85,7 @@ class TrainingStep:
 
     def batch(self) -> Batch:
         """Rows and noised latents of a step."""
-        return self.trainer._batch(1)
+        return self.trainer.batch(1)
 
     def gradient(self, batch: Batch) -> tuple[float, Tensor]:
         """Loss and gradient of the vector, (768,), at this batch."""
@@ -85,5 +97,5 @@ class TrainingStep:
     def token_ids(self, placeholder_id: int) -> Tensor:
         """Ids (B, 77) of the rows' prompts in the order of the pictures."""
         tokenize = self.trainer.objective.text.tokenizer
-        rows = [tokenize(picture.caption).chunks[0][1][0] for picture in self.trainer.subjects[0].pictures]
+        rows = [tokenize(picture.caption).chunks[0][1][0] for picture in self.trainer.plan.subjects[0].pictures]
         return torch.tensor([[placeholder_id if isinstance(t, Slot) else t for t, _ in row] for row in rows])

@@ -56,27 +56,32 @@ def main() -> None:
         session = stack.enter_context(training_session(model, clip))
         session.load()
         for batch in options.batch:
-            steps = contenders(session, options.resolution // 8, batch)
-            check_agreement(steps)
-            report(steps, f"{options.resolution} px, batch {batch}, fp32, {torch.get_num_threads()} thread", options.rounds)
+            circumstances = f"{options.resolution} px, batch {batch}, fp32, {torch.get_num_threads()} thread"
+            with ExitStack() as opened:
+                steps = contenders(opened, session, options.resolution // 8, batch)
+                check_agreement(steps)
+                report(steps, circumstances, options.rounds)
 
 
-def contenders(session, side: int, batch: int) -> dict:
-    """Name → training step, all on the same latents (batch, 4, side, side)."""
+def contenders(opened: ExitStack, session, side: int, batch: int) -> dict:
+    """Name → training step, all on the same latents (batch, 4, side, side), while `opened` is."""
     from bench import diffusers_side as theirs
-    from bench.ours import TERMS, TrainingStep
+    from bench.ours import TERMS, training_step
 
     latents = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(0))
-    embedding = TrainingStep(session, latents, TERMS["embedding"], one_prompt=False)
+
+    def ours(terms: str, one_prompt: bool):
+        return opened.enter_context(training_step(session, latents, TERMS[terms], one_prompt))
+
+    embedding = ours("embedding", one_prompt=False)
     unet, ids = theirs.unet_like(session.model), embedding.token_ids(theirs.PLACEHOLDER)
     steps = {"diffusers_script": theirs.ScriptStep(unet, theirs.text_encoder_like(session.clip), ids, latents,
                                                    embedding.vector),
              "diffusers_one_vector": theirs.OneVectorStep(unet, theirs.text_encoder_like(session.clip), ids, latents,
                                                           embedding.vector),
              "embedding": embedding,
-             "embedding_one_prompt": TrainingStep(session, latents, TERMS["embedding"], one_prompt=True)}
-    return steps | {name: TrainingStep(session, latents, terms, one_prompt=True)
-                    for name, terms in TERMS.items() if name != "embedding"}
+             "embedding_one_prompt": ours("embedding", one_prompt=True)}
+    return steps | {name: ours(name, one_prompt=True) for name in TERMS if name != "embedding"}
 
 
 def check_agreement(steps: Mapping) -> None:

@@ -69,10 +69,11 @@ def batches(trainer, count: int) -> Iterator:
     """Rows and noised latents that the training itself never sees."""
     from personalize.nodes.training.batch import Batch
 
-    size, seed, session = trainer.settings.batch_size, trainer.settings.seed + 1, trainer.session
+    plan, session = trainer.plan, trainer.session
+    size, seed = plan.settings.batch_size, plan.settings.seed + 1
     for step in range(trainer.step * count, (trainer.step + 1) * count):
-        rows = trainer.recipe.rows(trainer.subjects, step, size, seed)
-        yield Batch(step, trainer.subjects, rows, {
+        rows = plan.recipe.rows(plan.subjects, step, size, seed)
+        yield Batch(step, plan.subjects, rows, {
             stream: trainer.latents.noised(shown, session.noise, seed, step, stream, session.device)
             for stream, shown in rows.items()})
 
@@ -82,7 +83,7 @@ def gradient(trainer, term, batch) -> Tensor:
     from personalize.nodes.training.passes import Objective
 
     objective = Objective(trainer.session, trainer.parts, (term,), trainer.objective.text, trainer.frozen,
-                          trainer.settings.seed, checkpointing=False)
+                          trainer.plan.settings.seed, checkpointing=False)
     objective.backward(batch, 1.0)
     parameters = [p for part in trainer.parts for group in part.groups for p in group.params]
     found = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])

@@ -88,7 +88,7 @@ def test_image_blocks_are_drawn_again_from_what_their_cell_keeps(world, task, tm
 def test_a_second_subject_takes_turns_with_its_own_word_and_pictures(world, task):
     from claims.techniques.vico import starting_at, subject_beside
     from personalize.nodes.training.diffusion import DiffusionLoss
-    from personalize.nodes.training.loop import Settings
+    from personalize.nodes.training.plan import Settings
     from personalize.nodes.vico.nodes_train import TrainingReferences, TrainViCo
 
     own, other, taught = subject_of(task, starting_at(task, "")), subject_beside(task), []
@@ -96,8 +96,8 @@ def test_a_second_subject_takes_turns_with_its_own_word_and_pictures(world, task
     assert not any(torch.equal(one.variants, two.variants) for one in own.pictures for two in other.pictures)
     parts, = TrainViCo.execute(1e-3, 5e-3, "decoder", "Eq. 5").args
     trained = train(world, own, parts, (DiffusionLoss(),), Settings(2, 2), TrainingReferences.execute().args[0],
-                    lambda trainer: taught.append({row.subject for row in trainer.recipe.rows(
-                        trainer.subjects, trainer.step, 2, 0)["subject"]}), others=[other])
+                    lambda trainer: taught.append({row.subject for row in trainer.plan.recipe.rows(
+                        trainer.plan.subjects, trainer.step, 2, 0)["subject"]}), others=[other])
     assert taught == [{0, 1}] * 2 and trained.concept.placeholder == own.concept.placeholder
     blocks, = trained.files
     names = [own.concept.placeholder, other.concept.placeholder]

@@ -8,14 +8,14 @@ from typing import Any, Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from personalize.nodes.text.concept import Concept, initial_vectors
-from personalize.nodes.training.dataset import encode_pictures
+from personalize.nodes.text.concept import Concept
+from personalize.nodes.training.assembly import open_training
 from personalize.nodes.training.batch import Picture, Recipe, Subject
 from personalize.nodes.training.interfaces import LossTerm
-from personalize.nodes.training.parts.part import Artifact, AttachedPart, TrainablePart, TrainingRun
-from personalize.nodes.training.loop import Settings, Trainer
+from personalize.nodes.training.parts.part import Artifact, TrainablePart
+from personalize.nodes.training.plan import Plan, Settings
+from personalize.nodes.training.loop import Trainer
 from personalize.nodes.training.recipe import TemplateRecipe
-from personalize.nodes.training.session import training_session
 
 from .task import Task
 from .world import World
@@ -65,30 +65,15 @@ def train(world: World, subject: Subject, parts: Sequence[TrainablePart], terms:
     each_step: called after every step, while the models are ready for gradients. others: subjects that take turns with
     `subject`.
     """
-    model, clip, vae = world.networks
     subjects = (subject, *others)
 
     def after_step(trainer: Trainer, record: dict) -> bool:
         each_step(trainer)
         return True
 
-    with training_session(model, clip) as session:
-        data = encode_pictures(vae, session.model, subjects, settings.seed)
-        run = TrainingRun(session.model, session.clip, subjects, session.device, settings.seed)
-        attached = [part.attach(run) for part in parts]
-        session.load()
-        learned = _learned(attached)
-        frozen = {each.concept.placeholder: initial_vectors(each.concept, clip) for each in subjects
-                  if each.concept.placeholder not in learned}
-        trainer = Trainer(session, subjects, data, attached, terms, recipe, settings, frozen)
+    plan = Plan(*world.networks, subjects, tuple(parts), tuple(terms), recipe, settings)
+    with open_training(plan) as trainer:
         trainer.run(after_step)
-        learned = _learned(attached)
-        concepts = tuple(each.concept.with_vectors(learned[each.concept.placeholder])
-                         if each.concept.placeholder in learned else each.concept for each in subjects)
-        weights = {key: tensor.cpu() for part in attached for key, tensor in part.weights().items()}
-        files = tuple(file for part in attached for file in part.files())
-    return Trained(concepts, weights, trainer.history, files)
-
-
-def _learned(attached: Sequence[AttachedPart]) -> dict[str, Mapping[str, Tensor]]:
-    return {name: vectors for part in attached for name, vectors in part.learned_vectors().items()}
+        vectors = trainer.vectors()
+        concepts = tuple(each.concept.with_vectors(vectors[each.concept.placeholder]) for each in subjects)
+        return Trained(concepts, trainer.weights(), trainer.history, trainer.files())

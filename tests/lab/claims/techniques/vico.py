@@ -29,7 +29,7 @@ from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.batch import Subject
-from personalize.nodes.training.loop import Settings
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.vico.files import FILE, ViCo as ViCoFile, metadata_of, read_vico
 from personalize.nodes.vico.nodes_apply import AS_TRAINED, FITS, MASKS, ApplyViCo

@@ -1,0 +1,78 @@
+"""The one place where a training is put together."""
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from typing import Iterator, Sequence
+
+from ..text.concept import initial_vectors
+from .batch import Latents
+from .dataset import Dataset, encode_pictures
+from .failures import OF_TRAIN, NodeInputs, fitting, lighter
+from .loop import State, Trainer
+from .parts.part import AttachedPart, TrainingRun, Vectors
+from .plan import Plan
+from .session import Session, training_session
+
+
+@contextlib.contextmanager
+def open_training(plan: Plan, resumed: State | None = None, *, latents: Latents | None = None,
+                  words: Vectors | None = None, session: Session | None = None, inputs: NodeInputs = OF_TRAIN
+                  ) -> Iterator[Trainer]:
+    """A training ready to run; after it, also after an error, both models are as they were.
+
+        with open_training(plan) as trainer:
+            trainer.run(lambda trainer, record: True)
+            concept = concept.with_vectors(trainer.vectors()[concept.placeholder])
+
+    resumed: goes on from there. latents: in place of the subjects' pictures, which are encoded only where steps are left.
+    words: vectors of further words in prompts. session: an open one, in place of one of the plan's models; what parts
+    attach to its model stays until it closes. inputs: of the node at hand, for messages.
+
+    Raises ValueError with one sentence for what cannot be trained, OutOfMemory where it does not fit.
+    """
+    with contextlib.ExitStack() as stack:
+        if session is None:
+            session = stack.enter_context(training_session(plan.model, plan.clip, plan.precision))
+        if latents is None:
+            latents = _pictures(plan, session, resumed)
+        parts = _attach(plan, session)
+        for part in parts:
+            stack.enter_context(part.installed())
+        trainer = Trainer(session, plan, parts, latents, {**(words or {}), **_untrained(plan, parts)}, inputs)
+        if resumed is not None:
+            trainer.resume(resumed)
+        yield trainer
+
+
+def _pictures(plan: Plan, session: Session, resumed: State | None) -> Dataset:
+    """The subjects' pictures; none where no step is left."""
+    if resumed is not None and resumed.step >= plan.settings.steps:
+        return Dataset(())
+    return encode_pictures(plan.vae, session.model, plan.subjects, plan.settings.seed)
+
+
+def _attach(plan: Plan, session: Session) -> list[AttachedPart]:
+    """The plan's parts on the session's models, which are loaded then."""
+    run = TrainingRun(session.model, session.clip, plan.subjects, session.device, plan.settings.seed)
+    with fitting("The models and the parts to train do", lighter(plan.parts)):
+        parts = [part.attach(run) for part in plan.parts]
+        _check_words(parts)
+        session.load()
+    return parts
+
+
+def _check_words(parts: Sequence[AttachedPart]) -> None:
+    counts = Counter(name for part in parts for name in part.placeholders)
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"Two parts at trainable train the vectors of {twice}; keep one of them. Train ViCo trains "
+                         "them as well, unless its embedding_learning_rate is 0.")
+
+
+def _untrained(plan: Plan, parts: Sequence[AttachedPart]) -> Vectors:
+    """Vectors of the subjects whose words no part trains."""
+    trained = {name for part in parts for name in part.learned_vectors()}
+    concepts = [subject.concept for subject in plan.subjects]
+    return {concept.placeholder: initial_vectors(concept, plan.clip) for concept in concepts
+            if concept.placeholder not in trained}
