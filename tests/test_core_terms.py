@@ -91,7 +91,7 @@ def losses_by_hand(session, batch, parts, concepts, released, estimate=False):
 def test_values_equal_hand(any_exact, formula, estimate):
     c = concept(any_exact.clip)
     with core_run(any_exact, [c], both(DESERT, formula, estimate)) as (trainer, batch):
-        found = trainer.objective.backward(batch, 1.0)
+        found = trainer.objective.backward(batch)
         expected = losses_by_hand(trainer.session, batch, DESERT, [c, c], formula == "released", estimate)
     assert found["context embedding"] == pytest.approx(expected[0], rel=1e-4)
     assert found["context attention"] == pytest.approx(expected[1], rel=CLOSE)
@@ -106,7 +106,7 @@ def test_lengths(kind, exact, parts, class_words, count):
     checkpoint = exact(kind)
     c = concept(checkpoint.clip, class_words=class_words, count=count)
     with core_run(checkpoint, [c], both(parts), rows=1) as (trainer, batch):
-        found = trainer.objective.backward(batch, 1.0)
+        found = trainer.objective.backward(batch)
         expected = losses_by_hand(trainer.session, batch, parts, [c], released=False)
     assert found["context embedding"] == pytest.approx(expected[0], rel=1e-4)
     assert found["context attention"] == pytest.approx(expected[1], rel=CLOSE)
@@ -119,8 +119,9 @@ def test_two_subjects_in_one_batch(exact, parts):
     concepts = [concept(sdxl.clip), concept(sdxl.clip, "<my-bear>", "fluffy teddy bear toy", 2, seed=2)]
     with core_run(sdxl, concepts, both(parts)) as (trainer, batch):
         assert [row.subject for row in batch.rows["subject"]] == [0, 1]
-        found = trainer.objective.backward(batch, 1.0)
-        singles = [losses_by_hand(trainer.session, batch.slice(slice(i, i + 1)), parts, concepts[i:i + 1], False)
+        found = trainer.objective.backward(batch)
+        rows = list(batch.micro_batches(1))
+        singles = [losses_by_hand(trainer.session, rows[i], parts, concepts[i:i + 1], False)
                    for i in (0, 1)]
     if parts == DESERT:
         assert found["context attention"] == pytest.approx((singles[0][1] + singles[1][1]) / 2, rel=CLOSE)
@@ -132,8 +133,8 @@ def test_micro_batches_give_the_same(exact):
     terms = both(DESERT, "released")
     c = concept(sd15.clip)
     with core_run(sd15, [c], terms, rows=3) as (trainer, batch):
-        whole = trainer.objective.backward(batch, 1.0)
-        pieces = [trainer.objective.backward(batch.slice(slice(i, i + 1)), 1 / 3) for i in range(3)]
+        whole = trainer.objective.backward(batch)
+        pieces = [trainer.objective.backward(row) for row in batch.micro_batches(1)]
     for name, value in whole.items():
         assert sum(piece[name] for piece in pieces) == pytest.approx(value, rel=1e-4)
 
@@ -153,7 +154,7 @@ def test_text_before_the_subject_contributes_nothing(any_checkpoint):
                          for e in encodes.values()]
             position = encodes["object"].tokens[0].layout.span("subject")[0]
             assert torch.equal(found[0][:, :position], found[1][:, :position])
-            values[before] = trainer.objective.backward(batch, 1.0)["context embedding"] * (position + 1)
+            values[before] = trainer.objective.backward(batch)["context embedding"] * (position + 1)
             leaf, = {leaf for part in trainer.parts for leaf in part.groups[0].params[:1]}
             assert leaf.grad.abs().sum() > 0
             distance = 1 - torch.cosine_similarity(found[0][0, position + 1], found[1][0, position + 1], dim=-1)
@@ -195,7 +196,7 @@ def test_gradients_equal_finite_differences(kind, request, formula, which):
     c = concept(checkpoint.clip)
     term = both(DESERT, formula, estimate=which == "estimate")[which != "embedding"]
     with core_run(checkpoint, [c], (term,)) as (trainer, batch):
-        trainer.objective.backward(batch, 1.0)
+        trainer.objective.backward(batch)
         parameters = trainer.parts[0].groups[0].params
         for parameter, gradient in [(p, p.grad.clone()) for p in parameters]:
             direction = gradient / gradient.norm()
@@ -214,7 +215,7 @@ def test_gradients_equal_finite_differences(kind, request, formula, which):
 def _value(trainer, batch, term, reference_at, shift):
     """The term's value; for the estimate the reference keeps the unshifted vector's queries, as its gradient does."""
     if not getattr(term, "estimate", False):
-        return trainer.objective.backward(batch, 1.0)[term.name]
+        return trainer.objective.backward(batch)[term.name]
     shifted = _results(trainer, batch, term)
     with torch.no_grad():
         reference_at.sub_(shift)
@@ -239,7 +240,7 @@ def _results(trainer, batch, term) -> Results:
     """What training gives to `term`."""
     seen, terms = Seen(term), trainer.objective.terms
     trainer.objective.terms = (seen,)
-    trainer.objective.backward(batch, 1.0)
+    trainer.objective.backward(batch)
     trainer.objective.terms = terms
     return seen.results
 
@@ -268,7 +269,7 @@ def test_reference_stays_the_original_model(sd15):
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
         again = _results(trainer, batch, trainer.plan.terms[1]).maps["reference"]
         assert all(torch.equal(a, b) for a, b in zip(reference, again))
-        assert trainer.objective.backward(batch, 1.0)["context attention"] != pytest.approx(expected[1], rel=1e-2)
+        assert trainer.objective.backward(batch)["context attention"] != pytest.approx(expected[1], rel=1e-2)
         assert all(p.grad is not None and p.grad.isfinite().all() for p in trainer.parts[1].groups[0].params[:20])
 
 
@@ -276,7 +277,7 @@ def test_concept_without_class_words_is_refused(sd15):
     c = replace(concept(sd15.clip), class_words=" ")
     with core_run(sd15, [c], both(DESERT)) as (trainer, batch):
         with pytest.raises(ValueError, match="<my-dog> has no class words"):
-            trainer.objective.backward(batch, 1.0)
+            trainer.objective.backward(batch)
 
 
 # ------------------------------------------------------------------------------------------------ cost and learning
@@ -288,7 +289,7 @@ def test_runs_of_the_denoiser(sd15, estimate, runs):
         started, ended = [], []
         hooks = [unet.input_blocks[0][0].register_forward_hook(lambda *a: started.append(torch.is_grad_enabled())),
                  unet.out.register_forward_hook(lambda *a: ended.append(1))]
-        trainer.objective.backward(batch, 1.0)
+        trainer.objective.backward(batch)
         for hook in hooks:
             hook.remove()
     assert len(started) == runs and len(ended) == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,15 +16,20 @@ import torch.nn.functional as F
 from test_training_loop import subject, train
 from torch import nn
 
+import comfy.model_management
+
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.layout import WORD
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import Encode, Needs
-from personalize.nodes.training.parts.part import AttachedPart, ParamGroup, TrainablePart
+from personalize.nodes.training.parts.part import Artifact, AttachedPart, ParamGroup, TrainablePart
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
+from personalize.nodes.training.preview import draw_preview
 from personalize.nodes.training.recipe import TemplateRecipe
+from personalize.nodes.training.session import training_session
+from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 
 TEMPLATES = ("a {} in the jungle", "a painting of a {} next to a red house", "{} at night")
 MASK_ID = 11
@@ -46,6 +52,7 @@ class MaskedWordLoss:
     weight: float = 1.0
     window: tuple[int, int] = (1, 10**9)
     name: str = "masked word"
+    stream: ClassVar = "subject"
 
     def _masked(self, batch, text, rng):
         template = TEMPLATES[int(torch.randint(len(TEMPLATES), (), generator=rng))]
@@ -69,6 +76,7 @@ class MapperPart(TrainablePart):
     """<pose> stands for a vector that a small network computes from the row's picture."""
 
     lr: float = 1e-2
+    keeps: ClassVar = (("loras", "mapper"),)
 
     def attach(self, run):
         width = {"clip_l": run.clip.cond_stage_model.clip_l.transformer.get_input_embeddings().weight.shape[1]}
@@ -83,11 +91,18 @@ class AttachedMapper(AttachedPart):
         draw = torch.Generator().manual_seed(0)
         self.maps = {key: nn.Parameter(torch.randn(3, w, generator=draw) * 0.1) for key, w in width.items()}
         self.groups = [ParamGroup("mapper", list(self.maps.values()), settings.lr)]
+        self.grey = torch.full((3,), 0.5)
 
     def vectors(self, batch):
         colours = torch.stack([batch.subjects[r.subject].pictures[r.picture].variants[r.variant].mean((0, 1))
                                for r in batch.rows["subject"]])
         return {"<pose>": {key: (colours @ p)[:, None] for key, p in self.maps.items()}}
+
+    def shown_vectors(self):
+        return {"<pose>": {key: (self.grey @ p.detach())[None] for key, p in self.maps.items()}}
+
+    def files(self):
+        return [Artifact("loras", "mapper", self.state_dict())]
 
     def state_dict(self):
         return {key: p.detach() for key, p in self.maps.items()}
@@ -245,3 +260,73 @@ def test_measuring_gradients_does_not_change_them(sd15, name):
     finally:
         loop.MEASURE_GRADIENTS_EVERY = every
     assert [r["loss"] for r in more.history] == pytest.approx([r["loss"] for r in measured.history], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ words of parts
+POSE = TemplateRecipe(("a photo of a {} with <pose>",))
+TAUGHT = (EmbeddingPart(), MapperPart())
+
+
+def test_a_parts_word_is_drawn_in_previews_and_again_from_its_file(sd15):
+    prompt, drawn = "a photo of a <my-dog> with <pose>", {}
+
+    def each_step(trainer, record):
+        for name, vectors in (("shown", trainer.shown_vectors()), ("as text", trainer.vectors())):
+            drawn[name] = draw_preview(trainer.session, sd15.vae, prompt, vectors, (64, 64), seed=0)
+        drawn["files"], drawn["word"] = trainer.files(), trainer.vectors()
+        return False
+
+    train(sd15, Settings(steps=1), parts=TAUGHT, recipe=POSE, each_step=each_step)
+    file, = drawn["files"]
+    assert (file.kind, file.name) in MapperPart.keeps
+    pose = {key: torch.full((1, 3), 0.5) @ tensor for key, tensor in file.tensors.items()}
+    with training_session(sd15.model, sd15.clip) as session:
+        again = draw_preview(session, sd15.vae, prompt, {**drawn["word"], "<pose>": pose}, (64, 64), seed=0)
+    torch.testing.assert_close(again, drawn["shown"], atol=1e-3, rtol=0)
+    assert (drawn["as text"] - drawn["shown"]).abs().max() > 0.01
+
+
+@dataclass(frozen=True)
+class WithoutFile(MapperPart):
+    keeps: ClassVar = ()
+
+
+class WithoutPreview(MapperPart):
+    def attach(self, run):
+        attached = super().attach(run)
+        attached.shown_vectors = attached.learned_vectors
+        return attached
+
+
+@pytest.mark.parametrize("part, sentence", [
+    (WithoutFile(), "WithoutFile keeps no file that carries <pose> to inference"),
+    (WithoutPreview(), "AttachedMapper.shown_vectors leaves out <pose>")])
+def test_a_part_that_leaves_its_word_as_plain_text_is_refused(sd15, part, sentence):
+    with pytest.raises(TypeError, match=sentence):
+        train(sd15, Settings(steps=1), parts=(EmbeddingPart(), part), recipe=POSE)
+
+
+# ------------------------------------------------------------------------------------------------ assembly
+@pytest.mark.parametrize("where", ["while it runs", "while it opens"])
+def test_an_error_leaves_the_models_as_they_were(sd15, where):
+    """Blocks of a part are hooks on the U-Net while a training is open."""
+    modules = [*sd15.model.model.modules(), *sd15.clip.cond_stage_model.modules()]
+
+    def state():
+        hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+        wrapped = sum(len(getattr(module, "weight_function", ())) for module in modules)
+        return hooks, wrapped, comfy.model_management.in_training, torch.is_grad_enabled()
+
+    def fail(trainer, record):
+        during.append(state())
+        raise ArithmeticError
+
+    before, during = state(), []
+    parts = (EmbeddingPart(), ImageAttentionPart(), AdapterPart())
+    recipe = WithReferences(TemplateRecipe())
+    if where == "while it opens":
+        parts = (*parts, WithoutFile())
+    with pytest.raises((ArithmeticError, TypeError)):
+        train(sd15, Settings(steps=1), parts=parts, recipe=recipe, each_step=fail)
+    assert state() == before
+    assert where == "while it opens" or sum(during[0][:2]) > sum(before[:2])

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Sequence
+from typing import ClassVar, Literal, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..text.concept import Concept
 from ..text.tokens import PromptTokens
-from ..training.batch import Batch, Subject
-from ..training.diffusion import ALWAYS, subject_pass
+from ..training.batch import Batch, Stream, Subject
+from ..training.diffusion import ALWAYS, denoising_pass
 from ..training.interfaces import DenoiserSide, Encode, Maps, Needs, Pass, Results, TextSide
 from .loss import Pairs, aligned_context, context_attention_loss, context_embedding_loss
 
@@ -31,6 +31,7 @@ class ContextEmbeddingLoss:
     formula: Formula
     window: tuple[int, int] = ALWAYS
     name: str = "context embedding"
+    stream: ClassVar[Stream] = "subject"
 
     def check(self, subjects: Sequence[Subject], text: TextSide) -> None:
         """Raises ValueError if a template cannot be compared, whenever it may be drawn."""
@@ -63,6 +64,7 @@ class ContextAttentionLoss:
     estimate: bool = False
     window: tuple[int, int] = ALWAYS
     name: str = "context attention"
+    stream: ClassVar[Stream] = "subject"
 
     def check(self, subjects: Sequence[Subject], text: TextSide) -> None:
         """Raises ValueError if a template cannot be compared, whenever it may be drawn."""
@@ -72,7 +74,7 @@ class ContextAttentionLoss:
         """Mean attention in all layers for both prompts; their passes end in the last cross-attention."""
         prompts = _both_prompts(self.templates, batch, text, rng)
         if self.estimate:
-            shared = subject_pass(batch, text)
+            shared = denoising_pass(batch, text)
             return Needs(prompts, maps={side: Maps(shared, text.layers, keys=prompt)
                                         for side, prompt in prompts.items()})
         last = text.layers[-1]

@@ -25,9 +25,9 @@ def open_training(plan: Plan, resumed: State | None = None, *, latents: Latents 
             trainer.run(lambda trainer, record: True)
             concept = concept.with_vectors(trainer.vectors()[concept.placeholder])
 
-    resumed: goes on from there. latents: in place of the subjects' pictures, which are encoded only where steps are left.
-    words: vectors of further words in prompts. session: an open one, in place of one of the plan's models; what parts
-    attach to its model stays until it closes. inputs: of the node at hand, for messages.
+    resumed: goes on from there. latents: in place of the subjects' pictures, which are encoded only where steps are
+    left. words: vectors of further words in prompts. session: an open one, in place of one of the plan's models; what
+    parts attach to its model stays until it closes. inputs: of the node at hand, for messages.
 
     Raises ValueError with one sentence for what cannot be trained, OutOfMemory where it does not fit.
     """
@@ -59,6 +59,7 @@ def _attach(plan: Plan, session: Session) -> list[AttachedPart]:
         parts = [part.attach(run) for part in plan.parts]
         _check_words(parts)
         session.load()
+    _check_words_arrive(plan, parts)
     return parts
 
 
@@ -68,6 +69,19 @@ def _check_words(parts: Sequence[AttachedPart]) -> None:
     if twice is not None:
         raise ValueError(f"Two parts at trainable train the vectors of {twice}; keep one of them. Train ViCo trains "
                          "them as well, unless its embedding_learning_rate is 0.")
+
+
+def _check_words_arrive(plan: Plan, parts: Sequence[AttachedPart]) -> None:
+    """Raises TypeError if a part leaves a word of its own to previews or inference as plain text."""
+    kept = {subject.concept.placeholder for subject in plan.subjects}
+    for settings, part in zip(plan.parts, parts, strict=True):
+        unseen = part.placeholders.keys() - part.shown_vectors().keys()
+        if unseen:
+            raise TypeError(f"{type(part).__name__}.shown_vectors leaves out {', '.join(sorted(unseen))}")
+        lost = part.placeholders.keys() - (part.learned_vectors().keys() & kept)
+        if lost and not settings.keeps:
+            raise TypeError(f"{type(settings).__name__} keeps no file that carries {', '.join(sorted(lost))} to "
+                            "inference")
 
 
 def _untrained(plan: Plan, parts: Sequence[AttachedPart]) -> Vectors:

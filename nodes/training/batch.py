@@ -1,8 +1,9 @@
 """What one step sees: pictures, which of them with which prompt, and their noised latents."""
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Mapping, Protocol, Sequence
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Iterator, Literal, Mapping, Protocol, Sequence, get_args
 
 from torch import Tensor
 
@@ -30,16 +31,31 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Prior:
+    """Pictures of a subject's class, which the model shall draw as before (DreamBooth's prior preservation).
+
+    pictures: one variant each, of the size of the subject's; the caption is the prompt. rows: how many of them a step
+    sees. weight: λ of their loss.
+    """
+
+    pictures: tuple[Picture, ...]
+    rows: int = 1
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Subject:
-    """A concept and its pictures; one link of the SUBJECT chain."""
+    """A concept and its pictures, and perhaps some of its class; one link of the SUBJECT chain."""
 
     concept: Concept
     pictures: tuple[Picture, ...]
+    prior: Prior | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """What one row of a step sees: picture `picture`, variant `variant` of subject `subject`, with `prompt`."""
+    """What one row of a step sees: picture `picture`, variant `variant` of subject `subject`, with `prompt`. In the
+    stream "prior" it is a picture of the subject's prior."""
 
     subject: int
     picture: int
@@ -70,12 +86,16 @@ class Noised:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step, or a micro-batch of it: for each stream its rows and latents; "subject" is always there."""
+    """One step, or a micro-batch of it: for each stream its rows and latents; "subject" is always there.
+
+    shares: how many of the step's rows of a stream these are, 0…1.
+    """
 
     step: int
     subjects: tuple[Subject, ...]
     rows: Mapping[Stream, tuple[Row, ...]]
     latents: Mapping[Stream, Noised]
+    shares: Mapping[Stream, float] = field(default_factory=lambda: dict.fromkeys(get_args(Stream), 1.0))
 
     @property
     def size(self) -> int:
@@ -86,10 +106,26 @@ class Batch:
         """The concept that a row shows."""
         return self.subjects[row.subject].concept
 
-    def slice(self, rows: slice) -> Batch:
-        """The same rows of every stream."""
-        return replace(self, rows={name: value[rows] for name, value in self.rows.items()},
-                       latents={name: value.slice(rows) for name, value in self.latents.items()})
+    def micro_batches(self, rows: int) -> Iterator[Batch]:
+        """Pieces with `rows` rows of the subject, the last one with what is left.
+
+        Each other stream is cut into as many pieces: where it has as many rows as the subject, row by row beside it;
+        the last pieces of a shorter one may be empty.
+        """
+        for number in range(math.ceil(self.size / rows)):
+            yield self._piece({stream: _cut(len(own), number, rows, self.size) for stream, own in self.rows.items()})
+
+    def _piece(self, cuts: Mapping[Stream, slice]) -> Batch:
+        rows = {stream: self.rows[stream][cut] for stream, cut in cuts.items()}
+        return replace(self, rows=rows,
+                       latents={stream: latents.slice(cuts[stream]) for stream, latents in self.latents.items()},
+                       shares={stream: len(rows[stream]) / len(self.rows[stream]) for stream in cuts})
+
+
+def _cut(count: int, number: int, rows: int, size: int) -> slice:
+    """Piece `number` of a stream of `count` rows, as `rows` of `size` are one of the subject's."""
+    each = math.ceil(count * rows / size)
+    return slice(number * each, (number + 1) * each)
 
 
 class Recipe(Protocol):
@@ -102,5 +138,6 @@ class Recipe(Protocol):
 class Latents(Protocol):
     """Where a step's noised latents come from: a Dataset of pictures, or noise alone."""
 
-    def noised(self, rows: Sequence[Row], levels: NoiseLevels, seed: int, step: int, stream: Stream, device: Any) -> Noised:
+    def noised(self, rows: Sequence[Row], levels: NoiseLevels, seed: int, step: int, stream: Stream, device: Any
+               ) -> Noised:
         """Latents for the rows."""

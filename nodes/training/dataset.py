@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..families.latents import LatentSpace, latent_space
 from ..families.noise import NoiseLevels
-from .batch import Noised, Row, Subject
+from .batch import Noised, Picture, Row, Stream, Subject
 from .failures import fitting
 from .noise import add_noise
 from .seeds import generator
@@ -26,14 +26,15 @@ class PictureLatents:
 
 
 class Dataset:
-    """Latents of every picture of every subject, on the CPU."""
+    """Latents of every picture of every subject, and of its prior, on the CPU."""
 
-    def __init__(self, pictures: Sequence[Sequence[PictureLatents]]):
-        self.pictures = pictures
+    def __init__(self, pictures: Sequence[Sequence[PictureLatents]], prior: Sequence[Sequence[PictureLatents]] = ()):
+        self.pictures, self.prior = pictures, prior
 
-    def noised(self, rows: Sequence[Row], levels: NoiseLevels, seed: int, step: int, stream: str, device) -> Noised:
+    def noised(self, rows: Sequence[Row], levels: NoiseLevels, seed: int, step: int, stream: Stream, device) -> Noised:
         """The rows' latents, each with its own level, even over all of the model's, and its own noise."""
-        chosen = [self.pictures[row.subject][row.picture] for row in rows]
+        pictures = self.prior if stream == "prior" else self.pictures
+        chosen = [pictures[row.subject][row.picture] for row in rows]
         clean = torch.stack([p.latents[row.variant] for p, row in zip(chosen, rows, strict=True)])
         draw = generator(seed, "noise", stream, step)
         numbers = levels.draw(len(rows), draw)
@@ -47,7 +48,7 @@ class Dataset:
 
 
 def encode_pictures(vae, model, subjects: Sequence[Subject], seed: int) -> Dataset:
-    """Encodes every variant of every picture with `vae`, then frees the VAE's memory.
+    """Encodes every variant of every picture, also of priors, with `vae`, then frees the VAE's memory.
 
     Raises ValueError if pictures differ in size or are no whole number of latent pixels, or as `encode_picture` does.
     """
@@ -55,12 +56,15 @@ def encode_pictures(vae, model, subjects: Sequence[Subject], seed: int) -> Datas
     _check_sizes(subjects, space.factor)
     check_vae(vae)
     devices = [vae.device] if vae.device.type == "cuda" else []
-    encoded = []
+
+    def encoded(pictures: Sequence[Picture]) -> list[PictureLatents]:
+        return [_encode(vae, space, picture, seed) for picture in pictures]
+
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        for subject in subjects:
-            encoded.append([_encode(vae, space, picture, seed) for picture in subject.pictures])
+        own = [encoded(subject.pictures) for subject in subjects]
+        prior = [encoded(subject.prior.pictures) if subject.prior else [] for subject in subjects]
     unload(vae.patcher)
-    return Dataset(encoded)
+    return Dataset(own, prior)
 
 
 def _encode(vae, space: LatentSpace, picture, seed: int) -> PictureLatents:

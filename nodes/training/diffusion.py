@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..families.noise import NoiseLevels
-from .batch import Batch
+from .batch import Batch, Stream
 from .interfaces import DenoiserSide, Encode, Needs, Pass, Results, TextSide
 
 ALWAYS = (1, 10**9)
@@ -15,11 +16,11 @@ CONSTANT, MIN_SNR, DEBIASED = WEIGHTINGS = ("constant", "min-SNR", "debiased")
 MIN_SNR_GAMMA = 5.0
 
 
-def subject_pass(batch: Batch, text: TextSide) -> Pass:
-    """The pass that denoises the subject's pictures, each row with its own prompt.
+def denoising_pass(batch: Batch, text: TextSide, stream: Stream = "subject") -> Pass:
+    """The pass that denoises a stream's pictures, each row with its own prompt.
 
     Terms that ask for it again, for its attention maps, share this one run."""
-    return Pass(Encode(tuple(text.tokenizer(row.prompt) for row in batch.rows["subject"])))
+    return Pass(Encode(tuple(text.tokenizer(row.prompt) for row in batch.rows[stream])), stream)
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ class DiffusionLoss:
     window: tuple[int, int] = ALWAYS
     noise_levels: str = CONSTANT
     name: str = "diffusion"
+    stream: ClassVar[Stream] = "subject"
 
     def needs(self, batch: Batch, text: TextSide, rng: torch.Generator) -> Needs:
         """One pass of the denoiser over the rows of the step."""
-        return Needs(passes={"prediction": subject_pass(batch, text)})
+        return Needs(passes={"prediction": denoising_pass(batch, text)})
 
     def __call__(self, got: Results, batch: Batch, model: DenoiserSide) -> Tensor:
         """Scalar float32."""

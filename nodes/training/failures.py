@@ -114,8 +114,7 @@ def _without_learning(trainer: Trainer, batch: Batch) -> tuple[str, bool]:
     """The first prompt whose encoding is no number, with class words in the place of learned ones; and whether the
     model's predictions are numbers."""
     class_words = {subject.concept.placeholder: subject.concept.class_words for subject in batch.subjects}
-    for i in range(batch.size):
-        row = batch.slice(slice(i, i + 1))
+    for row in batch.micro_batches(1):
         prompt = Placeholders(class_words).replace(row.rows["subject"][0].prompt, class_words.__getitem__)
         encoded, predicted = trainer.objective.original(row, prompt)
         if not _finite(encoded):

@@ -103,11 +103,15 @@ class LossTerm(Protocol):
     def window(self) -> tuple[int, int]:
         """First and last step (from 1) at which it acts."""
 
+    @property
+    def stream(self) -> Stream:
+        """Over whose rows the loss is a mean; without any the term does not act."""
+
     def needs(self, batch: Batch, text: TextSide, rng: torch.Generator) -> Needs:
         """What this step needs. `rng` starts the same for every term of a step and for its micro-batches."""
 
     def __call__(self, got: Results, batch: Batch, model: DenoiserSide) -> Tensor:
-        """The unweighted float32 scalar, mean over the batch's rows."""
+        """The unweighted float32 scalar, mean over the stream's rows in the batch."""
 
 
 @runtime_checkable

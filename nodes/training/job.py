@@ -151,7 +151,8 @@ class _Run:
         prompt = filled(self.job.preview_prompt, self.job.subjects[0].concept.placeholder)
         failed = None
         try:
-            picture = draw_preview(session, self.job.vae, prompt, self.trainer.vectors(), size, self.job.settings.seed)
+            picture = draw_preview(session, self.job.vae, prompt, self.trainer.shown_vectors(), size,
+                                   self.job.settings.seed)
         except mm.InterruptProcessingException:
             raise
         except Exception as error:

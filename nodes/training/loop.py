@@ -13,7 +13,7 @@ import comfy.model_management as mm
 
 from ..text.encode import check_lengths
 from ..text.tokens import PromptTokenizer
-from .batch import Batch, Latents
+from .batch import Batch, Latents, Row, Stream
 from .failures import NodeInputs, fitting, is_out_of_memory, not_a_number, step_too_large
 from .interfaces import ChecksSubjects, TextSide
 from .optimizer import build_optimizer, optimizer_tensors, restore_optimizer, schedule_factor
@@ -80,9 +80,9 @@ class Trainer:
         settings, text = self.plan.settings, self.objective.text
         ahead = range(self.step + 1, settings.steps + 1)
         for step in ahead[:PROMPTS_AHEAD]:
-            rows = self.plan.recipe.rows(self.plan.subjects, step, settings.batch_size, settings.seed)["subject"]
-            for start in range(0, len(rows), self.rows_at_once):
-                check_lengths({text.tokenizer(row.prompt).layout.length for row in rows[start:start + self.rows_at_once]})
+            for piece in Batch(step, self.plan.subjects, self._rows(step), {}).micro_batches(self.rows_at_once):
+                for rows in filter(None, piece.rows.values()):
+                    check_lengths({text.tokenizer(row.prompt).layout.length for row in rows})
         for term in self.plan.terms:
             if isinstance(term, ChecksSubjects):
                 term.check(self.plan.subjects, text)
@@ -104,9 +104,12 @@ class Trainer:
         self.step, self.history = state.step, list(state.history)
 
     def vectors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Every word of the run → encoder key → (n, d), as they are now."""
-        learned = {name: rows for part in self.parts for name, rows in part.learned_vectors().items()}
-        return {**self.frozen, **learned}
+        """Words that concepts keep → encoder key → (n, d), as they are now."""
+        return {**self.frozen, **{name: rows for part in self.parts for name, rows in part.learned_vectors().items()}}
+
+    def shown_vectors(self) -> dict[str, Mapping[str, Tensor]]:
+        """The same for a preview, with the words of parts that compute them."""
+        return {**self.frozen, **{name: rows for part in self.parts for name, rows in part.shown_vectors().items()}}
 
     def weights(self) -> dict[str, Tensor]:
         """A LoRA file's tensors, on the CPU, as they are now."""
@@ -118,12 +121,15 @@ class Trainer:
 
     def batch(self, step: int) -> Batch:
         """What step `step` (from 1) sees."""
-        plan, noise, device = self.plan, self.session.noise, self.session.device
-        seed = plan.settings.seed
-        streams = plan.recipe.rows(plan.subjects, step, plan.settings.batch_size, seed)
+        seed, noise, device = self.plan.settings.seed, self.session.noise, self.session.device
+        streams = self._rows(step)
         latents = {stream: self.latents.noised(rows, noise, seed, step, stream, device)
                    for stream, rows in streams.items()}
-        return Batch(step, plan.subjects, streams, latents)
+        return Batch(step, self.plan.subjects, streams, latents)
+
+    def _rows(self, step: int) -> Mapping[Stream, tuple[Row, ...]]:
+        settings = self.plan.settings
+        return self.plan.recipe.rows(self.plan.subjects, step, settings.batch_size, settings.seed)
 
     def optimise(self, step: int) -> dict:
         """One step of the optimiser; returns its record."""
@@ -148,7 +154,8 @@ class Trainer:
         for part in self.parts:
             part.after_step(step)
         self.step = step
-        return {"step": step, "total": self.plan.settings.steps, "loss": loss, "parts": values, "norms": norms, "lr": lr}
+        return {"step": step, "total": self.plan.settings.steps, "loss": loss, "parts": values, "norms": norms,
+                "lr": lr}
 
     def _measures(self, step: int) -> bool:
         return step == 1 or step % MEASURE_GRADIENTS_EVERY == 0
@@ -169,11 +176,10 @@ class Trainer:
         raise step_too_large(batch.step, rows, self.plan.settings, self.inputs)
 
     def _micro_batches(self, batch: Batch, measured: bool) -> tuple[dict[str, float], dict[str, float]]:
-        norms = GradientNorms(self.parts) if measured and len(self.objective.active(batch.step)) > 1 else None
+        norms = GradientNorms(self.parts) if measured and len(self.objective.active(batch)) > 1 else None
         totals: dict[str, float] = {}
-        for start in range(0, batch.size, self.rows_at_once):
-            part = batch.slice(slice(start, start + self.rows_at_once))
-            for name, value in self.objective.backward(part, part.size / batch.size, norms).items():
+        for piece in batch.micro_batches(self.rows_at_once):
+            for name, value in self.objective.backward(piece, norms).items():
                 totals[name] = totals.get(name, 0.0) + value
         return totals, norms.norms() if norms else {}
 

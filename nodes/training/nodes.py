@@ -2,9 +2,10 @@
 from ..page import add_routes
 from . import picture_routes, routes
 from .nodes_parts import NODES as PART_NODES
+from .nodes_prior import NODES as PRIOR_NODES
 from .nodes_steps import NODES as STEP_NODES
 from .nodes_subject import NODES as SUBJECT_NODES
 from .nodes_train import NODES as TRAIN_NODES
 
 add_routes((*routes.ROUTES, *picture_routes.ROUTES))
-NODES: list[type] = [*SUBJECT_NODES, *PART_NODES, *TRAIN_NODES, *STEP_NODES]
+NODES: list[type] = [*SUBJECT_NODES, *PRIOR_NODES, *PART_NODES, *TRAIN_NODES, *STEP_NODES]

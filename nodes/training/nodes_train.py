@@ -11,6 +11,7 @@ from .job import Job, run_job
 from .optimizer import OPTIMIZERS, SCHEDULES
 from .plan import Settings
 from .presets import CUSTOM, PRESETS
+from .prior import prior_terms
 from .progress import shown_report
 from .recipe import TemplateRecipe
 from .session import PRECISIONS
@@ -104,7 +105,8 @@ class Train(io.ComfyNode):
                 preview_every, preview_prompt, resume, use_step, loss=None, recipe=None, **numbers) -> io.NodeOutput:
         """Trains or returns what is already learned."""
         numbers.update(PRESETS.get(preset, {}))
-        job = Job(model, clip, vae, tuple(subject), tuple(trainable), tuple(loss or (DiffusionLoss(),)),
+        terms = (*(loss or (DiffusionLoss(),)), *prior_terms(subject))
+        job = Job(model, clip, vae, tuple(subject), tuple(trainable), terms,
                   recipe or TemplateRecipe(), Settings(checkpointing=gradient_checkpointing, **numbers), precision,
                   name, save_every, preview_every, preview_prompt, resume == "start over", use_step,
                   cls.hidden.unique_id)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, replace
-from typing import Iterator, Sequence
+from typing import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -55,23 +55,25 @@ class Objective:
         self.frozen, self.seed, self.checkpointing = frozen, seed, checkpointing
         self._constant = EncodingCache()
 
-    def active(self, step: int) -> list[LossTerm]:
-        """Terms whose window holds `step`."""
-        return [term for term in self.terms if term.window[0] <= step <= term.window[1]]
+    def active(self, batch: Batch) -> list[LossTerm]:
+        """Terms whose window holds the batch's step and whose stream has rows in it."""
+        return [term for term in self.terms
+                if term.window[0] <= batch.step <= term.window[1] and batch.rows.get(term.stream)]
 
-    def backward(self, batch: Batch, share: float, measured: GradientNorms | None = None) -> dict[str, float]:
-        """Adds the gradients of `share` · Σ weight · term to the parameters' .grad; returns term → weighted value.
+    def backward(self, batch: Batch, measured: GradientNorms | None = None) -> dict[str, float]:
+        """Adds the gradients of Σ weight · share · term to the parameters' .grad; returns term → value with both.
 
+        share: how many of the step's rows of the term's stream the batch has.
         measured: where to add each term's own gradients, on steps whose gradient norms are shown.
         """
         asked = [_Asked(term, term.needs(batch, self.text, generator(self.seed, "loss", batch.step)))
-                 for term in self.active(batch.step)]
+                 for term in self.active(batch)]
         work, values = _Work(self, batch), {}
         if measured is None:
             work.encode_trained([a.needs for a in asked])
         for together in _sharing_a_pass(asked):
-            losses = [(a.term.name, a.term.weight * share * a.term(work.results(a.needs, together), batch,
-                                                                   DenoiserSide(self.session.noise)))
+            losses = [(a.term.name, a.term.weight * batch.shares[a.term.stream]
+                       * a.term(work.results(a.needs, together), batch, DenoiserSide(self.session.noise)))
                       for a in together]
             for name, loss in losses:
                 values[name] = values.get(name, 0.0) + loss.item()
@@ -240,9 +242,15 @@ class _Work:
         return request.tokens * self.batch.size if per_row and len(request.tokens) == 1 else request.tokens
 
     def _row_vectors(self, row: int) -> Vectors:
-        return {name: {key: v[row] for key, v in by_encoder.items()}
-                if next(iter(by_encoder.values())).ndim == 3 else by_encoder
-                for name, by_encoder in self.vectors.items()}
+        """What words mean in a row. Those with a vector for each row of the subject mean nothing in other streams' rows
+        beyond these."""
+        found: dict[str, Mapping[str, Tensor]] = {}
+        for name, by_encoder in self.vectors.items():
+            if next(iter(by_encoder.values())).ndim == 2:
+                found[name] = by_encoder
+            elif row < self.batch.size:
+                found[name] = {key: vectors[row] for key, vectors in by_encoder.items()}
+        return found
 
     def _run(self, request: Pass, maps: Sequence[Maps]) -> tuple[Tensor | None, dict[Maps, tuple[Tensor, ...]]]:
         session, latents = self.objective.session, self.batch.latents[request.latents]

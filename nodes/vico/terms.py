@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ..text.tokens import PromptTokens
-from ..training.batch import Batch
-from ..training.diffusion import ALWAYS, subject_pass
+from ..training.batch import Batch, Stream
+from ..training.diffusion import ALWAYS, denoising_pass
 from ..training.interfaces import DenoiserSide, Maps, Needs, Results, TextSide
 from .blocks import Placement, chosen_layers
 from .maths import alignment, end_of_text_regularisation, object_mask
@@ -32,13 +32,14 @@ class ReferenceAttentionLoss:
     placement: Placement = "decoder"
     window: tuple[int, int] = ALWAYS
     name: str = "reference attention"
+    stream: ClassVar[Stream] = "subject"
 
     def needs(self, batch: Batch, text: TextSide, rng: torch.Generator) -> Needs:
         """Maps of the run on the references that the image blocks' part makes beside the subject's pass."""
         if REFERENCE not in batch.rows:
             raise ValueError("End-of-Text Regularisation looks at reference pictures; connect Training References to "
                              "recipe on Train, and Train ViCo to trainable.")
-        run = subject_pass(batch, text)
+        run = denoising_pass(batch, text)
         columns = [_columns(tokens, placeholder)
                    for tokens, placeholder in zip(run.context.tokens, _placeholders(batch), strict=True)]
         length = max(map(len, columns))

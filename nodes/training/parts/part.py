@@ -74,8 +74,8 @@ class RunningPass:
 class TrainablePart:
     """Settings of what is optimised: what the TRAINABLE wire carries.
 
-    keeps: (kind of folder, stem) of each file that the part has saved beside the embeddings, so that a saved step can be
-        told from half of one.
+    keeps: (kind of folder, stem) of each file that the part has saved beside the embeddings, so that a saved step can
+        be told from half of one. A part whose words are not vectors of a CONCEPT has one that carries them to inference.
     """
 
     keeps: ClassVar[tuple[tuple[str, str], ...]] = ()
@@ -104,6 +104,10 @@ class AttachedPart:
     def learned_vectors(self) -> Vectors:
         """Placeholder → encoder key → (n, d), detached: what a CONCEPT keeps."""
         return {}
+
+    def shown_vectors(self) -> Vectors:
+        """Placeholder → encoder key → (n, d), detached: what each of `placeholders` stands for in a preview."""
+        return self.learned_vectors()
 
     def installed(self) -> AbstractContextManager:
         """Hooks or blocks that are active while the context is open, and undone after it."""

@@ -89,7 +89,7 @@ class TrainingStep:
 
     def gradient(self, batch: Batch) -> tuple[float, Tensor]:
         """Loss and gradient of the vector, (768,), at this batch."""
-        losses = self.trainer.objective.backward(batch, 1.0)
+        losses = self.trainer.objective.backward(batch)
         found = self.part.parameters[PLACEHOLDER]["clip_l"].grad[0].clone()
         self.trainer.optimizer.zero_grad(set_to_none=True)
         return sum(losses.values()), found

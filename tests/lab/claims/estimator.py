@@ -84,7 +84,7 @@ def gradient(trainer, term, batch) -> Tensor:
 
     objective = Objective(trainer.session, trainer.parts, (term,), trainer.objective.text, trainer.frozen,
                           trainer.plan.settings.seed, checkpointing=False)
-    objective.backward(batch, 1.0)
+    objective.backward(batch)
     parameters = [p for part in trainer.parts for group in part.groups for p in group.params]
     found = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
     for p in parameters:
