@@ -3,14 +3,15 @@ from __future__ import annotations
 
 import logging
 
+import comfy.model_management
 import pytest
 import torch
 
-import comfy.model_management
-from personalize.nodes.attention import nodes_show, record as records
 from personalize.nodes.families.layers import AttentionLayer
-from personalize.nodes.attention.nodes_show import ShowAttention, ShowMasks
-from personalize.nodes.attention.record import Record
+from personalize.nodes.recording import nodes_show
+from personalize.nodes.recording import record as records
+from personalize.nodes.recording.nodes_show import ShowAttention, ShowMasks
+from personalize.nodes.recording.record import Record
 
 KILOBYTE = 1024
 LAYERS = [AttentionLayer(("input", number), 0, number, 32, 4, 1) for number in range(2)]

@@ -8,13 +8,13 @@ from skimage.filters import threshold_otsu
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from personalize.nodes.attention.heat import COLOURS, coloured, labelled_grid, overlaid
-from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.maps import mean_over_layers, normalised, resized
 from personalize.nodes.attention.masks import above, on_grid, otsu, otsu_threshold
-from personalize.nodes.attention.record import Record
-from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import words_of
+from personalize.nodes.families.find import unet_of
+from personalize.nodes.recording.heat import COLOURS, coloured, labelled_grid, overlaid
+from personalize.nodes.recording.record import Record
+from personalize.nodes.recording.sampling_recorder import recording_model
 from support.sampling import encoded, sample
 
 

@@ -242,7 +242,7 @@ def test_masks_of_a_record_are_shown(session):
     """A test-side node hands over a record with masks as a patch leaves them."""
     import nodes
 
-    from personalize.nodes.attention.record import Record
+    from personalize.nodes.recording.record import Record
 
     masks = {0: torch.zeros(2, 16, 16), 3: torch.ones(1, 16, 16)}
     masks[0][0, :8] = 1.0
@@ -339,7 +339,7 @@ def test_record_that_is_gone_is_explained(execute, tiny_checkpoints):
 
 
 def _holds_record(entry) -> bool:
-    from personalize.nodes.attention.record import Record
+    from personalize.nodes.recording.record import Record
 
     return any(isinstance(value, Record) for output in entry.outputs for value in output)
 

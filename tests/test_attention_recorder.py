@@ -10,8 +10,8 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from personalize.nodes.attention import softmax
-from personalize.nodes.attention.recorder import AttentionRecorder, PassStopped, Wanted
 from personalize.nodes.families.find import unet_of
+from personalize.nodes.recording.pass_recorder import AttentionRecorder, PassStopped, Wanted
 from support.attention_by_hand import naive_attention, projections
 
 

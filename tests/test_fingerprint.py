@@ -12,10 +12,9 @@ import comfy_extras.nodes_freelunch as freelunch
 import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
-from support.companions import with_lora
 from test_training_job import make_job, sample
 
-from personalize.nodes.attention.nodes_record import RecordAttention
+from personalize.nodes.recording.nodes_record import RecordAttention
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training import fingerprint as fingerprints
@@ -23,6 +22,7 @@ from personalize.nodes.training.description import clip_fingerprint, model_finge
 from personalize.nodes.training.fingerprint import fingerprint
 from personalize.nodes.training.run_key import run_key
 from personalize.nodes.visual_prompts.added_attention import with_added_attention
+from support.companions import with_lora
 
 pytestmark = pytest.mark.usefixtures("execute")
 KEY = "diffusion_model.output_blocks.5.1.transformer_blocks.0.attn2.to_v.weight"

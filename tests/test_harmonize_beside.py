@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 
 from personalize.nodes.attention.branch import in_branch
-from personalize.nodes.families.find import unet_of
-from personalize.nodes.attention.record import Record
-from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import words_of
+from personalize.nodes.families.find import unet_of
+from personalize.nodes.recording.record import Record
+from personalize.nodes.recording.sampling_recorder import recording_model
 from personalize.nodes.training.seeds import generator
 from personalize.nodes.visual_prompts.ip_adapter_files import read_ip_adapter
 from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter

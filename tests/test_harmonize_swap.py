@@ -4,12 +4,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize.nodes.families.find import unet_of
 from personalize.nodes.attention.masks import otsu
-from personalize.nodes.attention.record import Record
-from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import words_of
+from personalize.nodes.families.find import unet_of
 from personalize.nodes.harmonize.nodes_swap import PersonalizeBranchLatent
+from personalize.nodes.recording.record import Record
+from personalize.nodes.recording.sampling_recorder import recording_model
 from personalize.nodes.training.seeds import generator
 from support.swap_world import DEFAULTS, PROMPT, ByHand, World, close, far, half_mask, own_noise
 

@@ -3,16 +3,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.patches import PATCHES, patch_on
-from support.sampling import difference, encoded, sample
 from test_training_job import make_job, run
 
-from personalize.nodes.families.find import unet_of
-from personalize.nodes.attention.record import Record
-from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import Words
+from personalize.nodes.families.find import unet_of
+from personalize.nodes.recording.record import Record
+from personalize.nodes.recording.sampling_recorder import recording_model
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.training.parts.weights import AdapterPart
+from support.patches import PATCHES, patch_on
+from support.sampling import difference, encoded, sample
 
 pytestmark = pytest.mark.newer  # than 0.16.3, which has no such nodes
 

@@ -3,16 +3,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from personalize.nodes.attention.words import Words
+from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
+from personalize.nodes.recording.nodes_mask import OTSU, THRESHOLD, SubjectMask
+from personalize.nodes.recording.nodes_show import EACH_MAP, MEAN, ShowAttention
+from personalize.nodes.training.images import sources_from_tensors
+from personalize.nodes.visual_prompts.tokens import BLIP_DIFFUSION, ELITE, IP_ADAPTER, VisualTokens
 from support.layouts import of_spans
 from support.recorded import DOG, PROMPT, recording
 from support.sampling import encoded, sample
-
-from personalize.nodes.attention.nodes_mask import OTSU, THRESHOLD, SubjectMask
-from personalize.nodes.attention.nodes_show import EACH_MAP, MEAN, ShowAttention
-from personalize.nodes.attention.words import Words
-from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
-from personalize.nodes.training.images import sources_from_tensors
-from personalize.nodes.visual_prompts.tokens import BLIP_DIFFUSION, ELITE, IP_ADAPTER, VisualTokens
 
 pytestmark = pytest.mark.usefixtures("execute")
 ODD = [float("nan"), float("inf")]

@@ -5,7 +5,7 @@ import nodes
 import pytest
 import torch
 
-from personalize.nodes.attention.record import Record
+from personalize.nodes.recording.record import Record
 from support.failures import PromptFailed
 from support.packs import ADV_CLIP_EMB, ANIMATEDIFF, IMPACT, IPADAPTER, PPM, PROMPT_CONTROL, SMZ
 from support.prompts import node
@@ -28,8 +28,9 @@ def scene(kind: str = "sd15") -> dict:
 @pytest.fixture(scope="module")
 def same_file(execute, base):
     """The concept's vectors as an embedding file, for each kind of model."""
-    from personalize.nodes.text.concept import Concept, initial_vectors
     from safetensors.torch import save_file
+
+    from personalize.nodes.text.concept import Concept, initial_vectors
 
     def made(kind: str) -> None:
         clip = execute({"1": scene(kind)["1"]}, {"clip": ["1", 1]}).values["clip"]

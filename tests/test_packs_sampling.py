@@ -5,10 +5,10 @@ import nodes
 import pytest
 import torch
 
-from personalize.nodes.families.find import unet_of
-from personalize.nodes.attention.record import Record
-from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import words_of
+from personalize.nodes.families.find import unet_of
+from personalize.nodes.recording.record import Record
+from personalize.nodes.recording.sampling_recorder import recording_model
 from support.packs import ANIMATEDIFF, IMPACT, IPADAPTER
 from support.stock_nodes import node
 from support.swap_world import close, far, half_mask

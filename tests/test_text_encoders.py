@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from comfy.conds import is_equal
 
 from personalize.nodes.text.apply import clip_with_vectors, vector_of
 from personalize.nodes.text.embedding_files import load_embedding, save_embedding
@@ -41,11 +42,16 @@ def vectors_for(clip, count: int, seed: int = 0) -> dict[str, torch.Tensor]:
     return {e.key: torch.randn(count, e.width, generator=noise) for e in text_encoders(clip)}
 
 
-def cond(clip, prompt: str, vectors) -> torch.Tensor:
-    """(T, C) by stock nodes with Apply Concept."""
+def conditioning(clip, prompt: str, vectors) -> list:
+    """[cond, options] by stock nodes with Apply Concept."""
     taught = clip_with_vectors(clip, {"<x>": vectors})
     with torch.no_grad():
-        return taught.encode_from_tokens_scheduled(taught.tokenize(prompt))[0][0][0]
+        return taught.encode_from_tokens_scheduled(taught.tokenize(prompt))[0]
+
+
+def cond(clip, prompt: str, vectors) -> torch.Tensor:
+    """(T, C) by stock nodes with Apply Concept."""
+    return conditioning(clip, prompt, vectors)[0][0]
 
 
 def changed_rows(one: torch.Tensor, other: torch.Tensor, tolerance: float = 0.0) -> list[int]:
@@ -151,7 +157,9 @@ def test_training_encodes_as_apply_concept_does(family):
     with torch.enable_grad(), differentiable_text_model(clip):
         for prompt in prompts:
             encoded = encode(clip, [tokenizer(prompt)], [{"<x>": vectors}])
-            assert torch.equal(encoded.cond[0].detach(), cond(clip, prompt, vectors))
+            stock, (ours,) = conditioning(clip, prompt, vectors), encoded.conditioning()
+            assert torch.equal(ours[0].detach(), stock[0]) and ours[1].keys() == stock[1].keys()
+            assert all(is_equal(value, stock[1][name]) for name, value in ours[1].items())
         weight = torch.randn(encoded.cond.shape, generator=torch.Generator().manual_seed(2))
         loss = (encoded.cond * weight).sum()
         loss.backward()

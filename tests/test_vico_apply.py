@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.attention.record import Record
+from personalize.nodes.recording.record import Record
 from personalize.nodes.vico import files
 from personalize.nodes.vico.apply import KEY, Reference, Use
 from personalize.nodes.vico.files import ViCo, metadata_of, read_vico

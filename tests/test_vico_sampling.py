@@ -9,9 +9,9 @@ from comfy.model_management import InterruptProcessingException, interrupt_curre
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.attention.record import Record
 from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
 from personalize.nodes.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
+from personalize.nodes.recording.record import Record
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.layout import END, layout_in
 from personalize.nodes.text.tokens import prompt_tokens

@@ -14,17 +14,17 @@ from test_training_loop import subject, train
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.attention.record import Record
+from personalize.nodes.recording.record import Record
 from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.text.nodes_concept import PersonalizeLoadConcept, PersonalizeSaveConcept
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
+from personalize.nodes.text.tokens import prompt_tokens
 from personalize.nodes.training import job as job_module
 from personalize.nodes.training.batch import Row
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.nodes_parts import TrainAdapter
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
-from personalize.nodes.text.tokens import prompt_tokens
 from personalize.nodes.vico.apply import Reference, Use, with_references
 from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
 from personalize.nodes.vico.nodes_apply import MASKS as MASK_NAMES

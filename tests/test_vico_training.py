@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.attention.record import Record
+from personalize.nodes.recording.record import Record
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.loop import Trainer
 from personalize.nodes.training.plan import Settings
@@ -30,8 +30,19 @@ from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.vico.terms import ReferenceAttentionLoss
 from support import vico_by_hand
 from support.inprocess import dynamic_vram
-from support.vico_training import (CLOSE, RECIPE, TEMPLATES, TWO, WEIGHT, ByHand, close, copied, method, same_gradients,
-                                   with_masks)
+from support.vico_training import (
+    CLOSE,
+    RECIPE,
+    TEMPLATES,
+    TWO,
+    WEIGHT,
+    ByHand,
+    close,
+    copied,
+    method,
+    same_gradients,
+    with_masks,
+)
 
 pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to
 

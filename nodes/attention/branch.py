@@ -13,7 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..training.seeds import generator
-from .capture import Options, step_of
+from .calls import Options, step_of
 from .maps import size_of
 from .second_run import Evaluation, SecondRun, answered_by, name_of
 from .sides import IDS, Side, lists_by_id, lists_of, side_named, with_sides

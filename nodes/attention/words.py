@@ -11,8 +11,9 @@ from torch import Tensor
 from ..text.layout import Layout, layout_in, layout_of
 from ..text.pairs import in_pairs, token_count
 from ..text.tokens import prompt_tokens
-from .capture import Options, TokenGroups
+from .calls import Options
 from .sides import list_at, side_named
+from .token_groups import TokenGroups
 
 
 @dataclass(frozen=True)

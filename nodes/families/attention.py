@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Mapping
 
 from comfy.ldm.modules.attention import CrossAttention, optimized_attention
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,16 +16,6 @@ class Attention:
     """
 
     module: CrossAttention
-
-    @property
-    def query_projection(self) -> nn.Module:
-        """From what attends to queries."""
-        return self.module.to_q
-
-    @property
-    def key_projection(self) -> nn.Module:
-        """From the context to keys."""
-        return self.module.to_k
 
     @property
     def heads(self) -> int:

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Mapping, Protocol, Sequence
+from typing import Callable, Literal, Mapping, Protocol, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from .layers import AttentionLayer
 
@@ -20,6 +20,14 @@ class PreviewDefaults:
     scheduler: str
     steps: int
     guidance: float
+
+
+class Seen(Protocol):
+    """What is called with an attention's queries and keys."""
+
+    def __call__(self, layer: AttentionLayer, query: Tensor, key: Tensor, keys_of: Callable[[Tensor], Tensor]) -> None:
+        """query: (rows, pixels, heads · d). key: (rows, T, heads · d), the text's. keys_of: the layer's keys of another
+        context (rows, T, C)."""
 
 
 class Family(Protocol):
@@ -48,6 +56,10 @@ class Family(Protocol):
 
     def differentiable(self) -> AbstractContextManager[None]:
         """While the context is open a gradient goes through the network to the text."""
+
+    def watch(self, layers: Sequence[AttentionLayer], seen: Seen) -> AbstractContextManager[None]:
+        """While the context is open `seen` is called whenever one of the layers attends, with what it attends by; what the
+        network computes stays the same, and a gradient goes through."""
 
     def recomputable(self, except_for: AttentionLayer | None = None) -> Sequence[nn.Module]:
         """Blocks that gradient checkpointing may run again in the backward pass.

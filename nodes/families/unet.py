@@ -1,17 +1,19 @@
 """The U-Net of SD1.x, SD2.x and SDXL: blocks that look at the picture by themselves, and at the text across."""
 from __future__ import annotations
 
+import contextlib
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Iterable, Iterator, Mapping
+from typing import Iterable, Iterator, Mapping, Sequence
 
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
-from torch import nn
+from torch import Tensor, nn
 
 from .attention import Attention
 from .differentiable import in_training
-from .family import PreviewDefaults, Weights
+from .family import PreviewDefaults, Seen, Weights
 from .layers import AttentionLayer, Place
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -65,6 +67,16 @@ class UNet:
     def differentiable(self) -> AbstractContextManager[None]:
         """See Family."""
         return in_training()
+
+    @contextlib.contextmanager
+    def watch(self, layers: Sequence[AttentionLayer], seen: Seen) -> Iterator[None]:
+        """See Family. Hooks at the projections also see layers whose attention itself another pack replaces."""
+        with contextlib.ExitStack() as stack:
+            for layer in layers:
+                module, watched = self.cross_attention(layer).module, _Watched(layer, seen)
+                stack.callback(module.to_q.register_forward_hook(watched.keep_query).remove)
+                stack.callback(module.to_k.register_forward_hook(watched.tell).remove)
+            yield
 
     def recomputable(self, except_for: AttentionLayer | None = None) -> list[nn.Module]:
         """Residual and attention blocks; see Family."""
@@ -146,6 +158,25 @@ class UNet:
         if unet.middle_block is not None:
             yield ("middle", 0), unet.middle_block
         yield from ((("output", i), block) for i, block in enumerate(unet.output_blocks))
+
+
+@dataclass
+class _Watched:
+    """One layer: keys are projected right after queries."""
+
+    layer: AttentionLayer
+    seen: Seen
+    query: Tensor | None = None
+
+    def keep_query(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        """Hook of the queries' projection."""
+        self.query = output
+
+    def tell(self, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        """Hook of the keys' projection; without queries it runs for the keys of another context."""
+        query, self.query = self.query, None
+        if query is not None:
+            self.seen(self.layer, query, output, module)
 
 
 class TransformerBlock(BasicTransformerBlock):

@@ -4,8 +4,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..attention.branch import Branch, Noise
-from ..attention.record import Record
 from ..attention.words import parse_words, words_of
+from ..recording.record import Record
 from ..text.embedding_versions import embedding_versions
 from ..types import RecordType
 from .nodes_orthogonal import CATEGORY

@@ -4,10 +4,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..attention.branch import Branch, with_branch
-from ..attention.capture import put_first
-from ..attention.record import Record
-from ..attention.recording import recording_model
+from ..attention.calls import put_first
 from ..families.find import unet_of
+from ..recording.record import Record
+from ..recording.sampling_recorder import recording_model
 from .swap_run import SwapRun
 from .swap_settings import SWAP_LAYERS, AttentionMask, SwapSettings
 

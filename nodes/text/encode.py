@@ -15,6 +15,7 @@ from .tokens import PromptTokens, comfy_tokens
 
 _NORMS = ("layer_norm1", "layer_norm2", ".layer_norm")  # before the two halves of a layer of CLIP, and of T5
 
+CLIP_CHUNK = 77
 RowVectors = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -100,7 +101,7 @@ def _run_encoders(clip, encoders: Sequence[TextEncoder], prompts: Sequence[dict[
     if not prompts:
         return []
     if not all(isinstance(encoder, ClipEncoder) for encoder in encoders):
-        return [clip.encode_from_tokens(tokens, return_pooled=True)[:2] for tokens in prompts]
+        return [_encoded_alone(clip, tokens) for tokens in prompts]
     together = {key: [chunk for tokens in prompts for chunk in tokens[key]] for key in prompts[0]}
     with _pooled_outputs(clip, encoders) as given:
         cond, first = clip.encode_from_tokens(together, return_pooled=True)
@@ -112,6 +113,11 @@ def _run_encoders(clip, encoders: Sequence[TextEncoder], prompts: Sequence[dict[
     pooled = next(p for p in (p.to(first) for p in given) if p.shape[1:] == first.shape[1:]
                   and torch.allclose(p[:1], first, rtol=0, atol=0, equal_nan=True))
     return [(part, pooled[i:i + 1].clone(), ()) for part, i in zip(conds, itertools.accumulate(chunks, initial=0))]
+
+
+def _encoded_alone(clip, tokens: dict[str, list]) -> tuple[Tensor, Tensor | None, tuple[Mapping[str, Any], ...]]:
+    options = clip.encode_from_tokens(tokens, return_pooled=True, return_dict=True)
+    return options.pop("cond"), options.pop("pooled_output"), (options,)
 
 
 @contextlib.contextmanager
@@ -134,15 +140,15 @@ def _pooled_outputs(clip, encoders: Sequence[TextEncoder]) -> Iterator[list[Tens
 def _repeated(cond: Tensor, length: int) -> Tensor:
     if cond.shape[1] == length:
         return cond
-    check_lengths([cond.shape[1], length])
+    check_lengths({cond.shape[1], length})
     return cond.repeat(1, length // cond.shape[1], 1)
 
 
 def check_lengths(lengths: Collection[int]) -> None:
     """Raises ValueError if prompts of these numbers of tokens cannot be encoded for one batch: the longest must be a
-    multiple of every other."""
+    multiple of every other, and all of them whole chunks of CLIP, as no other encoding says the same twice."""
     longest = max(lengths)
-    odd = next((length for length in sorted(lengths) if longest % length), None)
+    odd = next((each for each in sorted(set(lengths) - {longest}) if longest % each or each % CLIP_CHUNK), None)
     if odd is not None:
         raise ValueError(f"Prompts of {odd} and {longest} tokens cannot share a batch; set the batch size to 1 or shorten "
                          "the longer caption to 75 words.")

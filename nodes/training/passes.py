@@ -14,8 +14,8 @@ from typing import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..attention.recorder import AttentionRecorder, PassStopped, Wanted
 from ..families.conditioning import model_inputs
+from ..recording.pass_recorder import AttentionRecorder, PassStopped, Wanted
 from ..text.encode import Encoded, encode, encode_together, joined
 from ..text.tokens import PromptTokenizer, PromptTokens
 from .batch import Batch

@@ -8,8 +8,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..attention.record import Record
 from ..families.latents import latent_space
+from ..recording.record import Record
 from ..text.concept import Concept
 from ..text.embedding_versions import embedding_versions
 from ..text.tokens import prompt_tokens

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Iterator, Mapping, Sequence
 
 import torch
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from comfy.patcher_extension import WrappersMP
-
 from ..attention.masks import on_grid
-from ..attention.record import Record
 from ..families.find import unet_of
+from ..recording.record import Record
 from ..text.layout import END
 from ..text.tokens import PromptTokens
 from ..training.batch import Batch, Recipe, Row, Stream, Subject

@@ -13,10 +13,10 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..attention.recorder import AttentionRecorder, Wanted, beside
 from ..families.find import unet_of
 from ..families.layers import AttentionLayer
 from ..families.unet import UNet
+from ..recording.pass_recorder import AttentionRecorder, Wanted, beside
 from ..text.pairs import taken_apart
 from .blocks import ImageBlocks
 from .maths import Variant

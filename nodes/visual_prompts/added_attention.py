@@ -10,7 +10,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..attention.capture import put_first, rows_told
+from ..attention.calls import put_first, rows_told
 from ..attention.sides import say_once, tell_sides
 from ..families.attention import Attention
 from ..families.find import unet_of

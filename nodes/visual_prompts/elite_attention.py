@@ -9,7 +9,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.branch import branch_conditionings, in_branch
-from ..attention.capture import TokenGroups
+from ..attention.token_groups import TokenGroups
 from ..attention.words import Words, groups_in, watched_chunks, watched_conditionings
 from ..families.attention import Attention
 from ..families.layers import AttentionLayer

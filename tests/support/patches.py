@@ -4,14 +4,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from tiny import elite as tiny_elite
-from tiny import vision
-from tiny.models import WIDTH_L
 
-from personalize.nodes.families.find import unet_of
-from personalize.nodes.attention.record import Record
-from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import Words
+from personalize.nodes.families.find import unet_of
+from personalize.nodes.recording.record import Record
+from personalize.nodes.recording.sampling_recorder import recording_model
 from personalize.nodes.vico.apply import Use
 from personalize.nodes.visual_prompts.elite_attention import EliteTokens, with_elite
 from personalize.nodes.visual_prompts.elite_files import read_elite
@@ -19,6 +16,9 @@ from personalize.nodes.visual_prompts.ip_adapter_files import read_ip_adapter
 from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter
 from personalize.nodes.visual_prompts.prompts import encode_with_picture
 from personalize.nodes.visual_prompts.tokens import VisualTokens
+from tiny import elite as tiny_elite
+from tiny import vision
+from tiny.models import WIDTH_L
 
 from .ip_adapter_files import TABLES, official, saved
 from .sampling import encoded

@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import torch
 
-from personalize.nodes.families.find import unet_of
-from personalize.nodes.attention.record import Record
-from personalize.nodes.attention.recording import recording_model
 from personalize.nodes.attention.words import Words
+from personalize.nodes.families.find import unet_of
+from personalize.nodes.recording.record import Record
+from personalize.nodes.recording.sampling_recorder import recording_model
 
 from .attention_by_hand import naive_attention, projections
 from .sampling import sample

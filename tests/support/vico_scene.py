@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping
 
 import comfy.samplers
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.attention.record import Record
+from personalize.nodes.recording.record import Record
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
@@ -20,7 +21,6 @@ from . import vico_by_hand
 from .layouts import spans_in
 from .sampling import encoded, noise_for, sample
 from .vico_by_hand import DualStream, Masker
-import itertools
 
 DOG, TOY = "<my-dog>", "<my-toy>"
 PROMPT = f"a photo of a {DOG} beside one {TOY}"

@@ -47,12 +47,13 @@ def main() -> None:
 def recorded(checkpoint: Path, count: int) -> tuple[dict, Tensor]:
     """((timestep, layer) → maps (n, 128, 128), subjects' masks (n, 128, 128)) of pictures with the class word said."""
     import comfy.sd
+
     from miniature import data, grammar, models
-    from personalize.nodes.families.find import unet_of
     from personalize.nodes.attention.maps import resized
-    from personalize.nodes.attention.probing import record_latent
-    from personalize.nodes.attention.record import Record
     from personalize.nodes.attention.words import words_of
+    from personalize.nodes.families.find import unet_of
+    from personalize.nodes.recording.latent_recorder import record_latent
+    from personalize.nodes.recording.record import Record
 
     models.register()
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(checkpoint))

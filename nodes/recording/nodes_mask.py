@@ -5,8 +5,8 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from .maps import resized, size_of
-from .masks import above, otsu
+from ..attention.maps import resized, size_of
+from ..attention.masks import above, otsu
 from .reading import check_numbers, read, record_inputs
 
 CATEGORY = "personalize/attention"

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..attention.maps import resized, size_of
 from ..types import RecordType
-from .maps import resized, size_of
 from .record import Record, Sampling
 
 

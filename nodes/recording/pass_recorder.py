@@ -1,24 +1,24 @@
-"""Recording cross-attention while the U-Net runs, with autograd and without touching what it computes."""
+"""Attention to the text recorded in one pass of training, with autograd and without touching what is computed."""
 from __future__ import annotations
 
 import contextlib
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Iterator, Literal, Sequence
+from typing import Callable, Iterator, Literal, Sequence
 
 import torch
 from torch import Tensor
 
+from ..attention.softmax import chosen_keys, mean_over_pixels
+from ..families.family import Family
 from ..families.layers import AttentionLayer
-from ..families.unet import UNet
-from .softmax import chosen_keys, mean_over_pixels
 
 _depth: ContextVar[int] = ContextVar("personalize_recorder_depth", default=0)
 
 
 @contextlib.contextmanager
 def beside() -> Iterator[None]:
-    """Marks runs of the U-Net that are no part of the recorded pass but made for it, such as a reference picture's.
+    """Marks runs of the denoiser that are no part of the recorded pass but made for it, such as a reference picture's.
 
     Recorders that were opened before see them only where a Wanted asks for them.
     """
@@ -48,45 +48,37 @@ class Wanted:
 
 
 class PassStopped(Exception):
-    """Raised out of the U-Net once the maps of the last wanted layer are there: the rest need not be computed."""
+    """Raised out of the denoiser once the maps of the last wanted layer are there: the rest need not be computed."""
 
 
 class AttentionRecorder:
-    """Records one run of the U-Net while the context is open; its outputs stay bit-identical.
+    """Records one run of the denoiser while the context is open; its outputs stay bit-identical.
 
-    It hooks the projections to queries and keys, which also run where another pack replaces the attention itself, and
-    which include weight wrappers. Under gradient checkpointing what runs a second time is not recorded again.
+    Under gradient checkpointing what runs a second time is not recorded again.
 
     until: stop the run by raising PassStopped inside this layer, right after its maps are computed.
     Raises ValueError if `until` would come before a wanted layer.
     """
 
-    def __init__(self, unet: UNet, wanted: Sequence[Wanted], until: AttentionLayer | None = None):
+    def __init__(self, family: Family, wanted: Sequence[Wanted], until: AttentionLayer | None = None):
         late = [] if until is None else [layer for want in wanted if not want.beside
                                          for layer in want.layers if layer.order > until.order]
         if until and late:
             raise ValueError(f"Attention layer {late[0].order} is wanted but the pass stops at layer {until.order}; "
                              "stop at the last wanted layer.")
         self._wanted, self._until = tuple(wanted), until
-        self._attentions = {layer: unet.cross_attention(layer)
-                            for layer in {*(layer for want in wanted for layer in want.layers), *filter(None, [until])}}
-        self._unrecorded = {(layer, beside) for layer in self._attentions for beside in (False, True)}
-        self._queries: dict[AttentionLayer, Tensor] = {}
+        layers = dict.fromkeys([*(layer for want in wanted for layer in want.layers), *filter(None, [until])])
+        self._watching = family.watch(tuple(layers), self._record)
+        self._unrecorded = {(layer, beside) for layer in layers for beside in (False, True)}
         self._found: dict[tuple[int, AttentionLayer], Tensor] = {}
-        self._hooks: list = []
 
     def __enter__(self) -> AttentionRecorder:
         self._depth = _depth.get()
-        for layer, attention in self._attentions.items():
-            self._hooks += [attention.query_projection.register_forward_hook(self._keep_query(layer)),
-                            attention.key_projection.register_forward_hook(self._record(layer))]
+        self._watching.__enter__()
         return self
 
-    def __exit__(self, *_) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        self._queries.clear()
+    def __exit__(self, *raised) -> None:
+        self._watching.__exit__(*raised)
 
     @property
     def maps(self) -> list[tuple[Tensor, ...]]:
@@ -99,37 +91,28 @@ class AttentionRecorder:
                              f"{', '.join(str(order) for order, _ in missing)}, but no part that is trained reads a "
                              "reference there; connect Train ViCo at trainable, with the same placement as the loss.")
         if missing:
-            raise RuntimeError(f"The U-Net did not run its attention layers {[order for order, _ in missing]}; nothing "
+            raise RuntimeError(f"The denoiser did not run its attention layers {[order for order, _ in missing]}; nothing "
                                "was recorded there.")
         return [tuple(self._found[i, layer] for layer in want.layers) for i, want in enumerate(self._wanted)]
-
-    def _keep_query(self, layer: AttentionLayer):
-        def hook(module, inputs, output: Tensor) -> None:
-            if (layer, self._is_beside()) in self._unrecorded:
-                self._queries[layer] = output
-        return hook
 
     def _is_beside(self) -> bool | None:
         """Whether what runs now is beside the pass (True) or the pass itself (False); None beside what is beside."""
         return {0: False, 1: True}.get(_depth.get() - self._depth)
 
-    def _record(self, layer: AttentionLayer):
-        def hook(module, inputs, output: Tensor) -> None:
-            # Absent: the projection is called for the keys of a Wanted below, or by gradient checkpointing once more.
-            query, is_beside = self._queries.pop(layer, None), self._is_beside()
-            if query is None or is_beside is None:
-                return
-            self._unrecorded.remove((layer, is_beside))
-            # Checkpointing counts the tensors that are saved; these are kept past it, so that a second run, with or
-            # without this recorder, need not save them again.
-            with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
-                for i, want in enumerate(self._wanted):
-                    if layer in want.layers and want.beside == is_beside:
-                        key = output if want.keys is None else module(want.keys.to(query))
-                        self._found[i, layer] = _attention(query, key, layer.heads, want)
-            if layer == self._until and not is_beside:
-                raise PassStopped
-        return hook
+    def _record(self, layer: AttentionLayer, query: Tensor, key: Tensor, keys_of: Callable[[Tensor], Tensor]) -> None:
+        is_beside = self._is_beside()
+        if is_beside is None or (layer, is_beside) not in self._unrecorded:  # gradient checkpointing runs it once more
+            return
+        self._unrecorded.remove((layer, is_beside))
+        # Checkpointing counts the tensors that are saved; these are kept past it, so that a second run, with or without
+        # this recorder, need not save them again.
+        with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
+            for i, want in enumerate(self._wanted):
+                if layer in want.layers and want.beside == is_beside:
+                    keys = key if want.keys is None else keys_of(want.keys.to(query))
+                    self._found[i, layer] = _attention(query, keys, layer.heads, want)
+        if layer == self._until and not is_beside:
+            raise PassStopped
 
 
 def _unchanged(tensor: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..attention.maps import normalised, resized
+from ..attention.masks import on_grid
 from ..memory import check_fits
 from .heat import COLOURS, coloured, labelled_grid, overlaid
-from .maps import normalised, resized
-from .masks import on_grid
 from .reading import Reading, check_numbers, read, record_inputs, scaled_down
 from .record import Sampling
 

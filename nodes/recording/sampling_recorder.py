@@ -10,18 +10,20 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 from torch.nn import functional
 
+from ..attention.calls import Options, step_of
+from ..attention.devices import copies_by_device, device_of
+from ..attention.maps import resized, size_of
+from ..attention.sides import tell_sides
+from ..attention.token_groups import TokenGroups
+from ..attention.windows import Window, window_of
+from ..attention.words import Watched, Words, unread_conditionings, watched_chunks, watched_conditionings
 from ..families.attention import Attention
 from ..families.find import unet_of
 from ..families.latents import latent_space
 from ..families.layers import AttentionLayer, Place
 from ..notice import notice
-from .capture import MapCapture, Options, TokenGroups, step_of
-from .devices import copies_by_device, device_of
-from .maps import resized, size_of
+from .map_capture import MapCapture
 from .record import Record
-from .sides import tell_sides
-from .windows import Window, window_of
-from .words import Watched, Words, unread_conditionings, watched_chunks, watched_conditionings
 
 Choice = Callable[["tuple[int, int]"], Sequence[AttentionLayer]]
 

@@ -9,11 +9,11 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ..attention.words import Words
 from ..families.layers import AttentionLayer
 from ..families.noise import noise_levels
 from .record import Record
-from .recording import recording_model
-from .words import Words
+from .sampling_recorder import recording_model
 
 TIMESTEPS = 1000  # in which people count, whatever number of levels a model has
 

@@ -2,42 +2,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..attention.calls import Options, rows_of_each
+from ..attention.softmax import chosen_keys
+from ..attention.token_groups import TokenGroups
 from ..families.attention import Attention
 from ..families.layers import AttentionLayer, Place, place_in
-from ..text.pairs import keys_of
-from .softmax import chosen_keys
-
-Options = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class TokenGroups:
-    """Tokens of one conditioning whose attention is wanted, in n groups such as words.
-
-    positions: per group the positions of its tokens in the conditioning, counted over all chunks, start token at 0.
-    length: tokens T of the conditioning.
-    pairs: whether it holds each of them twice, as text.pairs says; both count as one.
-    """
-
-    positions: tuple[tuple[int, ...], ...]
-    length: int
-    pairs: bool = False
-
-    def keys(self, context: Tensor) -> Tensor:
-        """(rows, T or copies of T, C) from a context that other patches may have taken apart already."""
-        return keys_of(context) if self.pairs else context
-
-    def in_copies(self, keys: int) -> list[list[int]]:
-        """Positions per group among this number of keys: ComfyUI repeats a context so that it fits longer ones."""
-        copies = max(keys // self.length, 1) if keys % self.length == 0 else 1
-        return [[copy * self.length + position for position in group for copy in range(copies)]
-                for group in self.positions]
 
 
 class MapCapture:
@@ -76,37 +49,6 @@ class MapCapture:
                 maps = _group_maps(query, key, layer.heads, groups)
                 self._found(layer, index, maps.unflatten(-1, tuple(options["activations_shape"][-2:])), options)
         return n, context, value
-
-
-def put_first(model, kind: str) -> None:
-    """Lets the newest of a model's patches of this kind see rows and pixels as the U-Net gives them, before patches
-    that change their number."""
-    lists = model.model_options["transformer_options"]["patches"]
-    *others, newest = lists[kind]
-    lists[kind] = [newest, *others]
-
-
-def step_of(options: Options) -> int:
-    """Step (0 …) of the sampler's schedule that the running call belongs to, also between two steps as second-order
-    samplers make them."""
-    schedule, sigma = options["sample_sigmas"], options["sigmas"][0]
-    step = int((schedule >= sigma * (1 - 1e-5)).sum()) - 1
-    return min(max(step, 0), max(len(schedule) - 2, 0))
-
-
-def rows_of_each(tensor: Tensor, options: Options) -> int:
-    """Rows of each conditioning in what an attention patch gets (rows, pixels, channels); 0 if another patch has
-    changed rows or pixels so that they cannot be told apart."""
-    height, width = options["activations_shape"][-2:]
-    return rows_told(len(tensor), options) if tensor.shape[1] == height * width else 0
-
-
-def rows_told(rows: int, options: Options) -> int:
-    """Rows of each conditioning, of so many that the U-Net or a part of it gets; 0 if another node has changed their
-    number without saying so in the options."""
-    count = len(options["cond_or_uncond"])
-    expected = len(options["sigmas"]) if "sigmas" in options else rows // count
-    return expected if rows == count * expected and len(options.get("uuids", range(count))) == count else 0
 
 
 def _group_maps(query: Tensor, key: Tensor, heads: int, groups: TokenGroups) -> Tensor:

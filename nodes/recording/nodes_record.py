@@ -6,13 +6,13 @@ import re
 import comfy.sample
 from comfy_api.latest import io
 
+from ..attention.words import parse_words, words_of
 from ..text.embedding_versions import embedding_versions
 from ..types import RecordType
+from .latent_recorder import TIMESTEPS, record_latent
 from .layer_choice import chosen_layers, layer_inputs
-from .probing import TIMESTEPS, record_latent
 from .record import Record
-from .recording import recording_model
-from .words import parse_words, words_of
+from .sampling_recorder import recording_model
 
 CATEGORY = "personalize/attention"
 MEAN, EVERY_STEP = "mean over steps", "every step"

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..attention.maps import mean_over_layers, resized, size_of
 from ..families.layers import AttentionLayer
 from ..memory import in_gigabytes
 from ..notice import notice
-from .maps import mean_over_layers, resized, size_of
 
 SAMPLINGS_KEPT = 4
 LARGEST_RECORD = 4 * 2**30
