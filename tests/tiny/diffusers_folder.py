@@ -17,6 +17,6 @@ def split(checkpoint: Path, folder: Path) -> Path:
         if not (folder / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with safe_open(checkpoint, framework="pt") as file:
-                keys = [key for key in file if key.startswith(prefix)]
+                keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
                 save_file({key.removeprefix(prefix): file.get_tensor(key) for key in keys}, folder / name)
     return folder

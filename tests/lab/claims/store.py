@@ -58,7 +58,7 @@ class Store:
         if not path.is_file():
             return None
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             figures = json.loads(file.metadata()["figures"])
         pictures = {int(name.removeprefix(_PICTURES)): picture.float() / 255
                     for name, picture in tensors.items() if name.startswith(_PICTURES)}
