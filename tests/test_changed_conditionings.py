@@ -10,7 +10,7 @@ from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonaliz
 from personalize.nodes.text.layout import LAYOUT
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.text.pairs import in_pairs, keys_of, token_count
-from personalize.nodes.training.passes import check_same_family
+from personalize.nodes.training.denoiser import check_same_family
 from personalize.nodes.training.session import training_session
 from support.companions import with_pairs
 from support.layouts import spans_in

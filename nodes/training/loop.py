@@ -14,11 +14,13 @@ import comfy.model_management as mm
 from ..text.encode import check_lengths
 from ..text.tokens import PromptTokenizer
 from .batch import Batch, Latents, Row, Stream
+from .denoiser import check_same_family
 from .failures import NodeInputs, fitting, is_out_of_memory, not_a_number, step_too_large
+from .gradient_norms import GradientNorms
 from .interfaces import ChecksSubjects, TextSide
 from .optimizer import build_optimizer, optimizer_tensors, restore_optimizer, schedule_factor
 from .parts.part import Artifact, AttachedPart, Vectors
-from .passes import GradientNorms, Objective, check_same_family
+from .passes import Objective
 from .plan import Plan
 from .session import Session
 

@@ -14,15 +14,16 @@ from typing import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..families.conditioning import model_inputs
 from ..recording.pass_recorder import AttentionRecorder, PassStopped, Wanted
-from ..text.encode import Encoded, encode, encode_together, joined
-from ..text.tokens import PromptTokenizer, PromptTokens
+from ..text.encode import Encoded, encode_together, joined
+from ..text.tokens import PromptTokens
 from .batch import Batch
 from .checkpointing import gradient_checkpointing
+from .denoiser import denoise
 from .encoding_cache import EncodingCache
+from .gradient_norms import GradientNorms
 from .interfaces import DenoiserSide, Encode, LossTerm, Maps, Needs, Pass, Results, TextSide
-from .parts.part import RUNNING, AttachedPart, RunningPass, Vectors
+from .parts.part import AttachedPart, RunningPass, Vectors
 from .seeds import generator
 from .session import Session
 
@@ -85,8 +86,8 @@ class Objective:
 
     @torch.no_grad()
     def original(self, batch: Batch, prompt: str) -> tuple[Tensor, Tensor]:
-        """The encoding (1, T, C) of a prompt without learned words, and what the denoiser predicts with it, both without
-        the trainable parts."""
+        """The encoding (1, T, C) of a prompt without learned words, and what the denoiser predicts with it, both
+        without the trainable parts."""
         request = Encode((self.text.tokenizer(prompt),), grad=False, original=True)
         work = _Work(self, batch)
         return work.encoded(request).cond, work.run(Pass(request, grad=False, original=True), ())[0]
@@ -110,39 +111,6 @@ class _Asked:
 
     term: LossTerm
     needs: Needs
-
-
-class GradientNorms:
-    """Each term's own gradient per parameter group, gathered over the micro-batches of one step."""
-
-    def __init__(self, parts: Sequence[AttachedPart]):
-        self.groups = [(group.name, list(group.params), "unet" in part.touches)
-                       for part in parts for group in part.groups]
-        self.unet_parameters = [p for _, params, unet in self.groups if unet for p in params]
-        self.sums: dict[tuple[str, str], list[Tensor | None]] = {}
-
-    def add(self, term: str, outputs: Sequence[Tensor], at_outputs: Sequence[Tensor | None],
-            at_unet: Sequence[Tensor | None]) -> None:
-        """Adds a term's gradients, those of the text side given at the text encoder's outputs, here and to .grad."""
-        used = [(output, gradient) for output, gradient in zip(outputs, at_outputs, strict=True) if gradient is not None]
-        text = [p for _, params, unet in self.groups if not unet for p in params]
-        found = [None] * len(text)
-        if used and text:
-            found = torch.autograd.grad([o for o, _ in used], text, [g for _, g in used], retain_graph=True,
-                                        allow_unused=True)
-        by_parameter = dict(zip(map(id, text + self.unet_parameters), [*found, *at_unet], strict=True))
-        for name, params, _ in self.groups:
-            sums = self.sums.setdefault((term, name), [None] * len(params))
-            for i, p in enumerate(params):
-                gradient = by_parameter[id(p)]
-                if gradient is not None:
-                    sums[i] = gradient.clone() if sums[i] is None else sums[i] + gradient
-                    p.grad = gradient.clone() if p.grad is None else p.grad.add_(gradient)
-
-    def norms(self) -> dict[str, float]:
-        """"term|group" → Euclidean norm of the term's weighted gradient."""
-        return {f"{term}|{group}": float(sum(float(g.float().square().sum()) for g in sums if g is not None) ** 0.5)
-                for (term, group), sums in self.sums.items()}
 
 
 class _Work:
@@ -275,32 +243,6 @@ class _Work:
         for part in self.objective.parts if original else ():
             stack.enter_context(part.bypassed())
         return stack
-
-
-def denoise(session: Session, noisy: Tensor, sigma: Tensor, context: Encoded, running: RunningPass) -> Tensor:
-    """One differentiable call of the denoiser: predicted clean latents (B, C, h, w) float32.
-
-    noisy: (B, C, h, w). sigma: (B,). context: B rows. SDXL's size conditioning is that of the latents, uncropped.
-    running: what parts that wrap the U-Net may know of the call.
-    """
-    model = session.model.model
-    inputs = model_inputs(model, context.conditioning(), noisy, session.device)
-    options = {**session.transformer_options(sigma), RUNNING: running}
-    return model.apply_model(noisy, sigma, transformer_options=options, **inputs)
-
-
-def check_same_family(session: Session) -> None:
-    """Raises ValueError if the CLIP's encodings do not fit the model's cross-attention, or its prompts' tokens."""
-    with torch.no_grad():
-        encoded = encode(session.clip, [PromptTokenizer(session.clip, {})("a photo")], [{}])
-    takes = session.family.text_width
-    if encoded.cond.shape[-1] != takes:
-        raise ValueError(f"The CLIP makes encodings of width {encoded.cond.shape[-1]} but the model "
-                         f"{type(session.model.model).__name__} takes {takes}; use the CLIP of the same checkpoint.")
-    if encoded.cond.shape[1] != encoded.tokens[0].layout.length:
-        raise ValueError(f"The CLIP makes {encoded.cond.shape[1]} tokens of a prompt that has {encoded.tokens[0].layout.length}, "
-                         "as CLIP NegPip does, so a word could not be told from its neighbours; train with the CLIP and "
-                         "the MODEL from before that node.")
 
 
 def _one_by_one(request: Encode) -> list[Encode]:

@@ -91,8 +91,8 @@ def factors(model, clip, vae, of, rows: int, seed: int) -> dict[str, float]:
     from personalize.nodes.text.prompts import bundled
     from personalize.nodes.training.assembly import open_training
     from personalize.nodes.training.diffusion import DiffusionLoss
+    from personalize.nodes.training.gradient_norms import GradientNorms
     from personalize.nodes.training.parts.embedding import EmbeddingPart
-    from personalize.nodes.training.passes import GradientNorms
     from personalize.nodes.training.plan import Plan, Settings
     from personalize.nodes.training.recipe import TemplateRecipe
 
