@@ -118,8 +118,7 @@ def test_conditionings_run_as_comfyui_runs_them(sdxl):
 
 
 def test_pictures_are_whole_latent_pixels(sd15):
-    from test_training_loop import subject
-
+    from support.trainings import subject
     with pytest.raises(
         ValueError, match="have 68 pixels on a side.* 8 times smaller .* set size of Subject to 64 or 72"
     ):

@@ -12,8 +12,7 @@ import comfy_extras.nodes_freelunch as freelunch
 import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
-from test_training_job import make_job, sample
-
+from support.trainings import make_job, sample
 from personalize.nodes.recording.nodes_record import RecordAttention
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept

@@ -6,32 +6,39 @@ to come.
 """
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import comfy.model_management
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training_loop import subject, train
 from torch import nn
-
-import comfy.model_management
 
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.layout import WORD
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import Encode, Needs
-from personalize.nodes.training.parts.part import Artifact, AttachedPart, ParamGroup, TrainablePart
-from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.parts.part import Artifact, AttachedPart, ParamGroup, TrainablePart
 from personalize.nodes.training.parts.weights import AdapterPart
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.preview import draw_preview
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.training.session import training_session
 from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
+from support.trainings import (
+    CORE,
+    TEMPLATES,
+    flat_gradient,
+    gradients,
+    in_place_of_a_step,
+    move,
+    parameters,
+    subject,
+    train,
+)
 
-TEMPLATES = ("a {} in the jungle", "a painting of a {} next to a red house", "{} at night")
 MASK_ID = 11
 
 
@@ -113,7 +120,6 @@ class AttachedMapper(AttachedPart):
             p.copy_(state[key])
 
 
-CORE = (ContextEmbeddingLoss(TEMPLATES, 50.0, "paper"), ContextAttentionLoss(TEMPLATES, 5e4, "paper"))
 ESTIMATED = (CORE[0], ContextAttentionLoss(TEMPLATES, 5e4, "paper", estimate=True))
 METHODS = {
     "CoRe exact": dict(terms=(DiffusionLoss(), *CORE)),
@@ -136,38 +142,6 @@ METHODS = {
 @pytest.fixture(params=METHODS)
 def method(request):
     return METHODS[request.param]
-
-
-@contextlib.contextmanager
-def in_place_of_a_step(action):
-    """Inside, the loop calls `action(trainer, batch)` where it would optimise."""
-    from personalize.nodes.training import loop
-
-    def step_(trainer, step):
-        action(trainer, trainer.batch(step))
-        trainer.optimizer.zero_grad()
-        trainer.step = step
-        return {"step": step, "total": 1, "loss": 0.0, "parts": {}, "norms": {}, "lr": {}}
-
-    original, loop.Trainer.optimise = loop.Trainer.optimise, step_
-    try:
-        yield
-    finally:
-        loop.Trainer.optimise = original
-
-
-def parameters(trainer):
-    return [p for part in trainer.parts for group in part.groups for p in group.params]
-
-
-def flat_gradient(trainer):
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters(trainer)])
-
-
-@torch.no_grad()
-def move(trainer, direction):
-    for p, d in zip(parameters(trainer), direction.split([p.numel() for p in parameters(trainer)]), strict=True):
-        p.add_(d.view_as(p))
 
 
 def test_gradient_is_the_slope_of_the_objective(sd15, method):
@@ -194,18 +168,6 @@ def test_gradient_is_the_slope_of_the_objective(sd15, method):
         train(sd15, Settings(steps=1, batch_size=2), **method)
     numeric, analytic = (torch.tensor(values) for values in zip(*slopes))
     torch.testing.assert_close(analytic, numeric, atol=0.05, rtol=0.05)
-
-
-def gradients(checkpoint, method, **settings):
-    found = []
-
-    def collect(trainer, batch):
-        trainer._micro_batches(batch, measured=False)
-        found.append(flat_gradient(trainer))
-
-    with in_place_of_a_step(collect):
-        train(checkpoint, Settings(steps=1, batch_size=2, **settings), **method)
-    return found[0]
 
 
 @pytest.mark.parametrize("settings", [dict(micro_batch=1), dict(checkpointing=True)], ids=["micro-batches", "recomputed"])

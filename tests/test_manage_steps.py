@@ -9,9 +9,7 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
-from test_training_job import learned, make_job, run, steps_taken  # noqa: F401  a fixture
-from test_training_loop import subject
-
+from support.trainings import learned, make_job, run, subject
 from personalize.nodes import files
 from personalize.nodes.families.unet import UNet
 from personalize.nodes.run_files import run_names
@@ -108,7 +106,7 @@ def test_steps_are_deleted_with_all_that_belongs_to_them(sd15, manage):
     assert texts == [f"embedding:{name}/my-dog-000002"] and lines[-1] == "Run again, Train trains on from step 2."
 
 
-def test_what_is_left_can_be_used_and_continued(sd15, manage, steps_taken):  # noqa: F811
+def test_what_is_left_can_be_used_and_continued(sd15, manage, steps_taken):
     job, name = trained(sd15, "manage-rest")
     second = run(replace(job, use_step=2))
     last = run(job)
@@ -128,7 +126,7 @@ def test_what_is_left_can_be_used_and_continued(sd15, manage, steps_taken):  # n
     assert not folders(name)["embeddings"].exists() and not folders(name)["loras"].exists()
 
 
-def test_the_whole_run_is_deleted_and_trains_anew(sd15, manage, steps_taken):  # noqa: F811
+def test_the_whole_run_is_deleted_and_trains_anew(sd15, manage, steps_taken):
     job, name = trained(sd15, "manage-whole")
     lines, texts = manage(name, WHOLE)
     assert re.fullmatch(rf"{name}: 0 files, 0 bytes; 13 files, [\d.]+ MB deleted", lines[0]) and len(lines) == 1

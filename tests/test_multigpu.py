@@ -3,8 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_training_job import make_job, run
-
+from support.trainings import make_job, run
 from personalize.nodes.attention.words import Words
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.recording.record import Record

@@ -10,9 +10,7 @@ from dataclasses import replace
 import folder_paths
 import pytest
 import torch
-from test_training_job import make_job, run, steps_taken  # noqa: F401  a fixture
-from test_training_loop import subject
-
+from support.trainings import make_job, run, subject
 from personalize.nodes import files
 from personalize.nodes.names import folded, safe_name
 from personalize.nodes.text.concept_files import load_concept
@@ -158,7 +156,7 @@ def test_a_run_of_two_words_alike_writes_its_files_once(sd15):
 @pytest.mark.usefixtures("execute")
 @pytest.mark.parametrize("changes", [{"subjects": (subject(placeholder=f"<{'w' * 300}>"),)},
                                      {"subjects": (subject(placeholder=f"<{'犬' * 90}>"),)}, {"name": "n" * 170}])
-def test_a_name_too_long_is_told_before_the_first_step(sd15, steps_taken, changes):  # noqa: F811
+def test_a_name_too_long_is_told_before_the_first_step(sd15, steps_taken, changes):
     with pytest.raises(ValueError, match="is too long for a file name; write at most 160 letters, or 53"):
         run(make_job(sd15, **{"name": "long-word", "steps": 2, **changes}))
     assert steps_taken == []

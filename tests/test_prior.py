@@ -6,9 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_interfaces import flat_gradient, in_place_of_a_step
-from test_training_loop import subject, train
-
+from support.trainings import flat_gradient, in_place_of_a_step, subject, train
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.batch import Batch, Noised, Picture, Prior, Row
 from personalize.nodes.training.diffusion import DiffusionLoss

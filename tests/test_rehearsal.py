@@ -6,15 +6,12 @@ import pytest
 import torch
 from support.failures import PromptFailed
 from support.training_page import training_prompt
-from test_training_job import learned, make_job, run, steps_taken  # noqa: F401  a fixture
-from test_training_loop import subject
-
+from support.trainings import learned, make_job, run, subject
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.batch import Picture, Subject
 from personalize.nodes.training.plan import Settings
-from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.vico.terms import ReferenceAttentionLoss
 
 pytestmark = pytest.mark.usefixtures("execute")
@@ -45,13 +42,13 @@ def captioned(*words: int) -> Subject:
     ({"subjects": (captioned(1, 1, 1, 100, 200),), "settings": Settings(steps=9, batch_size=2)},
      "Prompts of 154 and 231 tokens cannot share a batch")],
     ids=["class words", "class words of attention", "a template", "no references", "captions"])
-def test_what_a_later_step_lacks_is_told_before_the_first(sd15, steps_taken, changes, message):  # noqa: F811
+def test_what_a_later_step_lacks_is_told_before_the_first(sd15, steps_taken, changes, message):
     with pytest.raises(ValueError, match=message):
         run(make_job(sd15, "later", **{"steps": 9, **changes}))
     assert steps_taken == []
 
 
-def test_captions_that_never_meet_in_a_batch_train(sd15, steps_taken):  # noqa: F811
+def test_captions_that_never_meet_in_a_batch_train(sd15, steps_taken):
     run(make_job(sd15, "apart", subjects=(captioned(100, 200),), settings=Settings(steps=2, batch_size=1)))
     assert steps_taken == [1, 2]
 

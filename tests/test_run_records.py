@@ -9,8 +9,7 @@ import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file, save, save_file
-from test_training_job import make_job, run
-
+from support.trainings import make_job, run
 from personalize.nodes.training.optimizer import build_optimizer, restore_optimizer
 from personalize.nodes.training.parts.part import ParamGroup
 from personalize.nodes.training.parts.weights import AdapterPart

@@ -11,9 +11,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from test_training_job import learned, make_job, run, steps_taken  # noqa: F401  a fixture
-from test_training_loop import subject
-
+from support.trainings import learned, make_job, run, subject
 from personalize.nodes import files, locations
 from personalize.nodes.families.unet import UNet
 from personalize.nodes.run_files import files_of_run
@@ -66,7 +64,7 @@ def loads(outcome, whole) -> bool:
 
 # ------------------------------------------------------------------------------------------------ steps of killed runs
 @pytest.mark.parametrize("name, steps", [("weights-000002.safetensors", [1]), ("state-000002.safetensors", [1, 2])])
-def test_a_step_is_known_when_its_files_are_whole(sd15, steps_taken, name, steps):  # noqa: F811
+def test_a_step_is_known_when_its_files_are_whole(sd15, steps_taken, name, steps):
     job = make_job(sd15, f"killed-{name}", steps=3, save_every=1, parts=BOTH)
     with killed_before(name), pytest.raises(Killed):
         run(job)
@@ -175,7 +173,7 @@ def _importable(folder: Path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------ moved
-def test_a_run_is_found_when_comfyui_has_been_moved(sd15, tmp_path, monkeypatch, steps_taken):  # noqa: F811
+def test_a_run_is_found_when_comfyui_has_been_moved(sd15, tmp_path, monkeypatch, steps_taken):
     job = make_job(sd15, "moved", steps=2, save_every=1, parts=BOTH)
     _use_base(monkeypatch, tmp_path / "old")
     first = run(job)

@@ -10,9 +10,7 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
-from test_training_job import after_step, learned, make_job, run, steps_taken  # noqa: F401  fixtures
-from test_training_loop import subject
-
+from support.trainings import learned, make_job, run, subject
 from personalize.nodes import files
 from personalize.nodes.families.unet import UNet
 from personalize.nodes.text.embedding_files import load_embedding
@@ -60,13 +58,13 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(sd15, mon
 
 @pytest.mark.parametrize("changes", [{"subjects": (subject(placeholder=f"<{'w' * 300}>"),)},
                                      {"subjects": (subject(placeholder=f"<{'犬' * 90}>"),)}, {"name": "n" * 300}])
-def test_a_name_that_the_disk_does_not_take_is_told_before_the_first_step(sd15, steps_taken, changes):  # noqa: F811
+def test_a_name_that_the_disk_does_not_take_is_told_before_the_first_step(sd15, steps_taken, changes):
     with pytest.raises((OSError, ValueError), match="(?i)too long"):
         run(make_job(sd15, **{"name": "long-word", **changes}))
     assert steps_taken == []
 
 
-def test_a_disk_without_enough_room_is_told_before_the_first_step(sd15, monkeypatch, steps_taken):  # noqa: F811
+def test_a_disk_without_enough_room_is_told_before_the_first_step(sd15, monkeypatch, steps_taken):
     job, usage = make_job(sd15, "no-room", steps=300, save_every=50, parts=BOTH), shutil.disk_usage
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(path)._replace(free=10_000))
     with pytest.raises(
@@ -128,7 +126,7 @@ def test_a_step_that_could_not_be_saved_does_not_end_the_training(sd15, caplog):
 
 
 @pytest.mark.parametrize("lost", ["my-dog-000002", "weights-000002"])
-def test_the_end_without_an_embedding_or_weights_says_what_is_missing(sd15, steps_taken, lost):  # noqa: F811
+def test_the_end_without_an_embedding_or_weights_says_what_is_missing(sd15, steps_taken, lost):
     job = make_job(sd15, f"end-{lost}", steps=2, parts=BOTH)
     other = {"my-dog-000002": "weights-000002", "weights-000002": "my-dog-000002"}[lost]
     with (
@@ -145,7 +143,7 @@ def test_the_end_without_an_embedding_or_weights_says_what_is_missing(sd15, step
     assert len(outcome.report["saved"][-1]["files"]) == 2 and outcome.weights
 
 
-def test_a_stop_of_comfyui_stays_one_when_the_disk_is_full(sd15, after_step, steps_taken):  # noqa: F811
+def test_a_stop_of_comfyui_stays_one_when_the_disk_is_full(sd15, after_step, steps_taken):
     after_step(2, lambda live: comfy.model_management.interrupt_current_processing())
     with failing_writes(lambda number, path: True), pytest.raises(comfy.model_management.InterruptProcessingException):
         run(make_job(sd15, "stop-full"))

@@ -9,10 +9,7 @@ import comfy.model_management
 import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
-from test_training_job import learned, make_job, run
-from test_training_loop import subject, train
-from test_training_safety import FAILED, Failing
-
+from support.trainings import FAILED, Failing, learned, make_job, run, subject, train
 from personalize.nodes.core.nodes import CoReTestTime
 from personalize.nodes.families.unet import UNet
 from personalize.nodes.text.concept import Concept, initial_vectors

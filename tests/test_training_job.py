@@ -6,65 +6,24 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-import torch
-from test_training_loop import subject
-
 import comfy.model_management
 import comfy.sample
 import comfy.sd
+import pytest
+import torch
 
 from personalize.nodes.training import job as job_module
 from personalize.nodes.training import run_folder
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.job import Job, run_job
 from personalize.nodes.training.failures import TrainingDiverged
-from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart, UNetPart
-from personalize.nodes.training.progress import Live
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.training.run_key import run_key
+from support.trainings import learned, make_job, run, sample, subject
 
 pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to
-
-
-def make_job(checkpoint, name, steps=4, parts=(EmbeddingPart(),), **changes) -> Job:
-    return replace(Job(*checkpoint, (subject(),), parts, (DiffusionLoss(),), TemplateRecipe(),
-                       Settings(steps=steps, batch_size=2), name=name), **changes)
-
-
-def run(job: Job):
-    with torch.inference_mode():
-        return run_job(job)
-
-
-def learned(outcome) -> torch.Tensor:
-    return outcome.concepts[0].vectors["clip_l"]
-
-
-@pytest.fixture
-def steps_taken(monkeypatch):
-    """Steps that are really optimised, in order."""
-    taken = []
-    step = Live.step
-    monkeypatch.setattr(Live, "step", lambda live, record: (taken.append(record["step"]), step(live, record)))
-    return taken
-
-
-@pytest.fixture
-def after_step(monkeypatch):
-    """Call with a step and an action that is then done after it."""
-    step = Live.step
-
-    def arrange(number, action):
-        def spied(live, record):
-            step(live, record)
-            if record["step"] == number:
-                action(live)
-        monkeypatch.setattr(Live, "step", spied)
-
-    return arrange
 
 
 @pytest.mark.smoke
@@ -177,14 +136,6 @@ def test_losses_are_written_for_others(sd15):
     rows = list(csv.DictReader((folder / "losses.csv").open()))
     assert [float(row["loss"]) for row in rows] == [r["loss"] for r in report["history"]]
     assert json.loads((folder / "report.json").read_text())["history"][0]["parts"].keys() == {"diffusion"}
-
-
-def sample(model, clip) -> torch.Tensor:
-    with torch.inference_mode():
-        cond = clip.encode_from_tokens_scheduled(clip.tokenize("a photo of a dog"))
-        latent = torch.zeros(1, 4, 8, 8)
-        return comfy.sample.sample(model, comfy.sample.prepare_noise(latent, 0), 2, 3.0, "euler", "normal", cond, cond,
-                                   latent, disable_pbar=True, seed=0)
 
 
 @pytest.mark.parametrize("part", [UNetPart(lr=1e-3), AdapterPart("LoRA", lr=1e-2), AdapterPart("LoKr", 4, lr=1e-2),

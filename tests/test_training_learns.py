@@ -4,8 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from test_training_loop import subject, train
-
+from support.trainings import subject, train
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.training.dataset import Dataset

@@ -8,31 +8,9 @@ import pytest
 import torch
 
 import personalize  # noqa: F401
-from personalize.nodes.text.concept import Concept, initial_vectors
-from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.assembly import open_training
-from personalize.nodes.training.batch import Picture, Subject
-from personalize.nodes.training.parts.embedding import EmbeddingPart
-from personalize.nodes.training.plan import Plan, Settings
-from personalize.nodes.training.recipe import TemplateRecipe
-
-
-def subject(pictures: int = 3, size: int = 64, placeholder: str = "<my-dog>", count: int = 1) -> Subject:
-    draw = torch.Generator().manual_seed(5)
-    return Subject(Concept(placeholder, "dog", "cat", count),
-                   tuple(Picture(torch.rand(1, size, size, 3, generator=draw), name=f"picture {i + 1}")
-                         for i in range(pictures)))
-
-
-def train(checkpoint, settings, *, subjects=None, parts=(EmbeddingPart(),), terms=(DiffusionLoss(),), recipe=None,
-          each_step=lambda trainer, record: True, resume=None):
-    """Runs the loop as the Train node does; returns the trainer, the learned vectors and the state."""
-    plan = Plan(*checkpoint, subjects or (subject(),), parts, terms, recipe or TemplateRecipe(), settings)
-    with torch.inference_mode(), open_training(plan, resume) as trainer:
-        trainer.run(each_step)
-        state = replace(trainer.state(), tensors={name: t.clone() for name, t in trainer.state().tensors.items()})
-        learned = {name: v for part in trainer.parts for name, v in part.learned_vectors().items()}
-    return trainer, learned, state
+from personalize.nodes.text.concept import initial_vectors
+from personalize.nodes.training.plan import Settings
+from support.trainings import subject, train
 
 
 @pytest.mark.smoke

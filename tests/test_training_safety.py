@@ -2,47 +2,23 @@
 do. That weights are bit-identical and no hook is left is checked by the checkpoint fixtures after every test."""
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-import pytest
-import torch
-from test_training_job import make_job, run, sample
-from test_training_loop import subject, train
+from dataclasses import replace
 
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
-from personalize.nodes.training.diffusion import DiffusionLoss
+import pytest
+import torch
+
 from personalize.nodes.training.failures import OutOfMemory
-from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
+from personalize.nodes.training.plan import Settings
+from support.trainings import ERRORS, FAILED, Failing, make_job, run, sample, subject, train
 
 pytestmark = pytest.mark.usefixtures("execute")
-
-
-@dataclass(frozen=True)
-class Failing(DiffusionLoss):
-    """Raises ERRORS[error] when step `step` has computed its loss, each time or only the first."""
-
-    error: str = ""
-    step: int = 2
-    times: int = 10**9
-
-    def __call__(self, got, batch, model):
-        loss = super().__call__(got, batch, model)
-        if batch.step == self.step and len(FAILED) < self.times:
-            FAILED.append(len(batch.rows["subject"]))
-            raise ERRORS[self.error]
-        return loss
-
-
-FAILED: list[int] = []
-ERRORS = {"broken": RuntimeError("a broken node"),
-          "interrupt": comfy.model_management.InterruptProcessingException(),
-          "memory": torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB")}
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_training_job import make_job, run
-from test_training_loop import subject, train
-
+from support.trainings import make_job, run, subject, train
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.text.layout import END, LEARNED, START, Layout
 from personalize.nodes.training.diffusion import DiffusionLoss

@@ -9,8 +9,7 @@ import folder_paths
 import nodes
 import pytest
 import torch
-from test_training_job import make_job, run
-from test_training_loop import subject, train
+from support.trainings import make_job, run, subject, train
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of

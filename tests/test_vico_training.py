@@ -9,9 +9,7 @@ import folder_paths
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_interfaces import CORE, gradients, in_place_of_a_step
-from test_training_job import make_job, run
-from test_training_loop import subject, train
+from support.trainings import CORE, gradients, in_place_of_a_step, make_job, run, subject, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 

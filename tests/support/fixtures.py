@@ -78,3 +78,31 @@ def nan_in():
     with torch.inference_mode():
         for module, name, original in kept:
             module.get_parameter(name).data.copy_(original)
+
+
+@pytest.fixture
+def steps_taken(monkeypatch):
+    """Steps that are really optimised, in order."""
+    from personalize.nodes.training.progress import Live
+
+    taken = []
+    step = Live.step
+    monkeypatch.setattr(Live, "step", lambda live, record: (taken.append(record["step"]), step(live, record)))
+    return taken
+
+
+@pytest.fixture
+def after_step(monkeypatch):
+    """Call with a step and an action that is then done after it."""
+    from personalize.nodes.training.progress import Live
+
+    step = Live.step
+
+    def arrange(number, action):
+        def spied(live, record):
+            step(live, record)
+            if record["step"] == number:
+                action(live)
+        monkeypatch.setattr(Live, "step", spied)
+
+    return arrange

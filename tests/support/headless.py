@@ -19,8 +19,7 @@ def main(base: Path) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s", level=logging.INFO)
     inprocess.start(base)
     pack.make_importable()
-    from test_training_job import make_job, run
-
+    from support.trainings import make_job, run
     from personalize.nodes import node_classes
     from personalize.nodes.notice import notice
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 from comfy.model_sampling import V_PREDICTION
-from test_training_loop import subject
+from .trainings import subject
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of

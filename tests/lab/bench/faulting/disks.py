@@ -20,8 +20,7 @@ STEPS = 2
 
 def run() -> dict[str, tuple[int, int]]:
     """Name of the fault → (how often all was kept that could be, writes that failed)."""
-    from test_training_job import make_job
-
+    from support.trainings import make_job
     from personalize.nodes.families.unet import UNet
     from personalize.nodes.training.parts.embedding import EmbeddingPart
     from personalize.nodes.training.parts.weights import AdapterPart
