@@ -1,4 +1,5 @@
-"""What recorded attention may take of memory: later steps are left out with a sentence, too large a drawing is refused."""
+"""What recorded attention may take of memory: later steps are left out with a sentence, too large a drawing is
+refused."""
 from __future__ import annotations
 
 import logging
@@ -66,7 +67,8 @@ def test_a_mean_does_not_grow_with_its_steps(caplog):
 
 
 @pytest.mark.parametrize("node, arguments, sentence", [
-    (ShowAttention, ("each step", "each map", "viridis", 0.6, 256), "160 maps of 256×256 take .*; set longest_side lower"),
+    (ShowAttention, ("each step", "each map", "viridis", 0.6, 256), ("160 maps of 256×256 take .*; set longest_side "
+                                                                    "lower")),
     (ShowMasks, ("each step", 0.6), "80 maps of 256×256 take .*; connect fewer pictures")])
 def test_a_drawing_that_is_too_large_is_refused_before_it_is_made(monkeypatch, node, arguments, sentence):
     record = recorded(Record("Attention of Latent", every_step=True, complete=True), steps=40, images=2)

@@ -12,7 +12,7 @@ import comfy_extras.nodes_freelunch as freelunch
 import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
-from support.trainings import make_job, sample
+
 from personalize.nodes.recording.nodes_record import RecordAttention
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept
@@ -22,6 +22,7 @@ from personalize.nodes.training.fingerprint import fingerprint
 from personalize.nodes.training.run_key import run_key
 from personalize.nodes.visual_prompts.added_attention import with_added_attention
 from support.companions import with_lora
+from support.trainings import make_job, sample
 
 pytestmark = pytest.mark.usefixtures("execute")
 KEY = "diffusion_model.output_blocks.5.1.transformer_blocks.0.attn2.to_v.weight"
@@ -55,7 +56,8 @@ def with_difference(model, kind="diff", strength=1.0, of_model=1.0):
 def with_bypass(model):
     weight = model.model.state_dict()[KEY]
     stem = KEY.removesuffix(".weight")
-    lora = {f"{stem}.lora_up.weight": torch.ones(weight.shape[0], 2), f"{stem}.lora_down.weight": torch.ones(2, weight.shape[1])}
+    lora = {f"{stem}.lora_up.weight": torch.ones(weight.shape[0], 2),
+            f"{stem}.lora_down.weight": torch.ones(2, weight.shape[1])}
     return comfy.sd.load_bypass_lora_for_models(model, None, lora, 1.0, 0.0)[0]
 
 
@@ -120,7 +122,8 @@ MODELS = {
     "what a function encloses": lambda m: patched(m, multiplied(0.5)),
     "another such": lambda m: patched(m, multiplied(0.6)),
     "object": lambda m: patched(m, Scaling(1.0)), "its setting": lambda m: patched(m, Scaling(2.0)),
-    "method": lambda m: patched(m, Scaling(1.0).patch), "its object's setting": lambda m: patched(m, Scaling(2.0).patch),
+    "method": lambda m: patched(m, Scaling(1.0).patch),
+          "its object's setting": lambda m: patched(m, Scaling(2.0).patch),
     "default argument": lambda m: patched(m, scaled),
     "partial": lambda m: patched(m, functools.partial(scaled, by=3.0)),
     "its argument": lambda m: patched(m, functools.partial(scaled, by=2.0)),
@@ -169,7 +172,8 @@ def test_one_bit_of_any_weight_is_another_key(sd15, part):
 
 
 def test_large_tensors_by_hand(monkeypatch):
-    """The weighted sum of one 8 MiB part against Python's own whole numbers; SplitMix64's first values are published."""
+    """The weighted sum of one 8 MiB part against Python's own whole numbers; SplitMix64's first values are
+    published."""
     values = torch.randint(-2**63, 2**63 - 1, (2**17 + 1,), generator=torch.Generator().manual_seed(0))
     factors = [_split_mix(i) | 1 for i in range(1, len(values) + 1)]
     expected = sum(x * w for x, w in zip(values.tolist(), factors)) % 2**64
@@ -192,7 +196,8 @@ def test_tensors_of_any_kind():
     swapped = wide.clone()
     swapped[[3, 7]] = wide[[7, 3]]
     other = [wide, swapped, wide.reshape(2, -1), wide.view(torch.int32), wide[:-1], wide.bfloat16(), -wide,
-             torch.zeros(0), torch.tensor(0.0), torch.zeros(3, dtype=torch.bool), torch.zeros(3, dtype=torch.float8_e4m3fn),
+             torch.zeros(0), torch.tensor(0.0), torch.zeros(3, dtype=torch.bool),
+             torch.zeros(3, dtype=torch.float8_e4m3fn),
              torch.zeros(3, dtype=torch.complex64), torch.zeros(3, device="meta")]
     assert len({fingerprint(each) for each in other}) == len(other)
 
@@ -202,7 +207,8 @@ def test_plain_values():
             (fingerprints.folder_paths.base_path + "/models/x", "/models/x")]
     for one, other in same:
         assert fingerprint(one) == fingerprint(other)
-    different = [1, True, "1", None, "", [], [[]], {}, ["a", "b"], ["a;str:b"], ["ab"], {"a": "b"}, {1: 2}, {"1": 2}, 0.1,
+    different = [1, True, "1", None, "", [], [[]], {}, ["a", "b"], ["a;str:b"], ["ab"], {"a": "b"}, {1: 2}, {"1": 2},
+                 0.1,
                  0.1 + 1e-17 * 4, float("inf"), float("nan"), 1e300, torch.float16, {1, 2}]
     assert len({fingerprint(each) for each in different}) == len(different)
     with pytest.raises(TypeError, match="object has no fingerprint"):
@@ -232,7 +238,8 @@ def test_values_within_themselves_end():
 
 
 def with_word(clip, value, placeholder="<my-cat>"):
-    return apply_concepts(clip, [Concept(placeholder, "cat", "cat").with_vectors({"clip_l": torch.full((1, 32), value)})])
+    return apply_concepts(clip, [Concept(placeholder, "cat",
+                                         "cat").with_vectors({"clip_l": torch.full((1, 32), value)})])
 
 
 def skipped(clip):

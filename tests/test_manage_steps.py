@@ -9,7 +9,7 @@ import folder_paths
 import pytest
 import safetensors.torch
 import torch
-from support.trainings import learned, make_job, run, subject
+
 from personalize.nodes import files
 from personalize.nodes.families.unet import UNet
 from personalize.nodes.run_files import run_names
@@ -22,6 +22,7 @@ from personalize.nodes.training.run_folder import saved_report
 from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from support.failures import PromptFailed
 from support.prompts import node
+from support.trainings import learned, make_job, run, subject
 
 pytestmark = pytest.mark.usefixtures("execute")
 PARTS = (EmbeddingPart(), AdapterPart(lr=1e-2))

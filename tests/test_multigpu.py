@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.trainings import make_job, run
+
 from personalize.nodes.attention.words import Words
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.recording.record import Record
@@ -12,6 +12,7 @@ from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.training.parts.weights import AdapterPart
 from support.patches import PATCHES, patch_on
 from support.sampling import difference, encoded, sample
+from support.trainings import make_job, run
 
 pytestmark = pytest.mark.newer  # than 0.16.3, which has no such nodes
 

@@ -10,13 +10,14 @@ from dataclasses import replace
 import folder_paths
 import pytest
 import torch
-from support.trainings import make_job, run, subject
+
 from personalize.nodes import files
 from personalize.nodes.names import folded, safe_name
 from personalize.nodes.text.concept_files import load_concept
 from personalize.nodes.text.embedding_files import file_stems, load_embedding, prompt_text, save_embedding
 from personalize.nodes.text.embedding_layouts import LAYOUTS, SAFETENSORS
 from support.prompts import node
+from support.trainings import make_job, run, subject
 from support.vectors import rows
 
 LETTER = "é"

@@ -28,7 +28,8 @@ def test_masks_of_pictures(odd):
 
 @pytest.mark.parametrize("source", [IP_ADAPTER, BLIP_DIFFUSION, ELITE])
 def test_visual_tokens(source):
-    with pytest.raises(ValueError, match=f"The visual tokens of {source} are not numbers: the model that saw the picture"):
+    with pytest.raises(ValueError, match=f"The visual tokens of {source} are not numbers: the model that saw the "
+                                         "picture"):
         VisualTokens(torch.full((1, 4, 8), float("nan")), source)
 
 
@@ -43,7 +44,8 @@ def test_conditionings_to_orthogonalize(odd):
     text[0, 2, 1] = odd
     tokens = VisualTokens(torch.rand(1, 2, 8), IP_ADAPTER)
     for inputs in ({"visual_tokens": tokens}, {"last_tokens": 2}):
-        with pytest.raises(ValueError, match="The conditioning holds values that are not numbers; look at the text encoder"):
+        with pytest.raises(ValueError, match="The conditioning holds values that are not numbers; look at the text "
+                                             "encoder"):
             orthogonalized([[text, {}]], **inputs)
 
 
@@ -85,7 +87,8 @@ def test_a_threshold_is_lowered_only_where_it_is_used(sd15):
     with pytest.raises(ValueError, match="'dog'; lower the threshold, or connect a larger mask, or record"):
         masked(record, latent, THRESHOLD, mask=one)
     for sampling in record._samplings:
-        sampling._sums.update({key: {step: (torch.ones_like(values), weights) for step, (values, weights) in steps.items()}
+        sampling._sums.update({key: {step: (torch.ones_like(values), weights)
+                                     for step, (values, weights) in steps.items()}
                                for key, steps in sampling._sums.items()})
     with pytest.raises(ValueError, match="stands out by its attention to 'dog'; record other words"):
         masked(record, latent)

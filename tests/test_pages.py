@@ -41,4 +41,6 @@ def test_pages_for_people_who_work_on_it_are_not_shipped():
 
 def test_no_test_module_imports_another():
     importing = re.compile(r"^\s*(?:from|import) \.?(?:tests\.)?test_\w+", re.MULTILINE)
-    assert [path.name for path in (PACK / "tests").rglob("*.py") if importing.search(path.read_text(encoding="utf-8"))] == []
+    assert [
+        path.name for path in (PACK / "tests").rglob("*.py") if importing.search(path.read_text(encoding="utf-8"))
+    ] == []

@@ -9,13 +9,14 @@ import pytest
 import safetensors
 import torch
 from safetensors.torch import load_file, save, save_file
-from support.trainings import make_job, run
+
 from personalize.nodes.training.optimizer import build_optimizer, restore_optimizer
 from personalize.nodes.training.parts.part import ParamGroup
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.restoring import matching
 from personalize.nodes.training.run_folder import REPORT, RunFolder, saved_report
 from personalize.nodes.training.run_records import parse_history, parse_report
+from support.trainings import make_job, run
 
 pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import folder_paths
 import pytest
 import torch
-from support.trainings import learned, make_job, run, subject
+
 from personalize.nodes import files, locations
 from personalize.nodes.families.unet import UNet
 from personalize.nodes.run_files import files_of_run
@@ -20,6 +20,7 @@ from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.run_folder import saved_report
 from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from support.faults import failing_writes
+from support.trainings import learned, make_job, run, subject
 
 pytestmark = pytest.mark.usefixtures("execute")
 BOTH = (EmbeddingPart(), AdapterPart(lr=1e-2))

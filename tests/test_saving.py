@@ -10,7 +10,7 @@ import comfy.model_management
 import folder_paths
 import pytest
 import torch
-from support.trainings import learned, make_job, run, subject
+
 from personalize.nodes import files
 from personalize.nodes.families.unet import UNet
 from personalize.nodes.text.embedding_files import load_embedding
@@ -21,6 +21,7 @@ from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.preflight import Saves, _planned
 from personalize.nodes.training.saving import NotSaved
 from support.faults import DENIED, FULL, failing_writes
+from support.trainings import learned, make_job, run, subject
 
 pytestmark = pytest.mark.usefixtures("execute")
 BOTH = (EmbeddingPart(), AdapterPart(lr=1e-2))

@@ -124,9 +124,10 @@ def test_a_loss_that_is_no_number_stops_at_the_last_finite_step(sd15):
             return super().__call__(got, batch, model) * (float("nan") if batch.step == 3 else 1.0)
 
     job = make_job(sd15, "diverging", terms=(Diverging(),))
-    with pytest.raises(TrainingDiverged, match=r"Step 3: the loss diffusion is not a number any more.*Step 2 of 4 is saved"):
+    with pytest.raises(TrainingDiverged, match=r"Step 3: the loss diffusion is not a number any more.*Step 2 of 4 is "
+                                               r"saved"):
         run(job)
-    state, step, history = job_module.RunFolder("diverging", run_key(job)).state(10)
+    state, step, _history = job_module.RunFolder("diverging", run_key(job)).state(10)
     assert step == 2 and all(t.isfinite().all() for t in state.values())
 
 

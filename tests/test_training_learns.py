@@ -1,17 +1,20 @@
 """Learning, not plumbing: on fixed pictures, timesteps and noise the losses fall, and not at learning rate 0."""
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
-from support.trainings import subject, train
+
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.apply import clip_with_vectors
+from personalize.nodes.training.batch import Row
 from personalize.nodes.training.dataset import Dataset
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.batch import Row
-from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.plan import Settings
+from support.trainings import subject, train
 
 TRIPLES = 8
 TEMPLATES = ("a {} in the jungle", "a painting of a {} next to a red house", "a {} at night")
@@ -21,7 +24,8 @@ class FixedRecipe:
     """All eight pictures in every step."""
 
     def rows(self, subjects, step, size, seed):
-        return {"subject": tuple(Row(0, i, 0, f"a photo of a {subjects[0].concept.placeholder}") for i in range(TRIPLES))}
+        return {"subject": tuple(Row(0, i, 0, f"a photo of a {subjects[0].concept.placeholder}")
+                                 for i in range(TRIPLES))}
 
 
 @pytest.fixture
@@ -43,7 +47,7 @@ def losses(checkpoint, seed: int, lr: float) -> list[float]:
 def test_the_loss_falls_on_fixed_triples(sd15, fixed_noise, seed):
     learned = losses(sd15, seed, lr=1e-4)
     assert learned[-1] < learned[0]
-    assert sum(b < a for a, b in zip(learned, learned[1:])) > 8
+    assert sum(b < a for a, b in itertools.pairwise(learned)) > 8
 
 
 def test_nothing_is_learned_at_rate_zero(sd15, fixed_noise):

@@ -222,7 +222,8 @@ def test_record_holds_maps_and_masks_of_the_references(scene):
 def unet_rows(model) -> list[int]:
     """Rows of every call of the U-Net that the MODEL makes while it samples, the references' included."""
     rows: list[int] = []
-    hook = unet_of(model).denoiser.time_embed.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    hook = unet_of(model).denoiser.time_embed.register_forward_hook(lambda module, inputs,
+                                                                    output: rows.append(len(output)))
     rows.append(hook)
     return rows
 

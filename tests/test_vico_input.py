@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.trainings import make_job, run, subject, train
+
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.text.layout import END, LEARNED, START, Layout
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.nodes_parts import TrainEmbedding
 from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
 from personalize.nodes.vico.files import metadata_of, read_vico
@@ -23,6 +23,7 @@ from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.vico.prompts import END_OF_TEXT, place_of
 from personalize.nodes.vico.terms import ReferenceAttentionLoss
 from support.layouts import of_tokens
+from support.trainings import make_job, run, subject, train
 
 pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to
 DOG, TOY = "<my-dog>", "<my-toy>"
@@ -101,5 +102,6 @@ def test_a_file_that_says_odd_things_of_itself(tmp_path, sd15, about, message):
 
 
 def test_a_video_at_image_is_refused_before_it_is_encoded():
-    with pytest.raises(ValueError, match="^There are 100 reference pictures but Apply ViCo looks at 16 at most, .*; connect fewer"):
+    with pytest.raises(ValueError, match="^There are 100 reference pictures but Apply ViCo looks at 16 at most, .*; "
+                                         "connect fewer"):
         _reference(None, None, torch.zeros(100, 8, 8, 3), "", None, 64, "crop")

@@ -9,7 +9,6 @@ import folder_paths
 import nodes
 import pytest
 import torch
-from support.trainings import make_job, run, subject, train
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
@@ -20,10 +19,10 @@ from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.text.tokens import prompt_tokens
 from personalize.nodes.training import job as job_module
 from personalize.nodes.training.batch import Row
-from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.nodes_parts import TrainAdapter
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.vico.apply import Reference, Use, with_references
 from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
 from personalize.nodes.vico.nodes_apply import MASKS as MASK_NAMES
@@ -31,6 +30,7 @@ from personalize.nodes.vico.nodes_apply import ApplyViCo, LoadViCo
 from personalize.nodes.vico.nodes_train import TrainViCo
 from personalize.nodes.vico.parts import ImageAttentionPart
 from support.sampling import difference, encoded, sample
+from support.trainings import make_job, run, subject, train
 from support.vico_training import RECIPE, WORD, close, method, with_masks
 
 pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to

@@ -9,7 +9,6 @@ import folder_paths
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.trainings import CORE, gradients, in_place_of_a_step, make_job, run, subject, train
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,9 +16,9 @@ from personalize.nodes.families.find import unet_of
 from personalize.nodes.recording.record import Record
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.loop import Trainer
-from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.vico.apply import Reference, Use, with_references
 from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
@@ -28,6 +27,7 @@ from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.vico.terms import ReferenceAttentionLoss
 from support import vico_by_hand
 from support.inprocess import dynamic_vram
+from support.trainings import CORE, gradients, in_place_of_a_step, make_job, run, subject, train
 from support.vico_training import (
     CLOSE,
     RECIPE,
@@ -147,7 +147,7 @@ def test_resume_is_exact_and_beside_oft_all_parts_learn(sd15):
     parts = (*method()["parts"], AdapterPart("OFT", rank=8, alpha=0.0, lr=1e-3))
     how, settings = method(parts=parts), Settings(steps=4, batch_size=2)
     whole, _, end = train(sd15, settings, **how)
-    first, _, state = train(sd15, settings, each_step=lambda trainer, record: record["step"] < 2, **how)
+    _first, _, state = train(sd15, settings, each_step=lambda trainer, record: record["step"] < 2, **how)
     second, _, resumed = train(sd15, settings, resume=state, **how)
     assert [r["loss"] for r in second.history] == [r["loss"] for r in whole.history]
     assert all(torch.equal(resumed.tensors[name], value) for name, value in end.tensors.items())

@@ -1,8 +1,9 @@
 """CoRe's losses as terms of training: which prompts they compare and what they need for it."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -108,14 +109,15 @@ def _check_templates(templates: Sequence[str], concepts: Sequence[Concept], text
     _check_class_words(concepts)
     for concept in concepts:
         for template in templates:
-            aligned_context(*(text.tokenizer.fill(template, words) for words in (concept.placeholder, concept.class_words)))
+            aligned_context(*(text.tokenizer.fill(template, words)
+                              for words in (concept.placeholder, concept.class_words)))
 
 
 def _check_class_words(concepts: Sequence[Concept]) -> None:
     for concept in concepts:
         if not concept.class_words.strip():
-            raise ValueError(f"Concept {concept.placeholder} has no class words, with which CoRe compares; write what the "
-                             "subject is, for example dog, into class_words of Concept or Load Concept.")
+            raise ValueError(f"Concept {concept.placeholder} has no class words, with which CoRe compares; write what "
+                             "the subject is, for example dog, into class_words of Concept or Load Concept.")
 
 
 def _pairs(objects: Sequence[PromptTokens], references: Sequence[PromptTokens]) -> list[Pairs]:

@@ -1,8 +1,9 @@
 """CoRe at test time: a concept refined for one prompt, without the diffusion loss."""
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from ..training.seeds import generator
 from ..training.session import Session, training_session
 from .presets import Weighting, core_terms
 
-INPUTS = NodeInputs(fewer_rows=False, precision=False, smaller="set batch_size or size lower, or connect smaller pictures")
+INPUTS = NodeInputs(fewer_rows=False, precision=False, smaller="set batch_size or size lower, or connect smaller "
+                                                               "pictures")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def template_of(prompt: str, placeholder: str, places: Sequence[Found]) -> str:
 def _refined(session: Session, concept: Concept, others: Mapping[str, Mapping[str, Tensor]], template: str,
              how: Refinement, scene: Scene, each_step: Callable[[dict], None]) -> Concept:
     pictures = _pictures_of(concept, scene.subjects)
-    plan = Plan(session.model, session.clip, scene.vae, (Subject(concept, pictures),), (EmbeddingPart(how.learning_rate),),
+    plan = Plan(session.model, session.clip, scene.vae, (Subject(concept, pictures),),
+                (EmbeddingPart(how.learning_rate),),
                 core_terms((template,), how.weighting), TemplateRecipe(captions=False) if pictures else _NoPictures(),
                 Settings(how.steps, how.batch_size, seed=how.seed))
 

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -98,8 +99,8 @@ def not_a_number(trainer: Trainer, batch: Batch, values: dict[str, float]) -> Tr
     what = f"the loss {' and '.join(odd)}" if odd else "the gradient"
     prompt, predicted = _without_learning(trainer, batch)
     if prompt:
-        why = (f"the text encoder gives values that are not numbers for '{prompt}', also without what is learned; load its "
-               "file again, or take out the LoRA or embedding that it comes with")
+        why = (f"the text encoder gives values that are not numbers for '{prompt}', also without what is learned; load "
+               "its file again, or take out the LoRA or embedding that it comes with")
     elif not predicted:
         why = (f"the model {name} gives values that are not numbers by itself, without what is learned, in "
                f"{_short(dtype)}; load another file of it{wide}, or take out LoRAs and other patches")

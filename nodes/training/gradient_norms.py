@@ -1,7 +1,7 @@
 """How hard each loss pulls at each group of parameters."""
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor

@@ -25,9 +25,9 @@ class Train(io.ComfyNode):
         """The node's inputs and outputs; frozen with the first release."""
         return io.Schema(
             node_id="PersonalizeTrain", display_name="Train", category="personalize/training",
-            description="Learns the subjects from their pictures. The models stay as they are; the results are ordinary "
-                        "embedding and LoRA files, saved on the way and at the end. With unchanged settings it returns "
-                        "what it has learned without training again, also after a restart.",
+            description="Learns the subjects from their pictures. The models stay as they are; the results are "
+                        "ordinary embedding and LoRA files, saved on the way and at the end. With unchanged settings "
+                        "it returns what it has learned without training again, also after a restart.",
             search_aliases=["textual inversion", "dreambooth", "lora training", "personalize", "fine-tune"],
             inputs=[
                 io.Model.Input("model", tooltip="SD1.x, SD2.x or SDXL, also with LoRAs and other nodes' patches."),
@@ -40,11 +40,12 @@ class Train(io.ComfyNode):
                                tooltip="What training strives for. Not connected: the diffusion loss alone."),
                 RecipeType.Input("recipe", optional=True,
                                  tooltip="Which prompts go with the pictures. Not connected: a photo of a {}"),
-                io.String.Input("name", default="my-subject", tooltip="Name of the run; its files and folders begin with it."),
+                io.String.Input("name", default="my-subject", tooltip="Name of the run; its files and folders begin "
+                                                                      "with it."),
                 io.Combo.Input("preset", options=[CUSTOM, *PRESETS],
-                               tooltip="A paper's own numbers for steps, batch size, optimiser, weight decay, schedule, "
-                                       "warm-up and clipping; they take the place of what is set below. Learning "
-                                       "rates, rescaling and losses are set on their own nodes."),
+                               tooltip="A paper's own numbers for steps, batch size, optimiser, weight decay, "
+                                       "schedule, warm-up and clipping; they take the place of what is set below. "
+                                       "Learning rates, rescaling and losses are set on their own nodes."),
                 io.Int.Input("steps", default=300, min=1, max=100000,
                              tooltip="Steps of the optimiser in all. CoRe: 300 for the embedding, 1000 for the U-Net."),
                 io.Int.Input("batch_size", default=6, min=1, max=64,
@@ -65,8 +66,8 @@ class Train(io.ComfyNode):
                              control_after_generate=io.ControlAfterGenerate.fixed,  # another seed is another run
                              tooltip="Start of every random draw: order, noise, timesteps, regularisation prompts."),
                 io.Combo.Input("precision", options=list(PRECISIONS),
-                               tooltip="What the U-Net computes in. auto: as loaded, bf16 in place of fp16. Vectors and "
-                                       "adapters are always fp32."),
+                               tooltip="What the U-Net computes in. auto: as loaded, bf16 in place of fp16. Vectors "
+                                       "and adapters are always fp32."),
                 io.Boolean.Input("gradient_checkpointing", default=False,
                                  tooltip="On: less memory, about a third more time, the same result."),
                 io.Int.Input("save_every", default=50, min=0, max=100000,
@@ -76,8 +77,8 @@ class Train(io.ComfyNode):
                 io.String.Input("preview_prompt", default="a photo of {}",
                                 tooltip="Prompt of the previews; {} becomes the placeholder."),
                 io.Combo.Input("resume", options=["continue", "start over"],
-                               tooltip="continue: go on where a stopped run with the same settings ended, or return its "
-                                       "result. start over: train again from the beginning."),
+                               tooltip="continue: go on where a stopped run with the same settings ended, or return "
+                                       "its result. start over: train again from the beginning."),
                 io.Int.Input("use_step", default=0, min=0, max=100000,
                              tooltip="Return the files saved at this step, without training. 0: train to the last "
                                      "step. A whole U-Net is saved at the last step only."),

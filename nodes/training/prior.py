@@ -1,8 +1,9 @@
 """Prior preservation: pictures of the class keep the model from forgetting it (DreamBooth, Ruiz et al. 2023)."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor

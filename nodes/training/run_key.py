@@ -1,14 +1,16 @@
 """The name of a run: the same for everything that gives the same result, another one for everything else.
 
-Not in it: how far (steps, with a constant learning rate) and how a run is computed (micro_batch, gradient checkpointing: the
-same to rounding, and a run may continue with other ones); what is shown and saved on the way; the versions of ComfyUI, torch
-and this pack; where files lie; the device. FORMAT is raised when the same inputs begin to give another result.
+Not in it: how far (steps, with a constant learning rate) and how a run is computed (micro_batch, gradient
+checkpointing: the same to rounding, and a run may continue with other ones); what is shown and saved on the way; the
+versions of ComfyUI, torch and this pack; where files lie; the device. FORMAT is raised when the same inputs begin to
+give another result.
 """
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Iterator, Mapping
+from typing import Any
 
 from ..text.placeholders import EMBEDDING, filled
 from .description import clip_fingerprint, model_fingerprint, vae_fingerprint

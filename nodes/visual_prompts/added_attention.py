@@ -1,8 +1,9 @@
 """Further attention added to the text attention of a U-Net's layers, beside whatever other patches do there."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 

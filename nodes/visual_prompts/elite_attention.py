@@ -1,8 +1,9 @@
 """ELITE in a MODEL: its keys and values for the text, and its attention to the picture's patches."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import torch
 from comfy.patcher_extension import WrappersMP

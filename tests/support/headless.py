@@ -19,9 +19,9 @@ def main(base: Path) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s %(message)s", level=logging.INFO)
     inprocess.start(base)
     pack.make_importable()
-    from support.trainings import make_job, run
     from personalize.nodes import node_classes
     from personalize.nodes.notice import notice
+    from support.trainings import make_job, run
 
     ids = [node.GET_SCHEMA().node_id for node in node_classes()]
     checkpoint = inprocess.load_checkpoint(inprocess.provide_checkpoint("sd15", base))

@@ -22,7 +22,8 @@ class Same:
 def write_inputs(base: Path) -> None:
     """The pictures and prompts that the graph reads."""
     draw = np.random.default_rng(0)
-    for name in (f"{FOLDER}/1.png", f"{FOLDER}/2.png", f"{OTHER_FOLDER}/1.png", f"{OTHER_FOLDER}/2.png", *PICTURES, *MASKS):
+    for name in (f"{FOLDER}/1.png", f"{FOLDER}/2.png", f"{OTHER_FOLDER}/1.png", f"{OTHER_FOLDER}/2.png", *PICTURES,
+                 *MASKS):
         path = base / "input" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(1, 255, (72, 96, 3), dtype=np.uint8)).save(path)
@@ -43,7 +44,8 @@ def subject(concept: str, folder: str = FOLDER, **inputs) -> dict:
 def graph() -> dict[str, dict]:
     """Node name → class and inputs; those named "other" are there to be linked to."""
     concept = dict(placeholder="<my-dog>", class_words="dog", initial_words="puppy", vectors=1, embedding="none")
-    prompt_set = dict(subject="animate", background=True, action=True, outfit=True, style=True, colour=True, file="none",
+    prompt_set = dict(subject="animate", background=True, action=True, outfit=True, style=True, colour=True,
+                      file="none",
                       own_prompts="a {} in the rain")
     return {
         "checkpoint": node("_CheckpointLoaderSimple", ckpt_name="sd15.safetensors"),
@@ -60,7 +62,8 @@ def graph() -> dict[str, dict]:
                       per_step=1, weight=1.0),
         "prompt set": node("PromptSet", **prompt_set),
         "other prompt set": node("PromptSet", **{**prompt_set, "subject": "none"}),
-        "diffusion": node("DiffusionLoss", weight=1.0, background=0.5, first_step=1, last_step=0, noise_levels="constant"),
+        "diffusion": node("DiffusionLoss", weight=1.0, background=0.5, first_step=1, last_step=0,
+                          noise_levels="constant"),
         "other loss": node("DiffusionLoss", weight=3.0, background=1.0, first_step=1, last_step=0),
         "core": node("CoReLoss", prompt_set=["prompt set", 0], preset="custom", formulas="as released", lambda_emb=1.0,
                      lambda_attn=1.0, attention="exact", first_step=1, last_step=0, previous=["diffusion", 0]),
@@ -90,13 +93,16 @@ WINDOW = {"first_step": 2, "last_step": 3}
 CHANGES: dict[str, dict[str, object]] = {
     "concept": {"placeholder": "<rex>", "class_words": "cat", "initial_words": "kitten", "vectors": 2,
                 "embedding": "key-embedding.safetensors"},
-    "subject": {"concept": ["other concept", 0], "folder": OTHER_FOLDER, "size": 72, "fit": "pad", "augmentation": "flip",
-                "variants": 3, "seed": 1, "images": ["other picture", 0], "masks": ["other mask", 0], "pictures": "2.png\n1.png",
+    "subject": {"concept": ["other concept", 0], "folder": OTHER_FOLDER, "size": 72, "fit": "pad",
+                "augmentation": "flip",
+                "variants": 3, "seed": 1, "images": ["other picture", 0], "masks": ["other mask", 0],
+                "pictures": "2.png\n1.png",
                 "captions": "{} one\n{} two\n{} four", "previous": ["other subject", 0]},
     "prior": {"subject": ["other subject", 0], "images": ["other picture", 0], "captions": "two {}s", "per_step": 2,
               "weight": 2.0},
     "prompt set": {"subject": "inanimate", "background": False, "action": False, "outfit": False, "style": False,
-                   "colour": False, "file": PROMPTS, "own_prompts": "a {} in snow", "previous": ["other prompt set", 0]},
+                   "colour": False, "file": PROMPTS, "own_prompts": "a {} in snow",
+                   "previous": ["other prompt set", 0]},
     "diffusion": {"weight": 2.0, "background": 1.0, **WINDOW, "noise_levels": "min-SNR", "previous": ["other loss", 0]},
     "core": {"prompt_set": ["other prompt set", 0], "preset": "as released", "formulas": "Eqs. 3–4", "lambda_emb": 2.0,
              "lambda_attn": 2.0, "attention": "estimate", **WINDOW, "previous": ["other loss", 0]},
@@ -111,7 +117,8 @@ CHANGES: dict[str, dict[str, object]] = {
              "previous": ["other part", 0]},
     "embedding": {"learning_rate": 1e-2, "rescale_from": 2, "rescale_to": 4, "previous": ["other part", 0]},
     "train": {"model": ["other checkpoint", 0], "clip": ["other checkpoint", 1], "vae": ["other checkpoint", 2],
-              "subject": ["other subject", 0], "trainable": ["other part", 0], "loss": ["other loss", 0], "recipe": None,
+              "subject": ["other subject", 0], "trainable": ["other part", 0], "loss": ["other loss", 0],
+              "recipe": None,
               "name": Same("dogs", "the run's folder begins with it, beside the key"), "preset": "Textual Inversion",
               "steps": Same(8, "a run goes on from where a shorter one ended; with a falling rate it is another run"),
               "batch_size": 3, "micro_batch": Same(1, COMPUTED), "optimizer": "SGD", "weight_decay": 0.1,

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import torch
 from comfy.model_sampling import V_PREDICTION
-from .trainings import subject
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
@@ -17,6 +16,7 @@ from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.vico.terms import ReferenceAttentionLoss
 
+from .trainings import subject
 from .vico_by_hand import DualStream
 from .vico_scene import MASKERS
 

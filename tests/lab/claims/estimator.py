@@ -7,7 +7,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor

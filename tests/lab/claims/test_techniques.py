@@ -115,7 +115,8 @@ def test_two_subjects_are_drawn_each_with_its_word_and_its_reference(world):
         assert other != subject.identity.kind and task.kinds == ("beside", "beside")
         assert {said(prompt).second_kind for prompt in task.prompts(SUBJECT)} == {other}
         assert all(f"{SUBJECT} next to a <other> " in prompt and other not in prompt for prompt in named(task))
-        assert all(f"{SUBJECT} {subject.identity.kind} next to a <other> {other} " in prompt for prompt in named(task, True))
+        assert all(f"{SUBJECT} {subject.identity.kind} next to a <other> {other} " in prompt
+                   for prompt in named(task, True))
     classes = ClassWord().draw(world, task, None).pictures
     words, learned = (TwoWords("", Learning(1, 2, 0.0, rate)).draw(world, task, None).pictures for rate in (0.0, 0.1))
     looking = TwoLooks("", Learning(1, 2, 0.1, 0.0))

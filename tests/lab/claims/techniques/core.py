@@ -2,21 +2,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Mapping
-
-from torch import Tensor
 
 import comfy.sd
+from torch import Tensor
+
 from miniature.prompts import regularization_prompts
 from personalize.nodes.core.presets import PRESETS, RELEASED, Weighting, core_terms
 from personalize.nodes.core.test_time import Refinement, Scene, refine
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.training.diffusion import DEBIASED, DiffusionLoss
-from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import UNetPart
+from personalize.nodes.training.plan import Settings
 
 from ..bounds import SUBJECT, ClassWord, NearestWords, Truth
 from ..store import Cell, Drawn
@@ -39,8 +39,9 @@ class Learning:
         return Settings(self.steps, self.batch, seed=seed)
 
 
-# The paper's rates, but for the U-Net: it has 2e-6 there, and seven times as many steps. Half of the paper's 300 steps of
-# the first stage, and 4 rows in place of 6: a cell of CoRe then takes a minute of one core, a table of eight subjects an hour.
+# The paper's rates, but for the U-Net: it has 2e-6 there, and seven times as many steps. Half of the paper's 300 steps
+# of the first stage, and 4 rows in place of 6: a cell of CoRe then takes a minute of one core, a table of eight
+# subjects an hour.
 STAGE_1 = Learning(150, 4, 5e-3)
 STAGE_2 = Learning(150, 4, 5e-5)
 TEST_TIME = Learning(10, 6, 5e-4)

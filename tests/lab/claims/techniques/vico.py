@@ -1,9 +1,9 @@
 """ViCo (Hao et al. 2023): image cross-attention to a reference picture, its mask and regularisation, with ablations.
 
-Table 4 adds one thing after the other: TI, TI+image-attention, TI+image-attention+mask; with the regularisation it is ViCo.
-Batch, λ and the embedding's rate are the paper's. A step takes 0.3 s of one core (TI: 0.13 s; the reference goes through
-the U-Net and back too), so steps are half the paper's: 200 and 150 in place of 400 and 300. A cell of twelve pictures then
-costs 62 s.
+Table 4 adds one thing after the other: TI, TI+image-attention, TI+image-attention+mask; with the regularisation it is
+ViCo. Batch, λ and the embedding's rate are the paper's. A step takes 0.3 s of one core (TI: 0.13 s; the reference goes
+through the U-Net and back too), so steps are half the paper's: 200 and 150 in place of 400 and 300. A cell of twelve
+pictures then costs 62 s.
 
 The rate of the image blocks is the miniature's own. Over the last 50 of 200 steps the diffusion loss of TI is 0.0593,
 and with blocks at the paper's 1e-5 the same, at 1e-4 0.0574, at 1e-3 0.0457.
@@ -13,9 +13,9 @@ from __future__ import annotations
 import random
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +23,17 @@ from torch import Tensor
 
 from miniature.data import draw_all, masks_tensor, pictures_tensor
 from miniature.factors import BACKGROUNDS, POSES, Identity, Scene
-from miniature.subjects import Subject as NovelSubject, fresh_subjects
+from miniature.subjects import Subject as NovelSubject
+from miniature.subjects import fresh_subjects
 from personalize.nodes.files import write_safetensors
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
-from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.batch import Subject
-from personalize.nodes.training.plan import Settings
+from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.parts.embedding import EmbeddingPart
-from personalize.nodes.vico.files import FILE, ViCo as ViCoFile, metadata_of, read_vico
+from personalize.nodes.training.plan import Settings
+from personalize.nodes.vico.files import FILE, metadata_of, read_vico
+from personalize.nodes.vico.files import ViCo as ViCoFile
 from personalize.nodes.vico.nodes_apply import AS_TRAINED, FITS, MASKS, ApplyViCo
 from personalize.nodes.vico.nodes_train import TARGETS, EndOfTextRegularisation, TrainingReferences, TrainViCo
 
