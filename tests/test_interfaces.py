@@ -17,6 +17,7 @@ from torch import nn
 
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.layout import WORD
+from personalize.nodes.text.vectors import WordVectors
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import Encode, Needs
 from personalize.nodes.training.parts.embedding import EmbeddingPart
@@ -103,10 +104,10 @@ class AttachedMapper(AttachedPart):
     def vectors(self, batch):
         colours = torch.stack([batch.subjects[r.subject].pictures[r.picture].variants[r.variant].mean((0, 1))
                                for r in batch.rows["subject"]])
-        return {"<pose>": {key: (colours @ p)[:, None] for key, p in self.maps.items()}}
+        return {"<pose>": WordVectors({key: (colours @ p)[:, None] for key, p in self.maps.items()}, "row")}
 
     def shown_vectors(self):
-        return {"<pose>": {key: (self.grey @ p.detach())[None] for key, p in self.maps.items()}}
+        return {"<pose>": WordVectors({key: (self.grey @ p.detach())[None] for key, p in self.maps.items()})}
 
     def files(self):
         return [Artifact("loras", "mapper", self.state_dict())]

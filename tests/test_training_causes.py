@@ -13,12 +13,13 @@ from support.trainings import FAILED, Failing, learned, make_job, run, subject, 
 from personalize.nodes.core.nodes import CoReTestTime
 from personalize.nodes.families.unet import UNet
 from personalize.nodes.text.concept import Concept, initial_vectors
+from personalize.nodes.text.vectors import WordVectors
 from personalize.nodes.training import job as job_module
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.failures import OutOfMemory, TrainingDiverged
-from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart, UNetPart
+from personalize.nodes.training.plan import Settings
 
 pytestmark = pytest.mark.usefixtures("execute")
 NOT_SETTINGS = r"^(?!.*learning rate)(?!.*micro_batch)"
@@ -213,7 +214,7 @@ def test_an_interruption_while_a_preview_is_drawn_is_one(sd15, monkeypatch):
 
 
 def refine(checkpoint, **inputs):
-    concept = Concept("<my-dog>", "dog", "dog", vectors={"clip_l": torch.zeros(1, 32)})
+    concept = Concept("<my-dog>", "dog", "dog", vectors=WordVectors({"clip_l": torch.zeros(1, 32)}))
     defaults = dict(prompt="a {} on the beach", steps=1, learning_rate=1e-3, preset="as released", batch_size=1, size=64,
                     seed=0)
     with torch.inference_mode():

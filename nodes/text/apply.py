@@ -4,18 +4,20 @@ from __future__ import annotations
 import copy
 import functools
 from types import SimpleNamespace
-from typing import Any, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Protocol, Sequence
 
 import torch
+from comfy.sd1_clip import SD1Tokenizer, SDTokenizer
 from torch import Tensor
-
-from comfy.sd1_clip import SDTokenizer
 
 from ..notice import notice
 from .concept import Concept, initial_vectors
 from .encoder_kinds import ClipEncoder, TextEncoder
 from .encoders import text_encoders
 from .placeholders import EMBEDDING, Found, Placeholders, filled
+
+# The classes that are added to: of one encoder, and of all.
+_Tokenizer, _Tokenizers = (SDTokenizer, SD1Tokenizer) if TYPE_CHECKING else (object, object)
 
 # ComfyUI 0.16 returns (embedding, leftover), later versions (embedding, name, leftover).
 _TELLS_NAMES = len(SDTokenizer._try_get_embedding(
@@ -29,7 +31,15 @@ _GAP = "\0"  # in no prompt
 _NO_FILE = "../personalize-"
 
 
-def clip_with_vectors(clip, vectors: Mapping[str, Mapping[str, Tensor]]):
+class Rows(Protocol):
+    """Vectors (n, d) of a word, or what shall stand among a prompt's tokens in their place."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def clip_with_vectors(clip, vectors: Mapping[str, Mapping[str, Rows]]):
     """A clone of `clip` whose prompts understand placeholders; `clip` itself is unchanged.
 
     vectors: placeholder → encoder key → (n, d). A placeholder is found anywhere in a prompt, also weighted, before
@@ -52,7 +62,7 @@ def apply_concepts(clip, concepts: Sequence[Concept]):
     """
     vectors = {concept.placeholder: initial_vectors(concept, clip) for concept in concepts}
     for placeholder, by_encoder in vectors.items():
-        if any(rows.ndim != 2 for rows in by_encoder.values()):
+        if by_encoder.axis is not None:
             raise ValueError(f"Concept {placeholder} has other vectors for every layer, which a CLIP cannot carry; "
                              "connect a concept that Train or Load Concept gives.")
     return clip_with_vectors(clip, vectors)
@@ -90,11 +100,11 @@ class _Taught:
         return _blank, self.made_of, vars(self)
 
 
-class _TaughtTokenizer(_Taught):
+class _TaughtTokenizer(_Taught, _Tokenizer):
     """Of one encoder. placeholder_rows: placeholder → (n, d). words: the same placeholders. other_embeddings: finds
     embeddings in the class's place, as another pack had arranged; or None."""
 
-    placeholder_rows: Mapping[str, Tensor]
+    placeholder_rows: Mapping[str, Rows]
     words: Placeholders
     other_embeddings: Any = None
 
@@ -164,7 +174,7 @@ class _TaughtInContext(_TaughtTokenizer):
         return differing if alone and len(differing) == count else []
 
     def _with_vectors(self, chunks: Sequence[Sequence[tuple]], places: Sequence[tuple[int, int]],
-                      words: Sequence[Sequence]) -> list[list[tuple]]:
+                      words: Sequence[Rows]) -> list[list[tuple]]:
         """The chunks with a word's vectors at each place, and with as many pads less as there are more tokens."""
         vectors = dict(zip(places, words))
         made = []
@@ -172,7 +182,7 @@ class _TaughtInContext(_TaughtTokenizer):
             tokens: list[tuple] = []
             for j, (token, *rest) in enumerate(chunk):
                 rows = vectors.get((i, j))
-                tokens += [(token, *rest)] if rows is None else [(_token(row), *rest) for row in rows]
+                tokens += [(token, *rest)] if rows is None else [(_token(rows[n]), *rest) for n in range(len(rows))]
             side = 0 if self.pad_left else -1
             while len(tokens) > len(chunk) and isinstance(tokens[side][0], int) and tokens[side][0] == self.pad_token:
                 tokens.pop(side)
@@ -180,7 +190,7 @@ class _TaughtInContext(_TaughtTokenizer):
         return made
 
 
-class _TaughtTokenizers(_Taught):
+class _TaughtTokenizers(_Taught, _Tokenizers):
     """Of all encoders of a CLIP."""
 
     def tokenize_with_weights(self, text: str | Sequence[str], *args, **kwargs):
@@ -204,7 +214,7 @@ class _TaughtTokenizers(_Taught):
         return [word for word in written if not any(_same(first[word], vector) for vector in vectors)]
 
 
-def _taught(encoder: TextEncoder, rows: Mapping[str, Sequence]) -> SDTokenizer:
+def _taught(encoder: TextEncoder, rows: Mapping[str, Rows]) -> SDTokenizer:
     tokenizer = encoder.tokenizer
     taught = _made(_TaughtClip if isinstance(encoder, ClipEncoder) else _TaughtInContext, tokenizer)
     vars(taught).pop("tokenize_with_weights", None)

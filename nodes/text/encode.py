@@ -16,7 +16,7 @@ from .tokens import PromptTokens, comfy_tokens
 _NORMS = ("layer_norm1", "layer_norm2", ".layer_norm")  # before the two halves of a layer of CLIP, and of T5
 
 CLIP_CHUNK = 77
-RowVectors = Mapping[str, Mapping[str, Tensor]]
+RowVectors = Mapping[str, Mapping[str, Tensor]]  # placeholder → encoder key → (n, d)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,14 @@
 """Pictures drawn while training, with the vectors and weights of the moment."""
 from __future__ import annotations
 
+import comfy.sample
 import torch
 from torch import Tensor
-
-import comfy.sample
 
 from ..families.latents import latent_space
 from ..text.apply import clip_with_vectors
 from ..text.tokens import prompt_tokens
-from .parts.part import Vectors
+from ..text.vectors import Vectors
 from .seeds import generator
 from .session import Session
 
