@@ -20,8 +20,8 @@ from .placeholders import EMBEDDING, Found, Placeholders, filled
 _Tokenizer, _Tokenizers = (SDTokenizer, SD1Tokenizer) if TYPE_CHECKING else (object, object)
 
 # ComfyUI 0.16 returns (embedding, leftover), later versions (embedding, name, leftover).
-_TELLS_NAMES = len(SDTokenizer._try_get_embedding(
-    SimpleNamespace(embedding_directory=[], embedding_size=1, embedding_key=""), "none")) == 3
+_EMPTY_FOLDER: Any = SimpleNamespace(embedding_directory=[], embedding_size=1, embedding_key="")
+_TELLS_NAMES = len(SDTokenizer._try_get_embedding(_EMPTY_FOLDER, "none")) == 3
 _EMBEDDING_TYPE = "embedding"  # of what ComfyUI takes in the place of a token
 # Ordinary words that are one token with a space before it and without; "(cat" is one token for Qwen, "(boy" is two.
 _STAND_INS = ("dog", "cat", "boy", "art")
@@ -193,7 +193,7 @@ class _TaughtInContext(_TaughtTokenizer):
 class _TaughtTokenizers(_Taught, _Tokenizers):
     """Of all encoders of a CLIP."""
 
-    def tokenize_with_weights(self, text: str | Sequence[str], *args, **kwargs):
+    def tokenize_with_weights(self, text: Any, *args, **kwargs):
         """As the class does; says which words are lost if another pack has put its own tokenizers in their place."""
         tokens = super().tokenize_with_weights(text, *args, **kwargs)
         lost = self._lost([text] if isinstance(text, str) else text, tokens)
@@ -247,7 +247,7 @@ def _class(adds: type, kind: type) -> type:
 
 def _blank(adds: type, kind: type):
     cls = _class(adds, kind)
-    return cls.__new__(cls)
+    return object.__new__(cls)
 
 
 def _vectors(tokens) -> Iterator[Any]:
