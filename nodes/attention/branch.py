@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Literal, Mapping, NamedTuple, Protocol, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 from uuid import UUID
 
 import torch

@@ -1,7 +1,8 @@
 """What the options of a running call of the denoiser tell of it."""
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 

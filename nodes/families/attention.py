@@ -1,8 +1,9 @@
 """One attention of a denoiser by what it is made of, computed as ComfyUI computes it."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any
 
 from comfy.ldm.modules.attention import CrossAttention, optimized_attention
 from torch import Tensor
