@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, Protocol, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from comfy.sd1_clip import SD1Tokenizer, SDTokenizer

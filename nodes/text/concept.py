@@ -2,8 +2,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Mapping
 
 import torch
 from torch import Tensor
@@ -102,6 +102,7 @@ def _rows_of_words(concept: Concept, encoder: TextEncoder) -> Tensor:
     ids = (ids + [ids[-1]] * concept.count)[:concept.count]
     rows = encoder.table[ids].detach().to("cpu", torch.float32).clone()
     if not rows.isfinite().all():
-        raise ValueError(f"The text encoder {encoder.key} holds no numbers for '{concept.init_words or concept.class_words}'; "
+        raise ValueError(f"The text encoder {encoder.key} holds no numbers for "
+                         f"'{concept.init_words or concept.class_words}'; "
                          "its file is damaged: load it again, or another one.")
     return rows

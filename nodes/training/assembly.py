@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from ..text.concept import initial_vectors
 from ..text.vectors import Vectors

@@ -8,8 +8,8 @@ gradients to the trainable vectors.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Leaf:
         pairs = [(self.encoded.cond, self.stand_in.cond)]
         if self.encoded.pooled is not None and self.encoded.pooled.requires_grad:
             pairs.append((self.encoded.pooled, self.stand_in.pooled))
-        return pairs
+        return pairs  # ty: ignore[invalid-explicit-return]
 
 
 class Objective:
@@ -91,7 +91,7 @@ class Objective:
         without the trainable parts."""
         request = Encode((self.text.tokenizer(prompt),), grad=False, original=True)
         work = _Work(self, batch)
-        return work.encoded(request).cond, work.run(Pass(request, grad=False, original=True), ())[0]
+        return work.encoded(request).cond, work.run(Pass(request, grad=False, original=True), ())[0]  # ty: ignore[invalid-explicit-return]
 
     def _backward_terms(self, losses: Sequence[tuple[str, Tensor]], work: _Work, measured: GradientNorms | None
                         ) -> None:

@@ -1,8 +1,8 @@
 """Training the vectors of placeholders: Textual Inversion, with CoRe's rescaling."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn

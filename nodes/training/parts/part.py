@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -75,7 +76,8 @@ class TrainablePart:
     """Settings of what is optimised: what the TRAINABLE wire carries.
 
     keeps: (kind of folder, stem) of each file that the part has saved beside the embeddings, so that a saved step can
-        be told from half of one. A part whose words are not vectors of a CONCEPT has one that carries them to inference.
+        be told from half of one. A part whose words are not vectors of a CONCEPT has one that carries them to
+        inference.
     """
 
     keeps: ClassVar[tuple[tuple[str, str], ...]] = ()
