@@ -10,9 +10,8 @@ import torch
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
-from personalize.nodes.text.vectors import WordVectors
 from personalize.nodes.training.assembly import open_training
-from personalize.nodes.training.batch import Picture, Subject
+from personalize.nodes.training.batch import MadePicture, Subject
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import DenoiserSide, Results
 from personalize.nodes.training.parts.embedding import EmbeddingPart
@@ -42,7 +41,7 @@ def concept(clip, placeholder="<my-dog>", class_words="dog", count=1, seed=1):
 def core_run(checkpoint, concepts, terms, parts=(EmbeddingPart(),), rows=2, **settings):
     """A Trainer as the Train node makes it, and its first batch."""
     draw = torch.Generator().manual_seed(4)
-    subjects = tuple(Subject(c, tuple(Picture(torch.rand(1, 64, 64, 3, generator=draw)) for _ in range(2)))
+    subjects = tuple(Subject(c, tuple(MadePicture(torch.rand(1, 64, 64, 3, generator=draw)) for _ in range(2)))
                      for c in concepts)
     plan = Plan(*checkpoint, subjects, parts, terms, TemplateRecipe(),
                 Settings(**{"steps": 1, "batch_size": rows, **settings}))
@@ -302,7 +301,7 @@ def test_runs_of_the_denoiser(sd15, estimate, runs):
 def test_core_terms_fall_when_weighted_up(sd15, estimate):
     """Weights × 1000 bring the context back to the class word's; weights of zero do not."""
     c = concept(sd15.clip)
-    c = replace(c, vectors=WordVectors({key: 5 * rows for key, rows in c.vectors.items()}))
+    c = replace(c, vectors={key: 5 * rows for key, rows in c.vectors.items()})
     losses = {}
     for times in (0, 1000):
         terms = both(DESERT, "released", estimate, weights=(1.5e-4 * times, 0.05 * times))

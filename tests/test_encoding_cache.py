@@ -4,15 +4,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from support.trainings import subject, train
+
 from personalize.nodes.text.encode import Encoded, encode, joined
 from personalize.nodes.text.tokens import PromptTokenizer
 from personalize.nodes.training import encoding_cache
 from personalize.nodes.training.encoding_cache import EncodingCache
 from personalize.nodes.training.interfaces import Encode
-from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.weights import AdapterPart
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.session import training_session
+from support.trainings import subject, train
 
 KILOBYTE = 1024
 
@@ -66,7 +67,7 @@ def test_each_caption_is_encoded_once(sd15):
                               parts=(AdapterPart(rank=1),))
     seen, new = set(), []
     for step in range(1, 13):
-        prompts = {row.prompt for row in trainer.recipe.rows(trainer.subjects, step, 4, 0)["subject"]}
+        prompts = {row.prompt for row in trainer.plan.recipe.rows(trainer.plan.subjects, step, 4, 0)["subject"]}
         new.append(len(prompts - seen))
         seen |= prompts
     assert len(seen) == 10 and new[0] == 4

@@ -1,12 +1,13 @@
 """The training panel in the real page, told about runs that a real training would take long to have."""
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from PIL import Image
 
 from support.browser import open_page
 from support.training_page import TrainingPanel, step
-import itertools
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def test_norms_of_some_steps_are_joined(classic_panel):
 
 
 def test_of_a_very_long_run_a_part_of_the_steps_is_kept(ui):
-    """Those with gradient norms among them, which every tenth step has, and the newest."""
+    """Those with gradient norms among them, here every tenth, and the newest."""
     kept = ui.js("""async () => {
         const {RunHistory} = await import('/extensions/personalize/training/history.js'), history = new RunHistory();
         for (let step = 1; step <= 20001; step++) history.apply({kind: 'step', run: 'x', total: 20001, step, loss: 1,

@@ -7,11 +7,11 @@ import sys
 import weakref
 import zlib
 
+import comfy.model_management
 import numpy as np
 import pytest
 import torch
 
-import comfy.model_management
 from personalize.nodes.training import picture_bounds
 from personalize.nodes.training.augment import Preparation, prepared
 from personalize.nodes.training.images import Loaded, Source, prepare, sources_from_files, sources_from_tensors
@@ -61,33 +61,59 @@ def never_read() -> Loaded:
 
 
 @pytest.mark.parametrize("how, remedy", [
-    (Preparation(1024, "crop", "as released", 16, 0), "set variants to at most 10, or size lower, or use fewer pictures"),
-    (Preparation(2048, "crop", "flip", 16, 0), "set size lower, or use fewer pictures")])
-def test_a_hundred_large_pictures_are_counted_first(monkeypatch, how, remedy):
+    (Preparation(2048, "crop", "as released", 256, 0), "set variants to at most 128, or size lower"),
+    (Preparation(2048, "crop", "flip", 16, 0), "set size lower")])
+def test_the_variants_of_one_picture_are_counted_first(monkeypatch, how, remedy):
+    if how.augmentation == "flip":
+        monkeypatch.setattr(picture_bounds, "LARGEST_PICTURE", 100 * MEGABYTE)
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 2**40)
-    number = 100 if how.augmentation == "as released" else 300
-    with pytest.raises(ValueError, match=rf"^{number} pictures, .* of memory but only 16.0 GB are allowed; {remedy}"):
-        prepare([Source("a", never_read)] * number, how)
+    sentence = rf"^{how.versions} versions of a picture at 2048×2048 take .* are allowed; {remedy}\.$"
+    with pytest.raises(ValueError, match=sentence):
+        prepare([Source("a", never_read)], how)
 
 
 def test_the_remedy_is_enough(monkeypatch):
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 2**40)
-    picture_bounds.check_memory(100, Preparation(1024, "crop", "as released", 10, 0))
-    with pytest.raises(ValueError, match="at most 10"):
-        picture_bounds.check_memory(100, Preparation(1024, "crop", "as released", 11, 0))
+    picture_bounds.check_memory(Preparation(2048, "crop", "as released", 128, 0))
+    with pytest.raises(ValueError, match="at most 128"):
+        picture_bounds.check_memory(Preparation(2048, "crop", "as released", 129, 0))
 
 
 def test_what_is_free_counts_too(monkeypatch):
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 3 * MEGABYTE * 1024)
-    with pytest.raises(ValueError, match=r"take 4.2 GB of memory but only 3.0 GB are free; set variants to at most 11"):
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 300 * MEGABYTE)
+    with pytest.raises(ValueError, match=r"take 0.5 GB of memory but only 0.3 GB are free; set variants to at most 9"):
         prepare([Source("a", never_read)] * 16, Preparation(1024, "crop", "as released", 16, 0))
 
 
-def test_a_batch_of_thousands_of_images_is_counted_too(monkeypatch):
-    monkeypatch.setattr(picture_bounds, "LARGEST_SUBJECT", 100 * MEGABYTE)
-    batch = torch.zeros(1, 16, 16, 3).expand(5000, 16, 16, 3)
-    with pytest.raises(ValueError, match="^5000 pictures, 1 of each, at 512×512 take 19.5 GB"):
-        prepare(sources_from_tensors([batch], []), Preparation(512, "crop", "none", 1, 0))
+@pytest.mark.parametrize("pictures, how, expected", [
+    (5, Preparation(64, "crop", "as released", 16, 0), (16, 5)),
+    (5, Preparation(512, "crop", "as released", 16, 0), (3, 5)),
+    (100, Preparation(1024, "crop", "as released", 16, 0), (1, 4)),
+    (5000, Preparation(512, "crop", "flip", 1, 0), (1, 16)),
+    (3, Preparation(2048, "crop", "as released", 64, 0), (1, 1))])
+def test_what_is_shown_fits_into_its_bytes(pictures, how, expected):
+    each, number = picture_bounds.shown(pictures, how)
+    assert (each, number) == expected
+    assert each * number * how.size**2 * 16 <= picture_bounds.SHOWN
+
+
+def test_of_many_pictures_all_are_trained_on_and_some_shown(monkeypatch):
+    monkeypatch.setattr(picture_bounds, "SHOWN", 5 * 16 * 16 * 16)
+    batch = torch.rand(7, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    made = prepare(sources_from_tensors([batch], []), Preparation(16, "crop", "none", 1, 0))
+    assert len(made.pictures) == 7 and torch.equal(made.pixels, batch[:5])
+    assert all(torch.equal(picture.made()[0], batch[i:i + 1]) for i, picture in enumerate(made.pictures))
+
+
+def test_a_picture_that_has_changed_is_told(folder):
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "red").save(folder / "a.png")
+    [picture] = prepare(sources_from_files("dogs", "", 64), Preparation(32, "crop", "none", 1, 0)).pictures
+    assert picture.made()[0].shape == (1, 32, 32, 3)
+    Image.new("RGB", (32, 32), "blue").save(folder / "a.png")
+    with pytest.raises(ValueError, match="^a.png has changed since the Subject node read it; run the workflow again.$"):
+        picture.made()
 
 
 def test_one_picture_at_a_time_is_held_at_its_full_size():
@@ -117,7 +143,7 @@ def test_a_long_picture_is_turned_on_a_bounded_canvas(fit, monkeypatch):
 
     monkeypatch.setattr(augment, "rotated", watched)
     how = Preparation(16, fit, "as released", 20, 0)
-    prepared(torch.rand(3, 64, 512), how, 0)
+    list(prepared(torch.rand(3, 64, 512), how, 0))
     assert len(largest) > 5 and max(largest) <= (how.enough * 5) ** 2 / 2 * 1.1
 
 
@@ -131,7 +157,8 @@ def test_padding_a_long_picture_is_bounded(monkeypatch):
         return padded(picture)
 
     monkeypatch.setattr(augment, "_padded", watched)
-    assert prepared(torch.rand(3, 100, 800), Preparation(16, "pad", "none", 1, 0), 0).shape == (1, 3, 16, 16)
+    [made] = prepared(torch.rand(3, 100, 800), Preparation(16, "pad", "none", 1, 0), 0)
+    assert made.shape == (3, 16, 16)
     assert sides == [4 * 32]
 
 

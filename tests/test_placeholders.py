@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from personalize.nodes.text.apply import clip_with_vectors, words_in
 from personalize.nodes.text.concept import Concept, check_placeholder
-from personalize.nodes.text.placeholders import Placeholders, filled
 from personalize.nodes.text.layout import FILLED
+from personalize.nodes.text.placeholders import Placeholders, filled
 from personalize.nodes.text.tokens import PromptTokenizer, Slot
+from personalize.nodes.training.batch import MadePicture, Subject
 from personalize.nodes.training.captions import captions_for
-from personalize.nodes.training.batch import Picture, Subject
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.visual_prompts.prompts import encode_with_picture
 from personalize.nodes.visual_prompts.tokens import BLIP_DIFFUSION, VisualTokens
@@ -128,7 +128,7 @@ def test_captions_hold_the_word_itself(caption, expected):
 def test_slots_are_filled_so_that_the_word_stays_one():
     assert filled("{}s and {}'s <{}> _{}_ x{}", "my-dog") == "my-dog s and my-dog's <my-dog> _ my-dog _ x my-dog"
     assert filled("{}s {} {}-2", "<my-dog>") == "<my-dog>s <my-dog> <my-dog>-2" and filled("no slot", "x") == "no slot"
-    subject = Subject(Concept("my-dog", "dog", "dog"), (Picture(torch.zeros(1, 64, 64, 3)),))
+    subject = Subject(Concept("my-dog", "dog", "dog"), (MadePicture(torch.zeros(1, 64, 64, 3)),))
     rows = TemplateRecipe(("two {}s",)).rows((subject,), 0, 2, 0)["subject"]
     assert [row.prompt for row in rows] == ["two my-dog s"] * 2
 

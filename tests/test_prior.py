@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.trainings import flat_gradient, in_place_of_a_step, subject, train
+
 from personalize.nodes.text.concept import Concept
-from personalize.nodes.training.batch import Batch, Noised, Picture, Prior, Row
+from personalize.nodes.training.batch import Batch, MadePicture, Noised, Prior, Row
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.nodes_prior import PriorPictures
 from personalize.nodes.training.parts.embedding import EmbeddingPart
@@ -16,6 +16,7 @@ from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.prior import PriorPreservation, prior_terms
 from personalize.nodes.training.recipe import TemplateRecipe
+from support.trainings import flat_gradient, in_place_of_a_step, subject, train
 
 PARTS = (EmbeddingPart(), AdapterPart(lr=1e-2))
 PROMPTS = ("a photo of a dog", "a dog", "two dogs at night")
@@ -24,7 +25,7 @@ PROMPTS = ("a photo of a dog", "a dog", "two dogs at night")
 def with_prior(of=None, rows=1, weight=1.0, pictures=3):
     """The subject with pictures of its class, each with a prompt of its own."""
     draw = torch.Generator().manual_seed(8)
-    shown = tuple(Picture(torch.rand(1, 64, 64, 3, generator=draw), caption=PROMPTS[i], name=f"class {i}")
+    shown = tuple(MadePicture(torch.rand(1, 64, 64, 3, generator=draw), caption=PROMPTS[i], name=f"class {i}")
                   for i in range(pictures))
     return replace(of or subject(), prior=Prior(shown, rows, weight))
 
@@ -162,10 +163,10 @@ def node(images, captions="a photo of a {}", of=None, per_step=1, weight=1.0):
 def test_pictures_get_the_subjects_size_and_a_prompt_each():
     images = [torch.rand(2, 80, 100, 3), torch.rand(1, 64, 64, 3)]
     prior = node(images, per_step=2, weight=0.5)
-    assert [tuple(picture.variants.shape) for picture in prior.pictures] == [(1, 64, 64, 3)] * 3
+    assert [(picture.count, picture.size) for picture in prior.pictures] == [(1, (64, 64))] * 3
     assert [picture.caption for picture in prior.pictures] == ["a photo of a dog"] * 3
     assert (prior.rows, prior.weight) == (2, 0.5)
-    assert torch.equal(prior.pictures[2].variants, images[1])
+    assert torch.equal(prior.pictures[2].made()[0], images[1])
     assert [picture.caption for picture in node(images, "one {}\n\ntwo\n{} at night").pictures] == [
         "one dog", "two", "dog at night"]
     assert [picture.caption for picture in node(images, "one|two|three").pictures] == ["one", "two", "three"]

@@ -30,6 +30,10 @@ def tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).movedim(-1, 0)
 
 
+def all_prepared(picture: torch.Tensor, how: Preparation, index: int) -> torch.Tensor:
+    return torch.stack(list(prepared(picture, how, index)))
+
+
 def array(result: torch.Tensor) -> np.ndarray:
     return result.movedim(0, -1).numpy()
 
@@ -121,21 +125,21 @@ def test_mask_follows_the_picture_exactly(shape, fit):
     """Where red shows the mask, red still shows it in every variant."""
     image = picture(*shape)
     image[..., 0] = image[..., 3]
-    variants = prepared(tensor(image), Preparation(32, fit, "as released", 24, 5), 0)
+    variants = all_prepared(tensor(image), Preparation(32, fit, "as released", 24, 5), 0)
     assert torch.equal(variants[:, 0], variants[:, 3])
     assert len({round(float(v.sum()), 3) for v in variants[:, 3]}) > 12, "the variants differ"
 
 
 def test_padding_is_grey_and_outside_the_mask():
     image = np.ones((20, 60, 4), np.float32)
-    variants = prepared(tensor(image), Preparation(60, "pad", "none", 1, 0), 0)
+    variants = all_prepared(tensor(image), Preparation(60, "pad", "none", 1, 0), 0)
     assert variants[0, :3, :20].unique().tolist() == [0.5] and variants[0, 3, :20].max() == 0
     assert variants[0, :, 20:40].min() == 1
 
 
 def test_flip_adds_the_mirrored_picture():
     image = picture(64, 64)
-    variants = prepared(tensor(image), Preparation(64, "crop", "flip", 9, 0), 0)
+    variants = all_prepared(tensor(image), Preparation(64, "crop", "flip", 9, 0), 0)
     assert np.array_equal(array(variants[0]), image) and np.array_equal(array(variants[1]), image[:, ::-1])
     assert len(variants) == 2
 
@@ -144,7 +148,7 @@ def test_seed_and_number_decide_the_variants():
     image = tensor(picture(50, 70))
 
     def drawn(count, seed, index):
-        return prepared(image, Preparation(24, "crop", "as released", count, seed), index)
+        return all_prepared(image, Preparation(24, "crop", "as released", count, seed), index)
 
     assert torch.equal(drawn(6, 3, 1), drawn(6, 3, 1))
     assert torch.equal(drawn(6, 3, 1)[:4], drawn(4, 3, 1))
@@ -154,10 +158,10 @@ def test_seed_and_number_decide_the_variants():
 def test_global_generator_is_neither_read_nor_moved():
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = prepared(tensor(picture(40, 40)), Preparation(24, "crop", "as released", 3, 0), 0)
+    first = all_prepared(tensor(picture(40, 40)), Preparation(24, "crop", "as released", 3, 0), 0)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert torch.equal(prepared(tensor(picture(40, 40)), Preparation(24, "crop", "as released", 3, 0), 0), first)
+    assert torch.equal(all_prepared(tensor(picture(40, 40)), Preparation(24, "crop", "as released", 3, 0), 0), first)
 
 
 def test_rates_and_angles_are_those_of_the_release():
@@ -167,7 +171,7 @@ def test_rates_and_angles_are_those_of_the_release():
     image[..., 3] = (abs(y) < 3) & (abs(x) < 25)
     image[..., 0] = image[..., 3] * (x > 5)
     count = 600
-    variants = prepared(tensor(image), Preparation(65, "squash", "as released", count, 11), 0).double()
+    variants = all_prepared(tensor(image), Preparation(65, "squash", "as released", count, 11), 0).double()
     red, bar = variants[:, 0], variants[:, 3]
     grid = torch.from_numpy(np.stack([-y, x])).double()
     direction = ((red / red.sum((1, 2), keepdim=True))[:, None] * grid).sum((2, 3))
@@ -185,10 +189,10 @@ def test_rates_and_angles_are_those_of_the_release():
 def test_random_crops_cover_the_picture_but_never_lose_the_subject():
     image = np.zeros((20, 200, 4), np.float32)
     image[..., 1] = np.linspace(0, 1, 200)
-    free = prepared(tensor(image[..., :3]), Preparation(20, "crop", "as released", 200, 2), 0)[:, 1].mean((1, 2))
+    free = all_prepared(tensor(image[..., :3]), Preparation(20, "crop", "as released", 200, 2), 0)[:, 1].mean((1, 2))
     assert free.min() < 0.15 and free.max() > 0.85
     image[4:6, 3:5, 3] = 1
-    kept = prepared(tensor(image), Preparation(20, "crop", "as released", 200, 2), 0)
+    kept = all_prepared(tensor(image), Preparation(20, "crop", "as released", 200, 2), 0)
     assert kept[:, 3].amax((1, 2)).min() > 0
     assert kept[:, 3].sum((1, 2)).std() > 0.01
 
@@ -199,4 +203,4 @@ def test_shrinking_large_pictures_first_changes_less_than_a_level():
     how = Preparation(64, "crop", "as released", 6, 3)
     draws = torch.rand(6, 5, generator=generator(3, "augmentation", 0)).tolist()
     direct = torch.stack([as_released(tensor(large), "crop", 64, *draw) for draw in draws])
-    assert (prepared(tensor(large), how, 0) - direct).abs().mean() < 1 / 255
+    assert (all_prepared(tensor(large), how, 0) - direct).abs().mean() < 1 / 255

@@ -80,13 +80,14 @@ def test_folder(execute, folder):
     assert made.concept.placeholder == NAME
     assert [picture.name for picture in made.pictures] == ["1.png", "2.png", "3.png"]
     assert [picture.caption for picture in made.pictures] == ["", f"{NAME} in the garden", ""]
-    assert [picture.masks is None for picture in made.pictures] == [True, True, False]
+    assert [picture.masked for picture in made.pictures] == [False, False, True]
     assert values["pixels"].shape == (3, 64, 64, 3) and values["masks"].shape == (3, 64, 64)
     for i, picture in enumerate(made.pictures):
-        assert torch.equal(picture.variants, values["pixels"][i:i + 1])
-        assert torch.equal(torch.ones(1, 64, 64) if picture.masks is None else picture.masks, values["masks"][i:i + 1])
+        pixels, mask = picture.made()
+        assert torch.equal(pixels, values["pixels"][i:i + 1])
+        assert torch.equal(torch.ones(1, 64, 64) if mask is None else mask, values["masks"][i:i + 1])
     original = np.asarray(Image.open(folder / "1.png"), dtype=np.float32) / 255
-    assert np.abs(made.pictures[0].variants[0].numpy() - original).max() < 1e-6
+    assert np.abs(made.pictures[0].made()[0][0].numpy() - original).max() < 1e-6
 
 
 def test_example_pictures_need_nothing(execute):
@@ -114,8 +115,8 @@ def test_what_is_not_used_of_a_folder_is_said(execute, folder, caplog):
 
 def test_as_released_gives_variants(execute, folder):
     values = execute(prompt(folder="dogs", augmentation="as released", variants=4, seed=9), get=GET).values
-    assert [picture.variants.shape[0] for picture in values["subjects"][0].pictures] == [4, 4, 4]
-    assert values["subjects"][0].pictures[2].masks.shape == (4, 64, 64)
+    assert [picture.count for picture in values["subjects"][0].pictures] == [4, 4, 4]
+    assert values["subjects"][0].pictures[2].made()[1].shape == (4, 64, 64)
     again = execute(prompt(folder="dogs", augmentation="as released", variants=4, seed=9), get=GET).values
     assert torch.equal(values["pixels"], again["pixels"]) and torch.equal(values["masks"], again["masks"])
 

@@ -6,7 +6,8 @@ happens to a picture happens to all its channels at once, so that a mask cannot 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -40,6 +41,11 @@ class Preparation:
     seed: int
 
     @property
+    def counting(self) -> Preparation:
+        """The same without what changes no result."""
+        return self if self.augmentation == "as released" else replace(self, variants=1, seed=0)
+
+    @property
     def enough(self) -> int:
         """Pixels of a shorter side beyond which a larger picture gains nothing."""
         return 2 * self.size
@@ -50,19 +56,22 @@ class Preparation:
         return {"none": 1, "flip": 2, "as released": self.variants}[self.augmentation]
 
 
-def prepared(picture: Tensor, how: Preparation, index: int) -> Tensor:
-    """Variants (V, C, size, size) of a picture (C, H, W); V is 1, 2 with "flip", or `how.variants` "as released".
+def prepared(picture: Tensor, how: Preparation, index: int) -> Iterator[Tensor]:
+    """The variants (C, size, size) of a picture (C, H, W), `how.versions` of them, one after the other.
 
     index: number of the picture among the subject's; with `how.seed` it decides all that is random.
     """
     if how.augmentation == "as released":
         draws = torch.rand(how.variants, 5, generator=generator(how.seed, "augmentation", index)).tolist()
         picture = _not_longer(_shrunk(picture, how.enough), MOST_TIMES_ENOUGH * how.enough)
-        return torch.stack([as_released(picture, how.fit, how.size, *draw) for draw in draws])
+        yield from (as_released(picture, how.fit, how.size, *draw) for draw in draws)
+        return
     if how.fit == "pad":
         picture = _not_longer(picture, MOST_TIMES_ENOUGH * how.enough)
     plain = fitted(picture, how.fit, how.size)
-    return torch.stack([plain, plain.flip(-1)] if how.augmentation == "flip" else [plain])
+    yield plain
+    if how.augmentation == "flip":
+        yield plain.flip(-1)
 
 
 def as_released(picture: Tensor, fit: Fit, size: int, turn: float, angle: float, mirror: float, down: float,

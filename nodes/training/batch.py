@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Iterator, Literal, Mapping, Protocol, Sequence, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from torch import Tensor
 
@@ -13,21 +14,63 @@ from ..text.concept import Concept
 Stream = Literal["subject", "prior", "reference"]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One picture of a subject, ready to be encoded.
+class Picture(Protocol):
+    """One picture of a subject, whose variants are made when they are asked for."""
 
-    variants: (V, H, W, 3) float32 in 0…1, at least one; augmented versions of the same picture.
-    masks: (V, H, W) float32 in 0…1, 1 on the subject, or None.
-    caption: prompt that describes the picture and holds the placeholder, or "" for the recipe's prompts.
-    name: file name or "picture 3", for messages.
-    """
+    @property
+    def name(self) -> str:
+        """File name or "picture 3", for messages."""
+
+    @property
+    def caption(self) -> str:
+        """Prompt that describes the picture and holds the placeholder, or "" for the recipe's prompts."""
+
+    @property
+    def count(self) -> int:
+        """Number V of variants, at least one."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of every variant in pixels."""
+
+    @property
+    def masked(self) -> bool:
+        """Whether there are masks."""
+
+    def made(self) -> tuple[Tensor, Tensor | None]:
+        """Variants (V, H, W, 3) float32 in 0…1, augmented versions of the same picture, and masks (V, H, W) in 0…1,
+        1 on the subject, or None."""
+
+
+@dataclass(frozen=True)
+class MadePicture:
+    """A picture whose variants are there already; see `Picture`."""
 
     variants: Tensor
     masks: Tensor | None = None
     caption: str = ""
     name: str = ""
     NOT_IN_KEY = ("name",)
+
+    @property
+    def count(self) -> int:
+        """V."""
+        return len(self.variants)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        height, width = self.variants.shape[1:3]
+        return height, width
+
+    @property
+    def masked(self) -> bool:
+        """Whether masks were given."""
+        return self.masks is not None
+
+    def made(self) -> tuple[Tensor, Tensor | None]:
+        """What was given."""
+        return self.variants, self.masks
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Pictures as latents: encoded once, before the models are prepared for training."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +69,8 @@ def encode_pictures(vae, model, subjects: Sequence[Subject], seed: int) -> Datas
 
 def _encode(vae, space: LatentSpace, picture, seed: int) -> PictureLatents:
     torch.manual_seed(seed % 2**63)
-    latents = encode_picture(vae, space, picture.variants, picture.name)
-    masks = picture.masks
+    pixels, masks = picture.made()
+    latents = encode_picture(vae, space, pixels, picture.name)
     if masks is not None:
         masks = F.interpolate(masks.clone().float()[:, None], latents.shape[2:], mode="area")
     return PictureLatents(latents, masks)
@@ -109,7 +109,7 @@ def _check_sizes(subjects: Sequence[Subject], factor: int) -> None:
     sizes = {}
     for subject in subjects:
         for picture in subject.pictures:
-            sizes.setdefault(tuple(picture.variants.shape[1:3]), f"{subject.concept.placeholder}: {picture.name}")
+            sizes.setdefault(picture.size, f"{subject.concept.placeholder}: {picture.name}")
     if len(sizes) > 1:
         (a, first), (b, second) = list(sizes.items())[:2]
         raise ValueError(f"Pictures of one run need one size, but {first} is {a[1]}×{a[0]} and {second} is "

@@ -1,17 +1,17 @@
 """Pictures of a subject, from files or from wires, checked and made ready for training."""
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .augment import CHANNELS, GREY, Preparation, prepared
-from .batch import Picture
 from .captions import captions_for, read_caption
-from .picture_bounds import check_memory, check_shape
+from .fingerprint import fingerprint
+from .picture_bounds import check_memory, check_shape, shown
 from .picture_files import FolderContents, folder_contents, shown_name, some_of
 from .picture_reading import read_picture
 
@@ -41,14 +41,54 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Pictures ready for training, and all their variants for looking at; the first are views of the others.
+class SourcePicture:
+    """A `Picture` that is read again, and its variants made, when they are asked for: those of all pictures together
+    may be more than memory holds.
 
-    pixels: (N·V, size, size, 3). masks: (N·V, size, size), ones for a picture without a mask.
-    remarks: what of the files is not used.
+    index: as for `prepared`. content: digest of what was read first. masked: whether there was a mask.
     """
 
-    pictures: tuple[Picture, ...]
+    source: Source
+    how: Preparation
+    index: int
+    content: str
+    masked: bool
+    caption: str
+    NOT_IN_KEY = ("source",)
+
+    @property
+    def name(self) -> str:
+        """Of the source."""
+        return self.source.name
+
+    @property
+    def count(self) -> int:
+        """As many as `how` says."""
+        return self.how.versions
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the squares."""
+        return self.how.size, self.how.size
+
+    def made(self) -> tuple[Tensor, Tensor | None]:
+        """Reads and prepares. Raises ValueError if the picture is another one than before, or as `prepare` does."""
+        loaded = self.source.load()
+        if _content(loaded) != self.content:
+            raise ValueError(f"{self.name} has changed since the Subject node read it; run the workflow again.")
+        variants = _variants(self.name, loaded, self.how, self.index, self.count)
+        return variants[..., :3], variants[..., 3] if self.masked else None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Pictures ready for training, and some of their variants for looking at.
+
+    pixels: (M, size, size, 3), as many variants of every picture as SHOWN bytes hold, or one of the first pictures.
+    masks: (M, size, size), ones for a picture without a mask. remarks: what of the files is not used.
+    """
+
+    pictures: tuple[SourcePicture, ...]
     pixels: Tensor
     masks: Tensor
     remarks: tuple[str, ...]
@@ -95,41 +135,51 @@ def with_captions(sources: Sequence[Source], texts: Sequence[str], placeholder: 
 def prepare(sources: Sequence[Source], how: Preparation, progress: Callable[[], None] = lambda: None) -> Prepared:
     """Pictures of one size, ready for training; `progress` is called after each.
 
-    Raises ValueError before anything is read if they would take too much memory, and naming every picture that is not
-    good, also one of whose subject a centre crop leaves nothing.
+    Raises ValueError before anything is read if the variants of one would take too much memory, and naming every
+    picture that is not good, also one of whose subject a centre crop leaves nothing.
     """
-    check_memory(len(sources), how)
-    whole = torch.empty(len(sources), how.versions, how.size, how.size, CHANNELS)
-    masked, remarks, refused = [], [], {}
+    check_memory(how)
+    each, number = shown(len(sources), how)
+    looks = torch.ones(number, each, how.size, how.size, CHANNELS)
+    pictures, remarks, refused = [], [], {}
     for index, source in enumerate(sources):
         try:
             loaded = source.load()
             if not refused:
-                whole[index] = _variants(source.name, loaded, how, index)
-            masked.append(loaded.mask is not None)
+                pictures.append(_picture(source, loaded, how, index))
+                made = _variants(source.name, loaded, how, index, each if index < number else 1)
+                if index < number:
+                    looks[index, ..., :made.shape[-1]] = made
             remarks.append(loaded.remark)
         except ValueError as error:
             refused[source.name] = str(error)
         progress()
     if refused:
         raise ValueError(_together(refused))
-    pictures = tuple(Picture(rows[..., :3], rows[..., 3] if has_mask else None, source.caption, source.name)
-                     for source, rows, has_mask in zip(sources, whole, masked, strict=True))
-    rows = whole.flatten(0, 1)
-    return Prepared(pictures, rows[..., :3], rows[..., 3], tuple(filter(None, remarks)))
+    rows = looks.flatten(0, 1)
+    return Prepared(tuple(pictures), rows[..., :3], rows[..., 3], tuple(filter(None, remarks)))
 
 
-def _variants(name: str, loaded: Loaded, how: Preparation, index: int) -> Tensor:
-    """Variants (V, size, size, 4), the mask last; ones where the picture has none."""
-    if loaded.mask is None:
-        variants = prepared(loaded.pixels, how, index)
-        variants = torch.cat([variants, torch.ones_like(variants[:, :1])], dim=1)
-    else:
-        variants = prepared(torch.cat([loaded.pixels, loaded.mask]), how, index)
-    if not all(variant[3].any() for variant in variants):
-        raise ValueError(f"Cropping {name} to its centre leaves nothing of the subject; set fit to pad, or cut "
-                         "the picture around the subject.")
-    return variants.movedim(1, -1)
+def _picture(source: Source, loaded: Loaded, how: Preparation, index: int) -> SourcePicture:
+    drawn = how.augmentation == "as released"
+    return SourcePicture(source, how.counting, index if drawn else 0, _content(loaded), loaded.mask is not None,
+                         source.caption)
+
+
+def _content(loaded: Loaded) -> str:
+    return fingerprint(loaded.pixels, loaded.mask)
+
+
+def _variants(name: str, loaded: Loaded, how: Preparation, index: int, count: int) -> Tensor:
+    """The first `count` variants (count, size, size, 3), or 4 with the mask last where the picture has one."""
+    whole = loaded.pixels if loaded.mask is None else torch.cat([loaded.pixels, loaded.mask])
+    variants = torch.empty(count, how.size, how.size, len(whole))
+    for variant, made in zip(variants, prepared(whole, how, index), strict=False):
+        variant.copy_(made.movedim(0, -1))
+        if loaded.mask is not None and not variant[..., 3].any():
+            raise ValueError(f"Cropping {name} to its centre leaves nothing of the subject; set fit to pad, or cut "
+                             "the picture around the subject.")
+    return variants
 
 
 def _together(refused: dict[str, str]) -> str:

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Iterator
 
 import comfy.model_management as mm
 
@@ -147,7 +148,7 @@ class _Run:
 
     def _preview(self, step: int) -> None:
         """A picture that cannot be drawn is left out, and training goes on."""
-        session, size = self.trainer.session, self.job.subjects[0].pictures[0].variants.shape[1:3]
+        session, size = self.trainer.session, self.job.subjects[0].pictures[0].size
         prompt = filled(self.job.preview_prompt, self.job.subjects[0].concept.placeholder)
         failed = None
         try:
@@ -178,7 +179,7 @@ class _Run:
         pictures = [step for step in range(done, steps + 1) if _due(step, job.preview_every)]
         return Saves([step for step in ahead if _due(step, job.save_every) or step == steps], self._concepts(steps),
                      [Artifact(*WEIGHTS, trainer.weights()), *trainer.files()], size, count, len(pictures),
-                     job.subjects[0].pictures[0].variants[0].numel())
+                     3 * math.prod(job.subjects[0].pictures[0].size))
 
     def _save(self, last: bool, state_too: bool = True) -> str:
         """Returns the sentence that says where everything is. Raises NotSaved."""

@@ -1,8 +1,9 @@
 """The node that brings pictures of a subject's class in."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Sequence
+from typing import Any
 
 from comfy_api.latest import io
 
@@ -60,7 +61,7 @@ class PriorPictures(io.ComfyNode):
         sources = sources_from_tensors(images, ())
         texts = _captions(captions, len(sources), last.concept)
         sources = [replace(source, caption=text) for source, text in zip(sources, texts, strict=True)]
-        size = last.pictures[0].variants.shape[1]
+        size = last.pictures[0].size[0]
         ready = prepare(sources, Preparation(size, "crop", "none", 1, 0))
         return io.NodeOutput((*chain, replace(last, prior=Prior(ready.pictures, per_step[0], weight[0]))))
 

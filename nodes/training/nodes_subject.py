@@ -1,7 +1,8 @@
 """Nodes that bring pictures in."""
 from __future__ import annotations
 
-from typing import Any, Sequence, get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import comfy.utils
 from comfy_api.latest import io
@@ -30,7 +31,8 @@ class PersonalizeSubject(io.ComfyNode):
                 SubjectType.Output(display_name="subject",
                                    tooltip="The subject with its pictures, after those of the chain; for Train."),
                 io.Image.Output(display_name="pictures",
-                                tooltip="What is trained on: every variant of every picture, size × size, 0…1."),
+                                tooltip="What is trained on, size × size, 0…1: every variant of every picture, or as many "
+                                        "of each as 64 MB hold."),
                 io.Mask.Output(display_name="masks",
                                tooltip="Masks of these pictures, 1 on the subject; all 1 where there is none.")])
 
@@ -91,7 +93,7 @@ def _preparation_inputs() -> list:
         io.Int.Input(
             "variants", default=16, min=1, max=256,
             tooltip="Versions of each picture that 'as released' draws, 1…256; the authors draw anew at every step. "
-                    "Each is encoded once, so training stays as fast; one of 512 × 512 takes 4 MB of memory."),
+                    "Each is made and encoded once, before the first step, and kept as a latent."),
         io.Int.Input(
             "seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=False,
             tooltip="Seed of what 'as released' draws: the same seed gives the same versions."),

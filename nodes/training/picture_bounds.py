@@ -7,7 +7,8 @@ from .augment import CHANNELS, Preparation
 SMALLEST = 8
 LARGEST = 100_000_000
 MOST_TIMES_AS_LONG = 8
-LARGEST_SUBJECT = 16 * 2**30
+LARGEST_PICTURE = 16 * 2**30
+SHOWN = 64 * 2**20
 BYTES = 4
 
 
@@ -24,10 +25,20 @@ def check_shape(name: str, width: int, height: int) -> None:
                          "around the subject.")
 
 
-def check_memory(pictures: int, how: Preparation) -> None:
-    """Raises ValueError if that many pictures, all their versions, take more memory than is allowed or free."""
-    needed = (pictures + 1) * how.versions * how.size**2 * CHANNELS * BYTES
-    most = int(min(LARGEST_SUBJECT, free_memory()) * how.versions // needed)
+def check_memory(how: Preparation) -> None:
+    """Raises ValueError if all versions of a picture, made and as the VAE gets them, take more than is allowed or free."""
+    needed = 2 * how.versions * _bytes(how)
+    most = int(min(LARGEST_PICTURE, free_memory()) * how.versions // needed)
     variants = f"variants to at most {most}, or size lower" if how.augmentation == "as released" and most else "size lower"
-    check_fits(needed, LARGEST_SUBJECT, f"{pictures} pictures, {how.versions} of each, at {how.size}×{how.size}",
-               f"set {variants}, or use fewer pictures")
+    what = f"{how.versions} versions of a picture at {how.size}×{how.size}"
+    check_fits(needed, LARGEST_PICTURE, what, f"set {variants}")
+
+
+def shown(pictures: int, how: Preparation) -> tuple[int, int]:
+    """How many versions of each picture are shown, and of how many pictures, in SHOWN bytes; at least one of one."""
+    each = max(1, min(how.versions, SHOWN // (pictures * _bytes(how))))
+    return each, max(1, min(pictures, SHOWN // (each * _bytes(how))))
+
+
+def _bytes(how: Preparation) -> int:
+    return how.size**2 * CHANNELS * BYTES

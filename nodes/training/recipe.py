@@ -1,8 +1,8 @@
 """Which picture with which prompt a step sees."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Sequence
 
 import torch
 
@@ -38,7 +38,7 @@ class TemplateRecipe:
         subject = subjects[which]
         number = _picture_in_turn(len(subject.pictures), turn, seed, "order", which)
         picture, draw = subject.pictures[number], generator(seed, "row", index)
-        variant = int(torch.randint(len(picture.variants), (), generator=draw))
+        variant = int(torch.randint(picture.count, (), generator=draw))
         template = self.templates[int(torch.randint(len(self.templates), (), generator=draw))]
         prompt = picture.caption if self.captions and picture.caption else filled(template, subject.concept.placeholder)
         return Row(which, number, variant, prompt)

@@ -1,8 +1,8 @@
 """Nodes that read ViCo files and let a model look at references."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import torch
 from comfy_api.latest import io
@@ -186,18 +186,15 @@ def _reference(model, vae, image: Tensor, word: str, mask: Tensor | None, size: 
     if len(sources) > MOST_REFERENCES:
         raise ValueError(f"There are {len(sources)} reference pictures but Apply ViCo looks at {MOST_REFERENCES} at most, as "
                          "the features of each stay in memory; connect fewer.")
-    pictures = prepare(sources, Preparation(size, fit, "none", 1, 0)).pictures
+    made = [picture.made() for picture in prepare(sources, Preparation(size, fit, "none", 1, 0)).pictures]
     check_vae(vae)
     with torch.random.fork_rng(devices=[vae.device] if vae.device.type == "cuda" else []):
         torch.manual_seed(0)  # a VAE may draw its latent
-        latents = encode_picture(vae, latent_space(model), torch.cat([picture.variants for picture in pictures]),
+        latents = encode_picture(vae, latent_space(model), torch.cat([pixels for pixels, _ in made]),
                                  f"the reference of {word}" if word else "the reference")
-    masks = [picture.masks for picture in pictures]
-    if any(each is not None for each in masks):
-        masks = torch.cat([torch.ones_like(picture.variants[..., 0]) if each is None else each
-                           for picture, each in zip(pictures, masks)])
-    else:
-        masks = None
+    masks = None
+    if any(each is not None for _, each in made):
+        masks = torch.cat([torch.ones_like(pixels[..., 0]) if each is None else each for pixels, each in made])
     return Reference(latents, word, masks)
 
 

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -65,7 +66,7 @@ def _other_picture(subjects: Sequence[Subject], row: Row, draw: torch.Generator)
     pictures = subjects[row.subject].pictures
     others = [i for i in range(len(pictures)) if i != row.picture] or [row.picture]
     picture = others[int(torch.randint(len(others), (), generator=draw))]
-    variant = int(torch.randint(len(pictures[picture].variants), (), generator=draw))
+    variant = int(torch.randint(pictures[picture].count, (), generator=draw))
     return Row(row.subject, picture, variant, row.prompt)
 
 
@@ -136,7 +137,7 @@ class AttachedImageAttention(AttachedPart):
     def files(self) -> Sequence[Artifact]:
         """The blocks for Load ViCo."""
         words = tuple(subject.concept.placeholder for subject in self.run.subjects)
-        size = self.run.subjects[0].pictures[0].variants.shape[1]
+        size = self.run.subjects[0].pictures[0].size[0]
         about = metadata_of(self.settings.variant, words, size, self.run.model)
         return [Artifact(FOLDER, FILE, self.state_dict(), about)]
 
@@ -196,7 +197,7 @@ def reference_masks(batch: Batch, patches: int) -> Tensor:
     """
     latents = batch.latents[REFERENCE]
     if latents.masks is None:
-        if all(picture.masks is None for subject in batch.subjects for picture in subject.pictures):
+        if not any(picture.masked for subject in batch.subjects for picture in subject.pictures):
             raise ValueError("Masks of the pictures are asked for, but no picture of the subjects has one; connect masks "
                              "to Subject, or choose the automatic mask.")
         return latents.clean.new_ones(len(latents.clean), patches)

@@ -11,7 +11,7 @@ import torch
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.assembly import open_training
-from personalize.nodes.training.batch import Picture, Subject
+from personalize.nodes.training.batch import MadePicture, Subject
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.job import Job, run_job
 from personalize.nodes.training.parts.embedding import EmbeddingPart
@@ -22,7 +22,7 @@ from personalize.nodes.training.recipe import TemplateRecipe
 def subject(pictures: int = 3, size: int = 64, placeholder: str = "<my-dog>", count: int = 1) -> Subject:
     draw = torch.Generator().manual_seed(5)
     return Subject(Concept(placeholder, "dog", "cat", count),
-                   tuple(Picture(torch.rand(1, size, size, 3, generator=draw), name=f"picture {i + 1}")
+                   tuple(MadePicture(torch.rand(1, size, size, 3, generator=draw), name=f"picture {i + 1}")
                          for i in range(pictures)))
 
 

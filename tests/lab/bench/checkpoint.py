@@ -1,7 +1,10 @@
 """A random checkpoint of SD1.5's topology that fits a small machine: the real text encoder, a U-Net of one width."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 CHANNELS = 320
@@ -22,6 +25,16 @@ def load(seed: int = 0, widths: tuple[int, ...] = (1,) * LEVELS, dtype: torch.dt
     import comfy.sd
 
     model, clip, *_ = comfy.sd.load_state_dict_guess_config(_state_dict(seed, widths, dtype), output_vae=False)
+    return model, clip
+
+
+@torch.inference_mode()
+def load_file(path: Path):
+    """As `load`, saved to `path` first: what reloads a model for itself needs its file."""
+    import comfy.sd
+
+    save_file(_state_dict(0, (1,) * LEVELS, torch.half), path)
+    model, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=False)
     return model, clip
 
 

@@ -77,12 +77,12 @@ def subject(options: argparse.Namespace):
     from PIL import Image, ImageOps
 
     from personalize.nodes.text.concept import Concept
-    from personalize.nodes.training.batch import Picture, Subject
+    from personalize.nodes.training.batch import MadePicture, Subject
 
     paths = sorted(p for p in options.pictures.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     pictures = [ImageOps.fit(Image.open(path).convert("RGB"), (options.size, options.size)) for path in paths]
     return Subject(Concept("<my-subject>", options.class_words, options.class_words),
-                   tuple(Picture(torch.from_numpy(np.asarray(p, np.float32) / 255)[None]) for p in pictures))
+                   tuple(MadePicture(torch.from_numpy(np.asarray(p, np.float32) / 255)[None]) for p in pictures))
 
 
 def factors(model, clip, vae, of, rows: int, seed: int) -> dict[str, float]:

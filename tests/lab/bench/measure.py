@@ -1,9 +1,11 @@
 """What a training step costs: seconds in turn with its rivals, counted FLOPs, and bytes of tensors at its peak."""
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from typing import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
@@ -45,14 +47,29 @@ def flops(step: Step) -> int:
 
 def peak_bytes(step: Step) -> int:
     """Most bytes of CPU tensors that one step holds at once, beyond those that exist before it."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with recorded_bytes() as recorded:
         step()
+    return recorded.peak
+
+
+@dataclass
+class Recorded:
+    """peak: most bytes of CPU tensors held at once, beyond those from before."""
+
+    peak: int = 0
+
+
+@contextlib.contextmanager
+def recorded_bytes() -> Iterator[Recorded]:
+    """Counts while the context is open; the result is known after it."""
+    recorded = Recorded()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        yield recorded
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
+    held = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+        recorded.peak = max(recorded.peak, held)
 
 
 def tensor_bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,13 +11,14 @@ from torch import Tensor
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.tokens import Slot
+from personalize.nodes.training.assembly import open_training
+from personalize.nodes.training.batch import Batch, MadePicture, Subject
 from personalize.nodes.training.dataset import Dataset, PictureLatents
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.assembly import open_training
-from personalize.nodes.training.batch import Batch, Picture, Subject
 from personalize.nodes.training.interfaces import LossTerm
 from personalize.nodes.training.loop import MEASURE_GRADIENTS_EVERY, Trainer
 from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.parts.part import TrainablePart
 from personalize.nodes.training.plan import Plan, Settings
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.training.session import Session
@@ -39,17 +40,18 @@ TERMS: dict[str, tuple[LossTerm, ...]] = {
 
 
 @contextlib.contextmanager
-def training_step(session: Session, latents: Tensor, terms: tuple[LossTerm, ...], one_prompt: bool
-                  ) -> Iterator[TrainingStep]:
+def training_step(session: Session, latents: Tensor, terms: tuple[LossTerm, ...], one_prompt: bool,
+                  caption: str = CAPTIONS[0], part: TrainablePart = EmbeddingPart()) -> Iterator[TrainingStep]:
     """Steps of a training of its own on the session's models.
 
     one_prompt: every row has the same prompt, CoRe's way; else every picture has a caption of its own.
+    caption: that one prompt. part: what learns.
     """
-    captions = [CAPTIONS[0 if one_prompt else i].replace("{}", PLACEHOLDER) for i in range(len(latents))]
-    pictures = tuple(Picture(torch.zeros(1, 8, 8, 3), caption=caption) for caption in captions)
+    captions = [(caption if one_prompt else CAPTIONS[i]).replace("{}", PLACEHOLDER) for i in range(len(latents))]
+    pictures = tuple(MadePicture(torch.zeros(1, 8, 8, 3), caption=caption) for caption in captions)
     subjects = (Subject(Concept(PLACEHOLDER, "dog", "dog"), pictures),)
     settings = Settings(steps=10**6, batch_size=len(latents))
-    plan = Plan(session.model, session.clip, None, subjects, (EmbeddingPart(),), terms, TemplateRecipe(), settings)
+    plan = Plan(session.model, session.clip, None, subjects, (part,), terms, TemplateRecipe(), settings)
     data = Dataset([[PictureLatents(latent[None], None) for latent in latents]])
     with open_training(plan, latents=data, session=session) as trainer:
         yield TrainingStep(trainer)
@@ -69,7 +71,7 @@ class TrainingStep:
         return self.trainer.optimise(next(self.numbers))["loss"]
 
     def measured(self) -> float:
-        """A step that also measures every term's gradient norm, as every tenth does."""
+        """A step that also measures every term's gradient norm, which few do."""
         return self.trainer.optimise(next(self.measured_numbers))["loss"]
 
     def lasting_bytes(self) -> int:

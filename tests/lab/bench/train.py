@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""How long a training step takes beside diffusers', what CoRe adds to it, and the memory it needs. See README.md here."""
+"""How long a training step takes beside diffusers' and ComfyUI's own, what CoRe adds to it, and the memory it needs.
+
+CPU seconds of one thread, measured in turn with the rivals', so that what else the machine does meets all alike; the
+ratios are the figures. See README.md here."""
 from __future__ import annotations
 
 import os
@@ -10,9 +13,9 @@ import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Mapping
 
 import torch
 
@@ -36,31 +39,51 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4], choices=range(1, 5), metavar="1…4",
                         help="rows of a step (default 1 4)")
     parser.add_argument("--rounds", type=int, default=9, help="steps of each kind, in turn (default 9)")
+    parser.add_argument("--only", choices=("embedding", "lora"), help="one of both parts; embedding needs diffusers")
     return parser.parse_args()
 
 
 def main() -> None:
     """Prints one line per ratio and figure."""
     options = arguments()
-    with tempfile.TemporaryDirectory() as base, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as base:
         inprocess.start(Path(base))
         pack.make_importable()
-        try:
-            import diffusers  # noqa: F401
-        except ImportError:
-            sys.exit("diffusers is not installed for this Python; tests/lab/bench/README.md has the command.")
         from bench import checkpoint
-        from personalize.nodes.training.session import training_session
 
-        model, clip = checkpoint.load()
-        session = stack.enter_context(training_session(model, clip))
-        session.load()
+        models = checkpoint.load_file(Path(base) / "checkpoint.safetensors")
         for batch in options.batch:
-            circumstances = f"{options.resolution} px, batch {batch}, fp32, {torch.get_num_threads()} thread"
-            with ExitStack() as opened:
-                steps = contenders(opened, session, options.resolution // 8, batch)
-                check_agreement(steps)
-                report(steps, circumstances, options.rounds)
+            where = f"{options.resolution} px, batch {batch}, fp32, {torch.get_num_threads()} thread"
+            if options.only != "lora":
+                embedding(*models, options.resolution // 8, batch, options.rounds, where)
+            if options.only != "embedding" and batch == 1:
+                lora(*models, options.resolution // 8, options.rounds, where)
+
+
+def embedding(model, clip, side: int, batch: int, rounds: int, where: str) -> None:
+    """Textual Inversion beside diffusers, and CoRe beside Textual Inversion."""
+    try:
+        import diffusers  # noqa: F401
+    except ImportError:
+        sys.exit("diffusers is not installed for this Python; tests/lab/bench/README.md has the command.")
+    from personalize.nodes.training.session import training_session
+
+    with training_session(model, clip) as session, ExitStack() as opened:
+        steps = contenders(opened, session, side, batch)
+        check_agreement(steps)
+        report(steps, where, rounds)
+
+
+def lora(model, clip, side: int, rounds: int, where: str) -> None:
+    """A LoRA beside ComfyUI's own Train LoRA node."""
+    from bench import beside_core
+
+    beside_core.report(model, clip, random_latents(1, side), rounds, lambda text: print(f"{where}: {text}", flush=True))
+
+
+def random_latents(batch: int, side: int) -> torch.Tensor:
+    """(batch, 4, side, side), always the same."""
+    return torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def contenders(opened: ExitStack, session, side: int, batch: int) -> dict:
@@ -68,7 +91,7 @@ def contenders(opened: ExitStack, session, side: int, batch: int) -> dict:
     from bench import diffusers_side as theirs
     from bench.ours import TERMS, training_step
 
-    latents = torch.randn(batch, 4, side, side, generator=torch.Generator().manual_seed(0))
+    latents = random_latents(batch, side)
 
     def ours(terms: str, one_prompt: bool):
         return opened.enter_context(training_step(session, latents, TERMS[terms], one_prompt))
@@ -106,6 +129,7 @@ def check_agreement(steps: Mapping) -> None:
 def report(steps: Mapping, circumstances: str, rounds: int) -> None:
     """Times, counts and prints."""
     from bench.measure import flops, median_ratio, peak_bytes, seconds_in_turn
+    from personalize.nodes.training.loop import MEASURE_GRADIENTS_EVERY
 
     def line(text: str) -> None:
         print(f"{circumstances}: {text}", flush=True)
@@ -124,8 +148,10 @@ def report(steps: Mapping, circumstances: str, rounds: int) -> None:
         ours, plain = (peaks[n] + steps[n].lasting_bytes() for n in (name, "embedding_one_prompt"))
         line(f"{ours / MIB:.0f} and {plain / MIB:.0f} MiB: figure peak_memory_{name}_vs_embedding {ours / plain:.2f}")
         measured = seconds_in_turn({name: steps[name], "measured": steps[name].measured}, 3, warm_up=1)
-        line("a step that also measures gradient norms, one in ten: "
-             f"figure measured_step_{name} {median_ratio(measured, 'measured', name):.2f}")
+        longer = median_ratio(measured, "measured", name)
+        percent = 100 * (longer - 1) / MEASURE_GRADIENTS_EVERY
+        line(f"a step that also measures gradient norms, one in {MEASURE_GRADIENTS_EVERY}, takes {longer:.2f} times as "
+             f"long: figure gradient_norm_percent_{name} {percent:.1f}")
 
 
 if __name__ == "__main__":

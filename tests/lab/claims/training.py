@@ -3,18 +3,19 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.assembly import open_training
-from personalize.nodes.training.batch import Picture, Recipe, Subject
+from personalize.nodes.training.batch import MadePicture, Recipe, Subject
 from personalize.nodes.training.interfaces import LossTerm
+from personalize.nodes.training.loop import Trainer
 from personalize.nodes.training.parts.part import Artifact, TrainablePart
 from personalize.nodes.training.plan import Plan, Settings
-from personalize.nodes.training.loop import Trainer
 from personalize.nodes.training.recipe import TemplateRecipe
 
 from .task import Task
@@ -54,7 +55,7 @@ def _ratio(norms: Mapping[str, float], term: str, beside: str) -> float:
 
 def subject_of(task: Task, concept: Concept) -> Subject:
     """The task's reference pictures under the concept's name, as they are: without augmentation."""
-    return Subject(concept, tuple(Picture(picture.movedim(0, -1)[None]) for picture in task.pictures))
+    return Subject(concept, tuple(MadePicture(picture.movedim(0, -1)[None]) for picture in task.pictures))
 
 
 def train(world: World, subject: Subject, parts: Sequence[TrainablePart], terms: Sequence[LossTerm], settings: Settings,
