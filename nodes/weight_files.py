@@ -14,6 +14,7 @@ from torch import Tensor
 from .foreign.opened import Refused, opened
 from .foreign.safetensors_file import MOST_HEADER, MOST_OWN_HEADER, each_tensor, read_header, read_safetensors
 from .foreign.shapes import MOST_LETTERS
+from .foreign.text import short
 from .foreign.torch_file import read_torch
 
 _SAFETENSORS = (".safetensors", ".sft")
@@ -76,13 +77,13 @@ def check_numbers(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
     for name, tensor in tensors:
         if not tensor.is_floating_point():
             raise ValueError(f"{Path(path).name} holds numbers of the type {str(tensor.dtype).removeprefix('torch.')} "
-                             f"(look at {name}), where trained weights are float32, float16 or bfloat16; get another "
+                             f"(look at {short(name)}), where trained weights are float32, float16 or bfloat16; get another "
                              "file.")
         if not tensor.numel():
-            raise ValueError(f"{Path(path).name} holds an empty tensor (look at {name}, {tuple(tensor.shape)}); get "
+            raise ValueError(f"{Path(path).name} holds an empty tensor (look at {short(name)}, {tuple(tensor.shape)}); get "
                              "another file.")
         if not is_finite(tensor):
-            raise ValueError(f"{Path(path).name} holds values that are not numbers (NaN or infinite, look at {name}); "
+            raise ValueError(f"{Path(path).name} holds values that are not numbers (NaN or infinite, look at {short(name)}); "
                              "use an earlier file.")
 
 

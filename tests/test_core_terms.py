@@ -10,6 +10,7 @@ import torch
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
+from personalize.nodes.text.vectors import WordVectors
 from personalize.nodes.training.assembly import open_training
 from personalize.nodes.training.batch import MadePicture, Subject
 from personalize.nodes.training.diffusion import DiffusionLoss
@@ -301,7 +302,7 @@ def test_runs_of_the_denoiser(sd15, estimate, runs):
 def test_core_terms_fall_when_weighted_up(sd15, estimate):
     """Weights × 1000 bring the context back to the class word's; weights of zero do not."""
     c = concept(sd15.clip)
-    c = replace(c, vectors={key: 5 * rows for key, rows in c.vectors.items()})
+    c = replace(c, vectors=WordVectors({key: 5 * rows for key, rows in c.vectors.items()}))
     losses = {}
     for times in (0, 1000):
         terms = both(DESERT, "released", estimate, weights=(1.5e-4 * times, 0.05 * times))

@@ -12,6 +12,7 @@ from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
 from personalize.nodes.text.placeholders import Placeholders
+from personalize.nodes.text.vectors import WordVectors
 from personalize.nodes.training.batch import MadePicture, Row, Subject
 from support import core_by_hand
 from support.core_by_hand import PromptByHand, maps, queries_and_keys
@@ -92,7 +93,7 @@ def test_with_pictures_as_released(sd15):
     """The subject's pictures are what is noised: other pictures, another result."""
     c, results = concept(sd15.clip), []
     for brightness in (0.0, 1.0):
-        subject = Subject(replace(c, vectors={}), (MadePicture(torch.full((1, 64, 64, 3), brightness)),))
+        subject = Subject(replace(c, vectors=WordVectors()), (MadePicture(torch.full((1, 64, 64, 3), brightness)),))
         scene = Scene(torch.zeros(1, 4, 8, 8), (subject,), sd15.vae)
         results.append(refined(sd15, [c], scene=scene, steps=2)[0][0].vectors["clip_l"])
     assert not torch.equal(results[0], results[1])
@@ -112,7 +113,7 @@ def test_every_concept_in_the_prompt_is_refined(sd15):
 
 def test_on_a_clip_that_already_knows_the_concept(sd15):
     c = concept(sd15.clip)
-    taught = sd15._replace(clip=apply_concepts(sd15.clip, [replace(c, vectors={})]))
+    taught = sd15._replace(clip=apply_concepts(sd15.clip, [replace(c, vectors=WordVectors())]))
     plain, known = (refined(checkpoint, [c], steps=2)[0][0].vectors["clip_l"] for checkpoint in (sd15, taught))
     assert torch.equal(plain, known)
 

@@ -69,6 +69,7 @@ FILES = [
          ("LoadConcept", {"embedding": NAME}, ["embedding"]),
     ("Subject", SUBJECT, ["picture", "caption", "embedding"]),
     ("Subject", {**SUBJECT, "folder": [""], "captions": ["", STYLED]}, ["embedding"]),
+    ("PriorPictures", {"captions": [STYLED]}, ["embedding"]),
     ("PromptSet", {"file": "version-prompts.txt", "own_prompts": ""}, ["prompts", "embedding"]),
     ("PromptSet", {"file": "none", "own_prompts": STYLED}, ["embedding"]),
     *((node, {name: STYLED}, ["embedding"]) for node, name in (
@@ -128,12 +129,13 @@ def test_versions_of_small_and_large_files(tmp_path, size):
     assert version_of(None) == version_of(tmp_path / "none") == ""
 
 
-@pytest.mark.parametrize("node, name", [("prompts", "prompts"), ("prompt set", "own_prompts"), ("subject", "captions")])
+@pytest.mark.parametrize("node, name", [
+    ("prompts", "prompts"), ("prompt set", "own_prompts"), ("subject", "captions"), ("prior", "captions")])
 def test_an_embedding_in_a_prompt_is_part_of_the_run(execute, base, places, monkeypatch, node, name):
     """Queued again after the file has changed, Train runs again, under another key."""
     write_inputs(base)
     keys, prompt = [], graph()
-    lines = 3 if name == "captions" else 1
+    lines = 3 if node == "subject" else 1
     prompt[node]["inputs"][name] = "\n".join([f"a {{}} in embedding:{NAME}"] * lines)
 
     def keep(job):

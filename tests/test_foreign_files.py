@@ -1,6 +1,7 @@
 """Files from elsewhere: what a reader makes of them is bounded by their own size, and every refusal is one sentence."""
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import struct
@@ -123,6 +124,20 @@ def test_everything_that_safetensors_saves(tmp_path):
     (torch.ones(1001, 768), "1001 vectors"), (torch.ones(1, 1, 768), "found no tensor")])
 def test_numbers_that_are_no_embedding(tmp_path, value, message):
     refused(saved({"emb_params": value}, tmp_path / "a.pt"), message)
+
+
+@pytest.mark.parametrize("tensors, message", [
+    ({"a\nb": ROW.int()}, "look at a�b"), ({"a\r\u2028b": ROW * float("nan")}, "look at a��b"),
+    ({"a\nb": torch.zeros(0, 768)}, "look at a�b"), ({"a\nb": torch.ones(3)}, "found a�b")])
+def test_a_name_in_a_file_does_not_break_the_sentence(tmp_path, tensors, message):
+    save_file(tensors, tmp_path / "a.safetensors")
+    assert message in refused(tmp_path / "a.safetensors")
+
+
+def test_a_type_in_a_file_does_not_break_the_sentence(tmp_path):
+    header = json.dumps({"a\nb": {"dtype": "F\n9", "shape": [768], "data_offsets": [0, 3072]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(3072))
+    assert "type F�9 (look at a�b)" in refused(tmp_path / "a.safetensors")
 
 
 def test_an_encoder_that_only_another_ones_files_know_may_be_zero(tmp_path):

@@ -1,8 +1,8 @@
 """One suite for every kind of method the interfaces must carry.
 
 CoRe exact and its estimator; a masked-language-model-shaped term (text only, no pass of the denoiser); a mapper-shaped
-part (each row's vector is computed from its picture). The latter two are written here, small, in the shape of the papers
-to come.
+part (each row's vector is computed from its picture). The latter two are written here, small, in the shape of the
+papers to come.
 """
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.layout import WORD
+from personalize.nodes.text.vectors import WordVectors
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import Encode, Needs
 from personalize.nodes.training.parts.embedding import EmbeddingPart
@@ -75,7 +76,8 @@ class MaskedWordLoss:
         encoded = got.encodes["masked"]
         position = encoded.tokens[0].layout.of_kind(WORD)[-1]
         words = torch.randn(64, encoded.cond.shape[-1], generator=torch.Generator().manual_seed(3))
-        return F.cross_entropy(encoded.cond[:, position].float() @ words.T, torch.zeros(len(encoded.cond), dtype=torch.long))
+        return F.cross_entropy(encoded.cond[:, position].float() @ words.T,
+                               torch.zeros(len(encoded.cond), dtype=torch.long))
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ class AttachedMapper(AttachedPart):
     def vectors(self, batch):
         colours = torch.stack([batch.subjects[r.subject].pictures[r.picture].variants[r.variant].mean((0, 1))
                                for r in batch.rows["subject"]])
-        return {"<pose>": {key: (colours @ p)[:, None] for key, p in self.maps.items()}}
+        return {"<pose>": WordVectors({key: (colours @ p)[:, None] for key, p in self.maps.items()}, "row")}
 
     def shown_vectors(self):
-        return {"<pose>": {key: (self.grey @ p.detach())[None] for key, p in self.maps.items()}}
+        return {"<pose>": WordVectors({key: (self.grey @ p.detach())[None] for key, p in self.maps.items()})}
 
     def files(self):
         return [Artifact("loras", "mapper", self.state_dict())]
@@ -170,7 +172,8 @@ def test_gradient_is_the_slope_of_the_objective(sd15, method):
     torch.testing.assert_close(analytic, numeric, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.parametrize("settings", [dict(micro_batch=1), dict(checkpointing=True)], ids=["micro-batches", "recomputed"])
+@pytest.mark.parametrize("settings", [dict(micro_batch=1), dict(checkpointing=True)],
+                         ids=["micro-batches", "recomputed"])
 def test_memory_settings_do_not_change_the_gradient(sd15, method, settings):
     plain, saving = gradients(sd15, method), gradients(sd15, method, **settings)
     torch.testing.assert_close(saving, plain, atol=1e-4 * float(plain.abs().max()), rtol=1e-3)
@@ -179,7 +182,7 @@ def test_memory_settings_do_not_change_the_gradient(sd15, method, settings):
 def test_resume_is_exact(sd15, method):
     settings = Settings(steps=6, batch_size=2)
     whole, _, end = train(sd15, settings, **method)
-    first, _, state = train(sd15, settings, each_step=lambda trainer, record: record["step"] < 3, **method)
+    _first, _, state = train(sd15, settings, each_step=lambda trainer, record: record["step"] < 3, **method)
     second, _, resumed = train(sd15, settings, resume=state, **method)
     assert [r["loss"] for r in second.history] == [r["loss"] for r in whole.history]
     assert all(torch.equal(resumed.tensors[name], value) for name, value in end.tensors.items())

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from personalize.nodes.text.apply import clip_with_vectors, words_in
 from personalize.nodes.text.concept import Concept, check_placeholder
-from personalize.nodes.text.layout import FILLED
 from personalize.nodes.text.placeholders import Placeholders, filled
+from personalize.nodes.text.layout import FILLED
 from personalize.nodes.text.tokens import PromptTokenizer, Slot
-from personalize.nodes.training.batch import MadePicture, Subject
 from personalize.nodes.training.captions import captions_for
+from personalize.nodes.training.batch import MadePicture, Subject
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.visual_prompts.prompts import encode_with_picture
 from personalize.nodes.visual_prompts.tokens import BLIP_DIFFUSION, VisualTokens

@@ -4,8 +4,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept, check_placeholder, initial_vectors
 from personalize.nodes.text.encoders import text_encoders
+from personalize.nodes.text.vectors import WordVectors
 from support.prompts_by_hand import words_to_ids
 
 
@@ -89,3 +91,17 @@ def test_other_text_encoders_are_named(sd15):
     clip.tokenizer.t5xxl = SDTokenizer()
     with pytest.raises(ValueError, match="'t5xxl', which is neither CLIP, T5 nor a language model"):
         text_encoders(clip)
+
+
+def test_axes_of_vectors_have_names(sd15):
+    rows = torch.arange(12.0).reshape(3, 2, 2)
+    per_row = WordVectors({"clip_l": rows}, "row")
+    assert per_row.count == 2 and torch.equal(per_row.at(1)["clip_l"], rows[1]) and per_row.at(1).axis is None
+    with pytest.raises(ValueError, match=r"shape \(3, 2, 2\) but should have the axes \(n, d\)"):
+        WordVectors({"clip_l": rows})
+    with pytest.raises(ValueError, match=r"should have the axes \(layer, n, d\)"):
+        WordVectors({"clip_l": rows[0]}, "layer")
+    concept = Concept("<x>", "dog", "dog").with_vectors(WordVectors({"clip_l": torch.zeros(16, 2, 32)}, "layer"))
+    assert concept.count == 2 and concept.vectors.axis == "layer"
+    with pytest.raises(ValueError, match="has other vectors for every layer, which a CLIP cannot carry"):
+        apply_concepts(sd15.clip, [concept])

@@ -1,6 +1,8 @@
 """Where words sit, what the tokens of a prompt are, which real words are near: each against a naive computation."""
 from __future__ import annotations
 
+import io
+
 import nodes
 import numpy as np
 import pytest
@@ -79,6 +81,15 @@ def test_spans_travel_in_the_conditioning_to_the_sampler(sd15, monkeypatch):
         drawn = [nodes.common_ksampler(sd15.model, 1, 2, 5.0, "euler", "normal", c, plain, latent)[0]["samples"]
                  for c in (conditioning, plain)]
     assert torch.equal(*drawn) and spans_in(seen[0][0]) == {"dog": (2,)}
+
+
+def test_a_conditioning_with_a_layout_is_saved_by_core(sd15):
+    """Save Training Dataset keeps conditionings so, and Load Training Dataset reads plain types alone."""
+    clip = clip_with_vectors(sd15.clip, {"<my-dog>": vectors_for(sd15.clip, 2)})
+    layout, file = prompt_tokens(clip, "a <my-dog> in a red hat").layout.remembering(["red hat"]), io.BytesIO()
+    torch.save(layout.options(), file)
+    file.seek(0)
+    assert layout_in(torch.load(file, weights_only=True)) == layout
 
 
 # ------------------------------------------------------------------------------------------------ token view

@@ -13,6 +13,7 @@ import torch
 from personalize.nodes.core.nodes import CoReTestTime
 from personalize.nodes.families.unet import UNet
 from personalize.nodes.text.concept import Concept, initial_vectors
+from personalize.nodes.text.vectors import WordVectors
 from personalize.nodes.training import job as job_module
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.failures import OutOfMemory, TrainingDiverged
@@ -57,17 +58,21 @@ def none_failed():
 
 @pytest.mark.parametrize("bad", [1, 3])
 def test_a_picture_that_the_vae_makes_no_numbers_of_is_named(sd15, bad):
-    sentence = NOT_SETTINGS + f"The VAE gives values that are not numbers for picture {bad}; .*VAE of the same checkpoint"
+    sentence = (
+        NOT_SETTINGS + f"The VAE gives values that are not numbers for picture {bad}; .*VAE of the same checkpoint"
+    )
     with pytest.raises(ValueError, match=sentence):
         run(make_job(sd15, f"cause-vae-{bad}", vae=Vae(sd15.vae, "encode", bad)))
     half = Vae(sd15.vae, "encode", bad)
     half.vae_dtype = torch.float16
-    with pytest.raises(ValueError, match=f"picture {bad}; in half precision some VAEs overflow: start ComfyUI with --fp32"):
+    with pytest.raises(ValueError, match=f"picture {bad}; in half precision some VAEs overflow: start ComfyUI with "
+                                         "--fp32"):
         run(make_job(sd15, "cause-vae-half", vae=half))
 
 
 def test_pictures_that_do_not_fit_into_the_vae(sd15):
-    with pytest.raises(OutOfMemory, match="Encoding the pictures with the VAE does not fit into memory; set size lower"):
+    with pytest.raises(OutOfMemory, match="Encoding the pictures with the VAE does not fit into memory; set size "
+                                          "lower"):
         run(make_job(sd15, "cause-vae-memory", vae=Vae(sd15.vae, "encode", error=MEMORY)))
 
 
@@ -96,7 +101,8 @@ def test_noise_levels_that_can_be_trained_on(sd15, kind, zero_terminal):
 
 def test_vectors_that_are_no_numbers(sd15, nan_in):
     bad = Concept("<my-dog>", "dog", "dog").with_vectors({"clip_l": torch.full((1, 32), float("nan"))})
-    with pytest.raises(ValueError, match="Concept <my-dog> has vectors that are not numbers for clip_l; load an earlier"):
+    with pytest.raises(ValueError, match="Concept <my-dog> has vectors that are not numbers for clip_l; load an "
+                                         "earlier"):
         run(make_job(sd15, "cause-vectors", subjects=(replace(subject(), concept=bad),)))
     nan_in(sd15.clip.cond_stage_model, "clip_l.transformer.text_model.embeddings.token_embedding.weight")
     with pytest.raises(ValueError, match="The text encoder clip_l holds no numbers for 'dog'; its file is damaged"):
@@ -105,8 +111,8 @@ def test_vectors_that_are_no_numbers(sd15, nan_in):
 
 def test_a_text_encoder_that_gives_no_numbers(sd15, nan_in):
     nan_in(sd15.clip.cond_stage_model, "clip_l.transformer.text_model.encoder.layers.1.mlp.fc2.weight")
-    with pytest.raises(TrainingDiverged, match=NOT_SETTINGS + "Step 1: the text encoder gives values that are not numbers "
-                                               "for 'a photo of a dog', also without what is learned"):
+    with pytest.raises(TrainingDiverged, match=NOT_SETTINGS + "Step 1: the text encoder gives values that are not "
+                                               "numbers for 'a photo of a dog', also without what is learned"):
         run(make_job(sd15, "cause-text"))
 
 
@@ -115,8 +121,8 @@ def test_a_text_encoder_that_gives_no_numbers(sd15, nan_in):
 def test_a_model_that_gives_no_numbers(sd15, nan_in, precision, remedy):
     nan_in(sd15.model.model, "diffusion_model.out.2.weight")
     for parts in ((EmbeddingPart(),), (AdapterPart(),)):
-        with pytest.raises(TrainingDiverged, match=NOT_SETTINGS + "Step 1: the model .* gives values that are not numbers by "
-                                                   f"itself, without what is learned, {remedy}"):
+        with pytest.raises(TrainingDiverged, match=NOT_SETTINGS + "Step 1: the model .* gives values that are not "
+                                                   f"numbers by itself, without what is learned, {remedy}"):
             run(make_job(sd15, f"cause-model-{precision}", parts=parts, precision=precision))
 
 
@@ -132,8 +138,8 @@ class Odd(DiffusionLoss):
 
 def test_a_loss_that_is_no_number_by_itself(sd15):
     terms = (DiffusionLoss(), Odd(name="odd"))
-    with pytest.raises(TrainingDiverged, match=NOT_SETTINGS + "Step 1: the loss odd is not a number although nothing is "
-                                               "learned yet; lower its weight.$"):
+    with pytest.raises(TrainingDiverged, match=NOT_SETTINGS + "Step 1: the loss odd is not a number although nothing "
+                                               "is learned yet; lower its weight.$"):
         train(sd15, Settings(steps=2), terms=terms)
     with pytest.raises(TrainingDiverged, match=NOT_SETTINGS + "Step 2: the loss odd is not a number although nothing"):
         train(sd15, Settings(steps=2), parts=(EmbeddingPart(0.0),), terms=(Odd(name="odd", step=2),))
@@ -142,7 +148,8 @@ def test_a_loss_that_is_no_number_by_itself(sd15):
 def test_a_learning_rate_that_is_too_high(sd15):
     """In fp32 precision is no remedy."""
     parts = (UNetPart(lr=1e30),)
-    with pytest.raises(TrainingDiverged, match=r"Step \d+: the loss diffusion is not a number any more; lower the learning "
+    with pytest.raises(TrainingDiverged, match=r"Step \d+: the loss diffusion is not a number any more; lower the "
+                                               r"learning "
                                                r"rate\. "):
         run(make_job(sd15, "cause-rate", parts=(EmbeddingPart(), *parts), settings=Settings(steps=9, optimizer="SGD")))
     with pytest.raises(TrainingDiverged, match="lower the learning rate, or set precision to fp32"):
@@ -151,8 +158,10 @@ def test_a_learning_rate_that_is_too_high(sd15):
 
 
 @pytest.mark.parametrize("settings, remedies", [
-    (Settings(steps=2, batch_size=1), "with 1 row at once; set gradient_checkpointing to on, or set size of Subject lower"),
-    (Settings(steps=2, batch_size=3, micro_batch=1, checkpointing=True), "with 1 row at once; set size of Subject lower"),
+    (Settings(steps=2, batch_size=1), ("with 1 row at once; set gradient_checkpointing to on, or set size of Subject "
+                                      "lower")),
+    (Settings(steps=2, batch_size=3, micro_batch=1, checkpointing=True), ("with 1 row at once; set size of Subject "
+                                                                         "lower")),
     (Settings(steps=2, batch_size=3, micro_batch=3), "with 1 row at once; set gradient_checkpointing to on, or"),
     (Settings(steps=2, batch_size=9), "with 4 rows at once; set micro_batch to 1, or set gradient_checkpointing"),
     (Settings(steps=2, batch_size=9, checkpointing=True), "with 4 rows at once; set micro_batch to 1, or set size")])
@@ -168,7 +177,8 @@ class Large(EmbeddingPart):
 
 
 @pytest.mark.parametrize("parts, remedy", [
-    ((Large(),), "close what else uses the memory"), ((Large(), AdapterPart()), "take parts out of the chain at trainable"),
+    ((Large(),), "close what else uses the memory"), ((Large(), AdapterPart()), ("take parts out of the chain at "
+                                                                                "trainable")),
     ((Large(), UNetPart()), "connect Train Adapter in place of Train U-Net")])
 def test_parts_that_do_not_fit(sd15, parts, remedy):
     with pytest.raises(OutOfMemory, match=f"The models and the parts to train do not fit into memory; {remedy}"):
@@ -214,8 +224,9 @@ def test_an_interruption_while_a_preview_is_drawn_is_one(sd15, monkeypatch):
 
 
 def refine(checkpoint, **inputs):
-    concept = Concept("<my-dog>", "dog", "dog", vectors={"clip_l": torch.zeros(1, 32)})
-    defaults = dict(prompt="a {} on the beach", steps=1, learning_rate=1e-3, preset="as released", batch_size=1, size=64,
+    concept = Concept("<my-dog>", "dog", "dog", vectors=WordVectors({"clip_l": torch.zeros(1, 32)}))
+    defaults = dict(prompt="a {} on the beach", steps=1, learning_rate=1e-3, preset="as released", batch_size=1,
+                    size=64,
                     seed=0)
     with torch.inference_mode():
         return CoReTestTime.execute(checkpoint.model, checkpoint.clip, (concept,), **{**defaults, **inputs})
@@ -230,8 +241,8 @@ def test_test_time_optimization_names_its_own_remedies(sd15, monkeypatch):
         patch.setattr(comfy.model_management, "soft_empty_cache", lambda *_: None)
         patch.setattr("personalize.nodes.core.terms.context_embedding_loss", raising)
         refine(sd15)
-    assert str(error.value) == ("Step 1 does not fit into memory with 1 row at once; set batch_size or size lower, or connect "
-                                "smaller pictures.")
+    assert str(error.value) == ("Step 1 does not fit into memory with 1 row at once; set batch_size or size lower, or "
+                                "connect smaller pictures.")
 
 
 def raising(*args, **kwargs):

@@ -179,7 +179,7 @@ def test_a_model_that_is_no_unet_is_refused(sd15):
     model = comfy.model_base.SD3(config)
     assert isinstance(model.diffusion_model, OpenAISignatureMMDITWrapper)
     patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
-    with pytest.raises(ValueError, match="The model SD3 is no U-Net with text cross-attention; use SD1.x, SD2.x or SDXL"):
+    with pytest.raises(ValueError, match="The model SD3 is of no family that this pack knows.*; use SD1.x, SD2.x, SDXL, Lumina 2"):
         run(make_job(sd15, "no-unet", model=patcher))
 
 

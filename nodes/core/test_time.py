@@ -12,6 +12,7 @@ from ..families.noise import NoiseLevels
 from ..text.apply import apply_concepts, words_in
 from ..text.concept import Concept, initial_vectors
 from ..text.placeholders import Found
+from ..text.vectors import Vectors
 from ..training.assembly import open_training
 from ..training.batch import Noised, Picture, Row, Stream, Subject
 from ..training.failures import NodeInputs
@@ -87,8 +88,8 @@ def template_of(prompt: str, placeholder: str, places: Sequence[Found]) -> str:
     return f"{prompt[:own[0].start]}{{}}{prompt[own[0].end:]}"
 
 
-def _refined(session: Session, concept: Concept, others: Mapping[str, Mapping[str, Tensor]], template: str,
-             how: Refinement, scene: Scene, each_step: Callable[[dict], None]) -> Concept:
+def _refined(session: Session, concept: Concept, others: Vectors, template: str, how: Refinement,
+             scene: Scene, each_step: Callable[[dict], None]) -> Concept:
     pictures = _pictures_of(concept, scene.subjects)
     plan = Plan(session.model, session.clip, scene.vae, (Subject(concept, pictures),),
                 (EmbeddingPart(how.learning_rate),),

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
 
 import comfy.model_management as mm
 from comfy.ldm.modules.attention import attention_pytorch
@@ -20,7 +22,24 @@ def in_training() -> Iterator[None]:
         mm.in_training = was_training
 
 
-def differentiable_attention(_, *args, **kwargs) -> Tensor:
+Told = Callable[[Tensor, Tensor, Mapping[str, Any]], None]
+_told: ContextVar[tuple[Told, ...]] = ContextVar("personalize_told_of_attention", default=())
+
+
+@contextlib.contextmanager
+def watched_attention(told: Told) -> Iterator[None]:
+    """While the context is open `told` gets queries and keys, (rows, heads, n, d), and the options of every attention
+    that `differentiable_attention` computes."""
+    token = _told.set((*_told.get(), told))
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+def differentiable_attention(_, query: Tensor, key: Tensor, *args, **kwargs) -> Tensor:
     """For transformer_options["optimized_attention_override"]: sage, flash and the chunked CPU attention have no
     backward pass."""
-    return attention_pytorch(*args, **kwargs)
+    for told in _told.get():
+        told(query, key, kwargs.get("transformer_options") or {})
+    return attention_pytorch(query, key, *args, **kwargs)

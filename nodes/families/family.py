@@ -23,12 +23,15 @@ class PreviewDefaults:
     guidance: float
 
 
+KeysOf = Callable[[Tensor], Tensor]
+
+
 class Seen(Protocol):
     """What is called with an attention's queries and keys."""
 
-    def __call__(self, layer: AttentionLayer, query: Tensor, key: Tensor, keys_of: Callable[[Tensor], Tensor]) -> None:
-        """query: (rows, pixels, heads · d). key: (rows, T, heads · d), the text's. keys_of: the layer's keys of another
-        context (rows, T, C)."""
+    def __call__(self, layer: AttentionLayer, query: Tensor, key: Tensor, tokens: int, keys_of: KeysOf) -> None:
+        """query: (rows, pixels, heads · d). key: (rows, n, heads · d), the first `tokens` of them the text's.
+        keys_of: the layer's keys of another context (rows, T, C); raises ValueError where there are none."""
 
 
 class Family(Protocol):
@@ -59,14 +62,14 @@ class Family(Protocol):
         """While the context is open a gradient goes through the network to the text."""
 
     def watch(self, layers: Sequence[AttentionLayer], seen: Seen) -> AbstractContextManager[None]:
-        """While the context is open `seen` is called whenever one of the layers attends, with what it attends by; what the
-        network computes stays the same, and a gradient goes through."""
+        """While the context is open `seen` is called whenever one of the layers attends, with what it attends by; what
+        the network computes stays the same, and a gradient goes through."""
 
     def recomputable(self, except_for: AttentionLayer | None = None) -> Sequence[nn.Module]:
         """Blocks that gradient checkpointing may run again in the backward pass.
 
-        except_for: the layer in which a pass stops early; its block is left out, for what it has computed is all that is
-        needed of it.
+        except_for: the layer in which a pass stops early; its block is left out, for what it has computed is all that
+        is needed of it.
         """
 
     def adaptable(self, which: Weights) -> Mapping[str, nn.Module]:

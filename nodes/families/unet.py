@@ -105,7 +105,7 @@ class UNet:
         return Attention(self.block(layer).attn2)
 
     def self_attentions(self, layers: Iterable[AttentionLayer]) -> dict[Place, tuple[AttentionLayer, Attention]]:
-        """The layers by where they are, with their self-attention. Raises ValueError if the U-Net does not have them."""
+        """The layers by where they are, with their self-attention. Raises ValueError if the U-Net has them not."""
         return {layer.place: (layer, self.self_attention(layer)) for layer in self._held(layers)}
 
     def cross_attentions(self, layers: Iterable[AttentionLayer]) -> dict[Place, tuple[AttentionLayer, Attention]]:
@@ -176,7 +176,7 @@ class _Watched:
         """Hook of the keys' projection; without queries it runs for the keys of another context."""
         query, self.query = self.query, None
         if query is not None:
-            self.seen(self.layer, query, output, module)
+            self.seen(self.layer, query, output, output.shape[1], module)
 
 
 class TransformerBlock(BasicTransformerBlock):

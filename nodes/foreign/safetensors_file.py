@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .opened import Refused, filled
 from .shapes import MOST_LETTERS, MOST_TENSORS, check_shape, item_size, known_dtypes
-from .text import parse_json, shown
+from .text import parse_json, short, shown
 
 MOST_HEADER = 8 * 2**20
 MOST_OWN_HEADER = 64 * 2**20  # of a saved state: the history of 100 000 steps
@@ -79,6 +79,6 @@ def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
 
 def _dtype(name: str, dtype: str):
     if dtype not in DTYPES:
-        raise Refused(f"holds numbers of the type {str(dtype)[:20]} (look at {name[:100]}), which is not read here; "
+        raise Refused(f"holds numbers of the type {short(str(dtype), 20)} (look at {short(name)}), which is not read here; "
                       "save it again as float32 or float16")
     return DTYPES[dtype]

@@ -46,8 +46,10 @@ def parse_json(data: bytes) -> Any:
 
 
 def short(text: str, most: int = 80) -> str:
-    """What a file says, for a sentence: not longer than `most` letters."""
-    return text if len(text) <= most else f"{text[:most - 1]}…"
+    """What a file or a name says, for a sentence: at most `most` letters, what cannot be printed (line breaks, bytes
+    that are no text) as �."""
+    readable = "".join(letter if letter.isprintable() else "�" for letter in text[:most + 1])
+    return readable if len(readable) <= most else f"{readable[:most - 1]}…"
 
 
 def shown(size: int) -> str:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..attention.softmax import chosen_keys, mean_over_pixels
-from ..families.family import Family
+from ..families.family import Family, KeysOf
 from ..families.layers import AttentionLayer
 
 _depth: ContextVar[int] = ContextVar("personalize_recorder_depth", default=0)
@@ -92,15 +92,15 @@ class AttentionRecorder:
                              f"{', '.join(str(order) for order, _ in missing)}, but no part that is trained reads a "
                              "reference there; connect Train ViCo at trainable, with the same placement as the loss.")
         if missing:
-            raise RuntimeError(f"The denoiser did not run its attention layers {[order for order, _ in missing]}; nothing "
-                               "was recorded there.")
+            raise RuntimeError(f"The denoiser did not run its attention layers {[order for order, _ in missing]}; "
+                               "nothing was recorded there.")
         return [tuple(self._found[i, layer] for layer in want.layers) for i, want in enumerate(self._wanted)]
 
     def _is_beside(self) -> bool | None:
         """Whether what runs now is beside the pass (True) or the pass itself (False); None beside what is beside."""
         return {0: False, 1: True}.get(_depth.get() - self._depth)
 
-    def _record(self, layer: AttentionLayer, query: Tensor, key: Tensor, keys_of: Callable[[Tensor], Tensor]) -> None:
+    def _record(self, layer: AttentionLayer, query: Tensor, key: Tensor, tokens: int, keys_of: KeysOf) -> None:
         is_beside = self._is_beside()
         if is_beside is None or (layer, is_beside) not in self._unrecorded:  # gradient checkpointing runs it once more
             return
@@ -110,8 +110,11 @@ class AttentionRecorder:
         with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
             for i, want in enumerate(self._wanted):
                 if layer in want.layers and want.beside == is_beside:
-                    keys = key if want.keys is None else keys_of(want.keys.to(query))
-                    self._found[i, layer] = _attention(query, keys, layer.heads, want)
+                    if want.keys is None:
+                        self._found[i, layer] = _attention(query, key, layer.heads, want, tokens)
+                    else:
+                        others = keys_of(want.keys.to(query))
+                        self._found[i, layer] = _attention(query, others, layer.heads, want, others.shape[1])
         if layer == self._until and not is_beside:
             raise PassStopped
 
@@ -120,9 +123,10 @@ def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _attention(query: Tensor, key: Tensor, heads: int, want: Wanted) -> Tensor:
+def _attention(query: Tensor, key: Tensor, heads: int, want: Wanted, tokens: int) -> Tensor:
+    """Of the keys the first `tokens` are the text's; the picture's may follow."""
     if want.keep == "mean":
-        return mean_over_pixels(query, key, heads)
-    positions = want.positions if want.positions is not None else (tuple(range(key.shape[1])),)
+        return mean_over_pixels(query, key, heads)[:, :tokens]
+    positions = want.positions if want.positions is not None else (tuple(range(tokens)),)
     index = torch.tensor(positions, device=query.device)
     return chosen_keys(query, key, heads, index.expand(query.shape[0], -1))

@@ -5,10 +5,10 @@ import copy
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from comfy.sd1_clip import SDTokenizer
+from comfy.sd1_clip import SD1Tokenizer, SDTokenizer
 from torch import Tensor
 
 from ..notice import notice
@@ -17,9 +17,12 @@ from .encoder_kinds import ClipEncoder, TextEncoder
 from .encoders import text_encoders
 from .placeholders import EMBEDDING, Found, Placeholders, filled
 
+# The classes that are added to: of one encoder, and of all.
+_Tokenizer, _Tokenizers = (SDTokenizer, SD1Tokenizer) if TYPE_CHECKING else (object, object)
+
 # ComfyUI 0.16 returns (embedding, leftover), later versions (embedding, name, leftover).
-_TELLS_NAMES = len(SDTokenizer._try_get_embedding(
-    SimpleNamespace(embedding_directory=[], embedding_size=1, embedding_key=""), "none")) == 3
+_EMPTY_FOLDER: Any = SimpleNamespace(embedding_directory=[], embedding_size=1, embedding_key="")
+_TELLS_NAMES = len(SDTokenizer._try_get_embedding(_EMPTY_FOLDER, "none")) == 3
 _EMBEDDING_TYPE = "embedding"  # of what ComfyUI takes in the place of a token
 # Ordinary words that are one token with a space before it and without; "(cat" is one token for Qwen, "(boy" is two.
 _STAND_INS = ("dog", "cat", "boy", "art")
@@ -29,7 +32,15 @@ _GAP = "\0"  # in no prompt
 _NO_FILE = "../personalize-"
 
 
-def clip_with_vectors(clip, vectors: Mapping[str, Mapping[str, Tensor]]):
+class Rows(Protocol):
+    """Vectors (n, d) of a word, or what shall stand among a prompt's tokens in their place."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def clip_with_vectors(clip, vectors: Mapping[str, Mapping[str, Rows]]):
     """A clone of `clip` whose prompts understand placeholders; `clip` itself is unchanged.
 
     vectors: placeholder → encoder key → (n, d). A placeholder is found anywhere in a prompt, also weighted, before
@@ -52,7 +63,7 @@ def apply_concepts(clip, concepts: Sequence[Concept]):
     """
     vectors = {concept.placeholder: initial_vectors(concept, clip) for concept in concepts}
     for placeholder, by_encoder in vectors.items():
-        if any(rows.ndim != 2 for rows in by_encoder.values()):
+        if by_encoder.axis is not None:
             raise ValueError(f"Concept {placeholder} has other vectors for every layer, which a CLIP cannot carry; "
                              "connect a concept that Train or Load Concept gives.")
     return clip_with_vectors(clip, vectors)
@@ -90,11 +101,11 @@ class _Taught:
         return _blank, self.made_of, vars(self)
 
 
-class _TaughtTokenizer(_Taught):
+class _TaughtTokenizer(_Taught, _Tokenizer):
     """Of one encoder. placeholder_rows: placeholder → (n, d). words: the same placeholders. other_embeddings: finds
     embeddings in the class's place, as another pack had arranged; or None."""
 
-    placeholder_rows: Mapping[str, Tensor]
+    placeholder_rows: Mapping[str, Rows]
     words: Placeholders
     other_embeddings: Any = None
 
@@ -164,7 +175,7 @@ class _TaughtInContext(_TaughtTokenizer):
         return differing if alone and len(differing) == count else []
 
     def _with_vectors(self, chunks: Sequence[Sequence[tuple]], places: Sequence[tuple[int, int]],
-                      words: Sequence[Sequence]) -> list[list[tuple]]:
+                      words: Sequence[Rows]) -> list[list[tuple]]:
         """The chunks with a word's vectors at each place, and with as many pads less as there are more tokens."""
         vectors = dict(zip(places, words))
         made = []
@@ -172,7 +183,7 @@ class _TaughtInContext(_TaughtTokenizer):
             tokens: list[tuple] = []
             for j, (token, *rest) in enumerate(chunk):
                 rows = vectors.get((i, j))
-                tokens += [(token, *rest)] if rows is None else [(_token(row), *rest) for row in rows]
+                tokens += [(token, *rest)] if rows is None else [(_token(rows[n]), *rest) for n in range(len(rows))]
             side = 0 if self.pad_left else -1
             while len(tokens) > len(chunk) and isinstance(tokens[side][0], int) and tokens[side][0] == self.pad_token:
                 tokens.pop(side)
@@ -180,10 +191,10 @@ class _TaughtInContext(_TaughtTokenizer):
         return made
 
 
-class _TaughtTokenizers(_Taught):
+class _TaughtTokenizers(_Taught, _Tokenizers):
     """Of all encoders of a CLIP."""
 
-    def tokenize_with_weights(self, text: str | Sequence[str], *args, **kwargs):
+    def tokenize_with_weights(self, text: Any, *args, **kwargs):
         """As the class does; says which words are lost if another pack has put its own tokenizers in their place."""
         tokens = super().tokenize_with_weights(text, *args, **kwargs)
         lost = self._lost([text] if isinstance(text, str) else text, tokens)
@@ -204,7 +215,7 @@ class _TaughtTokenizers(_Taught):
         return [word for word in written if not any(_same(first[word], vector) for vector in vectors)]
 
 
-def _taught(encoder: TextEncoder, rows: Mapping[str, Sequence]) -> SDTokenizer:
+def _taught(encoder: TextEncoder, rows: Mapping[str, Rows]) -> SDTokenizer:
     tokenizer = encoder.tokenizer
     taught = _made(_TaughtClip if isinstance(encoder, ClipEncoder) else _TaughtInContext, tokenizer)
     vars(taught).pop("tokenize_with_weights", None)
@@ -237,7 +248,7 @@ def _class(adds: type, kind: type) -> type:
 
 def _blank(adds: type, kind: type):
     cls = _class(adds, kind)
-    return cls.__new__(cls)
+    return object.__new__(cls)
 
 
 def _vectors(tokens) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .encoder_kinds import TextEncoder
 from .encoders import clip_vocabulary, text_encoders
+from .vectors import WordVectors
 
 FORBIDDEN_IN_PLACEHOLDER = re.compile(r"[\s(){}\[\]:,\\]")
 
@@ -22,8 +23,7 @@ class Concept:
     class_words: what the subject is, one or several words ("dog", "teddy bear").
     init_words: words whose embedding rows start the training; ignored once there are vectors.
     count: number n of vectors, 1 or more.
-    vectors: encoder key ("clip_l", "t5xxl", "qwen3_4b") → (n, d) float32 on the CPU, or (layers, n, d) when there is
-        one per cross-attention layer; empty while nothing has been learned or loaded.
+    vectors: float32 on the CPU, (n, d) or with an axis of layers; empty while nothing has been learned or loaded.
     settings: how the vectors were made; saved into the metadata of files.
     """
 
@@ -31,14 +31,15 @@ class Concept:
     class_words: str
     init_words: str
     count: int = 1
-    vectors: Mapping[str, Tensor] = field(default_factory=dict)
+    vectors: WordVectors = field(default_factory=WordVectors)
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def with_vectors(self, vectors: Mapping[str, Tensor], settings: Mapping[str, str] | None = None) -> Concept:
-        """The same concept with other vectors, encoder key → (n, d) or (layers, n, d), and n as its count."""
-        kept = {key: value.detach().to("cpu", torch.float32).clone() for key, value in vectors.items()}
-        count = max((value.shape[-2] for value in kept.values()), default=self.count)
-        return replace(self, vectors=kept, count=count, settings=dict(settings or self.settings))
+        """The same concept with other vectors, WordVectors or encoder key → (n, d), and n as its count."""
+        axis = vectors.axis if isinstance(vectors, WordVectors) else None
+        tensors = {key: value.detach().to("cpu", torch.float32).clone() for key, value in vectors.items()}
+        kept = WordVectors(tensors, axis)
+        return replace(self, vectors=kept, count=kept.count or self.count, settings=dict(settings or self.settings))
 
 
 def check_placeholder(placeholder: str, class_words: str) -> None:
@@ -67,13 +68,14 @@ def is_dictionary_word(word: str) -> bool:
     return f"{word.lower()}</w>" in clip_vocabulary()
 
 
-def initial_vectors(concept: Concept, clip) -> dict[str, Tensor]:
+def initial_vectors(concept: Concept, clip) -> WordVectors:
     """The concept's vectors for each encoder of `clip`: the learned ones, else the rows of its initial words.
 
-    Returns encoder key → (n, d) float32 on the CPU. With fewer initial tokens than vectors the last row is repeated.
+    Float32 on the CPU. With fewer initial tokens than vectors the last row is repeated.
     Raises ValueError if learned vectors miss an encoder or have another width.
     """
-    return {encoder.key: _vectors_for(concept, encoder) for encoder in text_encoders(clip)}
+    return WordVectors({encoder.key: _vectors_for(concept, encoder) for encoder in text_encoders(clip)},
+                       concept.vectors.axis)
 
 
 def _vectors_for(concept: Concept, encoder: TextEncoder) -> Tensor:
@@ -100,6 +102,7 @@ def _rows_of_words(concept: Concept, encoder: TextEncoder) -> Tensor:
     ids = (ids + [ids[-1]] * concept.count)[:concept.count]
     rows = encoder.table[ids].detach().to("cpu", torch.float32).clone()
     if not rows.isfinite().all():
-        raise ValueError(f"The text encoder {encoder.key} holds no numbers for '{concept.init_words or concept.class_words}'; "
+        raise ValueError(f"The text encoder {encoder.key} holds no numbers for "
+                         f"'{concept.init_words or concept.class_words}'; "
                          "its file is damaged: load it again, or another one.")
     return rows

@@ -17,7 +17,7 @@ from .tokens import PromptTokens, comfy_tokens
 _NORMS = ("layer_norm1", "layer_norm2", ".layer_norm")  # before the two halves of a layer of CLIP, and of T5
 
 CLIP_CHUNK = 77
-RowVectors = Mapping[str, Mapping[str, Tensor]]
+RowVectors = Mapping[str, Mapping[str, Tensor]]  # placeholder → encoder key → (n, d)
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Encoded:
         return Encoded(self.tokens * rows, self.cond.expand(rows, -1, -1), pooled, self.options * rows)
 
     def conditioning(self) -> list[list[Any]]:
-        """As ComfyUI's nodes hand it on, [[cond, options], …]: one entry for all rows, or one for each where the encoders
-        say more of each."""
+        """As ComfyUI's nodes hand it on, [[cond, options], …]: one entry for all rows, or one for each where the
+        encoders say more of each."""
         if not self.options:
             return [[self.cond, {"pooled_output": self.pooled}]]
         pooled = [None] * len(self.options) if self.pooled is None else self.pooled.split(1)
@@ -151,8 +151,8 @@ def check_lengths(lengths: Collection[int]) -> None:
     longest = max(lengths)
     odd = next((each for each in sorted(set(lengths) - {longest}) if longest % each or each % CLIP_CHUNK), None)
     if odd is not None:
-        raise ValueError(f"Prompts of {odd} and {longest} tokens cannot share a batch; set the batch size to 1 or shorten "
-                         "the longer caption to 75 words.")
+        raise ValueError(f"Prompts of {odd} and {longest} tokens cannot share a batch; set the batch size to 1 or "
+                         "shorten the longer caption to 75 words.")
 
 
 @contextlib.contextmanager

@@ -61,34 +61,35 @@ class TextEncoder:
 
     def _pieces_of(self, chunk: Sequence[int | str]) -> list[Piece]:
         """Of a prompt in a frame: what the encoder makes of no text at all stands around it."""
-        chunk, padding = self._without_padding(chunk)
-        before = _common(self._frame, chunk)
-        after = _common(self._frame[before:][::-1], chunk[before:][::-1])
-        words = self._words(chunk[before:len(chunk) - after])
-        closing = [Piece(TEMPLATE if place else END, self._raw(token), token)
-                   for place, token in enumerate(chunk[len(chunk) - after:])]
-        pads = [Piece(PADDING, "", token) for token in padding]
-        whole = [*(self._opening(place, token) for place, token in enumerate(chunk[:before])), *words, *closing]
-        return [*pads, *whole] if self.tokenizer.pad_left else [*whole, *pads]
+        tokens, pads = self._without_padding(chunk)
+        before = _common(self._frame, tokens)
+        after = _common(self._frame[before:][::-1], tokens[before:][::-1])
+        opening, closing = tokens[:before], tokens[len(tokens) - after:]
+        whole = [*(self._mark(TEMPLATE if place or token != self.tokenizer.start_token else START, token)
+                   for place, token in enumerate(opening)),
+                 *self._words(tokens[before:len(tokens) - after]),
+                 *(self._mark(TEMPLATE if place else END, token) for place, token in enumerate(closing))]
+        padding = [Piece(PADDING, "", self.tokenizer.pad_token)] * pads
+        return [*padding, *whole] if self.tokenizer.pad_left else [*whole, *padding]
 
     @cached_property
-    def _frame(self) -> list[int]:
+    def _frame(self) -> list[int | str]:
+        """What stands around a prompt, with nothing between."""
         (chunk,) = self.tokenizers.tokenize_with_weights("")[self.token_key]
         return self._without_padding([token for token, *_ in chunk])[0]
 
-    def _without_padding(self, chunk: Sequence[int | str]) -> tuple[list[int | str], list[int | str]]:
-        tokens, pad = list(chunk), self.tokenizer.pad_token
-        side = -1 if not self.tokenizer.pad_left else 0
-        padding: list[int | str] = []
-        while tokens and tokens[side] == pad:
-            padding.append(tokens.pop(side))
-        return tokens, padding
+    def _without_padding(self, chunk: Sequence[int | str]) -> tuple[list[int | str], int]:
+        """The tokens, and how many of padding stood beside them."""
+        tokens = list(chunk)
+        while tokens and tokens[0 if self.tokenizer.pad_left else -1] == self.tokenizer.pad_token:
+            tokens.pop(0 if self.tokenizer.pad_left else -1)
+        return tokens, len(chunk) - len(tokens)
 
-    def _opening(self, place: int, token: int) -> Piece:
-        kind = START if place == 0 and token == self.tokenizer.start_token else TEMPLATE
-        return Piece(kind, self._raw(token), token)
+    def _mark(self, kind: str, token: int | str) -> Piece:
+        """A token that is no part of the prompt."""
+        return Piece(kind, self._raw(token), token if isinstance(token, int) else None)
 
-    def _raw(self, token: int) -> str:
+    def _raw(self, token: int | str) -> str:
         return self.tokenizer.inv_vocab.get(token, "")
 
     def _words(self, tokens: Sequence[int | str]) -> list[Piece]:
@@ -124,7 +125,7 @@ class TextEncoder:
         return self.tokenizer.tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def _goes_on(self, token: int, text: str, following: str) -> bool:
-        lone_space = text and not text.strip(" ")  # of the word that follows
+        lone_space = text == " "  # of the word that follows
         return not following[:1].isspace() and (lone_space or not text[-1:].isspace())
 
 
@@ -136,11 +137,9 @@ class ClipEncoder(TextEncoder):
         return token not in (self.tokenizer.start_token, self.tokenizer.end_token)
 
     def _pieces_of(self, chunk: Sequence[int | str]) -> list[Piece]:
-        start, *content = chunk
-        end = content.index(self.tokenizer.end_token)
-        words, (stop, *padding) = content[:end], content[end:]
-        return [Piece(START, self._raw(start), start), *self._words(words), Piece(END, self._raw(stop), stop),
-                *(Piece(PADDING, "", token) for token in padding)]
+        end = next(place for place, token in enumerate(chunk) if place and token == self.tokenizer.end_token)
+        padding = [Piece(PADDING, "", token if isinstance(token, int) else None) for token in chunk[end + 1:]]
+        return [self._mark(START, chunk[0]), *self._words(chunk[1:end]), self._mark(END, chunk[end]), *padding]
 
     def _spaced(self, ids: Sequence[int]) -> str:
         return self.tokenizer.tokenizer.decode(list(ids))
@@ -175,7 +174,7 @@ class TrimmedLanguageModel(LanguageModel):
         return marks[-1] + (3 if opened and len(tokens) > marks[-1] + 3 else 0)
 
 
-def _common(ours: Sequence[int], theirs: Sequence[int | str]) -> int:
+def _common(ours: Sequence[int | str], theirs: Sequence[int | str]) -> int:
     """How many tokens in front are the same."""
     return next((place for place, (one, other) in enumerate(zip(ours, theirs)) if one != other),
                 min(len(ours), len(theirs)))

@@ -52,7 +52,7 @@ def in_sequence(clip, encoders: Sequence[TextEncoder]) -> tuple[TextEncoder, ...
 def _encoder(clip, attribute: str, tokenizer: SDTokenizer) -> TextEncoder:
     transformer = getattr(getattr(clip.cond_stage_model, attribute, None), "transformer", None)
     kind = _kind(clip, transformer)
-    if kind is None:
+    if transformer is None or kind is None:
         raise ValueError(f"This CLIP holds the text encoder '{attribute}', which is neither CLIP, T5 nor a language "
                          f"model; {_USE}")
     table = transformer.get_input_embeddings().weight

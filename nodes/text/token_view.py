@@ -71,10 +71,10 @@ def vectors_in(clip, prompt: str) -> dict[str, dict[str, Tensor]]:
         named: dict[str, Tensor] = {}
         for chunk, row in zip(chunks, values[key]):
             for (token, _), (value, _) in zip(chunk, row):
-                if isinstance(token, Slot):
-                    named[_numbered(token, counts)] = vector_of(value)
-                elif isinstance(token, FixedVector):
-                    named[f"file vector {sum(name.startswith('file') for name in named) + 1}"] = vector_of(value)
+                vector = vector_of(value)
+                if vector is not None:
+                    files = sum(name.startswith("file") for name in named)
+                    named[_numbered(token, counts) if isinstance(token, Slot) else f"file vector {files + 1}"] = vector
         found[encoder.key] = named
     return found
 

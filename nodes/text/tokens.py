@@ -100,6 +100,7 @@ class PromptTokenizer:
         self.sequence = in_sequence(clip, self.encoders)
         self.counts = dict(counts)
         self._tokenize = functools.lru_cache(REMEMBERED_PROMPTS)(self._tokenize)
+        self.fill = functools.lru_cache(REMEMBERED_PROMPTS)(self.fill)
 
     def __call__(self, prompt: str) -> PromptTokens:
         """Tokens of `prompt`, placeholders as Slots. Prompt weights such as (word:1.2) are kept."""

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from ..text.concept import initial_vectors
+from ..text.vectors import Vectors
 from .batch import Latents
 from .dataset import Dataset, encode_pictures
 from .failures import OF_TRAIN, NodeInputs, fitting, lighter
 from .loop import State, Trainer
-from .parts.part import AttachedPart, TrainingRun, Vectors
+from .parts.part import AttachedPart, TrainingRun
 from .plan import Plan
 from .session import Session, training_session
 

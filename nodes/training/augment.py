@@ -6,9 +6,8 @@ happens to a picture happens to all its channels at once, so that a mask cannot 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Iterator, Literal
 
 import torch
 import torch.nn.functional as F

@@ -2,9 +2,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Iterator, Literal, Mapping, Protocol, Sequence, get_args
 
 from torch import Tensor
 

@@ -22,14 +22,19 @@ def gradient_checkpointing(blocks: Sequence[nn.Module]) -> Iterator[None]:
             del block.forward
 
 
-def _recomputed(forward, *args):
+def _recomputed(forward, *args, **kwargs):
     """ComfyUI passes one dict of options to all blocks and changes it on the way; every computation gets a copy of the
     values that this block saw, else patches that look at the block's name would act on the wrong one."""
-    seen = [dict(a) if isinstance(a, dict) else a for a in args]
+    seen = [_copy_of(each) for each in args]
+    named = {name: _copy_of(each) for name, each in kwargs.items()}
 
     def run(*values):
-        return forward(*[dict(v) if isinstance(v, dict) else v for v in values])
+        return forward(*map(_copy_of, values), **{name: _copy_of(each) for name, each in named.items()})
 
     if not torch.is_grad_enabled():
         return run(*seen)
     return checkpoint(run, *seen, use_reentrant=False, preserve_rng_state=False)
+
+
+def _copy_of(value):
+    return dict(value) if isinstance(value, dict) else value

@@ -1,8 +1,8 @@
 """Pictures as latents: encoded once, before the models are prepared for training."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F

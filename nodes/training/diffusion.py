@@ -45,7 +45,7 @@ class DiffusionLoss:
     def __call__(self, got: Results, batch: Batch, model: DenoiserSide) -> Tensor:
         """Scalar float32."""
         latents = batch.latents["subject"]
-        error = model.noise.output_error(latents.clean, latents.sigma, got.passes["prediction"]).square()
+        error = model.noise.output_error(latents.clean, latents.sigma, got.predicted("prediction")).square()
         if latents.masks is not None and self.background != 1:
             weight = self.background + (1 - self.background) * latents.masks
             rows = (error * weight).flatten(1).sum(1) / weight.expand_as(error).flatten(1).sum(1)

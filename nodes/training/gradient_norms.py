@@ -34,7 +34,8 @@ class GradientNorms:
             for i, p in enumerate(params):
                 gradient = by_parameter[id(p)]
                 if gradient is not None:
-                    sums[i] = gradient.clone() if sums[i] is None else sums[i] + gradient
+                    before = sums[i]
+                    sums[i] = gradient.clone() if before is None else before + gradient
                     p.grad = gradient.clone() if p.grad is None else p.grad.add_(gradient)
 
     def norms(self) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """Pictures of a subject, from files or from wires, checked and made ready for training."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Callable, Sequence
 
 import torch
 from torch import Tensor

@@ -88,6 +88,12 @@ class Results:
     passes: Mapping[str, Tensor | None]
     maps: Mapping[str, tuple[Tensor, ...]]
 
+    def predicted(self, name: str) -> Tensor:
+        """Clean latents (B, C, h, w) of a pass that went to its end."""
+        latents = self.passes[name]
+        assert latents is not None, f"{name} stopped early"
+        return latents
+
 
 class LossTerm(Protocol):
     """One term of the training objective."""

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Iterator
 
 import comfy.model_management as mm
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Callable, Mapping, Sequence
 
 import comfy.model_management as mm
 import torch
@@ -12,13 +12,14 @@ from torch import Tensor
 
 from ..text.encode import check_lengths
 from ..text.tokens import PromptTokenizer
+from ..text.vectors import Vectors
 from .batch import Batch, Latents, Row, Stream
 from .denoiser import check_same_family
 from .failures import NodeInputs, fitting, is_out_of_memory, not_a_number, step_too_large
 from .gradient_norms import GradientNorms
 from .interfaces import ChecksSubjects, TextSide
 from .optimizer import build_optimizer, optimizer_tensors, restore_optimizer, schedule_factor
-from .parts.part import Artifact, AttachedPart, Vectors
+from .parts.part import Artifact, AttachedPart
 from .passes import Objective
 from .plan import Plan
 from .session import Session
@@ -104,11 +105,11 @@ class Trainer:
         restore_optimizer(self.optimizer, _under("optimizer.", state.tensors))
         self.step, self.history = state.step, list(state.history)
 
-    def vectors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Words that concepts keep → encoder key → (n, d), as they are now."""
+    def vectors(self) -> Vectors:
+        """Vectors (n, d) of the words that concepts keep, as they are now."""
         return {**self.frozen, **{name: rows for part in self.parts for name, rows in part.learned_vectors().items()}}
 
-    def shown_vectors(self) -> dict[str, Mapping[str, Tensor]]:
+    def shown_vectors(self) -> Vectors:
         """The same for a preview, with the words of parts that compute them."""
         return {**self.frozen, **{name: rows for part in self.parts for name, rows in part.shown_vectors().items()}}
 

@@ -7,5 +7,5 @@ from .nodes_steps import NODES as STEP_NODES
 from .nodes_subject import NODES as SUBJECT_NODES
 from .nodes_train import NODES as TRAIN_NODES
 
-add_routes((*routes.ROUTES, *picture_routes.ROUTES))
+add_routes((*routes.ROUTES, *picture_routes.ROUTES))  # ty: ignore[invalid-argument-type]  all are RouteDef
 NODES: list[type] = [*SUBJECT_NODES, *PRIOR_NODES, *PART_NODES, *TRAIN_NODES, *STEP_NODES]

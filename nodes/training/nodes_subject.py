@@ -1,8 +1,7 @@
 """Nodes that bring pictures in."""
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, Sequence, get_args
 
 import comfy.utils
 from comfy_api.latest import io

@@ -8,7 +8,7 @@ gradients to the trainable vectors.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,13 +17,14 @@ from torch import Tensor
 from ..recording.pass_recorder import AttentionRecorder, PassStopped, Wanted
 from ..text.encode import Encoded, encode_together, joined
 from ..text.tokens import PromptTokens
+from ..text.vectors import Vectors
 from .batch import Batch
 from .checkpointing import gradient_checkpointing
 from .denoiser import denoise
 from .encoding_cache import EncodingCache
 from .gradient_norms import GradientNorms
 from .interfaces import DenoiserSide, Encode, LossTerm, Maps, Needs, Pass, Results, TextSide
-from .parts.part import AttachedPart, RunningPass, Vectors
+from .parts.part import AttachedPart, RunningPass
 from .seeds import generator
 from .session import Session
 
@@ -40,13 +41,13 @@ class Leaf:
         pairs = [(self.encoded.cond, self.stand_in.cond)]
         if self.encoded.pooled is not None and self.encoded.pooled.requires_grad:
             pairs.append((self.encoded.pooled, self.stand_in.pooled))
-        return pairs
+        return pairs  # ty: ignore[invalid-explicit-return]
 
 
 class Objective:
     """The weighted sum of the loss terms on one session, and its gradients.
 
-    frozen: vectors of concepts that no part trains: placeholder → encoder key → (n, d).
+    frozen: vectors (n, d) of concepts that no part trains, by placeholder.
     checkpointing: recompute the U-Net's blocks in the backward pass.
     """
 
@@ -90,7 +91,7 @@ class Objective:
         without the trainable parts."""
         request = Encode((self.text.tokenizer(prompt),), grad=False, original=True)
         work = _Work(self, batch)
-        return work.encoded(request).cond, work.run(Pass(request, grad=False, original=True), ())[0]
+        return work.encoded(request).cond, work.run(Pass(request, grad=False, original=True), ())[0]  # ty: ignore[invalid-explicit-return]
 
     def _backward_terms(self, losses: Sequence[tuple[str, Tensor]], work: _Work, measured: GradientNorms | None
                         ) -> None:
@@ -205,20 +206,15 @@ class _Work:
 
     def _prompts(self, request: Encode) -> tuple[PromptTokens, ...]:
         """The request's prompts, one per row where rows have vectors of their own."""
-        per_row = any(value.ndim == 3 for tokens in request.tokens for name in tokens.placeholders
-                      for value in self.vectors[name].values())
+        per_row = any(self.vectors[name].axis == "row" for tokens in request.tokens for name in tokens.placeholders)
         return request.tokens * self.batch.size if per_row and len(request.tokens) == 1 else request.tokens
 
     def _row_vectors(self, row: int) -> Vectors:
         """What words mean in a row. Those with a vector for each row of the subject mean nothing in other streams' rows
         beyond these."""
-        found: dict[str, Mapping[str, Tensor]] = {}
-        for name, by_encoder in self.vectors.items():
-            if next(iter(by_encoder.values())).ndim == 2:
-                found[name] = by_encoder
-            elif row < self.batch.size:
-                found[name] = {key: vectors[row] for key, vectors in by_encoder.items()}
-        return found
+        per_row = {name for name, vectors in self.vectors.items() if vectors.axis == "row"}
+        return {name: vectors.at(row) if name in per_row else vectors for name, vectors in self.vectors.items()
+                if name not in per_row or row < self.batch.size}
 
     def _run(self, request: Pass, maps: Sequence[Maps]) -> tuple[Tensor | None, dict[Maps, tuple[Tensor, ...]]]:
         session, latents = self.objective.session, self.batch.latents[request.latents]

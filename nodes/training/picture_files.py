@@ -10,6 +10,7 @@ from pathlib import Path, PureWindowsPath
 import folder_paths
 
 from ..files import version_of
+from ..foreign.text import short
 from ..picture_names import SUFFIXES, caption_names, is_caption, is_picture
 from ..text.embedding_versions import embedding_versions
 
@@ -96,8 +97,7 @@ def fingerprint(folder: str, names: str) -> str:
 
 def shown_name(name: str) -> str:
     """A file's name as it can stand in a sentence: shortened, bytes that are no text and line breaks made �."""
-    readable = "".join(letter if letter.isprintable() else "�" for letter in name)
-    return readable if len(readable) <= LONGEST_SHOWN else f"{readable[:LONGEST_SHOWN - 1]}…"
+    return short(name, LONGEST_SHOWN)
 
 
 def some_of(names: Sequence[str]) -> str:

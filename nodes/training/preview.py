@@ -8,7 +8,7 @@ from torch import Tensor
 from ..families.latents import latent_space
 from ..text.apply import clip_with_vectors
 from ..text.tokens import prompt_tokens
-from .parts.part import Vectors
+from ..text.vectors import Vectors
 from .seeds import generator
 from .session import Session
 
@@ -22,7 +22,8 @@ def draw_preview(session: Session, vae, prompt: str, vectors: Vectors, size: tup
     """
     rows = {name: {key: v.detach() for key, v in by_encoder.items()} for name, by_encoder in vectors.items()}
     clip = clip_with_vectors(session.clip, rows)
-    positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt), add_dict=prompt_tokens(clip, prompt).layout.options())
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt),
+                                                 add_dict=prompt_tokens(clip, prompt).layout.options())
     negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
     empty, how = latent_space(session.model).empty(size), session.family.preview
     noise = torch.randn(empty.shape, generator=generator(seed, "preview"))
@@ -32,7 +33,7 @@ def draw_preview(session: Session, vae, prompt: str, vectors: Vectors, size: tup
         raise ValueError("the model gives values that are not numbers in it")
     picture = vae.decode(samples)[0].float().cpu()
     if not picture.isfinite().all():
-        raise ValueError("the VAE gives values that are not numbers for it; start ComfyUI with --fp32-vae, or connect the "
-                         "VAE of the same checkpoint")
+        raise ValueError("the VAE gives values that are not numbers for it; start ComfyUI with --fp32-vae, or connect "
+                         "the VAE of the same checkpoint")
     return picture
 

@@ -38,7 +38,7 @@ class PriorPreservation:
     def __call__(self, got: Results, batch: Batch, model: DenoiserSide) -> Tensor:
         """Scalar float32."""
         latents = batch.latents[PRIOR]
-        error = model.noise.output_error(latents.clean, latents.sigma, got.passes["prediction"]).square()
+        error = model.noise.output_error(latents.clean, latents.sigma, got.predicted("prediction")).square()
         priors = [batch.subjects[row.subject].prior for row in batch.rows[PRIOR]]
         weights = [prior.weight for prior in priors if prior]
         return (error.flatten(1).mean(1) * error.new_tensor(weights)).mean()

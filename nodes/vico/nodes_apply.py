@@ -1,8 +1,8 @@
 """Nodes that read ViCo files and let a model look at references."""
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Sequence
 
 import torch
 from comfy_api.latest import io

@@ -2,10 +2,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Iterator, Mapping, Sequence
 
 import torch
 from comfy.patcher_extension import WrappersMP

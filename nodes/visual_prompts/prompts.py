@@ -35,7 +35,7 @@ def encode_with_picture(clip, tokens: VisualTokens, prompt: str, repeats: int = 
     counts = {**known, PICTURE: tokens.vectors.shape[1]}
     split = repeated(PromptTokenizer(clip, counts), prompt, repeats or REPEATS.get(tokens.source, 1))
     options = _with_picture(split.layout).options()
-    learned = {name: {encoder.key: encoder.tokenizer.placeholder_rows[name]} for name in known}
+    learned = {name: {encoder.key: encoder.tokenizer.placeholder_rows[name]} for name in known}  # ty: ignore[missing-attribute]
     pictures = [clip.encode_from_tokens_scheduled(
         comfy_tokens(split, (encoder,), {**learned, PICTURE: {encoder.key: vectors}}), add_dict=options)
         for vectors in tokens.vectors]

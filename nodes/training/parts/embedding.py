@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ...text.concept import initial_vectors
+from ...text.vectors import Vectors, WordVectors
 from ..batch import Batch
 from ..restoring import matching
-from .part import AttachedPart, ParamGroup, Side, TrainablePart, TrainingRun, Vectors
+from .part import AttachedPart, ParamGroup, Side, TrainablePart, TrainingRun
 
 
 def rescale(vectors: Tensor, norms: Tensor) -> Tensor:
@@ -47,15 +48,16 @@ class AttachedEmbedding(AttachedPart):
 
     def __init__(self, settings: EmbeddingPart, parameters: Mapping[str, Mapping[str, nn.Parameter]]):
         self.settings, self.parameters = settings, parameters
-        self.placeholders = {name: len(next(iter(rows.values()))) for name, rows in parameters.items()}
+        self._words = {name: WordVectors(rows) for name, rows in parameters.items()}
+        self.placeholders = {name: vectors.count for name, vectors in self._words.items()}
         self.norms: dict[str, Tensor] = {}
         self.groups: Sequence[ParamGroup] = [
             ParamGroup("embedding", list(self._named().values()), settings.lr, settings.weight_decay)]
         self.after_step(0)
 
     def vectors(self, batch: Batch) -> Vectors:
-        """Placeholder → encoder key → (n, d)."""
-        return self.parameters
+        """Those that are trained, (n, d)."""
+        return self._words
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -81,9 +83,9 @@ class AttachedEmbedding(AttachedPart):
                 self.norms[name] = matching(state, f"norms.{name}", p.shape[:1]).to(p)
 
     def learned_vectors(self) -> Vectors:
-        """Placeholder → encoder key → (n, d), detached."""
-        return {name: {key: p.detach().clone() for key, p in by_encoder.items()}
-                for name, by_encoder in self.parameters.items()}
+        """Those that are trained, (n, d), detached."""
+        return {name: WordVectors({key: p.detach().clone() for key, p in vectors.items()})
+                for name, vectors in self._words.items()}
 
     def _named(self) -> dict[str, nn.Parameter]:
         return {f"{name}.{key}": p for name, by_encoder in self.parameters.items() for key, p in by_encoder.items()}

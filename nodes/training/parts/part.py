@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ...text.tokens import PromptTokens
+from ...text.vectors import Vectors
 from ..batch import Batch, Stream, Subject
 
 Side = Literal["text", "unet"]
-Vectors = Mapping[str, Mapping[str, Tensor]]
 WEIGHTS = ("loras", "weights")  # kind of folder and stem of the file of trained weights
 RUNNING = "personalize_pass"
 
@@ -76,7 +76,8 @@ class TrainablePart:
     """Settings of what is optimised: what the TRAINABLE wire carries.
 
     keeps: (kind of folder, stem) of each file that the part has saved beside the embeddings, so that a saved step can
-        be told from half of one. A part whose words are not vectors of a CONCEPT has one that carries them to inference.
+        be told from half of one. A part whose words are not vectors of a CONCEPT has one that carries them to
+        inference.
     """
 
     keeps: ClassVar[tuple[tuple[str, str], ...]] = ()
@@ -99,15 +100,15 @@ class AttachedPart:
     placeholders: Mapping[str, int] = {}
 
     def vectors(self, batch: Batch) -> Vectors:
-        """Placeholder → encoder key → (n, d), or (B, n, d) where each row of the batch has its own."""
+        """Vectors by placeholder, (n, d), or with an axis of rows where each row of the batch has its own."""
         return {}
 
     def learned_vectors(self) -> Vectors:
-        """Placeholder → encoder key → (n, d), detached: what a CONCEPT keeps."""
+        """Vectors by placeholder, (n, d), detached: what a CONCEPT keeps."""
         return {}
 
     def shown_vectors(self) -> Vectors:
-        """Placeholder → encoder key → (n, d), detached: what each of `placeholders` stands for in a preview."""
+        """Vectors by placeholder, (n, d), detached: what each of `placeholders` stands for in a preview."""
         return self.learned_vectors()
 
     def installed(self) -> AbstractContextManager:

@@ -13,9 +13,9 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Mapping
 
 import torch
 

@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -13,9 +12,9 @@ from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.assembly import open_training
 from personalize.nodes.training.batch import MadePicture, Recipe, Subject
 from personalize.nodes.training.interfaces import LossTerm
-from personalize.nodes.training.loop import Trainer
 from personalize.nodes.training.parts.part import Artifact, TrainablePart
 from personalize.nodes.training.plan import Plan, Settings
+from personalize.nodes.training.loop import Trainer
 from personalize.nodes.training.recipe import TemplateRecipe
 
 from .task import Task
