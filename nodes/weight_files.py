@@ -77,13 +77,14 @@ def check_numbers(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
     for name, tensor in tensors:
         if not tensor.is_floating_point():
             raise ValueError(f"{Path(path).name} holds numbers of the type {str(tensor.dtype).removeprefix('torch.')} "
-                             f"(look at {short(name)}), where trained weights are float32, float16 or bfloat16; get another "
-                             "file.")
-        if not tensor.numel():
-            raise ValueError(f"{Path(path).name} holds an empty tensor (look at {short(name)}, {tuple(tensor.shape)}); get "
+                             f"(look at {short(name)}), where trained weights are float32, float16 or bfloat16; get "
                              "another file.")
+        if not tensor.numel():
+            raise ValueError(f"{Path(path).name} holds an empty tensor (look at {short(name)}, {tuple(tensor.shape)}); "
+                             "get another file.")
         if not is_finite(tensor):
-            raise ValueError(f"{Path(path).name} holds values that are not numbers (NaN or infinite, look at {short(name)}); "
+            raise ValueError(f"{Path(path).name} holds values that are not numbers (NaN or infinite, look at "
+                             f"{short(name)}); "
                              "use an earlier file.")
 
 

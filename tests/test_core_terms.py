@@ -276,9 +276,9 @@ def test_reference_stays_the_original_model(sd15):
 
 def test_concept_without_class_words_is_refused(sd15):
     c = replace(concept(sd15.clip), class_words=" ")
-    with core_run(sd15, [c], both(DESERT)) as (trainer, batch):
-        with pytest.raises(ValueError, match="<my-dog> has no class words"):
-            trainer.objective.backward(batch)
+    with core_run(sd15, [c], both(DESERT)) as (trainer, batch), \
+            pytest.raises(ValueError, match="<my-dog> has no class words"):
+        trainer.objective.backward(batch)
 
 
 # ------------------------------------------------------------------------------------------------ cost and learning

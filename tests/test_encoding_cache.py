@@ -4,15 +4,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from support.trainings import subject, train
+
 from personalize.nodes.text.encode import Encoded, encode, joined
 from personalize.nodes.text.tokens import PromptTokenizer
 from personalize.nodes.training import encoding_cache
 from personalize.nodes.training.encoding_cache import EncodingCache
 from personalize.nodes.training.interfaces import Encode
-from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.parts.weights import AdapterPart
+from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.session import training_session
+from support.trainings import subject, train
 
 KILOBYTE = 1024
 

@@ -1,12 +1,13 @@
 """The training panel in the real page, told about runs that a real training would take long to have."""
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from PIL import Image
 
 from support.browser import open_page
 from support.training_page import TrainingPanel, step
-import itertools
 
 
 @pytest.fixture(scope="module")

@@ -37,9 +37,11 @@ def declared_png(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("width, height, sentence", [
     (30000, 10, "more than 8 times as long as wide; cut it around the subject"),
-    (10, 30000, "more than 8 times as long as wide"), (801, 100, "more than 8 times"), (7, 7, "at least 8 on each side"),
+    (10, 30000, "more than 8 times as long as wide"), (801, 100, "more than 8 times"), (7, 7, ("at least 8 on each "
+                                                                                              "side")),
     (20000, 5001, "more than the 100 million that are read; make it smaller"),
-    (20000, 10000, "million .*that are read; make it smaller"), (2**31 - 1, 2**31 - 1, "million .*that are read|cannot be read")])
+    (20000, 10000, "million .*that are read; make it smaller"),
+    (2**31 - 1, 2**31 - 1, "million .*that are read|cannot be read")])
 def test_a_size_that_is_refused_before_decoding(folder, width, height, sentence):
     (folder / "a.png").write_bytes(declared_png(width, height))
     with pytest.raises(ValueError, match=f"^a.png .*{sentence}") as refused:
@@ -189,7 +191,8 @@ def test_peaks_of_small_files_that_are_large_pictures(tmp_path):
             "allowed.png": (empty_png(8000, 1000), 600)}
     for name, (data, _) in most.items():
         (tmp_path / "input" / name).write_bytes(data)
-    done = subprocess.run([sys.executable, "-c", PEAKS, str(TESTS), str(tmp_path), *most], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-c", PEAKS, str(TESTS), str(tmp_path), *most], capture_output=True,
+                          text=True,
                           check=True, timeout=300)
     assert done.stderr.count("cut it around the subject") == done.stderr.count("million pixels that are read") == 1
     for peak, (_, allowed) in zip(map(int, done.stdout.split()), most.values(), strict=True):

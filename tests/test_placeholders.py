@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from personalize.nodes.text.apply import clip_with_vectors, words_in
 from personalize.nodes.text.concept import Concept, check_placeholder
-from personalize.nodes.text.placeholders import Placeholders, filled
 from personalize.nodes.text.layout import FILLED
+from personalize.nodes.text.placeholders import Placeholders, filled
 from personalize.nodes.text.tokens import PromptTokenizer, Slot
-from personalize.nodes.training.captions import captions_for
 from personalize.nodes.training.batch import MadePicture, Subject
+from personalize.nodes.training.captions import captions_for
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.visual_prompts.prompts import encode_with_picture
 from personalize.nodes.visual_prompts.tokens import BLIP_DIFFUSION, VisualTokens
@@ -109,7 +109,8 @@ def test_a_template_takes_the_word_also_where_a_prompt_would_not(sd15):
     tokens = tokenizer.fill("two {}s beside <cat> and my-dog", "my-dog")
     assert [token for token, _ in tokens.chunks[0][1][0][2:5]] == [
         Slot("my-dog", 0), Slot("my-dog", 1), *words_to_ids("s")]
-    assert tokens.layout.span(FILLED) == tokens.layout.span("my-dog") == (2, 3, 8, 9) and tokens.layout.span("<cat>") == (6,)
+    assert tokens.layout.span(FILLED) == tokens.layout.span("my-dog") == (2, 3, 8,
+                                                                          9) and tokens.layout.span("<cat>") == (6,)
     assert tokenizer.fill("a {} runs", "my-dog").chunks == tokenizer("a my-dog runs").chunks
 
 

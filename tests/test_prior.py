@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from support.trainings import flat_gradient, in_place_of_a_step, subject, train
+
 from personalize.nodes.text.concept import Concept
-from personalize.nodes.training.batch import Batch, Noised, MadePicture, Prior, Row
+from personalize.nodes.training.batch import Batch, MadePicture, Noised, Prior, Row
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.nodes_prior import PriorPictures
 from personalize.nodes.training.parts.embedding import EmbeddingPart
@@ -16,6 +16,7 @@ from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.prior import PriorPreservation, prior_terms
 from personalize.nodes.training.recipe import TemplateRecipe
+from support.trainings import flat_gradient, in_place_of_a_step, subject, train
 
 PARTS = (EmbeddingPart(), AdapterPart(lr=1e-2))
 PROMPTS = ("a photo of a dog", "a dog", "two dogs at night")

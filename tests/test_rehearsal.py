@@ -4,15 +4,16 @@ from __future__ import annotations
 import folder_paths
 import pytest
 import torch
+
+from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.text.concept import Concept
+from personalize.nodes.training.batch import MadePicture, Subject
+from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.plan import Settings
+from personalize.nodes.vico.terms import ReferenceAttentionLoss
 from support.failures import PromptFailed
 from support.training_page import training_prompt
 from support.trainings import learned, make_job, run, subject
-from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
-from personalize.nodes.text.concept import Concept
-from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.batch import MadePicture, Subject
-from personalize.nodes.training.plan import Settings
-from personalize.nodes.vico.terms import ReferenceAttentionLoss
 
 pytestmark = pytest.mark.usefixtures("execute")
 LATER = (3, 10**9)
@@ -79,7 +80,9 @@ def test_save_concept_tells_of_a_closed_folder_before_anything_runs(execute, mon
     (tmp_path / "file").write_text("")
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "embeddings",
                         ([str(tmp_path / "file" / "embeddings")], folder_paths.supported_pt_extensions))
-    with pytest.raises(PromptFailed, match="cannot write into .*, where results go: .*/file is a file where") as failure:
+    with pytest.raises(
+        PromptFailed, match="cannot write into .*, where results go: .*/file is a file where"
+    ) as failure:
         execute(untrained(training_prompt("closed")))
     assert failure.value.kind == "validation"
 

@@ -108,9 +108,11 @@ def test_what_is_not_used_of_a_folder_is_said(execute, folder, caplog):
     first.save(folder / "4.gif", save_all=True, append_images=[second])
     made = execute(prompt(folder="dogs"), get=GET).values["pixels"]
     assert len(made) == 4 and made[3, 0, 0].argmax() == 0
-    [sentence] = [record.message for record in caplog.records if record.name == "personalize" and "clip" in record.message]
-    assert sentence == ("Not used from the folder: clip.mp4 (no picture). Note: of 4.gif, which holds several pictures, only "
-                        "the first is used.")
+    [sentence] = [
+        record.message for record in caplog.records if record.name == "personalize" and "clip" in record.message
+    ]
+    assert sentence == ("Not used from the folder: clip.mp4 (no picture). Note: of 4.gif, which holds several "
+                        "pictures, only the first is used.")
 
 
 def test_as_released_gives_variants(execute, folder):

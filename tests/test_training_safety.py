@@ -1,5 +1,5 @@
-"""Training leaves MODEL, CLIP and VAE as they were, works beside other patches, and refuses with a sentence what it cannot
-do. That weights are bit-identical and no hook is left is checked by the checkpoint fixtures after every test."""
+"""Training leaves MODEL, CLIP and VAE as they were, works beside other patches, and refuses with a sentence what it
+cannot do. That weights are bit-identical and no hook is left is checked by the checkpoint fixtures after every test."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -134,7 +134,7 @@ def test_fp8_weights_train(sd15, tiny_checkpoints):
         model, *_ = comfy.sd.load_checkpoint_guess_config(path, output_vae=False, output_clip=False,
                                                           model_options={"dtype": torch.float8_e4m3fn})
     assert model.model.diffusion_model.input_blocks[0][0].weight.dtype == torch.float8_e4m3fn
-    trainer, learned, _ = train(sd15._replace(model=model), Settings(steps=2))
+    _trainer, learned, _ = train(sd15._replace(model=model), Settings(steps=2))
     assert all(rows.isfinite().all() for rows in learned["<my-dog>"].values())
 
 
@@ -173,13 +173,16 @@ def test_a_name_that_leaves_the_folder_is_refused(sd15):
 
 def test_a_model_that_is_no_unet_is_refused(sd15):
     from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
-    config = comfy.supported_models.SD3({"in_channels": 16, "pos_embed_scaling_factor": None, "depth": 1, "patch_size": 2,
+    config = comfy.supported_models.SD3({"in_channels": 16, "pos_embed_scaling_factor": None, "depth": 1,
+                                         "patch_size": 2,
                                          "pos_embed_max_size": 16, "adm_in_channels": 32, "context_embedder_config":
-                                         {"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 64}}})
+                                         {"target": "torch.nn.Linear", "params": {"in_features": 32,
+                                                                                  "out_features": 64}}})
     model = comfy.model_base.SD3(config)
     assert isinstance(model.diffusion_model, OpenAISignatureMMDITWrapper)
     patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
-    with pytest.raises(ValueError, match="The model SD3 is of no family that this pack knows.*; use SD1.x, SD2.x, SDXL, Lumina 2"):
+    with pytest.raises(ValueError, match="The model SD3 is of no family that this pack knows.*; use SD1.x, SD2.x, "
+                                         "SDXL, Lumina 2"):
         run(make_job(sd15, "no-unet", model=patcher))
 
 

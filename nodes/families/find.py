@@ -16,7 +16,7 @@ def family_of(model) -> Family:
     denoiser = _denoiser(model)
     for family in FAMILIES:
         if family.is_kind_of(denoiser):
-            found = family(denoiser)
+            found = family(denoiser)  # ty: ignore[invalid-argument-type]
             if found.layers:
                 return found
     raise ValueError(f"The model {_name(model)} is of no family that this pack knows, or has no attention to the text; "
@@ -28,7 +28,7 @@ def unet_of(model) -> UNet:
     denoiser = _denoiser(model)
     if not UNet.is_kind_of(denoiser):
         raise ValueError(f"The model {_name(model)} is no U-Net with text cross-attention; use SD1.x, SD2.x or SDXL.")
-    unet = UNet(denoiser)
+    unet = UNet(denoiser)  # ty: ignore[invalid-argument-type]
     if not unet.layers:
         raise ValueError(f"The model {_name(model)} has no text cross-attention; use SD1.x, SD2.x or SDXL.")
     return unet

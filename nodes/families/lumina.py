@@ -35,14 +35,14 @@ class Lumina:
     def layers(self) -> tuple[AttentionLayer, ...]:
         """The layers of the joint sequence; those that refine text and picture apart are none."""
         found = [block.attention for block in self.denoiser.layers]
-        return tuple(AttentionLayer(("double", i), 0, i, attention.n_local_heads * attention.head_dim,
-                                    attention.n_local_heads, self.denoiser.patch_size)
+        return tuple(AttentionLayer(("double", i), 0, i, attention.n_local_heads * attention.head_dim,  # ty: ignore[missing-union-attribute, unsupported-operator]
+                                    attention.n_local_heads, self.denoiser.patch_size)  # ty: ignore[invalid-argument-type, missing-union-attribute]
                      for i, attention in enumerate(found))
 
     @property
     def text_width(self) -> int:
         """See Family."""
-        return self.denoiser.cap_embedder[1].weight.shape[1]
+        return self.denoiser.cap_embedder[1].weight.shape[1]  # ty: ignore[invalid-explicit-return, not-subscriptable]
 
     @property
     def input_channels(self) -> int:

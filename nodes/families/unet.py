@@ -50,8 +50,8 @@ class UNet:
         for key, (stride, transformer) in self._transformers.items():
             for depth, block in enumerate(transformer.transformer_blocks):
                 if block.attn2 is not None:
-                    inner = block.attn2.heads * block.attn2.dim_head
-                    found.append(AttentionLayer(key, depth, len(found), inner, block.attn2.heads, stride))
+                    inner = block.attn2.heads * block.attn2.dim_head  # ty: ignore[missing-union-attribute, unsupported-operator]
+                    found.append(AttentionLayer(key, depth, len(found), inner, block.attn2.heads, stride))  # ty: ignore[invalid-argument-type, missing-union-attribute]
         return tuple(found)
 
     @property
@@ -94,7 +94,7 @@ class UNet:
     # ------------------------------------------------------------------------------------------ of the U-Net alone
     def block(self, layer: AttentionLayer) -> BasicTransformerBlock:
         """The transformer block of a layer."""
-        return self._transformer(layer).transformer_blocks[layer.depth]
+        return self._transformer(layer).transformer_blocks[layer.depth]  # ty: ignore[invalid-explicit-return]
 
     def self_attention(self, layer: AttentionLayer) -> Attention:
         """Of a layer's transformer block: the picture's to itself."""
@@ -102,7 +102,7 @@ class UNet:
 
     def cross_attention(self, layer: AttentionLayer) -> Attention:
         """Of a layer's transformer block: the picture's to the text."""
-        return Attention(self.block(layer).attn2)
+        return Attention(self.block(layer).attn2)  # ty: ignore[invalid-argument-type]
 
     def self_attentions(self, layers: Iterable[AttentionLayer]) -> dict[Place, tuple[AttentionLayer, Attention]]:
         """The layers by where they are, with their self-attention. Raises ValueError if the U-Net has them not."""
@@ -114,7 +114,7 @@ class UNet:
 
     def after(self, layer: AttentionLayer) -> nn.Module:
         """The module that runs next after the layer's block, all its transformer blocks included."""
-        modules = [module for _, block in self._blocks() for module in block] + [self.denoiser.out]
+        modules = [module for _, block in self._blocks() for module in block] + [self.denoiser.out]  # ty: ignore[not-iterable]
         return modules[modules.index(self._transformer(layer)) + 1]
 
     def transformer_name(self, layer: AttentionLayer) -> str:
@@ -123,7 +123,7 @@ class UNet:
 
     def cross_attention_name(self, layer: AttentionLayer) -> str:
         """In the MODEL, of the layer's cross-attention."""
-        return self._name_of(self.block(layer).attn2)
+        return self._name_of(self.block(layer).attn2)  # ty: ignore[invalid-argument-type]
 
     def _held(self, layers: Iterable[AttentionLayer]) -> tuple[AttentionLayer, ...]:
         layers = tuple(layers)
@@ -143,7 +143,7 @@ class UNet:
         """Stride and module by block, in execution order."""
         found, stride = {}, 1
         for key, block in self._blocks():
-            for module in block:
+            for module in block:  # ty: ignore[not-iterable]
                 if isinstance(module, SpatialTransformer):
                     found[key] = stride, module
                 elif isinstance(module, Downsample):
@@ -190,4 +190,4 @@ class TransformerBlock(BasicTransformerBlock):
     @property
     def cross_attention(self) -> Attention:
         """Of what comes in to a context."""
-        return Attention(self.attn2)
+        return Attention(self.attn2)  # ty: ignore[invalid-argument-type]

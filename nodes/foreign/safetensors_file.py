@@ -79,6 +79,6 @@ def _check_entry(name: str, entry: Mapping[str, Any]) -> None:
 
 def _dtype(name: str, dtype: str):
     if dtype not in DTYPES:
-        raise Refused(f"holds numbers of the type {short(str(dtype), 20)} (look at {short(name)}), which is not read here; "
-                      "save it again as float32 or float16")
+        raise Refused(f"holds numbers of the type {short(str(dtype), 20)} (look at {short(name)}), which is not read "
+                      "here; save it again as float32 or float16")
     return DTYPES[dtype]

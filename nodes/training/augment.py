@@ -6,8 +6,9 @@ happens to a picture happens to all its channels at once, so that a mask cannot 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Iterator, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -147,7 +148,8 @@ def _shrunk(picture: Tensor, shorter_side: int) -> Tensor:
 
 
 def _not_longer(picture: Tensor, longer_side: int) -> Tensor:
-    """A smaller version of a long picture, as the square canvas that holds it turned or padded grows with its length."""
+    """A smaller version of a long picture, as the square canvas that holds it turned or padded grows with its
+    length."""
     return _resized(picture, longer_side / max(picture.shape[1:]))
 
 

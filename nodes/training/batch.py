@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Iterator, Literal, Mapping, Protocol, Sequence, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from torch import Tensor
 
@@ -120,10 +121,10 @@ class Noised:
     sigma: Tensor
     masks: Tensor | None = None
 
-    def slice(self, rows: slice) -> Noised:
+    def slice(self, rows: slice) -> Noised:  # ty: ignore[invalid-type-form]
         """The rows of a micro-batch."""
         cut = [None if t is None else t[rows] for t in (self.clean, self.noise, self.noisy, self.sigma, self.masks)]
-        return Noised(*cut)
+        return Noised(*cut)  # ty: ignore[invalid-argument-type]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Pictures as latents: encoded once, before the models are prepared for training."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -79,8 +79,8 @@ def _encode(vae, space: LatentSpace, picture, seed: int) -> PictureLatents:
 def encode_picture(vae, space: LatentSpace, pixels: Tensor, name: str) -> Tensor:
     """Latents (V, C, h, w) float32 on the CPU, in the model's space, of pictures (V, H, W, 3) in 0…1.
 
-    name: of the picture, for messages. Raises ValueError if the VAE makes latents that the model does not take, or that are no
-    numbers.
+    name: of the picture, for messages. Raises ValueError if the VAE makes latents that the model does not take, or that
+    are no numbers.
     """
     with fitting("Encoding the pictures with the VAE does", "set size lower, or close what else uses the memory"):
         latents = vae.encode(pixels).clone().float().cpu()
@@ -101,8 +101,8 @@ def check_vae(vae) -> None:
 def _remedy(vae) -> str:
     if vae.vae_dtype == torch.float32:
         return "its file is damaged, or is that of another family: connect the VAE of the same checkpoint"
-    return ("in half precision some VAEs overflow: start ComfyUI with --fp32-vae, or load a VAE made for half precision "
-            "with Load VAE")
+    return ("in half precision some VAEs overflow: start ComfyUI with --fp32-vae, or load a VAE made for half "
+            "precision with Load VAE")
 
 
 def _check_sizes(subjects: Sequence[Subject], factor: int) -> None:
@@ -116,6 +116,6 @@ def _check_sizes(subjects: Sequence[Subject], factor: int) -> None:
                          f"{b[1]}×{b[0]}; give every Subject node the same size.")
     side = next((side for size in sizes for side in size if side % factor), None)
     if side is not None:
-        raise ValueError(f"The pictures have {side} pixels on a side, but the latents of this model are {factor} times smaller "
-                         f"than pictures; set size of Subject to {side - side % factor} or "
+        raise ValueError(f"The pictures have {side} pixels on a side, but the latents of this model are {factor} times "
+                         f"smaller than pictures; set size of Subject to {side - side % factor} or "
                          f"{side - side % factor + factor}.")

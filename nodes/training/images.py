@@ -1,9 +1,9 @@
 """Pictures of a subject, from files or from wires, checked and made ready for training."""
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -209,7 +209,8 @@ def _flattened(channels: Tensor) -> tuple[Tensor, Tensor | None]:
 def _converter(name: str, image: Tensor, mask: Tensor | None) -> Callable[[], Loaded]:
     def load() -> Loaded:
         if image.shape[-1] not in (3, 4):
-            raise ValueError(f"{name} has {image.shape[-1]} channels; connect an IMAGE with 3 (or 4 with transparency).")
+            raise ValueError(f"{name} has {image.shape[-1]} channels; connect an IMAGE with 3 (or 4 with "
+                             "transparency).")
         check_shape(name, image.shape[1], image.shape[0])
         if not torch.isfinite(image).all():
             raise ValueError(f"{name} holds values that are not numbers; look at the node that made it.")

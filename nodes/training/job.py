@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Iterator
 
 import comfy.model_management as mm
 
@@ -86,7 +86,7 @@ def _telling_failure(live: Live) -> Iterator[None]:
                                 "of Subject lower.")
         if isinstance(error, (ValueError, OSError)):
             live.send("error", message=str(error))
-        raise error
+        raise error  # noqa: TRY201  it may be another one by now
 
 
 class _Run:
@@ -157,8 +157,12 @@ class _Run:
         except mm.InterruptProcessingException:
             raise
         except Exception as error:
-            failed = ("drawing it does not fit into memory beside the training; set preview_every to 0, or size of Subject "
-                      "lower" if is_out_of_memory(error) else str(error).strip().rstrip(".") or type(error).__name__)
+            failed = (
+                "drawing it does not fit into memory beside the training; set preview_every to 0, or size of "
+                "Subject lower"
+                if is_out_of_memory(error)
+                else str(error).strip().rstrip(".") or type(error).__name__
+            )
         # only now, as the error held what was drawn so far
         mm.soft_empty_cache()
         session.load()

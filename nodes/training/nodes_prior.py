@@ -1,8 +1,9 @@
 """The node that brings pictures of a subject's class in."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Sequence
+from typing import Any
 
 from comfy_api.latest import io
 

@@ -1,7 +1,8 @@
 """Nodes that bring pictures in."""
 from __future__ import annotations
 
-from typing import Any, Sequence, get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 import comfy.utils
 from comfy_api.latest import io
@@ -30,8 +31,8 @@ class PersonalizeSubject(io.ComfyNode):
                 SubjectType.Output(display_name="subject",
                                    tooltip="The subject with its pictures, after those of the chain; for Train."),
                 io.Image.Output(display_name="pictures",
-                                tooltip="What is trained on, size × size, 0…1: every variant of every picture, or as many "
-                                        "of each as 64 MB hold."),
+                                tooltip="What is trained on, size × size, 0…1: every variant of every picture, or as "
+                                        "many of each as 64 MB hold."),
                 io.Mask.Output(display_name="masks",
                                tooltip="Masks of these pictures, 1 on the subject; all 1 where there is none.")])
 

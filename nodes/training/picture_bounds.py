@@ -18,18 +18,21 @@ def check_shape(name: str, width: int, height: int) -> None:
     if shorter < SMALLEST:
         raise ValueError(f"{name} is {width}×{height} pixels; training needs at least {SMALLEST} on each side.")
     if width * height > LARGEST:
-        raise ValueError(f"{name} is {width}×{height} pixels, more than the {LARGEST // 10**6} million that are read; make "
-                         "it smaller, 2048 on its shorter side is plenty.")
+        raise ValueError(f"{name} is {width}×{height} pixels, more than the {LARGEST // 10**6} million that are read; "
+                         "make it smaller, 2048 on its shorter side is plenty.")
     if longer > MOST_TIMES_AS_LONG * shorter:
-        raise ValueError(f"{name} is {width}×{height} pixels, more than {MOST_TIMES_AS_LONG} times as long as wide; cut it "
-                         "around the subject.")
+        raise ValueError(f"{name} is {width}×{height} pixels, more than {MOST_TIMES_AS_LONG} times as long as wide; "
+                         "cut it around the subject.")
 
 
 def check_memory(how: Preparation) -> None:
-    """Raises ValueError if all versions of a picture, made and as the VAE gets them, take more than is allowed or free."""
+    """Raises ValueError if all versions of a picture, made and as the VAE gets them, take more than is allowed or
+    free."""
     needed = 2 * how.versions * _bytes(how)
     most = int(min(LARGEST_PICTURE, free_memory()) * how.versions // needed)
-    variants = f"variants to at most {most}, or size lower" if how.augmentation == "as released" and most else "size lower"
+    variants = (
+        f"variants to at most {most}, or size lower" if how.augmentation == "as released" and most else "size lower"
+    )
     what = f"{how.versions} versions of a picture at {how.size}×{how.size}"
     check_fits(needed, LARGEST_PICTURE, what, f"set {variants}")
 

@@ -1,8 +1,8 @@
 """Which picture with which prompt a step sees."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Sequence
 
 import torch
 

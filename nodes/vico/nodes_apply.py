@@ -1,8 +1,8 @@
 """Nodes that read ViCo files and let a model look at references."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import torch
 from comfy_api.latest import io
@@ -184,8 +184,8 @@ def _file(name: str) -> Path:
 def _reference(model, vae, image: Tensor, word: str, mask: Tensor | None, size: int, fit: Fit) -> Reference:
     sources = sources_from_tensors([image], [] if mask is None else [mask])
     if len(sources) > MOST_REFERENCES:
-        raise ValueError(f"There are {len(sources)} reference pictures but Apply ViCo looks at {MOST_REFERENCES} at most, as "
-                         "the features of each stay in memory; connect fewer.")
+        raise ValueError(f"There are {len(sources)} reference pictures but Apply ViCo looks at {MOST_REFERENCES} at "
+                         "most, as the features of each stay in memory; connect fewer.")
     made = [picture.made() for picture in prepare(sources, Preparation(size, fit, "none", 1, 0)).pictures]
     check_vae(vae)
     with torch.random.fork_rng(devices=[vae.device] if vae.device.type == "cuda" else []):

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import ClassVar, Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -197,8 +198,8 @@ def reference_masks(batch: Batch, patches: int) -> Tensor:
     latents = batch.latents[REFERENCE]
     if latents.masks is None:
         if not any(picture.masked for subject in batch.subjects for picture in subject.pictures):
-            raise ValueError("Masks of the pictures are asked for, but no picture of the subjects has one; connect masks "
-                             "to Subject, or choose the automatic mask.")
+            raise ValueError("Masks of the pictures are asked for, but no picture of the subjects has one; connect "
+                             "masks to Subject, or choose the automatic mask.")
         return latents.clean.new_ones(len(latents.clean), patches)
     height, width = latents.clean.shape[-2:]
     while height * width > patches:

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def report(model, clip, latents: Tensor, rounds: int, line: Callable[[str], None
         for turn in range(rounds):
             for name in list(seconds)[::1 if turn % 2 else -1]:
                 seconds[name].append(rivals[name].step_seconds() if name in rivals else _seconds(ours))
-        counted = {name: flops(lambda: rival(2)) - flops(lambda: rival(1)) for name, rival in rivals.items()}
+        counted = {name: flops(partial(rival, 2)) - flops(partial(rival, 1)) for name, rival in rivals.items()}
         peaks = {name: rival.step_peak_bytes() for name, rival in rivals.items()}
         session.load()
         counted["ours"], peaks["ours"] = flops(ours), peak_bytes(ours)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from typing import Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,10 +11,10 @@ from torch import Tensor
 from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.tokens import Slot
-from personalize.nodes.training.dataset import Dataset, PictureLatents
-from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.assembly import open_training
 from personalize.nodes.training.batch import Batch, MadePicture, Subject
+from personalize.nodes.training.dataset import Dataset, PictureLatents
+from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import LossTerm
 from personalize.nodes.training.loop import MEASURE_GRADIENTS_EVERY, Trainer
 from personalize.nodes.training.parts.embedding import EmbeddingPart

@@ -13,9 +13,9 @@ import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Mapping
 
 import torch
 
@@ -108,7 +108,8 @@ def contenders(opened: ExitStack, session, side: int, batch: int) -> dict:
 
 
 def check_agreement(steps: Mapping) -> None:
-    """Raises AssertionError unless both sides have the same loss and gradient at the same latents, noise and timesteps."""
+    """Raises AssertionError unless both sides have the same loss and gradient at the same latents, noise and
+    timesteps."""
     ours = steps["embedding"]
     batch = ours.batch()
     latents, sampling = batch.latents["subject"], ours.trainer.session.noise.sampling

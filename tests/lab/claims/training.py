@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -12,9 +13,9 @@ from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.assembly import open_training
 from personalize.nodes.training.batch import MadePicture, Recipe, Subject
 from personalize.nodes.training.interfaces import LossTerm
+from personalize.nodes.training.loop import Trainer
 from personalize.nodes.training.parts.part import Artifact, TrainablePart
 from personalize.nodes.training.plan import Plan, Settings
-from personalize.nodes.training.loop import Trainer
 from personalize.nodes.training.recipe import TemplateRecipe
 
 from .task import Task
@@ -37,8 +38,8 @@ class Trained:
         return self.concepts[0]
 
     def figures(self) -> dict[str, float]:
-        """How hard each further term pulls beside the diffusion loss: the mean ratio of their gradients' norms, over the
-        groups of parameters that it pulls at."""
+        """How hard each further term pulls beside the diffusion loss: the mean ratio of their gradients' norms, over
+        the groups of parameters that it pulls at."""
         measured = [record["norms"] for record in self.history[1:]]
         terms = dict.fromkeys(name.partition("|")[0] for norms in measured for name in norms)
         return {f"gradient_of_{term.replace(' ', '_')}": statistics.fmean(
