@@ -8,6 +8,7 @@ import torch
 
 from personalize.nodes.core.presets import PRESETS, core_terms
 from personalize.nodes.core.test_time import NoisedScene, Refinement, Scene, refine, template_of
+from personalize.nodes.families.noise import noise_levels
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
@@ -120,9 +121,10 @@ def test_on_a_clip_that_already_knows_the_concept(sd15):
 
 def test_noise_of_its_own_stays_in_the_later_half(sd15):
     sampling = sd15.model.get_model_object("model_sampling")
+    levels = noise_levels(sd15.model)
     rows = [Row(0, 0, 0, "")] * 50
-    empty = NoisedScene(torch.zeros(1, 4, 8, 8)).noised(rows, sampling, 0, 1, "subject", "cpu")
-    given = NoisedScene(torch.ones(2, 4, 8, 8)).noised(rows, sampling, 0, 1, "subject", "cpu")
+    empty = NoisedScene(torch.zeros(1, 4, 8, 8)).noised(rows, levels, 0, 1, "subject", "cpu")
+    given = NoisedScene(torch.ones(2, 4, 8, 8)).noised(rows, levels, 0, 1, "subject", "cpu")
     middle = float(sampling.sigma(torch.tensor(500)))
     assert empty.sigma.min() >= middle * 0.999 and given.sigma.min() < middle < given.sigma.max()
     assert empty.noise.std() == pytest.approx(1, abs=0.05) and len({float(n.sum()) for n in empty.noise}) == 50
