@@ -230,7 +230,8 @@ class Seen:
     """A loss term that keeps the results it gets, in place of the one it wraps."""
 
     def __init__(self, term):
-        self.name, self.weight, self.window, self.needs, self.term = term.name, 1.0, term.window, term.needs, term
+        self.name, self.weight, self.window, self.stream = term.name, 1.0, term.window, term.stream
+        self.needs, self.term = term.needs, term
 
     def __call__(self, got, batch, model):
         self.results = got
