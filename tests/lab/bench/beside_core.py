@@ -85,7 +85,7 @@ def _check_agreement(ours: TrainingStep, rival: CoreTraining, latents: Tensor, l
     batch = ours.batch()
     noise = (noisy - latents) / sigma
     rows = replace(batch.latents["subject"], clean=latents, noise=noise, noisy=noisy, sigma=sigma)
-    losses = ours.trainer.objective.backward(replace(batch, latents={"subject": rows}), 1.0)
+    losses = ours.trainer.objective.backward(replace(batch, latents={"subject": rows}))
     found = sum(losses.values()) * float(sigma) ** 2
     ours.trainer.optimizer.zero_grad(set_to_none=True)
     assert abs(found / loss - 1) < AGREEMENT, f"loss {found} against {loss}"
