@@ -29,8 +29,9 @@ BY_HAND = ["-m", "by_hand"]
 SMOKE = ["-m", "smoke", "-q", "-p", "no:cacheprovider"]
 BIT_FOR_BIT = ("test_branch_samplers.py", "test_branch_guidance.py")  # the same on every processor
 LABORATORY = ("lab",)
+# Of files and text: nothing that ComfyUI's version could change.
 OWN_CODE = ("test_demo.py", "test_environment.py", "test_foreign_files.py", "test_fuzzed_files.py", "test_jobs.py",
-            "test_pages.py", "test_picture_bounds.py", "test_picture_folders.py", "test_placeholders.py")  # of files and text: nothing that ComfyUI's version could change
+            "test_pages.py", "test_picture_bounds.py", "test_picture_folders.py", "test_placeholders.py")
 NO_WIDE_VECTORS = {
     "ATEN_CPU_CAPABILITY": "default"
 }  # what torch computes with where a processor has neither AVX2 nor AVX-512
