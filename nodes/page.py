@@ -11,6 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
+from .foreign.text import short
+
 LARGEST_BODY = 2**16
 LONGEST_ECHO = 80
 
@@ -86,7 +88,7 @@ def text_in(data: dict[str, Any], name: str) -> str:
 
 def shortened(text: str) -> str:
     """What was asked for, at a length for a sentence."""
-    return text if len(text) <= LONGEST_ECHO else f"{text[:LONGEST_ECHO]}…"
+    return short(text, LONGEST_ECHO + 1)
 
 
 def _too_long() -> Refused:

@@ -11,6 +11,7 @@ from typing import Any
 from comfy.ldm.lumina.model import JointTransformerBlock, NextDiT
 from torch import Tensor, nn
 
+from .adaptable import adaptable_modules
 from .differentiable import in_training, watched_attention
 from .family import PreviewDefaults, Seen, Weights
 from .layers import AttentionLayer
@@ -89,9 +90,7 @@ class Lumina:
             raise ValueError("The model projects keys and values of text and picture by the same weights; choose "
                              "another part to train.")
         endings = _ATTENTION if which == "attention" else ("",)
-        return {f"diffusion_model.{name}": module for name, module in self.denoiser.named_modules()
-                if hasattr(module, "weight_function") and module.weight is not None and module.weight.ndim > 1
-                and name.endswith(endings)}
+        return adaptable_modules(self.denoiser, endings)
 
     def _padded(self, tokens: int) -> int:
         """Rows of the text in the joint sequence."""

@@ -11,6 +11,7 @@ from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransforme
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
 from torch import Tensor, nn
 
+from .adaptable import adaptable_modules
 from .attention import Attention
 from .differentiable import in_training
 from .family import PreviewDefaults, Seen, Weights
@@ -87,9 +88,7 @@ class UNet:
     def adaptable(self, which: Weights) -> dict[str, nn.Module]:
         """Linear and convolution layers; see Family."""
         endings = {"attention": _ATTENTION, "text keys and values": _TEXT_KEYS_AND_VALUES, "all": ("",)}[which]
-        return {f"diffusion_model.{name}": module for name, module in self.denoiser.named_modules()
-                if hasattr(module, "weight_function") and module.weight is not None and module.weight.ndim > 1
-                and name.endswith(endings)}
+        return adaptable_modules(self.denoiser, endings)
 
     # ------------------------------------------------------------------------------------------ of the U-Net alone
     def block(self, layer: AttentionLayer) -> BasicTransformerBlock:
