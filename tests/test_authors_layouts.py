@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from personalize.nodes.files import write_torch
+from personalize.nodes.papers.vico.authors_files import save_for_authors
+from personalize.nodes.papers.vico.files import read_vico
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.concept_files import load_concept, save_concept
 from personalize.nodes.text.embedding_files import save_embedding
 from personalize.nodes.text.embedding_layouts import LAYOUTS, SAFETENSORS
-from personalize.nodes.vico.authors_files import save_for_authors
-from personalize.nodes.vico.files import read_vico
 from support.failures import PromptFailed
 from support.prompts import loader, node
 from support.vectors import rows

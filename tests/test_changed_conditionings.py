@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from personalize.nodes.attention.words import words_of
-from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
+from personalize.nodes.papers.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
 from personalize.nodes.text.layout import LAYOUT
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.text.pairs import in_pairs, keys_of, token_count

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from personalize.nodes.core.presets import PRESETS
+from personalize.nodes.papers.core.presets import PRESETS
 from personalize.nodes.text.prompts import bundled
 from support.failures import PromptFailed
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
 from personalize.nodes.text.vectors import WordVectors
@@ -169,7 +169,7 @@ def _tokens(trainer, tokens, concept):
 
 def test_a_subject_at_the_end_of_a_chunk_has_no_gradient_from_what_stands_before(sd15):
     """Restricted to the words before S*, the loss and its gradient are zero."""
-    from personalize.nodes.core.loss import aligned_context, context_embedding_loss
+    from personalize.nodes.papers.core.loss import aligned_context, context_embedding_loss
     from personalize.nodes.text.encode import encode
 
     c = concept(sd15.clip)

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from personalize.nodes.core.presets import PRESETS, core_terms
-from personalize.nodes.core.test_time import NoisedScene, Refinement, Scene, refine, template_of
 from personalize.nodes.families.noise import noise_levels
+from personalize.nodes.papers.core.presets import PRESETS, core_terms
+from personalize.nodes.papers.core.test_time import NoisedScene, Refinement, Scene, refine, template_of
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders

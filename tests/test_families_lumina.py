@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
-from personalize.nodes.core.test_time import NoisedScene
 from personalize.nodes.families.find import unet_of
+from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.papers.core.test_time import NoisedScene
 from personalize.nodes.recording.pass_recorder import AttentionRecorder, Wanted
 from personalize.nodes.text.encode import encode
 from personalize.nodes.text.tokens import PromptTokenizer

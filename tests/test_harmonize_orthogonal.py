@@ -4,9 +4,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize.nodes.harmonize.basis import A_VECTOR, ALL, WORDS, WORDS_AND_END, basis_tokens
-from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
-from personalize.nodes.harmonize.orthogonal import orthogonalised, parallel_share, text_basis
+from personalize.nodes.papers.harmonize.basis import A_VECTOR, ALL, WORDS, WORDS_AND_END, basis_tokens
+from personalize.nodes.papers.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
+from personalize.nodes.papers.harmonize.orthogonal import orthogonalised, parallel_share, text_basis
 from personalize.nodes.text.layout import END, LAYOUT, LEARNED, PADDING, START, VISUAL, layout_in
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.visual_prompts.tokens import VisualTokens

@@ -7,7 +7,7 @@ import torch
 from personalize.nodes.attention.masks import otsu
 from personalize.nodes.attention.words import words_of
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.harmonize.nodes_swap import PersonalizeBranchLatent
+from personalize.nodes.papers.harmonize.nodes_swap import PersonalizeBranchLatent
 from personalize.nodes.recording.record import Record
 from personalize.nodes.recording.sampling_recorder import recording_model
 from personalize.nodes.training.seeds import generator

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.text.layout import WORD
 from personalize.nodes.text.vectors import WordVectors
 from personalize.nodes.training.diffusion import DiffusionLoss
@@ -27,7 +28,6 @@ from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.preview import draw_preview
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.training.session import training_session
-from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from support.trainings import (
     CORE,
     TEMPLATES,

@@ -12,6 +12,7 @@ import torch
 
 from personalize.nodes import files
 from personalize.nodes.families.unet import UNet
+from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.run_files import run_names
 from personalize.nodes.text.embedding_files import save_embedding
 from personalize.nodes.training.nodes_steps import PersonalizeManageSteps
@@ -19,7 +20,6 @@ from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.progress import RUNS, Live
 from personalize.nodes.training.run_folder import saved_report
-from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from support.failures import PromptFailed
 from support.prompts import node
 from support.trainings import learned, make_job, run, subject

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from personalize.nodes.attention.words import Words
-from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
+from personalize.nodes.papers.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
 from personalize.nodes.recording.nodes_mask import OTSU, THRESHOLD, SubjectMask
 from personalize.nodes.recording.nodes_show import EACH_MAP, MEAN, ShowAttention
 from personalize.nodes.training.images import sources_from_tensors

@@ -5,12 +5,12 @@ import folder_paths
 import pytest
 import torch
 
-from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.papers.vico.terms import ReferenceAttentionLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.batch import MadePicture, Subject
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.plan import Settings
-from personalize.nodes.vico.terms import ReferenceAttentionLoss
 from support.failures import PromptFailed
 from support.training_page import training_prompt
 from support.trainings import learned, make_job, run, subject

@@ -14,11 +14,11 @@ import torch
 
 from personalize.nodes import files, locations
 from personalize.nodes.families.unet import UNet
+from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.run_files import files_of_run
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.run_folder import saved_report
-from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
 from support.faults import failing_writes
 from support.trainings import learned, make_job, run, subject
 

@@ -10,8 +10,8 @@ import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
 
-from personalize.nodes.core.nodes import CoReTestTime
 from personalize.nodes.families.unet import UNet
+from personalize.nodes.papers.core.nodes import CoReTestTime
 from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.text.vectors import WordVectors
 from personalize.nodes.training import job as job_module
@@ -239,7 +239,7 @@ def test_test_time_optimization_names_its_own_remedies(sd15, monkeypatch):
         refine(sd15, subject=(subject(),), vae=Vae(sd15.vae, "encode"))
     with monkeypatch.context() as patch, pytest.raises(OutOfMemory) as error:
         patch.setattr(comfy.model_management, "soft_empty_cache", lambda *_: None)
-        patch.setattr("personalize.nodes.core.terms.context_embedding_loss", raising)
+        patch.setattr("personalize.nodes.papers.core.terms.context_embedding_loss", raising)
         refine(sd15)
     assert str(error.value) == ("Step 1 does not fit into memory with 1 row at once; set batch_size or size lower, or "
                                 "connect smaller pictures.")

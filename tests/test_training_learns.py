@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.training.batch import Row
 from personalize.nodes.training.dataset import Dataset

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from personalize.nodes.families.find import unet_of
+from personalize.nodes.papers.vico import files
+from personalize.nodes.papers.vico.apply import KEY, Reference, Use
+from personalize.nodes.papers.vico.files import ViCo, metadata_of, read_vico
+from personalize.nodes.papers.vico.nodes_apply import AS_TRAINED, ApplyViCo
 from personalize.nodes.recording.record import Record
-from personalize.nodes.vico import files
-from personalize.nodes.vico.apply import KEY, Reference, Use
-from personalize.nodes.vico.files import ViCo, metadata_of, read_vico
-from personalize.nodes.vico.nodes_apply import AS_TRAINED, ApplyViCo
 from support.companions import with_control
 from support.inprocess import load_computing_in
 from support.layouts import spans_in

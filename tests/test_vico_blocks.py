@@ -9,9 +9,9 @@ from comfy.supported_models import SD15
 from safetensors.torch import save_file
 
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.vico import maths
-from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers, parameter_shapes
-from personalize.nodes.vico.files import metadata_of, read_vico
+from personalize.nodes.papers.vico import maths
+from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers, parameter_shapes
+from personalize.nodes.papers.vico.files import metadata_of, read_vico
 from support import vico_by_hand
 from support.inprocess import dynamic_vram
 from tiny.vico import TINY_SD15, official_tensors

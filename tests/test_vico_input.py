@@ -9,19 +9,19 @@ import torch
 from safetensors.torch import save_file
 
 from personalize.nodes.families.find import unet_of
+from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
+from personalize.nodes.papers.vico.files import metadata_of, read_vico
+from personalize.nodes.papers.vico.nodes_apply import _reference
+from personalize.nodes.papers.vico.nodes_train import TrainViCo
+from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
+from personalize.nodes.papers.vico.prompts import END_OF_TEXT, place_of
+from personalize.nodes.papers.vico.terms import ReferenceAttentionLoss
 from personalize.nodes.text.layout import END, LEARNED, START, Layout
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.nodes_parts import TrainEmbedding
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.recipe import TemplateRecipe
-from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
-from personalize.nodes.vico.files import metadata_of, read_vico
-from personalize.nodes.vico.nodes_apply import _reference
-from personalize.nodes.vico.nodes_train import TrainViCo
-from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
-from personalize.nodes.vico.prompts import END_OF_TEXT, place_of
-from personalize.nodes.vico.terms import ReferenceAttentionLoss
 from support.layouts import of_tokens
 from support.trainings import make_job, run, subject, train
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from personalize.nodes.vico.files import FORMAT
-from personalize.nodes.vico.nodes_apply import LoadViCo
+from personalize.nodes.papers.vico.files import FORMAT
+from personalize.nodes.papers.vico.nodes_apply import LoadViCo
 from personalize.nodes.visual_prompts.nodes_blip_diffusion import LoadBlipDiffusion
 from personalize.nodes.visual_prompts.nodes_elite import LoadElite
 from personalize.nodes.visual_prompts.nodes_ip_adapter import LoadIPAdapter

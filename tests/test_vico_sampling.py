@@ -9,13 +9,13 @@ from comfy.model_management import InterruptProcessingException, interrupt_curre
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
-from personalize.nodes.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
+from personalize.nodes.papers.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
+from personalize.nodes.papers.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
+from personalize.nodes.papers.vico.apply import Reference, Use, with_references
 from personalize.nodes.recording.record import Record
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.layout import END, layout_in
 from personalize.nodes.text.tokens import prompt_tokens
-from personalize.nodes.vico.apply import Reference, Use, with_references
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support.companions import KINDS, composed
 from support.inprocess import dynamic_vram

@@ -12,6 +12,12 @@ import torch
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
+from personalize.nodes.papers.vico.apply import Reference, Use, with_references
+from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
+from personalize.nodes.papers.vico.nodes_apply import MASKS as MASK_NAMES
+from personalize.nodes.papers.vico.nodes_apply import ApplyViCo, LoadViCo
+from personalize.nodes.papers.vico.nodes_train import TrainViCo
+from personalize.nodes.papers.vico.parts import ImageAttentionPart
 from personalize.nodes.recording.record import Record
 from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.text.nodes_concept import PersonalizeLoadConcept, PersonalizeSaveConcept
@@ -23,12 +29,6 @@ from personalize.nodes.training.nodes_parts import TrainAdapter
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.plan import Settings
-from personalize.nodes.vico.apply import Reference, Use, with_references
-from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
-from personalize.nodes.vico.nodes_apply import MASKS as MASK_NAMES
-from personalize.nodes.vico.nodes_apply import ApplyViCo, LoadViCo
-from personalize.nodes.vico.nodes_train import TrainViCo
-from personalize.nodes.vico.parts import ImageAttentionPart
 from support.sampling import difference, encoded, sample
 from support.trainings import make_job, run, subject, train
 from support.vico_training import RECIPE, WORD, close, method, with_masks

@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from personalize.nodes.families.find import unet_of
+from personalize.nodes.papers.vico.apply import Reference, Use, with_references
+from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
+from personalize.nodes.papers.vico.nodes_train import TrainViCo
+from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
+from personalize.nodes.papers.vico.terms import ReferenceAttentionLoss
 from personalize.nodes.recording.record import Record
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.loop import Trainer
@@ -20,11 +25,6 @@ from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.recipe import TemplateRecipe
-from personalize.nodes.vico.apply import Reference, Use, with_references
-from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
-from personalize.nodes.vico.nodes_train import TrainViCo
-from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
-from personalize.nodes.vico.terms import ReferenceAttentionLoss
 from support import vico_by_hand
 from support.inprocess import dynamic_vram
 from support.trainings import CORE, gradients, in_place_of_a_step, make_job, run, subject, train

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save as save_safetensors
 
+from personalize.nodes.papers.vico.files import ViCo, read_vico
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.concept_files import load_concept
 from personalize.nodes.text.embedding_files import load_embedding
@@ -21,7 +22,6 @@ from personalize.nodes.text.prompts import SLOT, PromptSet, read_prompts
 from personalize.nodes.training.captions import read_caption
 from personalize.nodes.training.picture_reading import read_picture
 from personalize.nodes.training.run_folder import REPORT, RunFolder, saved_report
-from personalize.nodes.vico.files import ViCo, read_vico
 from personalize.nodes.visual_prompts.blip_diffusion_files import read_blip_diffusion
 from personalize.nodes.visual_prompts.elite_files import read_elite
 from personalize.nodes.visual_prompts.ip_adapter_files import BASE, read_ip_adapter

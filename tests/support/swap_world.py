@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
+from personalize.nodes.papers.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.training.seeds import generator
 

@@ -8,7 +8,7 @@ import comfy.model_management
 import comfy.sample
 import torch
 
-from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.assembly import open_training
 from personalize.nodes.training.batch import MadePicture, Subject

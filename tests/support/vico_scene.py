@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
+from personalize.nodes.papers.vico.apply import Reference, Use, with_references
+from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
 from personalize.nodes.recording.record import Record
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
-from personalize.nodes.vico.apply import Reference, Use, with_references
-from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
 
 from . import vico_by_hand
 from .layouts import spans_in

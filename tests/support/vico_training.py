@@ -8,13 +8,13 @@ from comfy.model_sampling import V_PREDICTION
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
+from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
+from personalize.nodes.papers.vico.terms import ReferenceAttentionLoss
 from personalize.nodes.text.encode import encode
 from personalize.nodes.text.layout import END
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.recipe import TemplateRecipe
-from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
-from personalize.nodes.vico.terms import ReferenceAttentionLoss
 
 from .trainings import subject
 from .vico_by_hand import DualStream

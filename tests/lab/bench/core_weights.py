@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How much harder CoRe's losses pull as released than by Eqs. 3–4: the factors in nodes/core/presets.py.
+"""How much harder CoRe's losses pull as released than by Eqs. 3–4: the factors in nodes/papers/core/presets.py.
 
 At the very first step every one of them is zero and flat, because training starts from the class word. So one step of
 the diffusion loss is taken (AdamW, 0.005), and the gradients of the four losses in the vector are measured in the
@@ -87,7 +87,7 @@ def subject(options: argparse.Namespace):
 
 def factors(model, clip, vae, of, rows: int, seed: int) -> dict[str, float]:
     """Loss → norm of the released formula's gradient over that of the equation's."""
-    from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+    from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
     from personalize.nodes.text.prompts import bundled
     from personalize.nodes.training.assembly import open_training
     from personalize.nodes.training.diffusion import DiffusionLoss

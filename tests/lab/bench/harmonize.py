@@ -52,7 +52,7 @@ def contenders(options: argparse.Namespace) -> dict[str, Callable[[], object]]:
     import comfy.sample
 
     from bench import checkpoint
-    from personalize.nodes.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
+    from personalize.nodes.papers.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
     from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 
     model, clip = checkpoint.load()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from personalize.nodes.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
+from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.tokens import Slot
 from personalize.nodes.training.assembly import open_training

@@ -58,10 +58,10 @@ def contenders(options: argparse.Namespace) -> tuple[dict, list, list]:
     """Name → MODEL, plain and with each use of one reference; and the positive and negative prompt."""
     from bench import checkpoint
     from personalize.nodes.families.find import unet_of
+    from personalize.nodes.papers.vico.apply import Reference, Use, with_references
+    from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
     from personalize.nodes.recording.record import Record
     from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
-    from personalize.nodes.vico.apply import Reference, Use, with_references
-    from personalize.nodes.vico.blocks import ImageBlocks, chosen_layers
 
     model, clip = checkpoint.load(widths=WIDTHS[options.widths], dtype=torch.float32)
     side = options.resolution // 8

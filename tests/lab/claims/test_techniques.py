@@ -87,9 +87,9 @@ def test_image_blocks_are_drawn_again_from_what_their_cell_keeps(world, task, tm
 
 def test_a_second_subject_takes_turns_with_its_own_word_and_pictures(world, task):
     from claims.techniques.vico import starting_at, subject_beside
+    from personalize.nodes.papers.vico.nodes_train import TrainingReferences, TrainViCo
     from personalize.nodes.training.diffusion import DiffusionLoss
     from personalize.nodes.training.plan import Settings
-    from personalize.nodes.vico.nodes_train import TrainingReferences, TrainViCo
 
     own, other, taught = subject_of(task, starting_at(task, "")), subject_beside(task), []
     assert other.concept.placeholder != own.concept.placeholder and len(other.pictures) == 5

@@ -21,9 +21,9 @@ STEPS = 2
 def run() -> dict[str, tuple[int, int]]:
     """Name of the fault → (how often all was kept that could be, writes that failed)."""
     from personalize.nodes.families.unet import UNet
+    from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
     from personalize.nodes.training.parts.embedding import EmbeddingPart
     from personalize.nodes.training.parts.weights import AdapterPart
-    from personalize.nodes.vico.parts import ImageAttentionPart, WithReferences
     from support.trainings import make_job
 
     loaded = _checkpoint()

@@ -9,8 +9,8 @@ import comfy.sd
 from torch import Tensor
 
 from miniature.prompts import regularization_prompts
-from personalize.nodes.core.presets import PRESETS, RELEASED, Weighting, core_terms
-from personalize.nodes.core.test_time import Refinement, Scene, refine
+from personalize.nodes.papers.core.presets import PRESETS, RELEASED, Weighting, core_terms
+from personalize.nodes.papers.core.test_time import Refinement, Scene, refine
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.training.diffusion import DEBIASED, DiffusionLoss

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from miniature.grammar import caption
 from miniature.network import REFERENCE_SIZE
-from personalize.nodes.harmonize.basis import WORDS
-from personalize.nodes.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
-from personalize.nodes.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
+from personalize.nodes.papers.harmonize.basis import WORDS
+from personalize.nodes.papers.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
+from personalize.nodes.papers.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
 from personalize.nodes.text.layout import LAYOUT, VISUAL, layout_in
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.visual_prompts.tokens import VisualTokens

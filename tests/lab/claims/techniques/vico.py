@@ -26,16 +26,16 @@ from miniature.factors import BACKGROUNDS, POSES, Identity, Scene
 from miniature.subjects import Subject as NovelSubject
 from miniature.subjects import fresh_subjects
 from personalize.nodes.files import write_safetensors
+from personalize.nodes.papers.vico.files import FILE, metadata_of, read_vico
+from personalize.nodes.papers.vico.files import ViCo as ViCoFile
+from personalize.nodes.papers.vico.nodes_apply import AS_TRAINED, FITS, MASKS, ApplyViCo
+from personalize.nodes.papers.vico.nodes_train import TARGETS, EndOfTextRegularisation, TrainingReferences, TrainViCo
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.training.batch import Subject
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.plan import Settings
-from personalize.nodes.vico.files import FILE, metadata_of, read_vico
-from personalize.nodes.vico.files import ViCo as ViCoFile
-from personalize.nodes.vico.nodes_apply import AS_TRAINED, FITS, MASKS, ApplyViCo
-from personalize.nodes.vico.nodes_train import TARGETS, EndOfTextRegularisation, TrainingReferences, TrainViCo
 
 from ..bounds import SUBJECT, ClassWord, Truth
 from ..store import Cell, Drawn

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..families.find import unet_of
-from ..families.layers import AttentionLayer
-from ..families.unet import UNet
-from ..recording.pass_recorder import AttentionRecorder, Wanted, beside
-from ..text.pairs import taken_apart
+from ...families.find import unet_of
+from ...families.layers import AttentionLayer
+from ...families.unet import UNet
+from ...recording.pass_recorder import AttentionRecorder, Wanted, beside
+from ...text.pairs import taken_apart
 from .blocks import ImageBlocks
 from .maths import Variant
 

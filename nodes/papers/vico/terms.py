@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..text.tokens import PromptTokens
-from ..training.batch import Batch, Stream
-from ..training.diffusion import ALWAYS, denoising_pass
-from ..training.interfaces import DenoiserSide, Maps, Needs, Results, TextSide
+from ...text.tokens import PromptTokens
+from ...training.batch import Batch, Stream
+from ...training.diffusion import ALWAYS, denoising_pass
+from ...training.interfaces import DenoiserSide, Maps, Needs, Results, TextSide
 from .blocks import Placement, chosen_layers
 from .maths import alignment, end_of_text_regularisation, object_mask
 from .parts import REFERENCE, end_position, reference_masks, subject_positions

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..attention.branch import Branch, with_branch
-from ..attention.calls import put_first
-from ..families.find import unet_of
-from ..recording.record import Record
-from ..recording.sampling_recorder import recording_model
+from ...attention.branch import Branch, with_branch
+from ...attention.calls import put_first
+from ...families.find import unet_of
+from ...recording.record import Record
+from ...recording.sampling_recorder import recording_model
 from .swap_run import SwapRun
 from .swap_settings import SWAP_LAYERS, AttentionMask, SwapSettings
 

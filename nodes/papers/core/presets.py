@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..training.diffusion import ALWAYS
+from ...training.diffusion import ALWAYS
 from .terms import ContextAttentionLoss, ContextEmbeddingLoss, Formula
 
 # What a loss by the paper's equation is multiplied by to pull on the vectors as hard as the authors' formula does: the

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..attention.masks import otsu
+from ...attention.masks import otsu
 
 Variant = Literal["paper", "released", "none"]
 

@@ -8,16 +8,16 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..families.latents import latent_space
-from ..recording.record import Record
-from ..text.concept import Concept
-from ..text.embedding_versions import embedding_versions
-from ..text.tokens import prompt_tokens
-from ..training.augment import Fit, Preparation
-from ..training.dataset import check_vae, encode_picture
-from ..training.images import prepare, sources_from_tensors
-from ..types import ConceptType, RecordType, ViCoType
-from ..visual_prompts.folders import file_names, find_file, validated, versions
+from ...families.latents import latent_space
+from ...recording.record import Record
+from ...text.concept import Concept
+from ...text.embedding_versions import embedding_versions
+from ...text.tokens import prompt_tokens
+from ...training.augment import Fit, Preparation
+from ...training.dataset import check_vae, encode_picture
+from ...training.images import prepare, sources_from_tensors
+from ...types import ConceptType, RecordType, ViCoType
+from ...visual_prompts.folders import file_names, find_file, validated, versions
 from .apply import Halves, Reference, Use, with_references
 from .files import FOLDER, ViCo, file_of_run, read_vico
 from .maths import Variant

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..text.layout import END, PADDING, START, Layout
+from ...text.layout import END, PADDING, START, Layout
 
 A_VECTOR = "a vector"  # of an embedding file
 ARTICLES = frozenset({"a", "an", "the"})

@@ -14,10 +14,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ..families.attention import Attention
-from ..families.find import unet_of
-from ..families.layers import AttentionLayer
-from ..families.unet import TransformerBlock
+from ...families.attention import Attention
+from ...families.find import unet_of
+from ...families.layers import AttentionLayer
+from ...families.unet import TransformerBlock
 from .maths import Variant, attention
 
 Placement = Literal["decoder", "encoder", "both"]

@@ -11,19 +11,19 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..attention.branch import in_branch
-from ..attention.calls import Options, rows_told, step_of
-from ..attention.devices import copies_by_device, device_of
-from ..attention.maps import mean_over_layers, size_of
-from ..attention.masks import on_grid
-from ..attention.sides import list_at, say_once, side_named, tell_sides
-from ..attention.windows import images_of
-from ..families.find import unet_of
-from ..families.latents import latent_space
-from ..families.layers import AttentionLayer
-from ..recording.record import Record
-from ..text.layout import Layout
-from ..text.pairs import in_pairs
+from ...attention.branch import in_branch
+from ...attention.calls import Options, rows_told, step_of
+from ...attention.devices import copies_by_device, device_of
+from ...attention.maps import mean_over_layers, size_of
+from ...attention.masks import on_grid
+from ...attention.sides import list_at, say_once, side_named, tell_sides
+from ...attention.windows import images_of
+from ...families.find import unet_of
+from ...families.latents import latent_space
+from ...families.layers import AttentionLayer
+from ...recording.record import Record
+from ...text.layout import Layout
+from ...text.pairs import in_pairs
 from .blocks import ImageBlocks, patcher_of
 from .maths import Variant, given_mask, object_mask
 from .prompts import layout_of_conditioning, place_of

@@ -12,13 +12,13 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ..families.find import unet_of
-from ..families.layers import AttentionLayer
-from ..families.unet import TRANSFORMER_NAME
-from ..foreign.text import parse_json, short
-from ..text.concept import Concept
-from ..visual_prompts.folders import folder_of
-from ..weight_files import check_numbers, damaged, read_weights
+from ...families.find import unet_of
+from ...families.layers import AttentionLayer
+from ...families.unet import TRANSFORMER_NAME
+from ...foreign.text import parse_json, short
+from ...text.concept import Concept
+from ...visual_prompts.folders import folder_of
+from ...weight_files import check_numbers, damaged, read_weights
 from .blocks import MODULE, ImageBlocks, parameter_shapes
 from .maths import Variant
 

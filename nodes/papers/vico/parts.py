@@ -11,13 +11,13 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..attention.masks import on_grid
-from ..families.find import unet_of
-from ..recording.record import Record
-from ..text.layout import END
-from ..text.tokens import PromptTokens
-from ..training.batch import Batch, Recipe, Row, Stream, Subject
-from ..training.parts.part import (
+from ...attention.masks import on_grid
+from ...families.find import unet_of
+from ...recording.record import Record
+from ...text.layout import END
+from ...text.tokens import PromptTokens
+from ...training.batch import Batch, Recipe, Row, Stream, Subject
+from ...training.parts.part import (
     RUNNING,
     Artifact,
     AttachedPart,
@@ -27,8 +27,8 @@ from ..training.parts.part import (
     TrainablePart,
     TrainingRun,
 )
-from ..training.restoring import matching
-from ..training.seeds import generator
+from ...training.restoring import matching
+from ...training.seeds import generator
 from .apply import KEY, Applied, Reference, Use
 from .blocks import ImageBlocks, Placement, chosen_layers
 from .files import FILE, FOLDER, metadata_of

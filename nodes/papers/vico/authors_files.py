@@ -7,11 +7,11 @@ from pathlib import Path
 import folder_paths
 import torch
 
-from ..families.unet import transformer_name_in_sd1
-from ..files import holds_bytes, torch_bytes, write_torch
-from ..names import safe_name
-from ..text.concept import Concept
-from ..text.embedding_layouts import AUTHORS_SCRIPTS, LAYOUTS
+from ...families.unet import transformer_name_in_sd1
+from ...files import holds_bytes, torch_bytes, write_torch
+from ...names import safe_name
+from ...text.concept import Concept
+from ...text.embedding_layouts import AUTHORS_SCRIPTS, LAYOUTS
 from .blocks import MODULE
 from .files import ViCo
 

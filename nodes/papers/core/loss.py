@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..text.layout import END, FILLED, LEARNED, START, WORD, Layout
+from ...text.layout import END, FILLED, LEARNED, START, WORD, Layout
 
 if TYPE_CHECKING:
-    from ..text.tokens import PromptTokens
+    from ...text.tokens import PromptTokens
 
 Pairs = tuple[tuple[int, int], ...]
 RELEASED_BATCH = 6

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..attention.branch import Branch, Noise
-from ..attention.words import parse_words, words_of
-from ..recording.record import Record
-from ..text.embedding_versions import embedding_versions
-from ..types import RecordType
+from ...attention.branch import Branch, Noise
+from ...attention.words import parse_words, words_of
+from ...recording.record import Record
+from ...text.embedding_versions import embedding_versions
+from ...types import RecordType
 from .nodes_orthogonal import CATEGORY
 from .swap import with_swap
 from .swap_settings import BOTH, CONDITIONAL, SWAP_LAYERS, AttentionMask, Halves, SwapSettings

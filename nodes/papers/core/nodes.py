@@ -5,12 +5,12 @@ import comfy.utils
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..families.latents import latent_space
-from ..text.apply import apply_concepts
-from ..text.embedding_versions import embedding_versions
-from ..text.placeholders import filled
-from ..training.diffusion import ALWAYS
-from ..types import ConceptType, LossType, PromptSetType, SubjectType
+from ...families.latents import latent_space
+from ...text.apply import apply_concepts
+from ...text.embedding_versions import embedding_versions
+from ...text.placeholders import filled
+from ...training.diffusion import ALWAYS
+from ...types import ConceptType, LossType, PromptSetType, SubjectType
 from .presets import PRESETS, RELEASED, Weighting, core_terms
 from .test_time import Refinement, Scene, refine
 

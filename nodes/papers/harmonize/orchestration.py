@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..text.layout import UNKNOWN, VISUAL, Layout, Piece, layout_in
-from ..text.pairs import token_count
-from ..text.tokens import prompt_tokens
-from ..visual_prompts.tokens import WORD_LIKE, VisualTokens
+from ...text.layout import UNKNOWN, VISUAL, Layout, Piece, layout_in
+from ...text.pairs import token_count
+from ...text.tokens import prompt_tokens
+from ...visual_prompts.tokens import WORD_LIKE, VisualTokens
 from .basis import ALL, BasisTokens, basis_tokens
 from .orthogonal import orthogonalised, parallel_share, text_basis
 

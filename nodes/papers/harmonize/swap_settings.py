@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..attention.words import Words
-from ..families.layers import AttentionLayer
+from ...attention.words import Words
+from ...families.layers import AttentionLayer
 
 Halves = Literal["both", "conditional"]
 BOTH: Halves = "both"

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..notice import notice
+from ...notice import notice
 
 NOT_ACTED = "Self-Attention Swap did not act: "
 NOT_EVERYWHERE = "Self-Attention Swap did not act everywhere: "

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from ..locations import OUTPUT, saving_problem
-from ..text.embedding_files import file_stem
-from ..types import ConceptType, ViCoType
+from ...locations import OUTPUT, saving_problem
+from ...text.embedding_files import file_stem
+from ...types import ConceptType, ViCoType
 from .authors_files import save_for_authors
 from .files import ViCo
 from .nodes_apply import CATEGORY

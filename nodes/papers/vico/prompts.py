@@ -4,9 +4,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ..notice import notice
-from ..text.layout import END, LEARNED, Layout, layout_of
-from ..text.pairs import token_count
+from ...notice import notice
+from ...text.layout import END, LEARNED, Layout, layout_of
+from ...text.pairs import token_count
 
 END_OF_TEXT = "<end>"  # the word of a map that is taken from the prompt's end
 

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..attention.branch import Call, Patches, Sides, branch_conditionings
-from ..attention.calls import Options, rows_of_each
-from ..attention.maps import size_of
-from ..attention.masks import above, on_grid, otsu
-from ..attention.sides import Side
-from ..attention.windows import Window, window_of
-from ..families.attention import Attention
-from ..families.find import unet_of
-from ..families.latents import latent_space
-from ..families.layers import AttentionLayer, place_in
-from ..notice import notice
-from ..recording.record import Record
-from ..recording.sampling_recorder import extent_of
+from ...attention.branch import Call, Patches, Sides, branch_conditionings
+from ...attention.calls import Options, rows_of_each
+from ...attention.maps import size_of
+from ...attention.masks import above, on_grid, otsu
+from ...attention.sides import Side
+from ...attention.windows import Window, window_of
+from ...families.attention import Attention
+from ...families.find import unet_of
+from ...families.latents import latent_space
+from ...families.layers import AttentionLayer, place_in
+from ...notice import notice
+from ...recording.record import Record
+from ...recording.sampling_recorder import extent_of
 from .account import BRANCH_NOT_COMPUTED, CUT_INTO_TILES, OTHER_ROWS, PAST_THE_GUIDER, Account, no_step_between
 from .masked_swap import ChosenPixels, masked_swap, pixels_inside
 from .swap_settings import BOTH, AttentionMask, SwapSettings

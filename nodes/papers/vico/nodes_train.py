@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..training.diffusion import ALWAYS
-from ..training.nodes_parts import learning_rate_input
-from ..training.parts.embedding import EmbeddingPart
-from ..training.recipe import TemplateRecipe
-from ..types import LossType, RecipeType, TrainableType
+from ...training.diffusion import ALWAYS
+from ...training.nodes_parts import learning_rate_input
+from ...training.parts.embedding import EmbeddingPart
+from ...training.recipe import TemplateRecipe
+from ...types import LossType, RecipeType, TrainableType
 from .blocks import Placement
 from .nodes_apply import CATEGORY, MASKS
 from .parts import ImageAttentionPart, WithReferences

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from comfy_api.latest import io, ui
 
-from ..attention.words import parse_words
-from ..text.embedding_versions import embedding_versions
-from ..types import VisualTokensType
-from ..visual_prompts.tokens import VisualTokens
+from ...attention.words import parse_words
+from ...text.embedding_versions import embedding_versions
+from ...types import VisualTokensType
+from ...visual_prompts.tokens import VisualTokens
 from .basis import TOKENS_OF, WORDS
 from .orchestration import (
     Basis,

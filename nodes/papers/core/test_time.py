@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..families.noise import NoiseLevels
-from ..text.apply import apply_concepts, words_in
-from ..text.concept import Concept, initial_vectors
-from ..text.placeholders import Found
-from ..text.vectors import Vectors
-from ..training.assembly import open_training
-from ..training.batch import Noised, Picture, Row, Stream, Subject
-from ..training.failures import NodeInputs
-from ..training.noise import add_noise
-from ..training.parts.embedding import EmbeddingPart
-from ..training.plan import Plan, Settings
-from ..training.recipe import TemplateRecipe
-from ..training.seeds import generator
-from ..training.session import Session, training_session
+from ...families.noise import NoiseLevels
+from ...text.apply import apply_concepts, words_in
+from ...text.concept import Concept, initial_vectors
+from ...text.placeholders import Found
+from ...text.vectors import Vectors
+from ...training.assembly import open_training
+from ...training.batch import Noised, Picture, Row, Stream, Subject
+from ...training.failures import NodeInputs
+from ...training.noise import add_noise
+from ...training.parts.embedding import EmbeddingPart
+from ...training.plan import Plan, Settings
+from ...training.recipe import TemplateRecipe
+from ...training.seeds import generator
+from ...training.session import Session, training_session
 from .presets import Weighting, core_terms
 
 INPUTS = NodeInputs(fewer_rows=False, precision=False, smaller="set batch_size or size lower, or connect smaller "
