@@ -23,6 +23,7 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 NOT_RUN = pytest.StashKey[list]()
 WITHOUT_PACKS = pytest.StashKey[dict]()
 TINY_KINDS = ("sd15", "sd21", "sdxl", "sdxl_zsnr")
+TRANSFORMERS = ("z_image", "lumina2")
 
 inprocess.start(BASE)
 pack.make_importable()
@@ -107,12 +108,13 @@ def folder(base) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def tiny_checkpoints() -> dict[str, str]:
     """Kind -> name for `Load Checkpoint`, of all tiny random checkpoints."""
-    return {kind: inprocess.provide_checkpoint(kind, BASE) for kind in TINY_KINDS}
+    return {kind: inprocess.provide_checkpoint(kind, BASE) for kind in (*TINY_KINDS, *TRANSFORMERS)}
 
 
 @pytest.fixture(scope="session")
 def load_checkpoint(tiny_checkpoints):
-    """Call with a kind ("sd15", "sd21", "sdxl", "sdxl_zsnr") for a checkpoint that no other test sees."""
+    """Call with a kind ("sd15", "sd21", "sdxl", "sdxl_zsnr", "z_image", "lumina2") for a checkpoint that no other test
+    sees."""
     return lambda kind: inprocess.load_checkpoint(tiny_checkpoints[kind])
 
 
@@ -156,6 +158,18 @@ def sdxl(_shared_checkpoints):
 def sdxl_zsnr(_shared_checkpoints):
     """(model, clip, vae) of a tiny SDXL with v-prediction and zero terminal SNR."""
     yield from _lend(_shared_checkpoints("sdxl_zsnr"))
+
+
+@pytest.fixture
+def z_image(_shared_checkpoints):
+    """(model, clip, vae) of the tiny Z-Image: flow, Qwen3."""
+    yield from _lend(_shared_checkpoints("z_image"))
+
+
+@pytest.fixture(params=TRANSFORMERS)
+def any_transformer(request, _shared_checkpoints):
+    """(model, clip, vae) of the tiny Z-Image and of the tiny Lumina 2, whose encoder is Gemma."""
+    yield from _lend(_shared_checkpoints(request.param))
 
 
 @pytest.fixture(params=TINY_KINDS)

@@ -138,14 +138,14 @@ def test_fp8_weights_train(sd15, tiny_checkpoints):
     assert all(rows.isfinite().all() for rows in learned["<my-dog>"].values())
 
 
-def test_quantised_weights_are_refused(sd15):
+def test_weights_that_only_their_loader_understands_are_refused(sd15):
     """A stand-in for what GGUF loaders put in the weights' place: bytes that only their own layer understands."""
     model = sd15.model.clone()
     conv = model.model.diffusion_model.out[2]
     original = conv.weight
     conv.weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
     try:
-        with pytest.raises(ValueError, match="quantised weights .* load an fp16, bf16 or fp32 checkpoint"):
+        with pytest.raises(ValueError, match="only their own loader .* GGUF files .* fp32 or fp8 checkpoint"):
             train(sd15._replace(model=model), Settings(steps=1))
     finally:
         conv.weight = original

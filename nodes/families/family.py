@@ -31,18 +31,15 @@ class Seen(Protocol):
 
     def __call__(self, layer: AttentionLayer, query: Tensor, key: Tensor, tokens: int, keys_of: KeysOf) -> None:
         """query: (rows, pixels, heads · d). key: (rows, n, heads · d), the first `tokens` of them the text's.
-        keys_of: the layer's keys of another context (rows, T, C), which are not told of again; raises ValueError where
-        there are none."""
+        keys_of: the layer's keys of another context (rows, T, C); raises ValueError where there are none."""
 
 
 class Family(Protocol):
     """One model, seen through what its family has in common; made by `find.family_of`.
 
-    models: what its models are called, for messages.
     preview: what suits its pictures.
     """
 
-    models: str
     preview: PreviewDefaults
 
     @property

@@ -19,9 +19,8 @@ def family_of(model) -> Family:
             found = family(denoiser)  # ty: ignore[invalid-argument-type]
             if found.layers:
                 return found
-    known = ", ".join(family.models for family in FAMILIES)
     raise ValueError(f"The model {_name(model)} is of no family that this pack knows, or has no attention to the text; "
-                     f"use {known}.")
+                     "use SD1.x, SD2.x, SDXL, Lumina 2 or Z-Image.")
 
 
 def unet_of(model) -> UNet:

@@ -23,6 +23,7 @@ from ..families.family import Family
 from ..families.find import family_of
 from ..families.latents import latent_space
 from ..families.noise import NoiseLevels, noise_levels
+from ..families.quantised import has_scales, lets_gradients_through
 from ..text.encode import differentiable_text_model
 
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -67,7 +68,8 @@ class Session:
         all these copies, for each prompt anew. Tables are looked up as they are."""
         for module_name, module in self.clip.cond_stage_model.named_modules():
             for name, weight in module.named_parameters(module_name, recurse=False):
-                if weight.dtype in (torch.float16, torch.bfloat16) and not isinstance(module, nn.Embedding):
+                is_half = weight.dtype in (torch.float16, torch.bfloat16) and not has_scales(weight)
+                if is_half and not isinstance(module, nn.Embedding):
                     self.text_dtypes[name] = weight.dtype
                     weight.data = weight.data.float()
 
@@ -129,9 +131,10 @@ def check_trainable(model) -> None:
         )
     noise_levels(model)
     for key, weight in family.denoiser.named_parameters():
-        if type(weight) is not nn.Parameter or not weight.is_floating_point():
-            raise ValueError(f"The model {name} holds quantised weights ({type(weight).__name__} at {key}), through "
-                             "which no gradient flows; load an fp16, bf16 or fp32 checkpoint.")
+        if not lets_gradients_through(weight):
+            raise ValueError(f"The model {name} holds weights that only their own loader understands, as those of GGUF "
+                             f"files ({type(weight).__name__} at {key}), and no gradient is known to flow through "
+                             "them; load an fp16, bf16, fp32 or fp8 checkpoint.")
 
 
 def _static_clone(patcher):
@@ -165,9 +168,11 @@ def compute_dtype(model, precision: str) -> torch.dtype:
 def _must_be_told(model, precision: str) -> bool:
     """Whether the U-Net would compute in another type by itself."""
     inference = model.model.get_dtype_inference()
-    # with dynamic VRAM weights keep their file's type, and a static clone casts them only when told to
+    # with dynamic VRAM weights keep their file's type, and a static clone casts them only when told to; layers of
+    # quantised weights cast by themselves, and when told to keep every weight in full for the backward pass
     return (precision != "auto" or inference == torch.float16
-            or any(weight.dtype != inference for weight in family_of(model).denoiser.parameters()))
+            or any(weight.dtype != inference and not has_scales(weight)
+                   for weight in family_of(model).denoiser.parameters()))
 
 
 def _make_ordinary(module: nn.Module) -> None:

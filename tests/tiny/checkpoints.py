@@ -1,6 +1,7 @@
 """Random checkpoints: ComfyUI's own modules are built, filled from a seed, and saved under ComfyUI's key names.
 
-`sd15`, `sd21` (v-prediction), `sdxl` and `sdxl_zsnr` (v-prediction, zero terminal SNR) need the classes of `models.py`.
+`sd15`, `sd21` (v-prediction), `sdxl`, `sdxl_zsnr` (v-prediction, zero terminal SNR), `z_image` and `lumina2` (flow)
+need the classes of `models.py`.
 `sd15_stock` is detected and loaded as SD1.5 by an unmodified ComfyUI (about 275 MiB).
 """
 from __future__ import annotations
@@ -13,11 +14,13 @@ import safetensors.torch
 import torch
 
 from . import models
+from .text_encoders import sentence_pieces
 
-KINDS = ("sd15", "sd21", "sdxl", "sdxl_zsnr", "sd15_stock")
+TRANSFORMERS = {"z_image": models.TinyZImage, "lumina2": models.TinyLumina2}
+KINDS = ("sd15", "sd21", "sdxl", "sdxl_zsnr", *TRANSFORMERS, "sd15_stock")
 # Weights that write into a residual stream: damped, or a random network drowns its input.
 RESIDUAL_OUTPUTS = ("out_layers.3.weight", "proj_out.weight", "to_out.0.weight", "ff.net.2.weight", "conv.4.weight")
-TEXT_RESIDUAL_OUTPUTS = ("out_proj.weight", "mlp.fc2.weight")
+TEXT_RESIDUAL_OUTPUTS = ("out_proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")
 
 
 def cached(kind: str, folder: Path) -> Path:
@@ -49,13 +52,21 @@ def state_dict(kind: str, seed: int = 0) -> dict[str, torch.Tensor]:
         weights |= {"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)}
     if kind == "sd15_stock":
         _skip_text_layers(weights, first=2)
+    if kind == "lumina2":
+        weights["cond_stage_model.spiece_model"] = sentence_pieces()
     return weights
 
 
 def _unet(kind: str) -> torch.nn.Module:
     import comfy.ops
+    from comfy.ldm.lumina.model import NextDiT
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
+    if kind in TRANSFORMERS:
+        width = models.WIDTH_QWEN if kind == "z_image" else models.WIDTH_GEMMA
+        sizes = {**TRANSFORMERS[kind].unet_config, **TRANSFORMERS[kind].unet_extra_config}
+        return NextDiT(**sizes, patch_size=2, in_channels=16, n_layers=2, cap_feat_dim=width, qk_norm=True,
+                       operations=comfy.ops.manual_cast)
     config = {"image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True,
               "model_channels": models.UNET_CHANNELS, "num_res_blocks": [2, 2, 2, 2], "channel_mult": (1, 1, 2, 2),
               "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
@@ -83,15 +94,17 @@ def _text(kind: str) -> torch.nn.Module:
         holder.transformer = SDClipModel(dtype=torch.float32).transformer
         del holder.transformer.text_projection
         return holder
-    family = {"sd15": models.TinySD15Clip, "sd21": models.TinySD2Clip}.get(kind, models.TinySDXLClip)
+    family = {"sd15": models.TinySD15Clip, "sd21": models.TinySD2Clip, "z_image": models.TinyZImageClip,
+              "lumina2": models.TinyLumina2Clip}.get(kind, models.TinySDXLClip)
     return family(dtype=torch.float32)
 
 
 def _autoencoder(kind: str) -> torch.nn.Module:
     from comfy.taesd.taesd import TAESD
 
-    autoencoder = TAESD(latent_channels=4)
-    autoencoder.vae_scale.data.fill_(0.13025 if kind.startswith("sdxl") else 0.18215)
+    autoencoder = TAESD(latent_channels=16 if kind in TRANSFORMERS else 4)
+    scale = 0.3611 if kind in TRANSFORMERS else 0.13025 if kind.startswith("sdxl") else 0.18215
+    autoencoder.vae_scale.data.fill_(scale)
     return autoencoder
 
 

@@ -1,4 +1,4 @@
-"""Narrow siblings of the Stable Diffusion families.
+"""Narrow siblings of the Stable Diffusion families, of Lumina 2 and of Z-Image.
 
 Each class differs from ComfyUI's own only in widths and in the number of text layers, so loading, conditioning,
 sampling and patching run through the same code as for the full models. The two encoders of the SDXL sibling differ in
@@ -9,12 +9,14 @@ from __future__ import annotations
 import functools
 
 import torch
-from comfy import sd1_clip, sdxl_clip, supported_models, supported_models_base
+from comfy import sd1_clip, sdxl_clip, supported_models, supported_models_base, utils
+from comfy.text_encoders import lumina2, z_image
 
 WIDTH_L = 32
 WIDTH_G = 48
 WIDTH_H = 40
 UNET_CHANNELS = 32
+WIDTH_QWEN, WIDTH_GEMMA = 32, 40
 
 
 def text_config(width: int, layers: int, activation: str) -> dict:
@@ -98,8 +100,39 @@ class TinySDXLTokenizer(sdxl_clip.SDXLTokenizer):
         self.clip_g = sd1_clip.SDTokenizer(**common, embedding_size=WIDTH_G, embedding_key="clip_g", pad_with_end=False)
 
 
+def narrow_language_model(width: int, **more) -> dict:
+    """Settings of a language model that ComfyUI takes in place of its own; heads are 128 or 256 wide in any case."""
+    return {"hidden_size": width, "intermediate_size": 32, "num_attention_heads": 1, "num_key_value_heads": 1,
+            "num_hidden_layers": 3, **more}
+
+
+class TinyZImageClip(z_image.ZImageTEModel):
+    """Qwen3-4B: last but one layer, without the final norm. quantised: what ComfyUI's
+    `detect_layer_quantization` says."""
+
+    def __init__(self, device="cpu", dtype=None, model_options={}, quantised=None):
+        super().__init__(device, dtype, {**model_options, "quantization_metadata": quantised,
+                                         "qwen3_4b_model_config": narrow_language_model(WIDTH_QWEN)})
+
+
+class TinyLumina2Clip(lumina2.LuminaModel):
+    """Gemma 2: last but one layer, with a vocabulary of its own."""
+
+    def __init__(self, device="cpu", dtype=None, model_options={}):
+        super().__init__(device, dtype, {
+            **model_options, "gemma2_2b_model_config": narrow_language_model(WIDTH_GEMMA, vocab_size=512)})
+
+
+class TinyZImageTokenizer(z_image.ZImageTokenizer):
+    """The stock tokenizer, reading embeddings of the tiny width."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data={}):
+        super().__init__(embedding_directory, tokenizer_data)
+        self.qwen3_4b.embedding_size = WIDTH_QWEN
+
+
 class TinyModel:
-    """What the three siblings share: the text encoder's weights are stored under its own key names."""
+    """What the siblings share: the text encoder's weights are stored under its own key names."""
 
     text_model: type
     tokenizer: type
@@ -137,7 +170,34 @@ class TinySDXL(TinyModel, supported_models.SDXL):
     text_model, tokenizer = TinySDXLClip, TinySDXLTokenizer
 
 
+class TinyZImage(TinyModel, supported_models.ZImage):
+    """Z-Image: text and picture padded to 32 rows each. No narrower one can be: the time embedding has 256 channels."""
+
+    unet_config = {"image_model": "lumina2", "dim": 256}
+    unet_extra_config = {"n_heads": 8, "n_kv_heads": 8, "n_refiner_layers": 1, "axes_dims": [8, 12, 12],
+                         "axes_lens": [64, 64, 64], "rope_theta": 256.0, "multiple_of": 32, "ffn_dim_multiplier": 1.0,
+                         "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32}
+    vae_key_prefix = ["first_stage_model."]
+    text_model, tokenizer = TinyZImageClip, TinyZImageTokenizer
+
+    def clip_target(self, state_dict={}):
+        quantised = utils.detect_layer_quantization(state_dict, "cond_stage_model.")
+        return supported_models_base.ClipTarget(self.tokenizer, functools.partial(self.text_model, quantised=quantised))
+
+
+class TinyLumina2(TinyModel, supported_models.Lumina2):
+    """Lumina 2: three heads of queries share the keys and values of one, no padding."""
+
+    unet_config = {"image_model": "lumina2", "dim": 96}
+    unet_extra_config = {"n_heads": 3, "n_kv_heads": 1, "n_refiner_layers": 1, "axes_dims": [8, 12, 12],
+                         "axes_lens": [64, 64, 64], "multiple_of": 32, "ffn_dim_multiplier": 1.0}
+    vae_key_prefix = ["first_stage_model."]
+    text_model, tokenizer = TinyLumina2Clip, lumina2.LuminaTokenizer
+
+
 def register() -> None:
     """Make ComfyUI's checkpoint detection know the tiny classes; harmless when called again."""
     known = {cls.__name__ for cls in supported_models.models}
-    supported_models.models.extend(cls for cls in (TinySD15, TinySD21, TinySDXL) if cls.__name__ not in known)
+    tiny = (TinySD15, TinySD21, TinySDXL, TinyZImage, TinyLumina2)
+    # the first that fits is taken, and Lumina 2's own class fits every width
+    supported_models.models[:0] = [cls for cls in tiny if cls.__name__ not in known]

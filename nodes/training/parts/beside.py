@@ -29,7 +29,7 @@ def stands_beside(model, layer: nn.Module, adapter: nn.Module) -> bool:
     """
     if type(adapter) not in FORMULAS or isinstance(adapter, OFTDiff) and model.injections:
         return False
-    return isinstance(layer, nn.Linear) or isinstance(layer, CONVOLUTIONS) and layer.groups == 1
+    return _is_linear(layer) or isinstance(layer, CONVOLUTIONS) and layer.groups == 1
 
 
 class Beside:
@@ -60,11 +60,16 @@ def put_beside(model, adapters: Sequence[tuple[nn.Module, Beside]]) -> None:
     model.set_injections(KEY, [*(model.get_injections(KEY) or ()), PatcherInjection(inject, eject)])
 
 
+def _is_linear(layer: nn.Module) -> bool:
+    """Also one of ComfyUI's for quantised weights, which is no nn.Linear."""
+    return hasattr(layer, "in_features")
+
+
 def _low_rank(adapter: LoraDiff, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
     """LoRA: y + (α/r) B (A x). In a convolution A has the layer's kernel, and B a kernel of one point."""
     up = (adapter.lora_up.weight * (adapter.alpha / adapter.rank)).to(x.dtype)
     down = adapter.lora_down.weight.to(x.dtype)
-    if isinstance(layer, nn.Linear):
+    if _is_linear(layer):
         return y + F.linear(F.linear(x, down), up)
     low = layer._conv_forward(x, down.unflatten(1, layer.weight.shape[1:]), None)
     return y + torch.einsum("or,br...->bo...", up, low)
@@ -74,7 +79,7 @@ def _kronecker(adapter: LokrDiff, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
     """LoKr: y + (C ⊗ D) x, D applied to each group of channels (in a convolution with the layer's kernel), then C."""
     across, within = adapter.w1.to(x.dtype), adapter.w2.to(x.dtype)
     groups = across.shape[1]
-    if isinstance(layer, nn.Linear):
+    if _is_linear(layer):
         inside = F.linear(x.unflatten(-1, (groups, -1)), within)
         return y + torch.einsum("og,...gc->...oc", across, inside).flatten(-2)
     inside = layer._conv_forward(x.unflatten(1, (groups, -1)).flatten(0, 1), within, None)
@@ -86,7 +91,7 @@ def _rotation(adapter: OFTDiff, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
     weights."""
     count, size = adapter.block_num, adapter.block_size
     blocks = adapter(torch.eye(size, device=y.device).repeat(count, 1)).to(y.dtype).unflatten(0, (count, size))
-    if isinstance(layer, nn.Linear):
+    if _is_linear(layer):
         turned, bias_shape = _turned(blocks, y), (-1,)
     else:
         turned, bias_shape = _turned(blocks, y.movedim(1, -1)).movedim(-1, 1), (-1,) + (1,) * (y.ndim - 2)

@@ -11,6 +11,7 @@ from comfy.weight_adapter import adapter_maps
 from torch import Tensor, nn
 
 from ...families.find import family_of
+from ...families.quantised import is_quantised
 from ..restoring import matching
 from ..seeds import generator
 from .beside import Beside, put_beside, stands_beside
@@ -42,9 +43,13 @@ class UNetPart(TrainablePart):
     keeps: ClassVar = (WEIGHTS,)
 
     def attach(self, run: TrainingRun) -> AttachedWeights:
-        """Differences of zero for every weight and bias."""
+        """Differences of zero for every weight and bias. Raises ValueError if the weights are quantised."""
         changes = {}
         for name, module in _modules(run.model):
+            if is_quantised(cast(Tensor, module.weight)):
+                raise ValueError(f"Train U-Net changes the weights themselves, by less than lies between two of the "
+                                 f"values that this model's quantised ones can have ({name}); load an fp16, bf16 or "
+                                 "fp32 checkpoint, or train the embedding or an adapter, for which the weights stay.")
             for kind, key in (("weight", "diff"), ("bias", "diff_b")):
                 value = getattr(module, kind, None)
                 if value is not None:
@@ -82,7 +87,7 @@ class AdapterPart(TrainablePart):
     def _adapter(self, weight: Tensor, name: str, run: TrainingRun) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(run.seed, "adapter", name).initial_seed())
-            empty = torch.empty_like(weight, device="cpu", dtype=torch.float32)
+            empty = torch.empty(weight.shape, device="cpu", dtype=torch.float32)
             made = adapter_maps[self.algorithm].create_train(empty, self.rank, self.alpha)
         return made.to(run.device, torch.float32).train().requires_grad_(True)
 
