@@ -84,7 +84,7 @@ def test_queries_are_the_pictures_and_keys_those_of_the_whole_sequence(loaded):
             hook.remove()
     assert [seen[0] for seen in found] == list(layers) and tokens % 32
     rows = zip(found, values, outputs, *recorder.maps, strict=True)
-    for (layer, query, key, text, _), value, output, pixels, mean in rows:
+    for (layer, (query, key, text), _), value, output, pixels, mean in rows:
         query, key, value = (each.unflatten(-1, (layer.heads, -1)).transpose(1, 2) for each in (query, key, value))
         weights = torch.softmax(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, -1)
         expected = (weights @ value).transpose(1, 2).flatten(2)

@@ -10,6 +10,8 @@ import comfy.model_management as mm
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor
 
+OVERRIDE = "optimized_attention_override"  # in transformer_options: what computes attention in ComfyUI's place
+
 
 @contextlib.contextmanager
 def in_training() -> Iterator[None]:
@@ -38,8 +40,7 @@ def watched_attention(told: Told) -> Iterator[None]:
 
 
 def differentiable_attention(_, query: Tensor, key: Tensor, *args, **kwargs) -> Tensor:
-    """For transformer_options["optimized_attention_override"]: sage, flash and the chunked CPU attention have no
-    backward pass."""
+    """An OVERRIDE: sage, flash and the chunked CPU attention have no backward pass."""
     for told in _told.get():
         told(query, key, kwargs.get("transformer_options") or {})
     return attention_pytorch(query, key, *args, **kwargs)

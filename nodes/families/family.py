@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -26,12 +26,44 @@ class PreviewDefaults:
 KeysOf = Callable[[Tensor], Tensor]
 
 
-class Seen(Protocol):
-    """What is called with an attention's queries and keys."""
+class Projected(NamedTuple):
+    """What a layer attends by.
 
-    def __call__(self, layer: AttentionLayer, query: Tensor, key: Tensor, tokens: int, keys_of: KeysOf) -> None:
-        """query: (rows, pixels, heads · d). key: (rows, n, heads · d), the first `tokens` of them the text's.
-        keys_of: the layer's keys of another context (rows, T, C); raises ValueError where there are none."""
+    query: (rows, pixels, heads · d). key: (rows, n, heads · d), the first `tokens` of them the text's.
+    """
+
+    query: Tensor
+    key: Tensor
+    tokens: int
+
+
+class Seen(Protocol):
+    """What is called with an attention's queries and keys while training."""
+
+    def __call__(self, layer: AttentionLayer, projected: Projected, keys_of: KeysOf) -> None:
+        """keys_of: the layer's keys of another context (rows, T, C); raises ValueError where there are none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attending:
+    """A layer that attends in a call that a sampler makes.
+
+    options: transformer_options of the call.
+    size: height and width of the latent that the call works on. grid: those of the layer's queries.
+    rows: rows of the call.
+    project: queries and keys of some of the rows. Where keys are projected from a context of the text alone, they are
+        those of what its second argument makes of the context (rows, T, C).
+    """
+
+    layer: AttentionLayer
+    options: Mapping[str, Any]
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    rows: int
+    project: Callable[[slice, Callable[[Tensor], Tensor]], Projected]
+
+
+Watcher = Callable[[Attending], None]
 
 
 class Family(Protocol):
@@ -64,6 +96,13 @@ class Family(Protocol):
     def watch(self, layers: Sequence[AttentionLayer], seen: Seen) -> AbstractContextManager[None]:
         """While the context is open `seen` is called whenever one of the layers attends, with what it attends by; what
         the network computes stays the same, and a gradient goes through."""
+
+    def watch_sampling(self, model, layers: Sequence[AttentionLayer], watcher: Watcher) -> None:
+        """Lets `watcher` see whenever one of the layers attends in a run of `model`, the caller's own clone of the
+        MODEL that the family is of; what the network computes stays the same, bit for bit.
+
+        Attention that another node has rearranged, so that its rows are not the picture's pixels, is not seen.
+        """
 
     def recomputable(self, except_for: AttentionLayer | None = None) -> Sequence[nn.Module]:
         """Blocks that gradient checkpointing may run again in the backward pass.

@@ -2,20 +2,24 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+from uuid import uuid4
 
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from .adaptable import adaptable_modules
 from .attention import Attention
 from .differentiable import in_training
-from .family import PreviewDefaults, Seen, Weights
-from .layers import AttentionLayer, Place
+from .family import Attending, PreviewDefaults, Projected, Seen, Watcher, Weights
+from .layers import AttentionLayer, Place, place_in
 
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _TEXT_KEYS_AND_VALUES = ("attn2.to_k", "attn2.to_v")
@@ -78,6 +82,13 @@ class UNet:
                 stack.callback(module.to_q.register_forward_hook(watched.keep_query).remove)
                 stack.callback(module.to_k.register_forward_hook(watched.tell).remove)
             yield
+
+    def watch_sampling(self, model, layers: Sequence[AttentionLayer], watcher: Watcher) -> None:
+        """See Family. Queries and keys are projected once more, so that attention that another pack replaces is seen
+        too; keys are those of the context as the patches before this one left it."""
+        watching = _WatchedSampling(tuple(layers), watcher, f"personalize.watching.{uuid4().hex}")
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, watching.key, watching.run)
+        model.set_model_attn2_patch(watching.see)
 
     def recomputable(self, except_for: AttentionLayer | None = None) -> list[nn.Module]:
         """Residual and attention blocks; see Family."""
@@ -175,7 +186,38 @@ class _Watched:
         """Hook of the keys' projection; without queries it runs for the keys of another context."""
         query, self.query = self.query, None
         if query is not None:
-            self.seen(self.layer, query, output, output.shape[1], module)
+            self.seen(self.layer, Projected(query, output, output.shape[1]), module)
+
+
+@dataclass(frozen=True, eq=False)
+class _WatchedSampling:
+    """Patches of a MODEL; the attentions of the U-Net that runs travel in the call's own options, for with scheduled
+    LoRAs or several GPUs ComfyUI samples with copies."""
+
+    layers: tuple[AttentionLayer, ...]
+    watcher: Watcher
+    key: str
+    NOT_IN_KEY = ("key",)
+
+    def run(self, executor, x, timesteps, context, y, control, transformer_options, *args, **kwargs):
+        """DIFFUSION_MODEL wrapper."""
+        attentions = UNet(executor.class_obj).cross_attentions(self.layers)
+        return executor(x, timesteps, context, y, control, {**transformer_options, self.key: attentions}, *args,
+                        **kwargs)
+
+    def see(self, n: Tensor, context: Tensor, value: Tensor, options: Mapping[str, Any]
+            ) -> tuple[Tensor, Tensor, Tensor]:
+        """attn2_patch that returns what it is given. n: (rows, pixels, channels); context, value: (rows, T, C)."""
+        layer, attention = options.get(self.key, {}).get(place_in(options), (None, None))
+        if layer is not None and n.shape[1] == math.prod(options["activations_shape"][-2:]):
+            grid, size = (tuple(options[name][-2:]) for name in ("activations_shape", "original_shape"))
+
+            def project(rows, read):
+                keys = attention.keys(read(context[rows]))
+                return Projected(attention.queries(n[rows]), keys, keys.shape[1])
+
+            self.watcher(Attending(layer, options, size, grid, len(n), project))
+        return n, context, value
 
 
 class TransformerBlock(BasicTransformerBlock):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from comfy_api.latest import io
 
-from ..families.find import unet_of
+from ..families.find import family_of
 from ..families.layers import AttentionLayer
 
 ALL = "all"
@@ -29,7 +29,7 @@ def layer_inputs() -> list:
 
 def chosen_layers(model, choice: str, numbers: str) -> tuple[AttentionLayer, ...]:
     """Layers of a MODEL in execution order. Raises ValueError if there is no such layer."""
-    layers = unet_of(model).layers
+    layers = family_of(model).layers
     if choice == NUMBERED:
         return _numbered(layers, numbers)
     chosen = tuple(layer for layer in layers if choice == ALL or layer.stride == STRIDES[choice])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..attention.softmax import chosen_keys, mean_over_pixels
-from ..families.family import Family, KeysOf
+from ..families.family import Family, KeysOf, Projected
 from ..families.layers import AttentionLayer
 
 _depth: ContextVar[int] = ContextVar("personalize_recorder_depth", default=0)
@@ -100,7 +100,7 @@ class AttentionRecorder:
         """Whether what runs now is beside the pass (True) or the pass itself (False); None beside what is beside."""
         return {0: False, 1: True}.get(_depth.get() - self._depth)
 
-    def _record(self, layer: AttentionLayer, query: Tensor, key: Tensor, tokens: int, keys_of: KeysOf) -> None:
+    def _record(self, layer: AttentionLayer, projected: Projected, keys_of: KeysOf) -> None:
         is_beside = self._is_beside()
         if is_beside is None or (layer, is_beside) not in self._unrecorded:  # gradient checkpointing runs it once more
             return
@@ -110,11 +110,11 @@ class AttentionRecorder:
         with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
             for i, want in enumerate(self._wanted):
                 if layer in want.layers and want.beside == is_beside:
-                    if want.keys is None:
-                        self._found[i, layer] = _attention(query, key, layer.heads, want, tokens)
-                    else:
-                        others = keys_of(want.keys.to(query))
-                        self._found[i, layer] = _attention(query, others, layer.heads, want, others.shape[1])
+                    attending = projected
+                    if want.keys is not None:
+                        others = keys_of(want.keys.to(projected.query))
+                        attending = Projected(projected.query, others, others.shape[1])
+                    self._found[i, layer] = _attention(attending, layer.heads, want)
         if layer == self._until and not is_beside:
             raise PassStopped
 
@@ -123,8 +123,8 @@ def _unchanged(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _attention(query: Tensor, key: Tensor, heads: int, want: Wanted, tokens: int) -> Tensor:
-    """Of the keys the first `tokens` are the text's; the picture's may follow."""
+def _attention(projected: Projected, heads: int, want: Wanted) -> Tensor:
+    query, key, tokens = projected
     if want.keep == "mean":
         return mean_over_pixels(query, key, heads)[:, :tokens]
     positions = want.positions if want.positions is not None else (tuple(range(tokens)),)

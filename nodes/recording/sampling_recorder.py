@@ -10,19 +10,18 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 from torch.nn import functional
 
-from ..attention.calls import Options, step_of
-from ..attention.devices import copies_by_device, device_of
+from ..attention.calls import Options, rows_told, step_of
 from ..attention.maps import resized, size_of
 from ..attention.sides import tell_sides
+from ..attention.softmax import chosen_keys
 from ..attention.token_groups import TokenGroups
 from ..attention.windows import Window, window_of
 from ..attention.words import Watched, Words, unread_conditionings, watched_chunks, watched_conditionings
-from ..families.attention import Attention
-from ..families.find import unet_of
+from ..families.family import Attending, Projected
+from ..families.find import family_of
 from ..families.latents import latent_space
-from ..families.layers import AttentionLayer, Place
+from ..families.layers import AttentionLayer
 from ..notice import notice
-from .map_capture import MapCapture
 from .record import Record
 
 Choice = Callable[["tuple[int, int]"], Sequence[AttentionLayer]]
@@ -42,20 +41,18 @@ def recording_model(model, record: Record, layers: Sequence[AttentionLayer], wor
     patched = model.clone()
     tell_sides(patched)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "personalize.recording", recording.sample)
-    patched.set_model_attn2_patch(MapCapture(recording.layers, recording.wanted, recording.found))
+    family_of(model).watch_sampling(patched, layers, recording.see)
     return patched
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One sampling run: what it works on, reached through the run's own options. layers: with their attention in the
-    U-Net that runs, which need not be that of the MODEL: with scheduled LoRAs ComfyUI may sample with a copy; with
-    several GPUs by device."""
+    """One sampling run: what it works on, and the layers that are recorded; reached through the run's own options."""
 
     conditionings: Mapping[UUID, Watched]
     images: int
     size: tuple[int, int]
-    layers: Mapping[torch.device | None, Mapping[Place, tuple[AttentionLayer, Attention]]]
+    layers: frozenset[AttentionLayer]
 
     def of_call(self, options: Options) -> tuple[int, tuple[int, int]]:
         """Images, and height and width of the latent, that a call works on."""
@@ -75,10 +72,7 @@ class _Recording:
     def sample(self, executor, guider, sigmas, extra_args, callback, noise, *args, **kwargs):
         """SAMPLER_SAMPLE wrapper."""
         size = size_of(noise)
-        unets = {None: guider.inner_model, **{device: copy.model for device, copy in copies_by_device(guider).items()}}
-        chosen = self.chosen(size)
-        layers = {device: unet_of(model.diffusion_model).cross_attentions(chosen) for device, model in unets.items()}
-        run = _Run(watched_conditionings(guider, self.words), noise.shape[0], size, layers)
+        run = _Run(watched_conditionings(guider, self.words), noise.shape[0], size, frozenset(self.chosen(size)))
         begun = self.record.begin(run.images, run.size, len(sigmas) - 1, latent_space(guider.model_patcher).factor)
         begun.present = tuple(dict.fromkeys(name for each in run.conditionings.values() for name in each.names))
         begun.absent = tuple(name for name in self.words.names if name not in begun.present)
@@ -92,27 +86,32 @@ class _Recording:
             notice(missing)
         return samples
 
-    def layers(self, options: Options) -> Mapping[Place, tuple[AttentionLayer, Attention]]:
-        """Layers to look at in this call, with their attention."""
-        run: _Run | None = options.get(self.key)
-        return {} if run is None else run.layers[device_of(options)]
+    def see(self, attending: Attending) -> None:
+        """Hands maps of one layer's attention to the record; a Watcher."""
+        run: _Run | None = attending.options.get(self.key)
+        rows = rows_told(attending.rows, attending.options)
+        if run is None or attending.layer not in run.layers or not rows:
+            return
+        for index, watched in self._watched(run, attending).items():
+            projected = attending.project(slice(index * rows, (index + 1) * rows), watched.groups.keys)
+            if projected.tokens >= watched.groups.length:
+                maps = _group_maps(projected, attending.layer.heads, watched.groups)
+                self._keep(run, attending, watched, maps.unflatten(-1, attending.grid))
 
-    def wanted(self, options: Options) -> dict[int, TokenGroups]:
-        """Token groups of the conditionings to look at in this call."""
-        run, (start, end) = options[self.key], self.sigmas
+    def _watched(self, run: _Run, attending: Attending) -> Mapping[int, Watched]:
+        """Conditionings to look at in this call, by their place in it."""
+        options, (start, end) = attending.options, self.sigmas
         if not end <= float(options["sigmas"][0]) <= start:
             return {}
         images, size = run.of_call(options)
         if len(options["sigmas"]) != images:
             return {}
-        chunks = watched_chunks(options, run.conditionings)
-        shape = tuple(options["original_shape"][-2:])
-        return {index: each.groups for index, each in chunks.items() if shape == extent_of(each.area, size)[:2]}
+        return {index: each for index, each in watched_chunks(options, run.conditionings).items()
+                if attending.size == extent_of(each.area, size)[:2]}
 
-    def found(self, layer: AttentionLayer, index: int, maps: Tensor, options: Options) -> None:
-        """Hands the maps of one conditioning to the record."""
-        run: _Run = options[self.key]
-        watched, window = run.conditionings[options["uuids"][index]], window_of(options)
+    def _keep(self, run: _Run, attending: Attending, watched: Watched, maps: Tensor) -> None:
+        """Hands the maps (rows, n, h, w) of one conditioning to the record."""
+        options, window = attending.options, window_of(attending.options)
         weight: float | Tensor = watched.strength
         if watched.area is not None or watched.mask is not None or window is not None and window.of_pixels:
             images, size = run.of_call(options)
@@ -123,7 +122,18 @@ class _Recording:
             weight = torch.as_tensor(weight).to(maps).expand(1, *maps.shape[-2:]) if watched.mask is None else weight
             size = run.size if window.of_pixels else size_of(maps)
             weight, maps = (window.placed(torch.as_tensor(each), run.images, size) for each in (weight, maps))
-        self.record.add_maps(step_of(options), layer, maps, watched.names, weight)
+        self.record.add_maps(step_of(options), attending.layer, maps, watched.names, weight)
+
+
+def _group_maps(projected: Projected, heads: int, groups: TokenGroups) -> Tensor:
+    """Attention to each of n groups, mean over heads, (rows, n, pixels) float32; a context's copies are added up."""
+    query, key, text = projected
+    tokens = [(group, position) for group, positions in enumerate(groups.in_copies(text)) for position in positions]
+    index = torch.tensor([token for _, token in tokens], device=query.device).expand(query.shape[0], -1)
+    of_group = torch.tensor([group for group, _ in tokens], device=query.device)
+    found = chosen_keys(query, key, heads, index)
+    summed = found.new_zeros(*found.shape[:2], len(groups.positions)).index_add_(-1, of_group, found)
+    return summed.transpose(1, 2)
 
 
 def extent_of(area: tuple[int, ...] | None, size: tuple[int, int]) -> tuple[int, int, int, int]:

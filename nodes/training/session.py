@@ -18,7 +18,7 @@ from torch import nn
 
 from ..attention.devices import MULTIGPU
 from ..families.block_patches import differentiable_patches
-from ..families.differentiable import differentiable_attention
+from ..families.differentiable import OVERRIDE, differentiable_attention
 from ..families.family import Family
 from ..families.find import family_of
 from ..families.latents import latent_space
@@ -81,7 +81,7 @@ class Session:
                                                        copy_dict1=False)
         options["patches"] = differentiable_patches(options.get("patches", {}))
         options.update(cond_or_uncond=[0], uuids=[None], sigmas=sigma, sample_sigmas=sigma)
-        options["optimized_attention_override"] = differentiable_attention
+        options[OVERRIDE] = differentiable_attention
         return options
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from personalize.nodes.attention.words import Words
-from personalize.nodes.families.find import unet_of
+from personalize.nodes.families.find import family_of, unet_of
 from personalize.nodes.recording.record import Record
 from personalize.nodes.recording.sampling_recorder import recording_model
 
@@ -19,7 +19,7 @@ LONG = ", ".join(["a very long prompt"] * 22) + ", a dog"  # two chunks
 def recording(model, words=Words(), layers=None, window=(0.0, 1.0), every_step=True):
     """(MODEL, Record)."""
     record = Record("the test", every_step)
-    return recording_model(model, record, layers or unet_of(model).layers, words, window), record
+    return recording_model(model, record, layers or family_of(model).layers, words, window), record
 
 
 def plain_run(model, *args, **kwargs):
