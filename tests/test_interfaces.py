@@ -271,6 +271,18 @@ def test_a_part_that_leaves_its_word_as_plain_text_is_refused(sd15, part, senten
         train(sd15, Settings(steps=1), parts=(EmbeddingPart(), part), recipe=POSE)
 
 
+class AlwaysThere(MapperPart):
+    def attach(self, run):
+        attached = super().attach(run)
+        attached.touches = frozenset({"text", "unet"})
+        return attached
+
+
+def test_a_part_that_a_reference_cannot_do_without_is_refused(sd15):
+    with pytest.raises(TypeError, match="AttachedMapper touches the U-Net and has no bypassed"):
+        train(sd15, Settings(steps=1), parts=(EmbeddingPart(), AlwaysThere()), recipe=POSE)
+
+
 # ------------------------------------------------------------------------------------------------ assembly
 @pytest.mark.parametrize("where", ["while it runs", "while it opens"])
 def test_an_error_leaves_the_models_as_they_were(sd15, where):

@@ -149,9 +149,22 @@ def test_every_template_opens_from_the_template_browser(installed_ui, project):
         assert sorted(node["type"] for node in nodes) == sorted(node["type"] for node in saved)
 
 
-def test_every_node_has_a_help_page(installed, project, node_classes):
-    ids = {cls.GET_SCHEMA().node_id for cls in node_classes}
-    assert {path.stem for path in (PACK / "js" / "docs").glob("*.md")} == ids
-    for node_id in ids:
-        page = installed.get(f"/extensions/{project.project.name}/docs/{node_id}.md").decode()
-        assert page.startswith("# ") and len(page.split()) > 30
+@pytest.mark.smoke
+def test_every_node_has_a_help_page_and_stands_in_the_readme(node_classes):
+    schemas = [cls.GET_SCHEMA() for cls in node_classes]
+    pages = {path.stem: path.read_text("utf-8") for path in (PACK / "js" / "docs").glob("*.md")}
+    assert pages.keys() == {schema.node_id for schema in schemas}
+    assert [name for name, page in pages.items() if not page.startswith("# ") or len(page.split()) < 30] == []
+    readme = (PACK / "README.md").read_text("utf-8")
+    rows = [words(row) for row in readme.splitlines() if row.startswith("|")]
+    names = [schema.display_name for schema in schemas]
+    assert [name for name in names if not any(words(name) <= row for row in rows)] == []
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[\w-]+", text))
+
+
+def test_help_pages_are_served(installed, project):
+    for path in (PACK / "js" / "docs").glob("*.md"):
+        assert installed.get(f"/extensions/{project.project.name}/docs/{path.name}") == path.read_bytes()

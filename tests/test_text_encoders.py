@@ -81,7 +81,7 @@ def test_a_vector_changes_its_own_row_and_those_after_it(family):
     assert changed_rows(before, other, 1e-5)[0] == tokens.layout.find("snow")[0]
 
 
-@of("flux1", "sd3")
+@of("flux1", "sd3", "pixart")
 def test_a_vector_changes_its_own_row_of_t5_most(family):
     """T5 looks both ways: every row changes. CLIP's rows come out in SD3, before those of T5, and not in Flux."""
     name, clip = family
@@ -125,7 +125,7 @@ def test_a_taught_word_leaves_all_other_tokens_as_beside_an_ordinary_one(family,
 
 
 AROUND = {"z_image": [TEMPLATE] * 3, "klein": [TEMPLATE] * 3, "qwen_image": [], "krea2": [], "lumina2": [START],
-          "flux1": [], "sd3": [START]}
+          "flux1": [], "pixart": [], "sd3": [START]}
 
 
 @of(*AROUND)
@@ -147,7 +147,7 @@ def test_what_stands_around_a_prompt(family):
     assert (PADDING in after) == (name in ("klein", "flux1", "sd3"))
 
 
-@of(*CAUSAL, "flux1", "sd3")
+@of(*CAUSAL, "flux1", "sd3", "pixart")
 def test_training_encodes_as_apply_concept_does(family):
     """Prompts of different length in one call, with gradients to every vector that comes out."""
     name, clip = family

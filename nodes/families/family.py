@@ -41,7 +41,8 @@ class Seen(Protocol):
     """What is called with an attention's queries and keys while training."""
 
     def __call__(self, layer: AttentionLayer, projected: Projected, keys_of: KeysOf) -> None:
-        """keys_of: the layer's keys of another context (rows, T, C); raises ValueError where there are none."""
+        """keys_of: the layer's keys of another context (rows, T, C), which are not told of again; raises ValueError
+        where there are none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +70,11 @@ Watcher = Callable[[Attending], None]
 class Family(Protocol):
     """One model, seen through what its family has in common; made by `find.family_of`.
 
+    models: what its models are called, for messages.
     preview: what suits its pictures.
     """
 
+    models: str
     preview: PreviewDefaults
 
     @property

@@ -19,8 +19,9 @@ def family_of(model) -> Family:
             found = family(denoiser)  # ty: ignore[invalid-argument-type]
             if found.layers:
                 return found
+    known = ", ".join(family.models for family in FAMILIES)
     raise ValueError(f"The model {_name(model)} is of no family that this pack knows, or has no attention to the text; "
-                     "use SD1.x, SD2.x, SDXL, Lumina 2 or Z-Image.")
+                     f"use {known}.")
 
 
 def unet_of(model) -> UNet:

@@ -26,6 +26,7 @@ _ATTENTION = ("attention.qkv", "attention.out")
 class Lumina:
     """A Family."""
 
+    models = "Lumina 2, Z-Image"
     preview = PreviewDefaults("euler", "simple", 20, 4.0)
 
     def __init__(self, denoiser: NextDiT):

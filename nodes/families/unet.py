@@ -37,6 +37,7 @@ def transformer_name_in_sd1(block: tuple[str, int]) -> str:
 class UNet:
     """A Family. SD1.x has 16 layers, SDXL has 70."""
 
+    models = "SD1.x, SD2.x, SDXL"
     preview = PreviewDefaults("euler", "normal", 20, 7.0)
 
     def __init__(self, denoiser: UNetModel):

@@ -10,7 +10,7 @@ from comfy.sd1_clip import SDTokenizer
 
 from .encoder_kinds import ClipEncoder, LanguageModel, T5Encoder, TextEncoder, TrimmedLanguageModel
 
-_USE = "use a checkpoint of SD1.x, SD2.x, SDXL, SD3, Flux, Chroma, Qwen-Image, Krea 2, Z-Image or Lumina 2."
+_USE = "use a checkpoint of SD1.x, SD2.x, SDXL, SD3, PixArt, Flux, Chroma, Qwen-Image, Krea 2, Z-Image or Lumina 2."
 # What ComfyUI's classes make of their encoders' rows: all of the only one's, or those after the template's first part.
 _WHOLE = ("SD1ClipModel", "Flux2TEModel")
 _TRIMMED = ("QwenImageTEModel", "Krea2TEModel")
@@ -24,7 +24,7 @@ def text_encoders(clip) -> tuple[TextEncoder, ...]:
     if clip is None:
         raise ValueError("The CLIP is missing: the checkpoint holds no text encoder; load one with Load CLIP.")
     found = tuple(_encoder(clip, attribute, tokenizer) for attribute, tokenizer in vars(clip.tokenizer).items()
-                  if isinstance(tokenizer, SDTokenizer) and getattr(clip.cond_stage_model, attribute, 0) is not None)
+                  if isinstance(tokenizer, SDTokenizer) and _model_of(clip, attribute) is not None)
     if not found:
         raise ValueError(f"This CLIP has no text encoder; {_USE}")
     in_sequence(clip, found)
@@ -50,7 +50,7 @@ def in_sequence(clip, encoders: Sequence[TextEncoder]) -> tuple[TextEncoder, ...
 
 
 def _encoder(clip, attribute: str, tokenizer: SDTokenizer) -> TextEncoder:
-    transformer = getattr(getattr(clip.cond_stage_model, attribute, None), "transformer", None)
+    transformer = getattr(_model_of(clip, attribute), "transformer", None)
     kind = _kind(clip, transformer)
     if transformer is None or kind is None:
         raise ValueError(f"This CLIP holds the text encoder '{attribute}', which is neither CLIP, T5 nor a language "
@@ -58,6 +58,13 @@ def _encoder(clip, attribute: str, tokenizer: SDTokenizer) -> TextEncoder:
     table = transformer.get_input_embeddings().weight
     return kind(tokenizer.embedding_key, attribute, attribute.removeprefix("clip_"), table.shape[1], tokenizer, table,
                 clip.tokenizer)
+
+
+def _model_of(clip, attribute: str):
+    """The model beside a tokenizer: None where it was not loaded, 0 where there is none. A single encoder may be called
+    "clip_t5xxl" on ComfyUI's tokenizer and "t5xxl" on its model."""
+    models = clip.cond_stage_model
+    return getattr(models, attribute, getattr(models, attribute.removeprefix("clip_"), 0))
 
 
 def _kind(clip, transformer) -> type[TextEncoder] | None:

@@ -59,6 +59,7 @@ def _attach(plan: Plan, session: Session) -> list[AttachedPart]:
     with fitting("The models and the parts to train do", lighter(plan.parts)):
         parts = [part.attach(run) for part in plan.parts]
         _check_words(parts)
+        _check_bypassed(parts)
         session.load()
     _check_words_arrive(plan, parts)
     return parts
@@ -70,6 +71,14 @@ def _check_words(parts: Sequence[AttachedPart]) -> None:
     if twice is not None:
         raise ValueError(f"Two parts at trainable train the vectors of {twice}; keep one of them. Train ViCo trains "
                          "them as well, unless its embedding_learning_rate is 0.")
+
+
+def _check_bypassed(parts: Sequence[AttachedPart]) -> None:
+    """Raises TypeError if a part would change the denoiser also where a loss compares with the original one."""
+    for part in parts:
+        if "unet" in part.touches and type(part).bypassed is AttachedPart.bypassed:
+            raise TypeError(f"{type(part).__name__} touches the U-Net and has no bypassed, without which a reference "
+                            "is not the original model's")
 
 
 def _check_words_arrive(plan: Plan, parts: Sequence[AttachedPart]) -> None:

@@ -62,6 +62,13 @@ def flux1():
     return _clip(flux.FluxTokenizer, flux.flux_clip(), {"t5xxl": T5, "clip_l": CLIP_L})
 
 
+def pixart():
+    """T5 alone, without padding; the tokenizer calls it by another name than the model."""
+    from comfy.text_encoders import pixart_t5
+
+    return _clip(pixart_t5.PixArtTokenizer, pixart_t5.pixart_te(), {"t5xxl": T5})
+
+
 def sd3():
     """CLIP L and G side by side, then T5."""
     from comfy.text_encoders import sd3_clip
@@ -94,7 +101,7 @@ def flux2():
 
 T5 = {"d_model": WIDTH, "d_ff": 96, "d_kv": 32, "num_heads": 2, "num_layers": 2}
 CLIP_L = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 2, "num_hidden_layers": 3}
-FAMILIES = {made.__name__: made for made in (z_image, klein, qwen_image, krea2, flux1, sd3, lumina2, flux2)}
+FAMILIES = {made.__name__: made for made in (z_image, klein, qwen_image, krea2, flux1, pixart, sd3, lumina2, flux2)}
 
 
 def _clip(tokenizer: type, model: type, sizes: Mapping[str, Mapping[str, int]], vocabulary: Mapping[str, Any] = {}):
