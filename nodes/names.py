@@ -5,6 +5,8 @@ import re
 import unicodedata
 from pathlib import PureWindowsPath
 
+from .foreign.text import short, shown_name
+
 LONGEST_NAME = 200  # bytes in UTF-8: file systems take 255, and numbers, extensions and ".tmp" are added
 ROOM_FOR_STEP = 40  # bytes that a run adds to what a person typed: a digest of 8 letters, a step
 _NOT_IN_NAMES = re.compile(r"[^\w.+-]+")
@@ -22,14 +24,14 @@ def safe_name(name: str, what: str, room: int = 0) -> str:
     """
     parts = unicodedata.normalize("NFC", name).strip().replace("\\", "/").split("/")
     if PureWindowsPath(name.strip()).drive or (len(parts) > 1 and any(not part.strip(" .") for part in parts)):
-        raise ValueError(f"{what} '{name}' would leave ComfyUI's folder; write a plain name such as my-dog or "
-                         "dogs/my-dog, without a drive, without '..' and without a slash at its ends.")
+        raise ValueError(f"{what} '{shown_name(name)}' would leave ComfyUI's folder; write a plain name such as "
+                         "my-dog or dogs/my-dog, without a drive, without '..' and without a slash at its ends.")
     tidy = [_RESERVED_BY_WINDOWS.sub(r"\1_", _NOT_IN_NAMES.sub("-", part).strip("-."), count=1) for part in parts]
     if not all(tidy):
-        raise ValueError(f"{what} '{name}' has no letter or digit; write a file name such as my-dog.")
+        raise ValueError(f"{what} '{shown_name(name)}' has no letter or digit; write a file name such as my-dog.")
     longest = LONGEST_NAME - room
     if max(len(part.encode("utf-8")) for part in tidy) > longest:
-        raise ValueError(f"{what} '{name[:20]}…' is too long for a file name; write at most {longest} letters, or "
+        raise ValueError(f"{what} '{short(name, 20)}' is too long for a file name; write at most {longest} letters, or "
                          f"{longest // 3} of a script such as kanji.")
     return "/".join(tidy)
 

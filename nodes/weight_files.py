@@ -14,7 +14,7 @@ from torch import Tensor
 from .foreign.opened import Refused, opened
 from .foreign.safetensors_file import MOST_HEADER, MOST_OWN_HEADER, each_tensor, read_header, read_safetensors
 from .foreign.shapes import MOST_LETTERS
-from .foreign.text import short
+from .foreign.text import short, shown_name
 from .foreign.torch_file import read_torch
 
 _SAFETENSORS = (".safetensors", ".sft")
@@ -69,22 +69,22 @@ def holds(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 
 def damaged(path: Path, kind: str) -> ValueError:
     """The sentence for a file that is not what it should be."""
-    return ValueError(f"{Path(path).name} is damaged or no {kind}; download or save it again.")
+    return ValueError(f"{shown_name(Path(path).name)} is damaged or no {kind}; download or save it again.")
 
 
 def check_numbers(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Raises ValueError if one of the (name, tensor) pairs is empty, or holds other than finite real numbers."""
+    file = shown_name(Path(path).name)
     for name, tensor in tensors:
         if not tensor.is_floating_point():
-            raise ValueError(f"{Path(path).name} holds numbers of the type {str(tensor.dtype).removeprefix('torch.')} "
+            raise ValueError(f"{file} holds numbers of the type {str(tensor.dtype).removeprefix('torch.')} "
                              f"(look at {short(name)}), where trained weights are float32, float16 or bfloat16; get "
                              "another file.")
         if not tensor.numel():
-            raise ValueError(f"{Path(path).name} holds an empty tensor (look at {short(name)}, {tuple(tensor.shape)}); "
+            raise ValueError(f"{file} holds an empty tensor (look at {short(name)}, {tuple(tensor.shape)}); "
                              "get another file.")
         if not is_finite(tensor):
-            raise ValueError(f"{Path(path).name} holds values that are not numbers (NaN or infinite, look at "
-                             f"{short(name)}); "
+            raise ValueError(f"{file} holds values that are not numbers (NaN or infinite, look at {short(name)}); "
                              "use an earlier file.")
 
 
@@ -108,9 +108,9 @@ def _read(path: Path, kind: str, read: Callable[[BufferedReader, int], T]) -> T:
                 raise Refused("is empty; download or save it again")
             return read(file, size)
     except Refused as error:
-        raise ValueError(f"{path.name} {error}.") from error
+        raise ValueError(f"{shown_name(path.name)} {error}.") from error
     except MemoryError as error:
-        raise ValueError(f"{path.name} does not fit into memory; close other programs, or use a smaller "
+        raise ValueError(f"{shown_name(path.name)} does not fit into memory; close other programs, or use a smaller "
                          "file.") from error
     except _DAMAGED as error:
         raise damaged(path, kind) from error

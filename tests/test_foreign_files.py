@@ -1,20 +1,31 @@
 """Files from elsewhere: what a reader makes of them is bounded by their own size, and every refusal is one sentence."""
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
 import struct
+import sys
 import tarfile
 import tracemalloc
 import zipfile
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from personalize.nodes.foreign import opened
-from personalize.nodes.text.embedding_files import load_embedding
+from personalize.nodes.names import safe_name
+from personalize.nodes.papers.vico.files import read_vico
+from personalize.nodes.text.embedding_files import find_embedding, load_embedding
+from personalize.nodes.training.captions import read_caption
+from personalize.nodes.visual_prompts.blip_diffusion_files import find_folder
+from personalize.nodes.visual_prompts.blip_diffusion_settings import read_settings
+from personalize.nodes.visual_prompts.elite_files import read_elite
+from personalize.nodes.visual_prompts.folders import find_file
+from personalize.nodes.visual_prompts.ip_adapter_files import read_ip_adapter
+from personalize.nodes.visual_prompts.word_list import read_word_list
 from personalize.nodes.weight_files import read_metadata, read_state_dict, read_weights
 from support import hostile_files
 from support.hostile_files import TORCH, archive, embedding, entry, safetensors, saved, tensor, unicode
@@ -132,6 +143,40 @@ def test_numbers_that_are_no_embedding(tmp_path, value, message):
 def test_a_name_in_a_file_does_not_break_the_sentence(tmp_path, tensors, message):
     save_file(tensors, tmp_path / "a.safetensors")
     assert message in refused(tmp_path / "a.safetensors")
+
+
+OTHER = save({"weight": ROW})
+ODD_NAME = "two\nlines\u2028.pt"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows such names")
+@pytest.mark.parametrize("read, content", [
+    (load_embedding, b""), (load_embedding, OTHER), (read_ip_adapter, OTHER), (read_vico, OTHER),
+    (read_caption, b"\xff"), (lambda path: read_elite(path, path), OTHER)])
+def test_a_files_own_name_does_not_break_the_sentence(tmp_path, read, content):
+    (tmp_path / ODD_NAME).write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        read(tmp_path / ODD_NAME)
+    assert str(error.value).startswith("two�lines�.pt ") and str(error.value).isprintable()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux allows such names")
+@pytest.mark.parametrize("read, file", [(lambda folder: read_word_list([folder], 10, 10), "vocab.txt"),
+                                        (lambda folder: read_settings(folder, 768, 768, 1e-12), "model_index.json")])
+def test_a_folders_own_name_does_not_break_the_sentence(tmp_path, read, file):
+    (tmp_path / ODD_NAME).mkdir()
+    (tmp_path / ODD_NAME / file).write_text("{")
+    with pytest.raises(ValueError) as error:
+        read(tmp_path / ODD_NAME)
+    assert "two�lines�.pt" in str(error.value) and str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("find", [find_embedding, find_folder, functools.partial(find_file, "ipadapter"),
+                                  functools.partial(safe_name, what="The file name")])
+def test_a_name_that_is_typed_does_not_break_the_sentence(find):
+    with pytest.raises(ValueError) as error:
+        find("../two\nlines\u2028")
+    assert "two�lines�" in str(error.value) and str(error.value).isprintable()
 
 
 def test_a_type_in_a_file_does_not_break_the_sentence(tmp_path):

@@ -48,6 +48,17 @@ def test_odd_names_are_read_in_a_folder_and_when_chosen(folder):
 
 
 @ON_LINUX
+def test_a_folders_name_does_not_break_the_sentence(folder):
+    (folder / "two\nlines" / "in\nside").mkdir(parents=True)
+    for inside in ((), ("in\nside",)):
+        for name in inside:
+            (folder / "two\nlines" / name / "a.png").write_bytes(PNG)
+        with pytest.raises(ValueError, match="dogs/two�lines") as error:
+            names("dogs/two\nlines")
+        assert str(error.value).isprintable() and ("in�side" in str(error.value)) == bool(inside)
+
+
+@ON_LINUX
 def test_a_name_that_is_no_text_can_be_shown_and_keyed(folder):
     with open(os.fsencode(folder) + b"/caf\xe9.png", "wb") as file:
         file.write(PNG)

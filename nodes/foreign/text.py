@@ -9,6 +9,8 @@ from .opened import Refused, opened
 
 MOST_STRUCTURE = 2 * 2**20  # bytes of JSON outside of its texts, of which each may become 25 in memory
 MOST_TEXTS = 200_000
+LONGEST_NAME = 120
+LONGEST_PATH = 400
 
 
 def read_text(path: Path, most: int) -> str:
@@ -23,13 +25,15 @@ def read_text(path: Path, most: int) -> str:
                 raise Refused(f"has {shown(size)}, more than the {shown(most)} that are read; make it shorter")
             data = file.read(size)
     except Refused as error:
-        raise ValueError(f"{path.name} {error}.") from error
+        raise ValueError(f"{shown_name(path.name)} {error}.") from error
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is not a text file in UTF-8; save it as plain UTF-8 text.") from error
+        raise ValueError(f"{shown_name(path.name)} is not a text file in UTF-8; save it as plain UTF-8 "
+                         "text.") from error
     if "\0" in text:
-        raise ValueError(f"{path.name} holds characters that no text has (code 0); save it as plain UTF-8 text.")
+        raise ValueError(f"{shown_name(path.name)} holds characters that no text has (code 0); save it as plain UTF-8 "
+                         "text.")
     return text
 
 
@@ -50,6 +54,16 @@ def short(text: str, most: int = 80) -> str:
     that are no text) as �."""
     readable = "".join(letter if letter.isprintable() else "�" for letter in text[:most + 1])
     return readable if len(readable) <= most else f"{readable[:most - 1]}…"
+
+
+def shown_name(name: str) -> str:
+    """A file's or folder's name as it can stand in a sentence, see `short`."""
+    return short(name, LONGEST_NAME)
+
+
+def shown_path(path: Path) -> str:
+    """The same of a whole path."""
+    return short(str(path), LONGEST_PATH)
 
 
 def shown(size: int) -> str:

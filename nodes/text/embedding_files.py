@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..files import MARK, NameTaken, holds_bytes, torch_bytes, write_safetensors, write_torch
+from ..foreign.text import shown_name
 from ..names import ROOM_FOR_STEP, folded, safe_name
 from ..weight_files import holds
 from .embedding_formats import STANDARD_WIDTHS, read_embedding
@@ -79,8 +80,8 @@ def find_embedding(name: str) -> Path:
                 path = Path(folder) / (wanted + extension)
                 if path.is_file() and path.is_relative_to(folder):
                     return path
-    raise ValueError(f"There is no embedding '{name}' in {embeddings_folder()}; choose one from the list, or put the "
-                     "file there and refresh the page (key R).")
+    raise ValueError(f"There is no embedding '{shown_name(name)}' in {embeddings_folder()}; choose one from the list, "
+                     "or put the file there and refresh the page (key R).")
 
 
 def embedding_names() -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..foreign.text import short
+from ..foreign.text import short, shown_name
 from ..weight_files import check_numbers, damaged, read_weights
 
 KIND = "embedding file"
@@ -37,12 +37,13 @@ def read_embedding(path: Path, widths: Mapping[str, int] = STANDARD_WIDTHS) -> t
     vectors = _by_encoder(entries, widths, path)
     if len({len(rows) for rows in vectors.values()}) > 1:
         counts = ", ".join(f"{len(rows)} for {key}" for key, rows in vectors.items())
-        raise ValueError(f"{path.name} has different numbers of vectors per text encoder ({counts}); export it again.")
+        raise ValueError(f"{shown_name(path.name)} has different numbers of vectors per text encoder ({counts}); "
+                         "export it again.")
     silent = ~torch.stack([rows.any(-1) for rows in vectors.values()]).any(0)
     if silent.any():
         first = 1 + int(silent.int().argmax())
-        raise ValueError(f"Vector {first} of {path.name} is zero, which says nothing in a prompt; use another file, or "
-                         "train the word again.")
+        raise ValueError(f"Vector {first} of {shown_name(path.name)} is zero, which says nothing in a prompt; use "
+                         "another file, or train the word again.")
     return vectors, {**said, **metadata}
 
 
@@ -82,13 +83,13 @@ def _by_encoder(entries: list[tuple[str, Tensor]], widths: Mapping[str, int], pa
         if key and (name in named or key not in named):
             groups.setdefault(key, []).append((name, tensor if tensor.ndim == 2 else tensor[None]))
     if not groups:
-        raise ValueError(f"{path.name} holds no embedding for a text encoder: found {_found(entries)}, expected "
-                         f"vectors of width {_or(widths.values())}.")
+        raise ValueError(f"{shown_name(path.name)} holds no embedding for a text encoder: found {_found(entries)}, "
+                         f"expected vectors of width {_or(widths.values())}.")
     for parts in groups.values():
         count = sum(len(rows) for _, rows in parts)
         if count > MOST_VECTORS:
-            raise ValueError(f"{path.name} holds {count} vectors, more than the {MOST_VECTORS} of any word; choose an "
-                             "embedding file.")
+            raise ValueError(f"{shown_name(path.name)} holds {count} vectors, more than the {MOST_VECTORS} of any "
+                             "word; choose an embedding file.")
         check_numbers(path, parts)
     return {key: _joined(parts, path).to(torch.float32, copy=True) for key, parts in groups.items()}
 
@@ -107,8 +108,8 @@ def _joined(parts: list[tuple[str, Tensor]], path: Path) -> Tensor:
 
 def _several(path: Path, words: list[str]) -> ValueError:
     shown = ", ".join(map(short, words[:4])) + (", …" if len(words) > 4 else "")
-    return ValueError(f"{path.name} holds several words or is no embedding file (found {shown}); save the one you want "
-                      "into a file of its own.")
+    return ValueError(f"{shown_name(path.name)} holds several words or is no embedding file (found {shown}); save the "
+                      "one you want into a file of its own.")
 
 
 def _found(entries: list[tuple[str, Tensor]]) -> str:

@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..files import version_of
+from ..foreign.text import shown_name
 from ..notice import notice
 from ..picture_names import caption_names, is_picture
 from ..types import ConceptType, PromptSetType
@@ -209,8 +210,8 @@ def _own_file(name: str | None) -> Path | None:
     folder = Path(folder_paths.get_input_directory()).resolve()
     path = (folder / name).resolve()
     if folder not in path.parents or not path.is_file():
-        raise ValueError(f"There is no text file '{name}' in {folder}; choose one from the list, or put it there and "
-                         "refresh the page (key R).")
+        raise ValueError(f"There is no text file '{shown_name(name)}' in {folder}; choose one from the list, or put "
+                         "it there and refresh the page (key R).")
     return path
 
 

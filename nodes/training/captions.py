@@ -5,10 +5,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..foreign.text import read_text
+from ..foreign.text import read_text, shown_name
 from ..text.placeholders import Placeholders, filled
 from ..text.prompts import FILEWORDS, NAME, SLOT
-from .picture_files import shown_name
 
 LARGEST_FILE = 2**16  # bytes; a prompt of CLIP holds some hundred words
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..foreign.text import shown_name
 from .augment import CHANNELS, GREY, Preparation, prepared
 from .captions import captions_for, read_caption
 from .fingerprint import fingerprint
 from .picture_bounds import check_memory, check_shape, shown
-from .picture_files import FolderContents, folder_contents, shown_name, some_of
+from .picture_files import FolderContents, folder_contents, some_of
 from .picture_reading import read_picture
 
 

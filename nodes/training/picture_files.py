@@ -10,12 +10,12 @@ from pathlib import Path, PureWindowsPath
 import folder_paths
 
 from ..files import version_of
-from ..foreign.text import short
+from ..foreign.text import shown_name
 from ..picture_names import SUFFIXES, caption_names, is_caption, is_picture
 from ..text.embedding_versions import embedding_versions
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "workflows" / "assets"
-SHOWN_NAMES, LONGEST_SHOWN = 5, 120
+SHOWN_NAMES = 5
 _CLUTTER = ("thumbs.db", "desktop.ini")
 
 
@@ -95,11 +95,6 @@ def fingerprint(folder: str, names: str) -> str:
     return "\n".join([*versions, *map(embedding_versions, captions)])
 
 
-def shown_name(name: str) -> str:
-    """A file's name as it can stand in a sentence: shortened, bytes that are no text and line breaks made �."""
-    return short(name, LONGEST_SHOWN)
-
-
 def some_of(names: Sequence[str]) -> str:
     """The names with commas between, after the first few only how many more there are."""
     more = len(names) - SHOWN_NAMES
@@ -144,8 +139,8 @@ def _entries(root: Path) -> list[os.DirEntry]:
         with os.scandir(root) as entries:
             return sorted(entries, key=lambda entry: _natural(entry.name))
     except OSError as error:
-        raise ValueError(f"Folder '{root.name}' cannot be opened ({error.strerror}); let ComfyUI read it, or choose "
-                         "another.") from error
+        raise ValueError(f"Folder '{shown_name(root.name)}' cannot be opened ({error.strerror}); let ComfyUI read it, "
+                         "or choose another.") from error
 
 
 def _captions(pictures: Sequence[Path]) -> dict[Path, Path]:
@@ -170,14 +165,15 @@ def _matched(pictures: Sequence[Path], texts: Sequence[str]) -> dict[Path, Path]
 
 
 def _no_pictures(root: Path, folder: str, contents: FolderContents) -> str:
-    below = [entry.name for entry in _entries(root) if _is(entry.is_dir) and any(_picture_names(Path(entry.path)))]
-    if below:
-        return (
-            f"Folder '{folder}' holds no pictures itself, but its folders do: {some_of(below)}; choose one of them, "
-            f"such as {folder}/{below[0]}."
-        )
+    where = shown_name(folder)
+    with_pictures = [entry.name for entry in _entries(root)
+                     if _is(entry.is_dir) and any(_picture_names(Path(entry.path)))]
+    if with_pictures:
+        below = [shown_name(name) for name in with_pictures]
+        return (f"Folder '{where}' holds no pictures itself, but its folders do: {some_of(below)}; choose one of them, "
+                f"such as {where}/{below[0]}.")
     left_out = contents.left_out_sentence()
-    return (f"Folder '{folder}' holds no pictures ({', '.join(SUFFIXES)}); drop some on the node or choose another "
+    return (f"Folder '{where}' holds no pictures ({', '.join(SUFFIXES)}); drop some on the node or choose another "
             f"folder.{' ' * bool(left_out)}{left_out}")
 
 
@@ -197,7 +193,8 @@ def _picture(root: Path, name: str, folder: str) -> Path:
         path = _inside(root, candidate, what)
         if os.path.isfile(path):
             return path
-    raise ValueError(f"{what} is not in folder '{folder}'; drop it on the node again or remove it from the node.")
+    raise ValueError(f"{what} is not in folder '{shown_name(folder)}'; drop it on the node again or remove it from the "
+                     "node.")
 
 
 def _linked_inside(root: Path, entry: os.DirEntry) -> Path:

@@ -15,8 +15,8 @@ from node_helpers import pillow
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from ..foreign.text import shown_name
 from .picture_bounds import LARGEST, check_shape
-from .picture_files import shown_name
 
 MODES_WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 ORIENTATION, BITS_PER_SAMPLE, SAMPLE_FORMAT, UNSIGNED = 274, 258, 339, 1

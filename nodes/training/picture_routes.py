@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from ..foreign.text import shown_name
 from ..page import answered
 from .picture_files import EXAMPLES, folder_contents, picture_folder
 
@@ -34,7 +35,7 @@ def _listing(folder: str) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         message = str(error)
     if len(names) > MOST_SHOWN:
-        message = (f"Folder '{folder}' holds {len(names)} pictures; the first {MOST_SHOWN} are shown. Choose a folder "
-                   "that holds only those of your subject.")
+        message = (f"Folder '{shown_name(folder)}' holds {len(names)} pictures; the first {MOST_SHOWN} are shown. "
+                   "Choose a folder that holds only those of your subject.")
     return {"pictures": names[:MOST_SHOWN], "count": len(names), "place": place, "message": message,
             "left_out": left_out}

@@ -10,6 +10,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ..foreign.text import shown_name, shown_path
 from ..weight_files import damaged, read_state_dict, shapes_of
 from .blip_diffusion import picture_states, projected, query_states
 from .blip_diffusion_layout import check_weights, from_lavis
@@ -75,7 +76,7 @@ def find_folder(name: str) -> Path:
         for root in _roots():
             if _layout(root / wanted.as_posix()) is not None:
                 return root / wanted.as_posix()
-    raise ValueError(f"There is no BLIP-Diffusion '{name}' in {folder_of(BLIP_DIFFUSION_FOLDER)} or in "
+    raise ValueError(f"There is no BLIP-Diffusion '{shown_name(name)}' in {folder_of(BLIP_DIFFUSION_FOLDER)} or in "
                      "models/diffusers; put the whole downloaded folder there, with its folder qformer (or "
                      "blip_model), and refresh the page (key R).")
 
@@ -95,7 +96,8 @@ def weight_file(folder: Path) -> Path:
     for name in FILES[layout]:
         if (folder / name).is_file():
             return folder / name
-    raise ValueError(f"{folder} is incomplete: it lacks {' or '.join(FILES[layout])}; download the folder again.")
+    raise ValueError(f"{shown_path(folder)} is incomplete: it lacks {' or '.join(FILES[layout])}; download the folder "
+                     "again.")
 
 
 def read_blip_diffusion(folder: Path) -> BlipDiffusion:
@@ -105,7 +107,7 @@ def read_blip_diffusion(folder: Path) -> BlipDiffusion:
     if layout == LAVIS:
         weights = from_lavis(weights) | {f"proj_layer.{name}": tensor for name, tensor in
                                        read_state_dict(_projection_file(folder), KIND).items()}
-    check_weights(weights, path.name)
+    check_weights(weights, shown_name(path.name))
     words = read_word_list([folder / place for place in WORDS_IN[layout]],
                            *(len(weights[f"embeddings.{table}_embeddings.weight"]) for table in ("word", "position")))
     width, hidden = (weights[name].shape[-1] for name in ("visual_encoder.embeddings.class_embedding", "query_tokens"))
@@ -135,14 +137,15 @@ def _known_layout(folder: Path) -> str:
     layout = _layout(folder)
     if layout is None:
         raise ValueError(
-            f"{folder} is no BLIP-Diffusion: it has none of the folders {', '.join(FILES)}; download it again."
+            f"{shown_path(folder)} is no BLIP-Diffusion: it has none of the folders {', '.join(FILES)}; download it "
+            "again."
         )
     return layout
 
 
 def _projection_file(folder: Path) -> Path:
     if not (folder / LAVIS_PROJECTION).is_file():
-        raise ValueError(f"{folder} is incomplete: it lacks {LAVIS_PROJECTION}; download the folder again.")
+        raise ValueError(f"{shown_path(folder)} is incomplete: it lacks {LAVIS_PROJECTION}; download the folder again.")
     return folder / LAVIS_PROJECTION
 
 

@@ -52,8 +52,8 @@ def check_weights(weights: Weights, file: str) -> None:
     missing = [name for name in sizes if name not in weights]
     if missing:
         shown = ", ".join(map(short, list(weights)[:3])) or "no tensor"
-        raise ValueError(f"{file} holds no BLIP-Diffusion encoder: found {shown}, expected {missing[0]}; put the "
-                         "whole folder of Salesforce/blipdiffusion into models/diffusers/blipdiffusion.")
+        raise ValueError(f"{file} holds no BLIP-Diffusion encoder: found {shown}, expected {missing[0]}; "
+                         "put the whole folder of Salesforce/blipdiffusion into models/diffusers/blipdiffusion.")
     flat = next((name for name in sizes if not weights[name].ndim), None)
     if flat:
         raise ValueError(f"{file} is damaged: {flat} is a single number; download the folder again.")
@@ -62,8 +62,8 @@ def check_weights(weights: Weights, file: str) -> None:
         found = tuple(weights[name].shape) if name in weights else "nothing"
         if found == "nothing" or len(found) != len(shape) or any(s not in (None, f) for s, f in zip(shape, found)):
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
-            raise ValueError(f"{file} is damaged or of another model: found {found} for {name}, expected ({wanted}); "
-                             "download the folder again.")
+            raise ValueError(f"{file} is damaged or of another model: found {found} for {name}, expected "
+                             f"({wanted}); download the folder again.")
     check_numbers(Path(file), ((name, weights[name]) for name in shapes))
 
 

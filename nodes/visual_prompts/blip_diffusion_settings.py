@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..foreign.text import parse_json, read_text, short
+from ..foreign.text import parse_json, read_text, short, shown_path
 from .blip_diffusion import ACTIVATIONS
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
@@ -27,7 +27,7 @@ def read_settings(folder: Path, width: int, hidden: int, eps: float) -> dict[str
     # The library transformers takes gelu where a config.json names none.
     activation = vision.get("hidden_act", "gelu" if vision else "quick_gelu")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
-        raise ValueError(f"{path} names the activation {short(str(activation))}, expected one of "
+        raise ValueError(f"{shown_path(path)} names the activation {short(str(activation))}, expected one of "
                          f"{', '.join(ACTIVATIONS)}; take the file of Salesforce/blipdiffusion.")
     picture_heads, query_heads = (
         _checked(path, "num_attention_heads", part.get("num_attention_heads", max(1, size // HEAD_WIDTH)),
@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return dict(parse_json(text.encode()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({error}); download it again.") from error
+        raise ValueError(f"{shown_path(path)} is damaged ({error}); download it again.") from error
 
 
 def _part(path: Path, config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -57,8 +57,8 @@ def _part(path: Path, config: Mapping[str, Any], name: str) -> Mapping[str, Any]
 
 def _checked(path: Path, name: str, value: Any, is_possible: Callable[[Any], bool]) -> Any:
     if not is_possible(value):
-        raise ValueError(f"{path} says that {name} is {short(str(value))}, which cannot be; take the file of "
-                         "Salesforce/blipdiffusion.")
+        raise ValueError(f"{shown_path(path)} says that {name} is {short(str(value))}, which cannot be; take the file "
+                         "of Salesforce/blipdiffusion.")
     return value
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..families.find import unet_of
 from ..families.layers import AttentionLayer
-from ..foreign.text import short
+from ..foreign.text import short, shown_name
 from ..weight_files import check_numbers, damaged, read_state_dict, shapes_of
 from .elite import LAYERS, mapped_patches, mapped_word
 
@@ -25,7 +25,8 @@ _ATTENTION = re.compile(r"(.+)_(to_k|to_v)\.weight")
 class Mapper:
     """One file: a network from CLIP Vision's states to tokens, and keys and values for these.
 
-    name: of the file. network: its weights. keys_values: layer's name in diffusers with "_" for "." → (to_k, to_v).
+    name: of the file, for messages. network: its weights. keys_values: layer's name in diffusers with "_" for "." →
+    (to_k, to_v).
     """
 
     name: str
@@ -87,11 +88,11 @@ def read_elite(global_file: Path, local_file: Path) -> Elite:
     """Raises ValueError with one sentence if a file is damaged, foreign, or in the other's place."""
     for path, role, other in ((global_file, "global", "local"), (local_file, "local", "global")):
         if other in path.stem.lower() and role not in path.stem.lower():
-            raise ValueError(f"{path.name} is chosen as the {role} mapper but its name says {other}; choose "
-                             "global_mapper.pt for the one and local_mapper.pt for the other.")
+            raise ValueError(f"{shown_name(path.name)} is chosen as the {role} mapper but its name says {other}; "
+                             "choose global_mapper.pt for the one and local_mapper.pt for the other.")
     mappers = [_read_mapper(path) for path in (global_file, local_file)]
     if len({(mapper.vision_width, mapper.token_width) for mapper in mappers}) > 1:
-        raise ValueError(f"{global_file.name} and {local_file.name} do not belong together: their tokens have width "
+        raise ValueError(f"{mappers[0].name} and {mappers[1].name} do not belong together: their tokens have width "
                          f"{mappers[0].token_width} and {mappers[1].token_width}; use two files of one training.")
     return Elite(*mappers)
 
@@ -102,11 +103,11 @@ def _read_mapper(path: Path) -> Mapper:
     names = [match[1] for name in tensors if (match := _ATTENTION.fullmatch(name)) and match[2] == PARTS[0]]
     if not network or not names:
         shown = ", ".join(map(short, list(tensors)[:3])) or "no tensor"
-        raise ValueError(f"{path.name} is no ELITE mapper: found {shown}, expected mapping_0.0.weight and "
+        raise ValueError(f"{shown_name(path.name)} is no ELITE mapper: found {shown}, expected mapping_0.0.weight and "
                          "down_blocks_0_…_attn2_to_k.weight; choose global_mapper.pt or local_mapper.pt.")
     try:
         keys, values = ([tensors[f"{name}_{part}.weight"] for name in names] for part in PARTS)
-        mapper = Mapper(path.name, network, dict(zip(names, zip(keys, values))))
+        mapper = Mapper(shown_name(path.name), network, dict(zip(names, zip(keys, values))))
         check_numbers(path, network.items())
         for name, pair in mapper.keys_values.items():
             check_numbers(path, ((name, part) for part in pair))

@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 
 from ..files import version_of
+from ..foreign.text import shown_name
 
 IP_ADAPTER_FOLDER = "ipadapter"  # the name under which other packs and extra_model_paths.yaml know it
 ELITE_FOLDER = "elite"
@@ -23,8 +24,8 @@ def find_file(kind: str, name: str) -> Path:
     wanted = name.strip().replace("\\", "/")
     path = None if not wanted or ".." in wanted.split("/") else folder_paths.get_full_path(kind, wanted)
     if path is None:
-        raise ValueError(f"There is no file '{name}' in {folder_of(kind)}; choose one from the list, or put the file "
-                         "there and refresh the page (key R).")
+        raise ValueError(f"There is no file '{shown_name(name)}' in {folder_of(kind)}; choose one from the list, or "
+                         "put the file there and refresh the page (key R).")
     return Path(path)
 
 

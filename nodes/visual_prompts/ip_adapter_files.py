@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..families.find import unet_of
 from ..families.layers import AttentionLayer
-from ..foreign.text import short
+from ..foreign.text import short, shown_name
 from ..weight_files import check_numbers, damaged, read_state_dict, shapes_of
 from .ip_adapter import projected_embeds, projected_patches, resampled
 
@@ -31,7 +31,7 @@ BLOCK_ORDER = ("input", "output", "middle")
 class IPAdapter:
     """One file.
 
-    name: of the file. kind: "base", "plus" or "full face".
+    name: of the file, for messages. kind: "base", "plus" or "full face".
     projection: weights that turn what CLIP Vision sees into tokens, on the CPU; they are used in the tokens' dtype.
     keys_values: (to_k, to_v), each (channels, d), per cross-attention layer in the file's order.
     """
@@ -80,9 +80,11 @@ def read_ip_adapter(path: Path) -> IPAdapter:
     attention = _part(tensors, "ip_adapter.")
     if not projection or not attention:
         shown = ", ".join(map(short, sorted({name.split(".")[0] for name in tensors})[:3])) or "no tensor"
-        raise ValueError(f"{path.name} holds no IP-Adapter: found {shown}, expected image_proj and ip_adapter; choose "
-                         "a file such as ip-adapter_sd15.safetensors or ip-adapter-plus_sdxl_vit-h.safetensors.")
-    adapter = IPAdapter(path.name, _kind(projection, attention, path), projection, _keys_values(attention, path))
+        raise ValueError(f"{shown_name(path.name)} holds no IP-Adapter: found {shown}, expected image_proj and "
+                         "ip_adapter; choose a file such as ip-adapter_sd15.safetensors or "
+                         "ip-adapter-plus_sdxl_vit-h.safetensors.")
+    kind = _kind(projection, attention, path)
+    adapter = IPAdapter(shown_name(path.name), kind, projection, _keys_values(attention, path))
     _check(adapter, path)
     return adapter
 
@@ -96,8 +98,8 @@ def _kind(projection: Mapping[str, Tensor], attention: Mapping[str, Tensor], pat
         if tensor in projection and not any("lora" in name for name in attention):
             return kind
     shown = ", ".join(map(short, list(projection)[:3]))
-    raise ValueError(f"{path.name} is an IP-Adapter of another kind (found {shown}); FaceID files need a face "
-                     "recogniser that this node does not have: use a base, plus or full-face file.")
+    raise ValueError(f"{shown_name(path.name)} is an IP-Adapter of another kind (found {shown}); FaceID files need a "
+                     "face recogniser that this node does not have: use a base, plus or full-face file.")
 
 
 def _keys_values(attention: Mapping[str, Tensor], path: Path) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -108,8 +110,8 @@ def _keys_values(attention: Mapping[str, Tensor], path: Path) -> tuple[tuple[Ten
     except KeyError as error:
         raise damaged(path, KIND) from error
     if not numbers or numbers != list(range(1, 2 * len(numbers), 2)):
-        raise ValueError(f"{path.name} is incomplete: its layers are numbered {numbers[:4]}…, expected 1, 3, 5, …; "
-                         "download it again.")
+        raise ValueError(f"{shown_name(path.name)} is incomplete: its layers are numbered {numbers[:4]}…, expected 1, "
+                         "3, 5, …; download it again.")
     return pairs
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import BertWordPieceTokenizer
 
-from ..foreign.text import parse_json, read_text
+from ..foreign.text import parse_json, read_text, shown_path
 
 FILES = ("tokenizer.json", "vocab.txt")
 START, END, UNKNOWN = "[CLS]", "[SEP]", "[UNK]"
@@ -80,5 +80,5 @@ def _of_lines(text: str) -> dict[str, int]:
 
 
 def _other(path: Path, found: str) -> ValueError:
-    return ValueError(f"{path} is not the word list of this encoder: {found}; put vocab.txt (or tokenizer.json) of "
-                      "bert-base-uncased there.")
+    return ValueError(f"{shown_path(path)} is not the word list of this encoder: {found}; put vocab.txt (or "
+                      "tokenizer.json) of bert-base-uncased there.")

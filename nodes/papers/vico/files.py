@@ -15,7 +15,7 @@ from torch import Tensor
 from ...families.find import unet_of
 from ...families.layers import AttentionLayer
 from ...families.unet import TRANSFORMER_NAME
-from ...foreign.text import parse_json, short
+from ...foreign.text import parse_json, short, shown_name
 from ...text.concept import Concept
 from ...visual_prompts.folders import folder_of
 from ...weight_files import check_numbers, damaged, read_weights
@@ -85,12 +85,12 @@ def read_vico(path: Path) -> ViCo:
         if isinstance(tensor, Tensor) and (match := _KEY.fullmatch(str(name))):
             block = blocks.setdefault((match[2], int(match[3])), {})
             if match[4] in block:
-                raise ValueError(f"{path.name} holds {match[4]} of {match[2]} block {match[3]} twice; get another "
-                                 "file.")
+                raise ValueError(f"{shown_name(path.name)} holds {match[4]} of {match[2]} block {match[3]} twice; get "
+                                 "another file.")
             block[match[4]] = tensor
     if not blocks:
-        raise ValueError(f"{path.name} holds no image blocks of ViCo; choose a file that Train has saved in "
-                         "models/vico, or one of the authors' cross_attention files.")
+        raise ValueError(f"{shown_name(path.name)} holds no image blocks of ViCo; choose a file that Train has saved "
+                         "in models/vico, or one of the authors' cross_attention files.")
     for block, tensors in blocks.items():
         _check_whole(path, block, tensors)
         check_numbers(path, tensors.items())
@@ -126,7 +126,7 @@ def _check_whole(path: Path, block: Block, tensors: Mapping[str, Tensor]) -> Non
     odd = next((name for name in sorted(shapes.keys() | tensors.keys())
                 if name not in shapes or name not in tensors or tensors[name].shape != shapes[name]), None)
     if odd is not None or not shapes:
-        raise ValueError(f"The image block {block[0]} {block[1]} of {path.name} is not whole (look at "
+        raise ValueError(f"The image block {block[0]} {block[1]} of {shown_name(path.name)} is not whole (look at "
                          f"{odd or 'norm1.weight'}); download or save the file again.")
 
 
@@ -141,8 +141,8 @@ def _said(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         raise damaged(path, KIND)
     if said["variant"] not in get_args(Variant):
         raise ValueError(
-            f"{path.name} was trained with the object mask '{short(said['variant'])}', which this version of the "
-            "pack does not know; update the pack."
+            f"{shown_name(path.name)} was trained with the object mask '{short(said['variant'])}', which this version "
+            "of the pack does not know; update the pack."
         )
     return said
 
