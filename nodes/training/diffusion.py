@@ -12,7 +12,8 @@ from .batch import Batch, Stream
 from .interfaces import DenoiserSide, Encode, Needs, Pass, Results, TextSide
 
 ALWAYS = (1, 10**9)
-CONSTANT, MIN_SNR, DEBIASED = WEIGHTINGS = ("constant", "min-SNR", "debiased")
+CONSTANT, DEBIASED = "constant", "debiased"
+WEIGHTINGS = (CONSTANT, "min-SNR", DEBIASED)
 MIN_SNR_GAMMA = 5.0
 
 

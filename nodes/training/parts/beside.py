@@ -70,9 +70,10 @@ def _low_rank(adapter: LoraDiff, layer: Layer, x: Tensor, y: Tensor) -> Tensor:
     up = (adapter.lora_up.weight * (adapter.alpha / adapter.rank)).to(x.dtype)
     down = adapter.lora_down.weight.to(x.dtype)
     if _is_linear(layer):
-        return y + F.linear(F.linear(x, down), up)
+        low = F.linear(x, down)
+        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), up.t()).view_as(y)
     low = layer._conv_forward(x, down.unflatten(1, layer.weight.shape[1:]), None)
-    return y + torch.einsum("or,br...->bo...", up, low)
+    return torch.baddbmm(y.flatten(2), up.expand(len(y), -1, -1), low.flatten(2)).view_as(y)
 
 
 def _kronecker(adapter: LokrDiff, layer: Layer, x: Tensor, y: Tensor) -> Tensor:

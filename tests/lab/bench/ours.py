@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -39,18 +39,25 @@ TERMS: dict[str, tuple[LossTerm, ...]] = {
 }
 
 
-@contextlib.contextmanager
 def training_step(session: Session, latents: Tensor, terms: tuple[LossTerm, ...], one_prompt: bool,
-                  caption: str = CAPTIONS[0], part: TrainablePart = EmbeddingPart()) -> Iterator[TrainingStep]:
-    """Steps of a training of its own on the session's models.
+                  caption: str = CAPTIONS[0], part: TrainablePart = EmbeddingPart()
+                  ) -> contextlib.AbstractContextManager[TrainingStep]:
+    """Steps with every picture in each.
 
     one_prompt: every row has the same prompt, CoRe's way; else every picture has a caption of its own.
     caption: that one prompt. part: what learns.
     """
     captions = [(caption if one_prompt else CAPTIONS[i]).replace("{}", PLACEHOLDER) for i in range(len(latents))]
+    return open_steps(session, latents, captions, len(latents), terms, part)
+
+
+@contextlib.contextmanager
+def open_steps(session: Session, latents: Tensor, captions: Sequence[str], rows: int, terms: tuple[LossTerm, ...],
+               part: TrainablePart) -> Iterator[TrainingStep]:
+    """Steps of a training of its own on the session's models, on latents (pictures, 4, h, w), one caption each."""
     pictures = tuple(MadePicture(torch.zeros(1, 8, 8, 3), caption=caption) for caption in captions)
     subjects = (Subject(Concept(PLACEHOLDER, "dog", "dog"), pictures),)
-    settings = Settings(steps=10**6, batch_size=len(latents))
+    settings = Settings(steps=10**6, batch_size=rows)
     plan = Plan(session.model, session.clip, None, subjects, (part,), terms, TemplateRecipe(), settings)
     data = Dataset([[PictureLatents(latent[None], None) for latent in latents]])
     with open_training(plan, latents=data, session=session) as trainer:

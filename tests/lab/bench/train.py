@@ -58,6 +58,8 @@ def main() -> None:
                 embedding(*models, options.resolution // 8, batch, options.rounds, where)
             if options.only != "embedding" and batch == 1:
                 lora(*models, options.resolution // 8, options.rounds, where)
+        if options.only != "embedding":
+            captions(*models)
 
 
 def embedding(model, clip, side: int, batch: int, rounds: int, where: str) -> None:
@@ -79,6 +81,17 @@ def lora(model, clip, side: int, rounds: int, where: str) -> None:
     from bench import beside_core
 
     beside_core.report(model, clip, random_latents(1, side), rounds, lambda text: print(f"{where}: {text}", flush=True))
+
+
+def captions(model, clip) -> None:
+    """How often a caption is encoded: ten pictures, four rows a step."""
+    from bench.captions import encodes_per_prompt
+    from personalize.nodes.training.session import training_session
+
+    with training_session(model, clip) as session:
+        encoded, seen = encodes_per_prompt(session, random_latents(10, 4), rows=4, steps=12)
+    print(f"32 px, batch 4, fp32: {encoded} prompts encoded, bound by different captions {seen}: "
+          f"figure captioned_encodes_per_prompt {round(encoded / seen, 2):g}")
 
 
 def random_latents(batch: int, side: int) -> torch.Tensor:
