@@ -19,12 +19,12 @@ def layer_inputs() -> list:
     """The inputs `layers` and `layer_numbers`."""
     return [
         io.Combo.Input("layers", options=list(LAYER_CHOICES),
-                       tooltip="Cross-attention layers to look at. stride: latent pixels per pixel of the layer's "
-                               "maps; for SD1.x at 512 pixels stride 4 has maps of 16 × 16. by number: those of "
-                               "layer_numbers."),
+                       tooltip="Layers to look at, where the picture attends to the text. stride: latent pixels per "
+                               "pixel of the layer's maps; for SD1.x at 512 pixels stride 4 has maps of 16 × 16, and "
+                               "all of Z-Image's layers have stride 2. by number: those of layer_numbers."),
         io.String.Input("layer_numbers", default="",
-                        tooltip="For by number: layers in the order in which the U-Net runs them, from 0 on, such as "
-                                "3, 10-15. SD1.x and SD2.x have 16, SDXL has 70.")]
+                        tooltip="For by number: layers in the order in which the model runs them, from 0 on, such as "
+                                "3, 10-15. SD1.x and SD2.x have 16, SDXL has 70, Z-Image 30, Lumina 2 26.")]
 
 
 def chosen_layers(model, choice: str, numbers: str) -> tuple[AttentionLayer, ...]:
@@ -35,8 +35,8 @@ def chosen_layers(model, choice: str, numbers: str) -> tuple[AttentionLayer, ...
     chosen = tuple(layer for layer in layers if choice == ALL or layer.stride == STRIDES[choice])
     if not chosen:
         strides = ", ".join(str(stride) for stride in sorted({layer.stride for layer in layers}))
-        raise ValueError(f"layers is '{choice}' but the model's cross-attention has only strides {strides}; choose one "
-                         f"of these or '{ALL}'.")
+        raise ValueError(f"layers is '{choice}' but the model's attention to the text has only strides {strides}; "
+                         f"choose one of these or '{ALL}'.")
     return chosen
 
 
