@@ -64,7 +64,6 @@ def close(found, expected):
 # ------------------------------------------------------------------------------------------------ values
 @pytest.mark.parametrize("negative, together, size, grid", [
     ("", 1, (13, 9), (7, 5)), (SAME_LENGTH, 2, (12, 10), (6, 5))], ids=["prompts run apart, odd", "together, even"])
-@pytest.mark.smoke
 def test_maps_are_a_plain_softmax(any_transformer, negative, together, size, grid):
     """Also: the recorder changes no picture, and leaves nothing behind."""
     model, clip, _ = any_transformer

@@ -149,7 +149,7 @@ def test_unet_in_bfloat16(run15):
 
 
 # ------------------------------------------------------------------------------------------------ gradients
-@pytest.mark.parametrize("at_once", [1, 2 ** 24])
+@pytest.mark.parametrize("at_once", [1, 2 * 7 * 2, 2 ** 24], ids=["pixel by pixel", "two pixels", "all rows"])
 @pytest.mark.parametrize("key_rows", [1, 3])
 def test_gradients_equal_finite_differences(monkeypatch, at_once, key_rows):
     monkeypatch.setattr(softmax, "SCORES_AT_ONCE", at_once)
@@ -345,10 +345,11 @@ def test_training_keeps_no_maps(run15):
     assert sum(saved.values()) <= (query.numel() + key.numel()) * 4
 
 
-def test_one_map_at_a_time(monkeypatch):
-    """No tensor larger than one row's scores is made when the budget allows one row."""
+@pytest.mark.parametrize("pixels", [256, 64], ids=["row by row", "a quarter of a row"])
+def test_no_more_than_the_budget_is_computed_at_once(monkeypatch, pixels):
+    """A joint sequence at 1024 pixels has 4096 pixels times as many keys: gigabytes for a single row."""
     query, key = torch.randn(4, 256, 32, requires_grad=True), torch.randn(4, 77, 32, requires_grad=True)
-    monkeypatch.setattr(softmax, "SCORES_AT_ONCE", 8 * 256 * 77)
+    monkeypatch.setattr(softmax, "SCORES_AT_ONCE", 8 * pixels * 77)
     largest = [0]
 
     class Sizes(TorchDispatchMode):
@@ -361,4 +362,5 @@ def test_one_map_at_a_time(monkeypatch):
 
     with Sizes():
         softmax.mean_over_pixels(query, key, 8).square().sum().backward()
-    assert largest[0] <= 8 * 256 * 77 * 4
+        softmax.chosen_keys(query, key, 8, torch.tensor([[1, 2]] * 4)).square().sum().backward()
+    assert largest[0] <= 8 * pixels * 77 * 4
