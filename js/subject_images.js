@@ -17,7 +17,7 @@ const EMPTY = { pictures: [], count: 0, place: "nowhere", message: "", left_out:
 /** node → its subject */
 const subjects = new Map();
 
-/** The pictures of one node. Its widgets `folder` and `pictures` say which; the tray shows them. */
+/** The pictures of one node. Its widgets `folder` and `picture_files` say which; the tray shows them. */
 class NodePictures {
   #node;
   #listing = EMPTY;
@@ -55,7 +55,7 @@ class NodePictures {
       const names = await uploadPictures(usable, folder);
       const chosen = folder === this.#value("folder") ? this.#chosen() : [];
       this.#setFolder(folder);
-      this.#set("pictures", chosen.length ? asLines([...new Set([...chosen, ...names])]) : "");
+      this.#set("picture_files", chosen.length ? asLines([...new Set([...chosen, ...names])]) : "");
       await this.refresh();
       if (problem) this.tray.showError(problem);
     } catch (failure) {
@@ -68,7 +68,7 @@ class NodePictures {
 
   /** The folder was changed by hand: the names chosen from the former one mean nothing in it. */
   onFolderChanged() {
-    this.#set("pictures", "");
+    this.#set("picture_files", "");
     this.refresh();
   }
 
@@ -90,13 +90,13 @@ class NodePictures {
   #choose(names) {
     const { pictures, count } = this.#listing;
     const isAll = names.length === count && names.every((name) => pictures.includes(name));
-    this.#set("pictures", isAll ? "" : asLines(names));
+    this.#set("picture_files", isAll ? "" : asLines(names));
     if (!names.length) this.#setFolder(""); // an empty choice would mean all of the folder
     this.refresh();
   }
 
   #useAll() {
-    this.#set("pictures", "");
+    this.#set("picture_files", "");
     this.refresh();
   }
 
@@ -118,7 +118,7 @@ class NodePictures {
   }
 
   #chosen() {
-    const lines = this.#value("pictures").split("\n").filter((line) => line.trim());
+    const lines = this.#value("picture_files").split("\n").filter((line) => line.trim());
     return lines.map((line) => line.replaceAll("\\n", "\n").replaceAll("\\r", "\r"));
   }
 
@@ -163,7 +163,7 @@ function attach(node) {
     getMinHeight: () => MIN_HEIGHT,
   });
   widget.serialize = false; // not into the saved workflow
-  hide(widgetOf(node, "pictures")); // the tray shows it
+  hide(widgetOf(node, "picture_files")); // the tray shows it
   node.setSize([Math.max(node.size[0], MIN_WIDTH), node.computeSize()[1]]);
   acceptDrops(node, subject);
   chain(widgetOf(node, "folder"), "callback", () => subject.onFolderChanged());

@@ -1,13 +1,13 @@
 """Types of the wires that the pack adds to ComfyUI's own."""
 from comfy_api.latest import io
 
-ConceptType = io.Custom("CONCEPT")
-PromptSetType = io.Custom("PROMPT_SET")
-SubjectType = io.Custom("SUBJECT")
-TrainableType = io.Custom("TRAINABLE")
+ConceptType = io.Custom("PERSONALIZE_CONCEPT")
+PromptSetType = io.Custom("PERSONALIZE_PROMPT_SET")
+SubjectType = io.Custom("PERSONALIZE_SUBJECT")
+TrainableType = io.Custom("PERSONALIZE_TRAINABLE")
 LossType = io.Custom("PERSONALIZE_LOSS")
-RecipeType = io.Custom("RECIPE")
-VisualTokensType = io.Custom("VISUAL_TOKENS")
+RecipeType = io.Custom("PERSONALIZE_RECIPE")
+VisualTokensType = io.Custom("PERSONALIZE_VISUAL_TOKENS")
 RecordType = io.Custom("PERSONALIZE_RECORD")
 IPAdapterType = io.Custom("PERSONALIZE_IP_ADAPTER")
 BlipDiffusionType = io.Custom("PERSONALIZE_BLIP_DIFFUSION")

@@ -11,7 +11,7 @@ import torch
 from personalize.nodes.families.layers import AttentionLayer
 from personalize.nodes.recording import nodes_show
 from personalize.nodes.recording import record as records
-from personalize.nodes.recording.nodes_show import ShowAttention, ShowMasks
+from personalize.nodes.recording.nodes_show import PersonalizeShowAttention, PersonalizeShowMasks
 from personalize.nodes.recording.record import Record
 
 KILOBYTE = 1024
@@ -67,9 +67,9 @@ def test_a_mean_does_not_grow_with_its_steps(caplog):
 
 
 @pytest.mark.parametrize("node, arguments, sentence", [
-    (ShowAttention, ("each step", "each map", "viridis", 0.6, 256), ("160 maps of 256×256 take .*; set longest_side "
-                                                                    "lower")),
-    (ShowMasks, ("each step", 0.6), "80 maps of 256×256 take .*; connect fewer pictures")])
+    (PersonalizeShowAttention, ("each step", "each map", "viridis", 0.6, 256),
+     "160 maps of 256×256 take .*; set longest_side lower"),
+    (PersonalizeShowMasks, ("each step", 0.6), "80 maps of 256×256 take .*; connect fewer pictures")])
 def test_a_drawing_that_is_too_large_is_refused_before_it_is_made(monkeypatch, node, arguments, sentence):
     record = recorded(Record("Attention of Latent", every_step=True, complete=True), steps=40, images=2)
     free = 60 * 256 * 256 * 70

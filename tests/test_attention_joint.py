@@ -4,9 +4,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize.nodes.recording.nodes_mask import OTSU, SubjectMask
-from personalize.nodes.recording.nodes_record import EVERY_STEP, MEAN, AttentionOfLatent, RecordAttention
-from personalize.nodes.recording.nodes_show import EACH_MAP, EACH_STEP, ShowAttention, ShowMasks
+from personalize.nodes.attention.masks import OTSU
+from personalize.nodes.recording.nodes_mask import PersonalizeSubjectMask
+from personalize.nodes.recording.nodes_record import (
+    EVERY_STEP,
+    MEAN,
+    PersonalizeAttentionOfLatent,
+    PersonalizeRecordAttention,
+)
+from personalize.nodes.recording.nodes_show import EACH_MAP, EACH_STEP, PersonalizeShowAttention, PersonalizeShowMasks
 from personalize.nodes.text.layout import layout_in
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from support.recorded import recording
@@ -155,7 +161,8 @@ def test_layers_and_steps_are_chosen(request, kind, channels):
     import comfy.samplers
 
     model, clip, _ = request.getfixturevalue(kind)
-    recorded, record = RecordAttention.execute(model, "dog", "by number", "1", EVERY_STEP, 0.0, 0.5, clip, PROMPT).args
+    recorded, record = PersonalizeRecordAttention.execute(model, "dog", "by number", "1", EVERY_STEP, 0.0, 0.5, clip,
+                                                         PROMPT).args
     sample(recorded, encoded(clip, PROMPT), encoded(clip, ""), latent=torch.zeros(1, channels, 16, 16), steps=4)
     sampling = model.get_model_object("model_sampling")
     sigmas = comfy.samplers.calculate_sigmas(sampling, "normal", 4)[:-1]
@@ -166,14 +173,14 @@ def test_layers_and_steps_are_chosen(request, kind, channels):
 
 def test_strides_are_those_of_the_model(z_image):
     with pytest.raises(ValueError, match="layers is 'stride 4' but the model's attention .* has only strides 2; "):
-        RecordAttention.execute(z_image.model, "dog", "stride 4", "", MEAN, 0.0, 1.0)
+        PersonalizeRecordAttention.execute(z_image.model, "dog", "stride 4", "", MEAN, 0.0, 1.0)
 
 
 def test_a_model_that_cannot_be_read_is_refused_by_name(z_image):
     model = z_image.model.clone()
     model.add_object_patch("diffusion_model", torch.nn.Linear(1, 1))
     with pytest.raises(ValueError, match="The model .* is of no family that this pack knows, or has no .*Z-Image"):
-        RecordAttention.execute(model, "dog", "all", "", MEAN, 0.0, 1.0)
+        PersonalizeRecordAttention.execute(model, "dog", "all", "", MEAN, 0.0, 1.0)
 
 
 def test_a_given_latent(any_transformer):
@@ -190,7 +197,7 @@ def test_a_given_latent(any_transformer):
     other.add_wrapper_with_key("diffusion_model", "test", keep)
     inputs = (positive, {"samples": latent}, "dog", "200, 600", 5, "all", "", MEAN)
     with torch.inference_mode():
-        record = AttentionOfLatent.execute(other, *inputs)[0]
+        record = PersonalizeAttentionOfLatent.execute(other, *inputs)[0]
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(5))
     for x, number in zip(given, (600, 200), strict=True):
         sigma = float(model.get_model_object("model_sampling").sigmas[number])
@@ -205,16 +212,16 @@ def test_a_given_latent(any_transformer):
 def test_what_is_shown(z_image):
     model, clip, _ = z_image
     positive = with_words(clip)
-    recorded, record = RecordAttention.execute(model, "", "all", "", EVERY_STEP, 0.0, 1.0).args
+    recorded, record = PersonalizeRecordAttention.execute(model, "", "all", "", EVERY_STEP, 0.0, 1.0).args
     latent = {"samples": draw(recorded, positive, encoded(clip, ""), (16, 12), batch=2)}
     run = record.sampling(latent["samples"])
-    heat, _, maps = ShowAttention.execute(record, EACH_STEP, EACH_MAP, "viridis", 0.6, 0, None, latent).args
+    heat, _, maps = PersonalizeShowAttention.execute(record, EACH_STEP, EACH_MAP, "viridis", 0.6, 0, None, latent).args
     assert heat.shape == (2 * 2 * 2, 128, 96, 3)
     assert maps.amin((1, 2)).tolist() == [0] * 8 and maps.amax((1, 2)).tolist() == [1] * 8
-    mask, _ = SubjectMask.execute(record, "dog", OTSU, 0.3, None, latent).args
+    mask, _ = PersonalizeSubjectMask.execute(record, "dog", OTSU, 0.3, None, latent).args
     assert mask.shape == (2, 128, 96)
     large = torch.nn.functional.interpolate(run.mean_map("dog")[:, None], (128, 96), mode="bilinear")[:, 0]
     for inside, values in zip(mask.bool(), large):
         assert values[inside].min() >= values[~inside].max() > 0
     with pytest.raises(ValueError, match="The record of Record Attention holds no masks"):
-        ShowMasks.execute(record, EACH_STEP, 0.6, None, latent)
+        PersonalizeShowMasks.execute(record, EACH_STEP, 0.6, None, latent)

@@ -15,7 +15,7 @@ def graph(checkpoint="sd15.safetensors", encoder="spans", batch=1, words="dog\nr
     positive = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": PROMPT}}
     if encoder == "spans":
         positive = {"class_type": "PersonalizeEncodeWithSpans", "inputs": {
-            "clip": ["1", 1], "text": PROMPT, "words": "dog\nred hat"}}
+            "clip": ["1", 1], "prompt": PROMPT, "words": "dog, red hat"}}
     return {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
         "2": positive,
@@ -30,7 +30,7 @@ def graph(checkpoint="sd15.safetensors", encoder="spans", batch=1, words="dog\nr
         "7": {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["1", 2]}},
         "8": {"class_type": "PersonalizeShowAttention", "inputs": {
             "record": ["5", 1], "image": ["7", 0], "latent": ["6", 0], "show": "mean", "scale": "each map",
-            "colours": "viridis", "strength": 0.6, "longest_side": 0, **dict(show)}}}
+            "colours": "viridis", "opacity": 0.6, "longest_side": 0, **dict(show)}}}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_each_step_and_each_layer(session):
 
 
 def test_overlay_and_size(session):
-    picture = session(graph(show={"strength": 0.0}), SHOWN).values
+    picture = session(graph(show={"opacity": 0.0}), SHOWN).values
     assert torch.allclose(picture["heat"][0], picture["image"][0], atol=1e-6)
     alone = graph(show={"longest_side": 64})
     del alone["8"]["inputs"]["image"]
@@ -121,8 +121,8 @@ def test_queued_prompts_and_branches_do_not_mix(execute, tiny_checkpoints):
 def test_placeholder_and_class_word_need_not_be_named(session):
     prompt = graph(words="")
     prompt["20"] = {"class_type": "PersonalizeConcept", "inputs": {
-        "placeholder": "<my-dog>", "class_words": "dog", "initial_words": "", "vectors": 2, "embedding": "none"}}
-    prompt["2"]["inputs"] |= {"text": "a photo of a <my-dog> dog in a red hat", "words": "", "concept": ["20", 0]}
+        "placeholder": "<my-dog>", "class_words": "dog", "initial_words": "", "vector_count": 2, "embedding": "none"}}
+    prompt["2"]["inputs"] |= {"prompt": "a photo of a <my-dog> dog in a red hat", "words": "", "concept": ["20", 0]}
     values = session(prompt, {**SHOWN, "conditioning": ["2", 0]}).values
     run = values["record"].sampling(values["latent"]["samples"])
     assert run.words == ("<my-dog>", "dog") and len(values["heat"]) == 2
@@ -141,7 +141,7 @@ def latent_graph(**inputs):
         "model": ["1", 0], "conditioning": ["2", 0], "latent": ["6", 0], "words": "dog", "timesteps": "200, 600, 400",
         "seed": 5, "layers": "all", "layer_numbers": "", "keep": "every step", **inputs}}
     prompt["10"] = {"class_type": "PersonalizeShowAttention", "inputs": {
-        "record": ["9", 0], "show": "mean", "scale": "absolute", "colours": "heat", "strength": 0.5,
+        "record": ["9", 0], "show": "mean", "scale": "absolute", "colours": "heat", "opacity": 0.5,
         "longest_side": 0}}
     return prompt
 
@@ -196,8 +196,8 @@ def test_attention_of_latent_is_shown_without_a_sampler(session, execute):
 def mask_graph(**inputs):
     prompt = graph(batch=2)
     prompt["11"] = {"class_type": "PersonalizeSubjectMask", "inputs": {
-        "record": ["5", 1], "image": ["7", 0], "latent": ["6", 0], "word": "dog", "method": "Otsu", "threshold": 0.3,
-        **inputs}}
+        "record": ["5", 1], "image": ["7", 0], "latent": ["6", 0], "words": "dog", "mask_method": "Otsu",
+        "threshold": 0.3, **inputs}}
     return prompt
 
 
@@ -208,7 +208,7 @@ WANTED = {"mask": ["11", 0], "preview": ["11", 1], "record": ["5", 1], "image": 
 def test_subject_mask_parts_the_map(session, method):
     from skimage.filters import threshold_otsu
 
-    values = session(mask_graph(method=method, threshold=0.45), WANTED).values
+    values = session(mask_graph(mask_method=method, threshold=0.45), WANTED).values
     mask = values["mask"]
     assert mask.shape == (2, 128, 128) and set(mask.unique().tolist()) == {0.0, 1.0}
     for found, map_ in zip(mask, values["record"].sampling().mean_map("dog")):
@@ -263,7 +263,7 @@ def test_masks_of_a_record_are_shown(session):
         prompt = graph(batch=2)
         prompt["9"] = {"class_type": "TestMaskRecord", "inputs": {"latent": ["4", 0]}}
         prompt["10"] = {"class_type": "PersonalizeShowMasks", "inputs": {
-            "record": ["9", 0], "image": ["7", 0], "show": "each step", "strength": 1.0}}
+            "record": ["9", 0], "image": ["7", 0], "show": "each step", "opacity": 1.0}}
         wanted = {"masks": ["10", 0], "grid": ["10", 1]}
         shown = session(prompt, wanted).values["masks"]
         assert shown.shape == (4, 128, 128)
@@ -352,9 +352,9 @@ def test_timesteps_that_are_none(session, timesteps):
 
 def test_mask_of_a_word_that_was_not_recorded(session):
     with pytest.raises(PromptFailed, match="found no 'cat'.*It has maps of: dog, red hat"):
-        session(mask_graph(word="cat"))
+        session(mask_graph(words="cat"))
     with pytest.raises(PromptFailed, match="Nothing in picture 1 stands out.*lower the threshold"):
-        session(mask_graph(method="threshold", threshold=1.0))
+        session(mask_graph(mask_method="threshold", threshold=1.0))
 
 
 def test_layers_by_stride_and_number(session):

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import pytest
 
-from personalize.nodes.attention.words import parse_words, words_of
+from personalize.nodes.attention.words import words_of
 from personalize.nodes.text.concept import Concept
-from personalize.nodes.text.layout import layout_in
+from personalize.nodes.text.layout import layout_in, parse_words
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from support.layouts import spans_in
 from support.prompts_by_hand import positions_by_hand
@@ -45,11 +45,10 @@ def test_positions_of_a_prompt_hold_for_conditionings_of_its_length(sd15):
 
 
 def test_what_is_wrong_with_words_is_said_of_the_input_they_come_from(sd15):
-    for source in ("words", "subject"):
-        with pytest.raises(ValueError, match=f"^{source} is empty and the prompt 'a cat' holds no placeholder"):
-            words_of([], sd15.clip, "a cat", source)
-        with pytest.raises(ValueError, match=f"^The word 'dog' of {source} is not in the prompt 'a cat'"):
-            words_of(["dog"], sd15.clip, "a cat", source)
+    with pytest.raises(ValueError, match="^words is empty and the prompt 'a cat' holds no placeholder"):
+        words_of([], sd15.clip, "a cat")
+    with pytest.raises(ValueError, match="^The word 'dog' of words is not in the prompt 'a cat'"):
+        words_of(["dog"], sd15.clip, "a cat")
 
 
 def test_words_are_parted_by_commas_and_lines():

@@ -240,7 +240,7 @@ def test_the_vico_node_says_what_to_give_the_script(execute, output, tmp_path, b
     assert arguments == f'--ft_path "{output / "vico" / "my-dog"}" --load_step 49'
     written = torch.load(output / "vico" / "my-dog" / "checkpoints" / "cross_attention-49.pt", weights_only=True)
     assert written.keys() == official_tensors(TINY_SD15).keys()
-    prompt["1"] = node("PersonalizeConcept", placeholder=WORD, class_words="dog", initial_words="", vectors=1,
+    prompt["1"] = node("PersonalizeConcept", placeholder=WORD, class_words="dog", initial_words="", vector_count=1,
                        embedding="none")
     with pytest.raises(PromptFailed, match="has learned nothing yet"):
         execute(prompt)

@@ -34,7 +34,7 @@ def test_patches_of_guidance(world, execute, name, inputs):
     assert far(alone, sample(world.model))
     visual = sample(patched(world.model), world.visual)
     for before in (False, True):
-        model, record = world.swap(patched(world.model) if before else world.model, mask=EMPTY, start=0.0)
+        model, record = world.swap(patched(world.model) if before else world.model, mask=EMPTY, start_percent=0.0)
         assert torch.equal(sample(model if before else patched(model)), alone)
         assert torch.equal(record.branch_latent, visual)
 
@@ -42,7 +42,7 @@ def test_patches_of_guidance(world, execute, name, inputs):
 @pytest.mark.parametrize("name, inputs", [("SelfAttentionGuidance", {}), ("RescaleCFG", {"multiplier": 0.7})])
 def test_an_unguided_second_picture_has_no_patches_of_guidance(world, execute, name, inputs):
     patched = node(name, model=world.model, **inputs)
-    model, record = world.swap(patched, mask=EMPTY, start=0.0, guidance="unguided")
+    model, record = world.swap(patched, mask=EMPTY, start_percent=0.0, guidance="unguided")
     assert torch.equal(world.sample(model, steps=1), world.sample(patched, steps=1))
     assert torch.equal(record.branch_latent, world.sample(positive=world.visual, steps=1, cfg=1.0))
 
@@ -135,5 +135,5 @@ def test_a_guider_of_two_models(world):
 def test_a_swap_acts_beside_guidance_that_calls_the_model_again(world, execute):
     """Perturbed-Attention Guidance makes a second call in each evaluation, which takes that of the branch."""
     plain = node("PerturbedAttentionGuidance", model=world.model)
-    swapped = world.swap(plain, where="everywhere", start=0.0)[0]
+    swapped = world.swap(plain, where="everywhere", start_percent=0.0)[0]
     assert far(world.sample(swapped, steps=1), world.sample(plain, steps=1))

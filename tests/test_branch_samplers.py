@@ -42,7 +42,7 @@ def check(run, world):
         torch.manual_seed(7)
         return run(model, positive), torch.rand(1)
 
-    model, record = world.swap(mask=EMPTY, start=0.0)
+    model, record = world.swap(mask=EMPTY, start_percent=0.0)
     alone, beside = seeded(world.model, world.positive), seeded(model, world.positive)
     assert torch.equal(beside[0], alone[0]) and torch.equal(beside[1], alone[1])
     visual = seeded(world.model, world.visual)[0]
@@ -58,7 +58,7 @@ def test_every_sampler(world, sampler_name):
 
     if sampler_name == "dpm_adaptive":
         with pytest.raises(ValueError, match=REFUSED):
-            run(world.swap(mask=EMPTY, start=0.0)[0], world.positive)
+            run(world.swap(mask=EMPTY, start_percent=0.0)[0], world.positive)
     else:
         check(run, world)
 
@@ -78,7 +78,7 @@ def test_every_node_of_a_sampler(world, sampler_node):
 
     if sampler_node.__name__ == "SamplerDPMAdaptative":
         with pytest.raises(ValueError, match=REFUSED):
-            run(world.swap(mask=EMPTY, start=0.0)[0], world.positive)
+            run(world.swap(mask=EMPTY, start_percent=0.0)[0], world.positive)
     else:
         check(run, world)
 

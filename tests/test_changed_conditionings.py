@@ -146,7 +146,7 @@ def test_training_and_orthogonalizing_say_that_pairs_do_not_fit(sd15):
                                                                  match="154 tokens of a prompt that has 77"):
         session.load()
         check_same_family(session)
-    inputs = {"subject": "dog", "strength": 1.0, "basis": "words", "last_tokens": 2}
+    inputs = {"words": "dog", "strength": 1.0, "basis": "words", "last_tokens": 2}
     with pytest.raises(ValueError, match="holds every token twice, as CLIP NegPip encodes prompts"):
         PersonalizeOrthogonalize.execute(with_spans(clip, PROMPT), **inputs)
     with pytest.raises(ValueError, match="was zeroed out"), torch.inference_mode():

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from personalize.nodes.papers.core.presets import PRESETS
+from personalize.nodes.papers.core.presets import FORMULAS
 from personalize.nodes.text.prompts import bundled
 from support.failures import PromptFailed
 
@@ -11,13 +11,13 @@ BOTH = ["context embedding", "context attention"]
 
 
 def loss_prompt(**changed) -> dict:
-    inputs = {"prompt_set": ["1", 0], "preset": "as released", "formulas": "as released", "lambda_emb": 0.5,
-              "lambda_attn": 2.0, "attention": "exact", "first_step": 1, "last_step": 0}
+    inputs = {"prompt_set": ["1", 0], "formulas": "as released", "embedding_weight": 1.0, "attention_weight": 1.0,
+              "attention": "exact", "first_step": 1, "last_step": 0}
     return {"1": {"class_type": "PersonalizePromptSet", "inputs": {
-                "subject": "inanimate", "background": True, "action": True, "outfit": True, "style": True,
+                "kind": "inanimate", "background": True, "action": True, "outfit": True, "style": True,
                 "colour": True, "file": "none", "own_prompts": ""}},
             "2": {"class_type": "PersonalizeDiffusionLoss", "inputs": {
-                "weight": 1.0, "background": 1.0, "first_step": 1, "last_step": 0}},
+                "weight": 1.0, "background_weight": 1.0, "first_step": 1, "last_step": 0}},
             "3": {"class_type": "PersonalizeCoReLoss", "inputs": {**inputs, **changed}}}
 
 
@@ -27,7 +27,7 @@ def loss(execute, **changed):
 
 @pytest.mark.smoke
 def test_as_released_has_the_authors_numbers(execute):
-    """λ of the authors' train.sh; custom's numbers do not count."""
+    """λ of the authors' train.sh."""
     terms = loss(execute)
     assert [(term.name, term.weight, term.formula) for term in terms] == [
         ("context embedding", 1.5e-4, "released"), ("context attention", 0.05, "released")]
@@ -37,22 +37,24 @@ def test_as_released_has_the_authors_numbers(execute):
 
 
 def test_equations_bring_weights_of_their_own(execute):
-    terms = loss(execute, preset="Eqs. 3–4")
+    terms = loss(execute, formulas="Eqs. 3–4")
     assert [term.formula for term in terms] == ["paper", "paper"]
-    assert [term.weight for term in terms] == [PRESETS["Eqs. 3–4"].embedding, PRESETS["Eqs. 3–4"].attention]
+    assert [term.weight for term in terms] == [FORMULAS["Eqs. 3–4"].embedding, FORMULAS["Eqs. 3–4"].attention]
 
 
 @pytest.mark.parametrize("formulas, formula", [("as released", "released"), ("Eqs. 3–4", "paper")])
-def test_custom(execute, formulas, formula):
-    terms = loss(execute, preset="custom", formulas=formulas, attention="estimate", first_step=3, last_step=9)
+def test_weights_multiply_those_of_the_formulas(execute, formulas, formula):
+    terms = loss(execute, formulas=formulas, embedding_weight=0.5, attention_weight=2.0, attention="estimate",
+                 first_step=3, last_step=9)
     assert [(t.name, t.weight, t.formula, t.window) for t in terms] == [
-        (BOTH[0], 0.5, formula, (3, 9)), (BOTH[1], 2.0, formula, (3, 9))]
+        (BOTH[0], 0.5 * FORMULAS[formulas].embedding, formula, (3, 9)),
+        (BOTH[1], 2.0 * FORMULAS[formulas].attention, formula, (3, 9))]
     assert terms[1].estimate
 
 
 def test_a_weight_of_zero_leaves_its_loss_out(execute):
-    for zero, other in (("lambda_emb", BOTH[1]), ("lambda_attn", BOTH[0])):
-        terms = loss(execute, preset="custom", previous=["2", 0], **{zero: 0.0})
+    for zero, other in (("embedding_weight", BOTH[1]), ("attention_weight", BOTH[0])):
+        terms = loss(execute, previous=["2", 0], **{zero: 0.0})
         assert [term.name for term in terms] == ["diffusion", other]
 
 
@@ -62,4 +64,4 @@ def test_it_joins_the_chain(execute):
 
 def test_values_out_of_range_are_refused(execute):
     with pytest.raises(PromptFailed, match="smaller than min"):
-        loss(execute, lambda_emb=-1.0)
+        loss(execute, embedding_weight=-1.0)

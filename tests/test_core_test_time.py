@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from personalize.nodes.families.noise import noise_levels
-from personalize.nodes.papers.core.presets import PRESETS, core_terms
+from personalize.nodes.papers.core.presets import FORMULAS, core_terms
 from personalize.nodes.papers.core.test_time import NoisedScene, Refinement, Scene, refine, template_of
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept
@@ -34,7 +34,7 @@ def refined(checkpoint, concepts, *, prompt=PROMPT, scene=None, **how):
     losses = []
     with torch.inference_mode():
         result = refine(checkpoint.model, checkpoint.clip, concepts,
-                        Refinement(prompt, PRESETS["as released"], **{"batch_size": 2, **how}),
+                        Refinement(prompt, FORMULAS["as released"], **{"batch_size": 2, **how}),
                         scene or Scene(torch.zeros(1, 4, 8, 8)), lambda record: losses.append(record["parts"]))
     return result, losses
 
@@ -147,16 +147,16 @@ def test_prompts_that_cannot_be_refined(sd15, prompt, message):
 
 def test_no_prompts_are_refused():
     with pytest.raises(ValueError, match="prompt_set is empty"):
-        core_terms((), PRESETS["as released"])
+        core_terms((), FORMULAS["as released"])
 
 
 # ------------------------------------------------------------------------------------------------ the node
 def node_prompt(checkpoint: str, **changed) -> dict:
     inputs = {"model": ["1", 0], "clip": ["1", 1], "concept": ["2", 0], "prompt": "a photo of {} in the red desert",
-              "steps": 3, "learning_rate": 5e-4, "preset": "as released", "batch_size": 2, "size": 64, "seed": 0}
+              "steps": 3, "learning_rate": 5e-4, "formulas": "as released", "batch_size": 2, "size": 64, "seed": 0}
     return {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
             "2": {"class_type": "PersonalizeConcept", "inputs": {
-                "placeholder": "<my-dog>", "class_words": "dog", "initial_words": "cat", "vectors": 1,
+                "placeholder": "<my-dog>", "class_words": "dog", "initial_words": "cat", "vector_count": 1,
                 "embedding": "none"}},
             "3": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 128, "batch_size": 1}},
             "4": {"class_type": "PersonalizeCoReTestTime", "inputs": {**inputs, **changed}},

@@ -26,20 +26,20 @@ def grow(settings: EmbeddingPart, steps: int) -> list[list[float]]:
 
 @pytest.mark.parametrize("start, stop", [(3, 6), (0, 4), (2, 3)])
 def test_lengths_are_held_inside_the_window_and_free_outside(start, stop):
-    lengths = grow(EmbeddingPart(rescale_from=start, rescale_to=stop), 8)
+    lengths = grow(EmbeddingPart(rescaled=(start + 1, stop)), 8)
     for step in range(1, 9):
         held = start < step <= stop
         expected = [lengths[start][i] if held else 1.5 * lengths[step - 1][i] for i in (0, 1)]
         assert lengths[step] == pytest.approx(expected, rel=1e-5)
 
 
-def test_equal_ends_switch_rescaling_off():
-    lengths = grow(EmbeddingPart(rescale_from=3, rescale_to=3), 5)
+def test_without_a_window_lengths_are_free():
+    lengths = grow(EmbeddingPart(), 5)
     assert lengths[5] == pytest.approx([1.5 ** 5 * first for first in lengths[0]], rel=1e-5)
 
 
 def test_a_resumed_run_keeps_the_length_of_its_window():
-    settings = EmbeddingPart(rescale_from=1, rescale_to=3)
+    settings = EmbeddingPart(rescaled=(2, 3))
     row = nn.Parameter(torch.tensor([[3.0, 4.0]]))
     first = AttachedEmbedding(settings, {"<my-dog>": {"clip_l": row}})
     first.after_step(1)

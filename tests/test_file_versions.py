@@ -60,7 +60,7 @@ def places(base):
 
 
 STYLED = f"a {{}} in (embedding:{NAME}:1.2), at night"
-SUBJECT = {"folder": ["version-dogs"], "pictures": [""], "captions": [""]}
+SUBJECT = {"folder": ["version-dogs"], "picture_files": [""], "captions": [""]}
 BLIP = [f"blip_diffusion/version/{name}" for name in ("qformer/model.safetensors", "qformer/config.json",
                                                       "qformer/vocab.txt", "preprocessor_config.json")]
 # node → inputs and the files that it reads with them; every node that has a version of its inputs has rows
@@ -73,7 +73,7 @@ FILES = [
     ("PromptSet", {"file": "version-prompts.txt", "own_prompts": ""}, ["prompts", "embedding"]),
     ("PromptSet", {"file": "none", "own_prompts": STYLED}, ["embedding"]),
     *((node, {name: STYLED}, ["embedding"]) for node, name in (
-        ("TrainingPrompts", "prompts"), ("PromptTokens", "text"), ("EncodeWithSpans", "text"),
+        ("TrainingPrompts", "prompts"), ("PromptTokens", "prompt"), ("EncodeWithSpans", "prompt"),
         ("EncodePromptWithPicture", "prompt"), ("CoReTestTime", "prompt"), ("RecordAttention", "prompt"),
         ("AttentionOfLatent", "prompt"), ("Orthogonalize", "prompt"), ("SelfAttentionSwap", "prompt"),
         ("ApplyViCo", "prompt"))),
@@ -96,7 +96,7 @@ def test_every_node_with_versions_has_a_row(node_classes):
 
 def test_every_node_with_a_prompt_has_a_version(node_classes):
     """But for Train, whose prompts come by links, and whose previews change nothing."""
-    prompts = {"text", "prompt", "prompts", "own_prompts", "captions"}
+    prompts = {"prompt", "prompts", "own_prompts", "captions"}
     asked = {schema.node_id for schema in (each.GET_SCHEMA() for each in node_classes)
              if any(entry.id in prompts and entry.io_type == "STRING" for entry in schema.inputs)}
     assert asked <= {f"Personalize{node}" for node, _, _ in FILES}

@@ -13,7 +13,7 @@ import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
 
-from personalize.nodes.recording.nodes_record import RecordAttention
+from personalize.nodes.recording.nodes_record import PersonalizeRecordAttention
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training import fingerprint as fingerprints
@@ -92,7 +92,7 @@ def wrapped(model, *keys):
 
 
 def with_record(model):
-    return RecordAttention.execute(model, "dog", "all", "", "every step", 0.0, 1.0)[0]
+    return PersonalizeRecordAttention.execute(model, "dog", "all", "", "every step", 0.0, 1.0)[0]
 
 
 def added(layer, attention, n, context, options):

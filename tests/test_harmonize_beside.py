@@ -14,7 +14,7 @@ from personalize.nodes.recording.record import Record
 from personalize.nodes.recording.sampling_recorder import recording_model
 from personalize.nodes.training.seeds import generator
 from personalize.nodes.visual_prompts.ip_adapter_files import read_ip_adapter
-from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter
+from personalize.nodes.visual_prompts.nodes_ip_adapter import PersonalizeApplyIPAdapter
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support.companions import with_control, with_lora
 from support.inprocess import load_computing_in
@@ -64,7 +64,7 @@ def test_ip_adapter(any_world, order, tmp_path):
                         for seed in (1, 2))
 
     def adapted(model, *tokens):
-        return ApplyIPAdapter.execute(model, adapter, tokens[0], 1.0, 0.0, 1.0, *tokens[1:]).args[0]
+        return PersonalizeApplyIPAdapter.execute(model, adapter, tokens[0], 1.0, 0.0, 1.0, *tokens[1:]).args[0]
 
     model = any_world.model
     if order == "before":
@@ -156,7 +156,7 @@ def test_a_guider_with_a_second_model(world, two_models):
     def run(model, positive):
         return guided(two_models.execute(model, positive, 5.0, other, world.negative).args[0])
 
-    model, record = world.swap(mask=half_mask(), start=0.0)
+    model, record = world.swap(mask=half_mask(), start_percent=0.0)
     found, mask = run(model, world.positive), half_mask()[:, None]
     first, second = unet_of(world.model).denoiser, unet_of(other).denoiser
     (branch, of_second), of_first = kept_keys_and_values(
@@ -225,7 +225,7 @@ def test_patches_can_tell_the_branch(world):
             calls.append((in_branch(options), n.shape[0], tuple(options["cond_or_uncond"])))
         return n, context, value
 
-    model = world.swap(guidance="unguided", start=0.0)[0]
+    model = world.swap(guidance="unguided", start_percent=0.0)[0]
     model.set_model_attn2_patch(note)
     world.sample(model, batch=2, steps=1)
     assert list(calls) == [(True, 2, (0,)), (False, 4, (1, 0))]
@@ -233,7 +233,7 @@ def test_patches_can_tell_the_branch(world):
 
 def test_areas(world):
     """An area as large as the picture changes nothing; in a smaller one the mask is that part of the whole mask."""
-    model, how = world.swap(start=0.0, noise="own", mask=half_mask())[0], {"steps": 2}
+    model, how = world.swap(start_percent=0.0, noise="own", mask=half_mask())[0], {"steps": 2}
     whole = [[tensor, {**options, "area": (16, 16, 0, 0), "strength": 1.0}] for tensor, options in world.positive]
     assert close(world.sample(model, whole, **how), world.sample(model, **how))
     right, left = ([[tensor, {**options, "area": (16, 8, 0, x), "strength": 1.0}] for tensor, options in world.positive]

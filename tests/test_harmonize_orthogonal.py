@@ -136,7 +136,7 @@ def test_end_and_padding_by_choice():
 
 # ------------------------------------------------------------------------------------------------ the node
 def orthogonalize(conditioning, **changed):
-    inputs = {"subject": "dog", "strength": 1.0, "basis": WORDS, "last_tokens": 0, **changed}
+    inputs = {"words": "dog", "strength": 1.0, "basis": WORDS, "last_tokens": 0, **changed}
     return PersonalizeOrthogonalize.execute(conditioning, **inputs).args
 
 
@@ -219,7 +219,7 @@ def test_strength_0_gives_the_same_conditioning(sd15):
 
 def test_all_tokens_where_nothing_is_known(sd15):
     foreign = [[random(1, 9, 64), {"pooled_output": None}]]
-    tensor = orthogonalize(foreign, last_tokens=4, basis=ALL, subject="")[0][0][0]
+    tensor = orthogonalize(foreign, last_tokens=4, basis=ALL, words="")[0][0][0]
     assert torch.allclose(tensor[0, 5:].double(), by_hand(foreign[0][0][0, 5:], foreign[0][0][0, :5]), atol=1e-5)
 
 
@@ -252,7 +252,7 @@ def test_pictures_and_rows(sd15):
 def test_a_caption_as_basis(sd15):
     clip, visual = sd15.clip, visual_tokens(sd15.clip)
     caption = encoded(clip, "a dog standing on a rock")
-    tensor = orthogonalize(encoded(clip, "a dog swimming"), visual_tokens=visual, caption=caption)[0][0][0]
+    tensor = orthogonalize(encoded(clip, "a dog swimming"), visual_tokens=visual, basis_conditioning=caption)[0][0][0]
     assert torch.allclose(tensor[0, 77:].double(), by_hand(visual.vectors[0], caption[0][0][0, [3, 4, 6]]), atol=1e-5)
 
 
@@ -293,12 +293,12 @@ def test_in_a_graph(execute, tiny_checkpoints):
     """The tokens that Conditioning (Concat) puts at the end stand for a picture's."""
     prompt = {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": tiny_checkpoints["sdxl"]}},
               "2": {"class_type": "PersonalizeEncodeWithSpans", "inputs": {
-                  "clip": ["1", 1], "text": "a dog swimming", "words": ""}},
+                  "clip": ["1", 1], "prompt": "a dog swimming", "words": ""}},
               "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a dog standing"}},
               "4": {"class_type": "ConditioningConcat", "inputs": {
                   "conditioning_to": ["2", 0], "conditioning_from": ["3", 0]}},
               "5": {"class_type": "PersonalizeOrthogonalize", "inputs": {
-                  "conditioning": ["4", 0], "subject": "dog", "strength": 1.0, "basis": WORDS, "last_tokens": 77}}}
+                  "conditioning": ["4", 0], "words": "dog", "strength": 1.0, "basis": WORDS, "last_tokens": 77}}}
     run = execute(prompt, get={"text": ["2", 0], "other": ["3", 0], "done": ["5", 0], "report": ["5", 2]})
     got = run.values
     text, other, (tensor, options) = got["text"][0][0], got["other"][0][0], got["done"][0]

@@ -50,15 +50,15 @@ def test_every_way_to_sample(world, how):
 @pytest.mark.parametrize("settings, by_hand", [
     ({"guidance": "unguided", "negative": None}, {"guided": False}),
     ({"halves": "conditional"}, {"negative": 0.0}),
-    ({"layers": "decoder"}, {"layers": range(7, 16)}),
-    ({"layers": "fine decoder"}, {"layers": range(10, 16)}),
-    ({"layers": "encoder"}, {"layers": range(6)}),
+    ({"swap_layers": "decoder"}, {"layers": range(7, 16)}),
+    ({"swap_layers": "fine decoder"}, {"layers": range(10, 16)}),
+    ({"swap_layers": "encoder"}, {"layers": range(6)}),
     ({"strength": 0.5, "where": "everywhere"}, {"mask": torch.full((1, 1, 1, 1), 0.5)}),
     ({"mask": half_mask()}, {"mask": half_mask()[:, None]}),
     ({"mask": half_mask(64), "where": "everywhere"}, {"mask": half_mask()[:, None]}),
-    ({"start": 0.0}, {"first": 0}),
-    ({"start": 0.5}, {"first": 1}),
-    ({"start": 0.51, "steps": 3}, {"first": 2})], ids=str)
+    ({"start_percent": 0.0}, {"first": 0}),
+    ({"start_percent": 0.5}, {"first": 1}),
+    ({"start_percent": 0.51, "steps": 3}, {"first": 2})], ids=str)
 def test_settings(world, settings, by_hand):
     how = {"steps": settings.get("steps", 2)}
     settings = {key: value for key, value in settings.items() if key != "steps"}
@@ -77,8 +77,8 @@ def test_a_large_mask_is_kept_at_the_size_of_the_latent(world):
 
 
 @pytest.mark.parametrize("settings, steps", [
-    ({"threshold": 0.0}, (0, 1, 2)), ({"mask_steps": "newest step"}, (2,)), ({"mask_layers": "all layers"}, (0, 1, 2))],
-    ids=str)
+    ({"mask_method": "Otsu"}, (0, 1, 2)), ({"mask_steps": "newest step"}, (2,)),
+    ({"mask_layers": "all layers"}, (0, 1, 2))], ids=str)
 def test_masks_from_attention(world, settings, steps):
     """Against maps recorded without a swap; they are compared with naive loops in test_attention_capture."""
     layers = [layer for layer in unet_of(world.model).layers if layer.stride == 1 or "mask_layers" in settings]
@@ -86,8 +86,8 @@ def test_masks_from_attention(world, settings, steps):
     world.sample(recording_model(world.model, recorded, layers, words_of(["dog"])))
     mean = torch.stack([recorded.current.mean_map("dog", step) for step in steps]).mean(0)
     scaled = (mean - mean.min()) / (mean.max() - mean.min())
-    expected = otsu(mean) if "threshold" in settings else scaled > 0.3
-    model, record = world.swap(start=0.75, **settings)
+    expected = otsu(mean) if "mask_method" in settings else scaled > 0.3
+    model, record = world.swap(start_percent=0.75, **settings)
     world.sample(model)
     assert sorted(record.current.masks) == [3] and record.current.layers == tuple(layers)
     used = record.current.masks[3].bool()
@@ -96,7 +96,7 @@ def test_masks_from_attention(world, settings, steps):
 
 
 # ------------------------------------------------------------------------------------------------ what stays
-OFF = ({"strength": 0.0}, {"start": 1.0}, {"start": 0.5, "end": 0.5}, {"start": 0.6, "end": 0.9})
+OFF = ({"strength": 0.0}, {"start_percent": 0.6, "end_percent": 0.9})
 
 
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral"])
@@ -115,7 +115,7 @@ def test_outside_its_window_it_is_bit_identical(world):
                      steps=3)
         return seen
 
-    plain, swapped = denoised(world.model), denoised(world.swap(start=0.5)[0])
+    plain, swapped = denoised(world.model), denoised(world.swap(start_percent=0.6)[0])
     for step, (ours, theirs) in enumerate(zip(swapped, plain, strict=True)):
         assert ours[0].shape == theirs[0].shape == (2, 4, 16, 16) and ours[2] == theirs[2] == 3
         assert torch.equal(ours[0], theirs[0]) == (step < 2)
@@ -156,6 +156,8 @@ def test_what_was_given_is_unchanged(world):
 def test_bad_input_is_one_sentence(world):
     with pytest.raises(ValueError, match="guidance is 'guided' but negative is not connected"):
         world.swap(negative=None)
+    with pytest.raises(ValueError, match="start_percent .0.5. is not before end_percent .0.5."):
+        world.swap(start_percent=0.5, end_percent=0.5)
     with pytest.raises(ValueError, match="positive carries hooks"):
         world.swap(positive=[[world.visual[0][0], {"hooks": object()}]])
     with pytest.raises(ValueError, match="already carries a second branch"):
@@ -163,12 +165,12 @@ def test_bad_input_is_one_sentence(world):
     with pytest.raises(ValueError, match="mask holds 3 pictures but 2 are sampled"):
         world.sample(world.swap(mask=torch.ones(3, 8, 8))[0], batch=2)
     with pytest.raises(ValueError, match="found no 'cat' in the positive conditioning"):
-        world.sample(world.swap(subject="cat")[0])
+        world.sample(world.swap(words="cat")[0])
     foreign = [[world.positive[0][0], {}]]
     with pytest.raises(ValueError, match="does not say where words are"):
-        world.sample(world.swap(subject="")[0], foreign)
-    with pytest.raises(ValueError, match="^subject is empty and the prompt 'a dog' holds no placeholder"):
-        world.swap(subject="", clip=world.clip, prompt="a dog")
+        world.sample(world.swap(words="")[0], foreign)
+    with pytest.raises(ValueError, match="^words is empty and the prompt 'a dog' holds no placeholder"):
+        world.swap(words="", clip=world.clip, prompt="a dog")
     found = world.sample(world.swap(clip=world.clip, prompt=PROMPT)[0], foreign, steps=2)
     assert torch.equal(found, world.sample(world.swap()[0], steps=2))
     with pytest.raises(ValueError, match="is empty: either no sampler uses its MODEL"):
@@ -183,7 +185,7 @@ def test_in_a_graph(execute, tiny_checkpoints):
     """KSampler with the swap; the branch's latent, the masks and the maps wait for it."""
     prompt = {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": tiny_checkpoints["sdxl"]}},
               "2": {"class_type": "PersonalizeEncodeWithSpans", "inputs": {
-                  "clip": ["1", 1], "text": PROMPT, "words": "dog"}},
+                  "clip": ["1", 1], "prompt": PROMPT, "words": "dog"}},
               "3": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "fur"}},
               "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
               "5": {"class_type": "PersonalizeSelfAttentionSwap", "inputs": {
@@ -194,10 +196,10 @@ def test_in_a_graph(execute, tiny_checkpoints):
                   "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}},
               "8": {"class_type": "PersonalizeBranchLatent", "inputs": {"record": ["5", 1], "latent": ["7", 0]}},
               "10": {"class_type": "PersonalizeShowMasks", "inputs": {
-                  "record": ["5", 1], "latent": ["7", 0], "show": "each step", "strength": 1.0}},
+                  "record": ["5", 1], "latent": ["7", 0], "show": "each step", "opacity": 1.0}},
               "11": {"class_type": "PersonalizeShowAttention", "inputs": {
                   "record": ["5", 1], "latent": ["7", 0], "show": "mean", "scale": "each map", "colours": "grey",
-                  "strength": 1.0, "longest_side": 0}},
+                  "opacity": 1.0, "longest_side": 0}},
               "9": {"class_type": "KSampler", "inputs": {
                   "model": ["1", 0], "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["6", 0], "seed": 3,
                   "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}}}

@@ -38,8 +38,8 @@ def quick_previews(monkeypatch):
 @pytest.fixture
 def manage(execute):
     """Call with a run, an action and steps; the report's lines and the prompt texts."""
-    def managed(name, action="list", steps=""):
-        prompt = {"1": node("PersonalizeManageSteps", run=name, action=action, steps=steps)}
+    def managed(name, operation="list", step_numbers=""):
+        prompt = {"1": node("PersonalizeManageSteps", run=name, operation=operation, step_numbers=step_numbers)}
         got = execute(prompt, get={"report": ["1", 0], "texts": ["1", 1]}).values
         texts = got["texts"] if isinstance(got["texts"], list) else [got["texts"]]
         return got["report"].split("\n"), texts

@@ -4,10 +4,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from personalize.nodes.attention.masks import OTSU, THRESHOLD
 from personalize.nodes.attention.words import Words
 from personalize.nodes.papers.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
-from personalize.nodes.recording.nodes_mask import OTSU, THRESHOLD, SubjectMask
-from personalize.nodes.recording.nodes_show import EACH_MAP, MEAN, ShowAttention
+from personalize.nodes.recording.nodes_mask import PersonalizeSubjectMask
+from personalize.nodes.recording.nodes_show import EACH_MAP, MEAN, PersonalizeShowAttention
 from personalize.nodes.training.images import sources_from_tensors
 from personalize.nodes.visual_prompts.tokens import BLIP_DIFFUSION, ELITE, IP_ADAPTER, VisualTokens
 from support.layouts import of_spans
@@ -34,7 +35,7 @@ def test_visual_tokens(source):
 
 
 def orthogonalized(conditioning, **changed):
-    return PersonalizeOrthogonalize.execute(conditioning, **{"subject": "", "strength": 1.0, "basis": "all",
+    return PersonalizeOrthogonalize.execute(conditioning, **{"words": "", "strength": 1.0, "basis": "all",
                                                              "last_tokens": 0, **changed}).result
 
 
@@ -65,7 +66,7 @@ def recorded(checkpoint):
 
 
 def masked(record, latent, method=OTSU, **inputs):
-    return SubjectMask.execute(record, "", method, 1.0, latent=latent, **inputs)
+    return PersonalizeSubjectMask.execute(record, "", method, 1.0, latent=latent, **inputs)
 
 
 def test_attention_of_a_model_that_gave_no_numbers(sd15, nan_in):
@@ -75,7 +76,7 @@ def test_attention_of_a_model_that_gave_no_numbers(sd15, nan_in):
     with pytest.raises(ValueError, match=sentence):
         masked(record, latent)
     with pytest.raises(ValueError, match=sentence):
-        ShowAttention.execute(record, MEAN, EACH_MAP, "viridis", 0.5, 0, latent=latent)
+        PersonalizeShowAttention.execute(record, MEAN, EACH_MAP, "viridis", 0.5, 0, latent=latent)
 
 
 def test_a_threshold_is_lowered_only_where_it_is_used(sd15):

@@ -20,8 +20,8 @@ SMZ_SETTINGS = {"mean_normalization": True, "multi_conditioning": True, "use_old
 def scene(kind: str = "sd15") -> dict:
     """A checkpoint (1) whose CLIP was taught the word (3), and a file of the same vectors (4)."""
     return {"1": node("CheckpointLoaderSimple", ckpt_name=f"{kind}.safetensors"),
-            "2": node("PersonalizeConcept", placeholder=WORD, class_words="dog", initial_words="red hat", vectors=2,
-                      embedding="none"),
+            "2": node("PersonalizeConcept", placeholder=WORD, class_words="dog", initial_words="red hat",
+                      vector_count=2, embedding="none"),
             "3": node("PersonalizeApplyConcept", clip=["1", 1], concept=["2", 0])}
 
 
@@ -108,7 +108,7 @@ def test_negpip_and_recorded_attention(beside_packs, kind, last):
     """With positive weights NegPip draws the same picture, and so the maps are the same; one order after the other."""
     def run(model: list, clip: list, graph: dict) -> Record:
         made = {**scene(kind), **graph,
-                "text": node("PersonalizeEncodeWithSpans", clip=clip, text=f"a {WORD} on grass", words="grass"),
+                "text": node("PersonalizeEncodeWithSpans", clip=clip, prompt=f"a {WORD} on grass", words="grass"),
                 "none": node("CLIPTextEncode", clip=clip, text=""), "size": node(
                     "EmptyLatentImage", width=128, height=128, batch_size=1),
                 "draw": node("KSampler", model=model, positive=["text", 0], negative=["none", 0], seed=1, steps=2,
@@ -133,8 +133,8 @@ def test_negpip_and_recorded_attention(beside_packs, kind, last):
 @pytest.mark.pack(PPM)
 def test_negpip_and_orthogonalize(beside_packs):
     graph = {**scene(), "negpip": node("CLIPNegPip", model=["1", 0], clip=["3", 0]),
-             "text": node("PersonalizeEncodeWithSpans", clip=["negpip", 1], text=f"a {WORD} on grass", words=""),
-             "basis": node("PersonalizeOrthogonalize", conditioning=["text", 0], subject="dog", strength=1.0,
+             "text": node("PersonalizeEncodeWithSpans", clip=["negpip", 1], prompt=f"a {WORD} on grass", words=""),
+             "basis": node("PersonalizeOrthogonalize", conditioning=["text", 0], words="dog", strength=1.0,
                            basis="words", last_tokens=2)}
     with pytest.raises(PromptFailed, match="holds every token twice, as CLIP NegPip encodes prompts"):
         beside_packs(graph, {"c": ["basis", 0]})

@@ -33,7 +33,7 @@ def test_animatediff_windows_and_swap(beside_packs, world, order, settings):
         world.swap(**settings)[0])
     found = world.sample(model, **how)
     assert close(found, expected) and far(found, world.sample(in_context(world.model), **how))
-    empty = world.swap(mask=torch.zeros(1, 16, 16), start=0.0)[0]
+    empty = world.swap(mask=torch.zeros(1, 16, 16), start_percent=0.0)[0]
     assert torch.equal(world.sample(in_context(empty), sampler="euler_ancestral", **how),
                        world.sample(in_context(world.model), sampler="euler_ancestral", **how))
 
@@ -75,9 +75,9 @@ def test_impact_regional_sampler_and_swap(beside_packs, world, caplog):
     plain = regional(world.model, world)
     assert torch.equal(regional(world.swap(where="everywhere")[0], world), plain)
     assert any("none lies between its start and its end" in message for message in caplog.messages)
-    assert far(regional(world.swap(where="everywhere", start=0.0)[0], world), plain)
+    assert far(regional(world.swap(where="everywhere", start_percent=0.0)[0], world), plain)
     caplog.clear()
-    assert torch.equal(regional(world.swap(start=0.0)[0], world), plain)
+    assert torch.equal(regional(world.swap(start_percent=0.0)[0], world), plain)
     assert any("before the model had shown where the subject is" in message for message in caplog.messages)
 
 

@@ -10,7 +10,7 @@ import torch
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.batch import Batch, MadePicture, Noised, Prior, Row
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.nodes_prior import PriorPictures
+from personalize.nodes.training.nodes_prior import PersonalizePriorPictures
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.plan import Settings
@@ -156,7 +156,7 @@ def class_loss(trainer, step: int) -> float:
 
 # ------------------------------------------------------------------------------------------------ node
 def node(images, captions="a photo of a {}", of=None, per_step=1, weight=1.0):
-    made = PriorPictures.execute([(of or subject(),)], images, captions.split("|"), [per_step], [weight])
+    made = PersonalizePriorPictures.execute([(of or subject(),)], images, captions.split("|"), [per_step], [weight])
     return made.args[0][-1].prior
 
 
@@ -174,7 +174,7 @@ def test_pictures_get_the_subjects_size_and_a_prompt_each():
 
 def test_of_a_chain_the_last_subject_gets_the_pictures():
     chain = (subject(), subject(placeholder="<my-toy>"))
-    first, last = PriorPictures.execute([chain], [torch.rand(1, 64, 64, 3)], ["a toy"], [1], [1.0]).args[0]
+    first, last = PersonalizePriorPictures.execute([chain], [torch.rand(1, 64, 64, 3)], ["a toy"], [1], [1.0]).args[0]
     assert first.prior is None and last.prior.pictures[0].caption == "a toy" and chain[1].prior is None
 
 

@@ -14,24 +14,24 @@ from support.paths import PACK
 
 COMMON = {"optimizer": "AdamW", "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 0, "clip_gradients": 0.0}
 DEFAULTS = {
-    "TrainEmbedding": {"learning_rate": 5e-3, "rescale_from": 120, "rescale_to": 180},
+    "TrainEmbedding": {"learning_rate": 5e-3, "rescale_first_step": 121, "rescale_last_step": 180},
             "TrainUNet": {"learning_rate": 2e-6},
     "CoReTestTime": {"steps": 10, "learning_rate": 5e-4, "batch_size": 6},
     "TrainViCo": {"learning_rate": 1e-5, "embedding_learning_rate": 5e-3},
     "EndOfTextRegularisation": {"weight": 5e-4, "first_step": 1, "last_step": 0},
     "ApplyViCo": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "reuse_steps": 1},
-    "SelfAttentionSwap": {"start": 0.2, "end": 1.0, "strength": 1.0},
-            "ApplyElite": {"local_weight": 0.8, "text_weight": 1.0},
-    "ApplyIPAdapter": {"weight": 1.0}, "CoReLoss": {"lambda_emb": 1.5e-4, "lambda_attn": 0.05}}
+    "SelfAttentionSwap": {"start_percent": 0.2, "end_percent": 1.0, "strength": 1.0},
+            "ApplyElite": {"local_strength": 0.8, "text_strength": 1.0},
+    "ApplyIPAdapter": {"strength": 1.0}, "CoReLoss": {"embedding_weight": 1.0, "attention_weight": 1.0}}
 FIRST_CHOICES = {
     ("TrainViCo", "placement"): "decoder", ("TrainViCo", "object_mask"): "Eq. 5", ("ApplyViCo", "halves"): "both",
     ("ApplyViCo", "fit"): "squash", ("EndOfTextRegularisation", "target"): "end of text",
-                 ("CoReLoss", "preset"): "as released",
+                 ("CoReLoss", "formulas"): "as released",
     ("EncodePictureBlipDiffusion", "fit"): "crop", ("EncodePictureIPAdapter", "fit"): "crop",
-    ("EncodePictureBlipDiffusion", "pictures"): "average"}
+    ("EncodePictureBlipDiffusion", "combine"): "average"}
 DIFFERENCES = {  # node: what its help page and, for the first, its tooltip say of the other source
     ("TrainViCo", "embedding_learning_rate"): ("0.02", "0.02"), ("TrainEmbedding", "learning_rate"): ("0.04", "0.04"),
-    ("EncodePictureBlipDiffusion", "fit"): ("diffusers", "diffusers"), ("ApplyElite", "local_weight"): ("0.6", "0.6")}
+    ("EncodePictureBlipDiffusion", "fit"): ("diffusers", "diffusers"), ("ApplyElite", "local_strength"): ("0.6", "0.6")}
 
 
 @pytest.fixture(scope="module")

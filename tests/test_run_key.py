@@ -50,7 +50,8 @@ def test_every_input_of_the_nodes_before_train_has_a_row(node_classes):
     expected = {(name, entry.id) for name, node in graph().items() if node["class_type"] in schemas
                 and not name.startswith("other") for entry in schemas[node["class_type"]].inputs}
     assert set(ROWS) == expected
-    into_training = {"SUBJECT", "TRAINABLE", "PERSONALIZE_LOSS", "RECIPE", "PROMPT_SET"}
+    into_training = {"PERSONALIZE_SUBJECT", "PERSONALIZE_TRAINABLE", "PERSONALIZE_LOSS", "PERSONALIZE_RECIPE",
+                     "PERSONALIZE_PROMPT_SET"}
     makers = {schema.node_id for schema in schemas.values() if {each.io_type
                                                                 for each in schema.outputs} & into_training}
     assert makers <= {node["class_type"] for node in graph().values()}, "a new node for training is not in the graph"

@@ -16,7 +16,7 @@ NAME = "<my-dog>"
 class ConceptsForTests:
     """A test-only node: as many concepts as there are names."""
 
-    RETURN_TYPES, FUNCTION, CATEGORY = ("CONCEPT",), "make", "tests"
+    RETURN_TYPES, FUNCTION, CATEGORY = ("PERSONALIZE_CONCEPT",), "make", "tests"
 
     @classmethod
     def INPUT_TYPES(cls):
@@ -97,7 +97,7 @@ def test_example_pictures_need_nothing(execute):
 
 
 def test_chosen_pictures_and_captions(execute, folder):
-    values = execute(prompt(folder="dogs", pictures="3.png\n1.png", captions="{} left\n{} right"), get=GET).values
+    values = execute(prompt(folder="dogs", picture_files="3.png\n1.png", captions="{} left\n{} right"), get=GET).values
     assert [(p.name, p.caption) for p in values["subjects"][0].pictures] == [
         ("3.png", f"{NAME} left"), ("1.png", f"{NAME} right")]
 
@@ -136,7 +136,7 @@ def test_list_of_different_sizes(execute, folder):
 def test_batch_and_list_and_folder_together(execute, folder):
     nodes = {"one": load_image("dogs/1.png"),
              "batch": {"class_type": "RepeatImageBatch", "inputs": {"image": ["one", 0], "amount": 2}}}
-    values = execute(prompt(nodes, images=["batch", 0], folder="dogs", pictures="2.png"), get=GET).values
+    values = execute(prompt(nodes, images=["batch", 0], folder="dogs", picture_files="2.png"), get=GET).values
     names = [picture.name for picture in values["subjects"][0].pictures]
     assert names == ["2.png", "picture 2", "picture 3"]
     assert torch.equal(values["pixels"][1], values["pixels"][2])
@@ -146,14 +146,14 @@ def test_mask_follows_its_picture(execute, folder):
     """Load Image's mask is 1 where the file is transparent, so inverted it is the file's own."""
     nodes = {"cut": load_image("dogs/3.png"), "inverted": {"class_type": "InvertMask", "inputs": {"mask": ["cut", 1]}}}
     wired = execute(prompt(nodes, images=["cut", 0], masks=["inverted", 0], augmentation="as released"), get=GET).values
-    direct = execute(prompt(folder="dogs", pictures="3.png", augmentation="as released"), get=GET).values
+    direct = execute(prompt(folder="dogs", picture_files="3.png", augmentation="as released"), get=GET).values
     assert torch.allclose(wired["masks"], direct["masks"], atol=1e-6) and 0.1 < wired["masks"].mean() < 0.9
     assert not torch.allclose(wired["pixels"], direct["pixels"], atol=0.1), "only the file's own alpha is made grey"
 
 
 def test_chain(execute, folder):
     nodes = {"other": {"class_type": "ConceptsForTests", "inputs": {"names": "<my-cat>"}},
-             "first": subject(concept=["other", 0], folder="dogs", pictures="2.png")}
+             "first": subject(concept=["other", 0], folder="dogs", picture_files="2.png")}
     values = execute(prompt(nodes, folder="dogs", previous=["first", 0]), get=GET).values
     assert [(s.concept.placeholder, len(s.pictures)) for s in values["subjects"]] == [("<my-cat>", 1), (NAME, 3)]
     assert len(values["pixels"]) == 3
@@ -193,8 +193,8 @@ def test_a_repaired_folder_runs(execute, folder):
     ({}, "The subject has no pictures; drop 4 or 5 on the node, choose a folder, or connect images."),
     ({"folder": "cats"}, "'cats' is not in ComfyUI's input folder"),
     ({"folder": "../output"}, "lies outside of ComfyUI's input folder"),
-    ({"folder": "dogs", "pictures": "../../output/a.png"}, "lies outside of ComfyUI's input folder"),
-    ({"folder": "dogs", "pictures": "5.png"}, "'5.png' is not in folder 'dogs'"),
+    ({"folder": "dogs", "picture_files": "../../output/a.png"}, "lies outside of ComfyUI's input folder"),
+    ({"folder": "dogs", "picture_files": "5.png"}, "'5.png' is not in folder 'dogs'"),
     ({"folder": "dogs", "captions": "{} runs"}, "1 captions for 3 pictures"),
     ({"folder": "dogs", "captions": "a dog\n\n"}, "1 captions for 3 pictures"),
     ({"folder": "dogs", "captions": "{} a\n{} b\na dog"}, "caption of 3.png, 'a dog', does not name the subject"),
@@ -226,10 +226,10 @@ def test_a_subject_outside_of_the_crop_is_refused_and_pad_keeps_it(execute, fold
     pixels[10:20, 5:15] = 255
     Image.fromarray(pixels).save(folder / "1.png")
     with pytest.raises(PromptFailed, match="Cropping 1.png to its centre leaves nothing of the subject; set"):
-        execute(prompt(folder="dogs", pictures="1.png"), get=GET)
-    values = execute(prompt(folder="dogs", pictures="1.png", fit="pad"), get=GET).values
+        execute(prompt(folder="dogs", picture_files="1.png"), get=GET)
+    values = execute(prompt(folder="dogs", picture_files="1.png", fit="pad"), get=GET).values
     assert abs(float(values["masks"].sum()) - 100 * (64 / 300) ** 2) < 0.05
 
 
 def test_one_picture_is_enough(execute, folder):
-    assert execute(prompt(folder="dogs", pictures="1.png"), get=GET).values["pixels"].shape == (1, 64, 64, 3)
+    assert execute(prompt(folder="dogs", picture_files="1.png"), get=GET).values["pixels"].shape == (1, 64, 64, 3)

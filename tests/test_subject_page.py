@@ -58,7 +58,7 @@ def test_dropped_pictures_are_uploaded_shown_and_used(ui, server):
     assert tray.names() == [] and "Drop 4 or 5 pictures" in tray.root.inner_text()
     tray.drop({**DOGS, "green.txt": b"{} in the garden"})
     tray.wait_for(["blue.png", "green.png", "red.png"])
-    assert (tray.widgets()["folder"], tray.widgets()["pictures"]) == ("my-dog", "")
+    assert (tray.widgets()["folder"], tray.widgets()["picture_files"]) == ("my-dog", "")
     folder = server.base / "input" / "my-dog"
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {**DOGS, "green.txt": b"{} in the garden"}
     run = ui.run()
@@ -84,7 +84,7 @@ def test_a_removed_picture_is_not_used_but_kept(ui, server):
     item.hover()
     item.get_by_role("button").click()
     tray.wait_for(["blue.png", "red.png"])
-    assert tray.widgets()["pictures"] == "blue.png\nred.png"
+    assert tray.widgets()["picture_files"] == "blue.png\nred.png"
     assert (server.base / "input/my-dog/green.png").is_file()
     run = ui.run()
     assert colours(ui, run) == [(0, 0, 255), (255, 0, 0)]
@@ -92,7 +92,7 @@ def test_a_removed_picture_is_not_used_but_kept(ui, server):
     tray.wait_for(["blue.png", "red.png", "pink.png"])
     tray.root.get_by_text("Use all 4").click()
     tray.wait_for(["blue.png", "green.png", "pink.png", "red.png"])
-    assert tray.widgets()["pictures"] == ""
+    assert tray.widgets()["picture_files"] == ""
 
 
 def test_removing_the_last_picture_empties_the_node(ui):
@@ -101,7 +101,7 @@ def test_removing_the_last_picture_empties_the_node(ui):
     tray.wait_for(["red.png"])
     tray.root.get_by_role("button", name="Do not use red.png").click()
     tray.wait_for([])
-    assert (tray.widgets()["folder"], tray.widgets()["pictures"]) == ("", "")
+    assert (tray.widgets()["folder"], tray.widgets()["picture_files"]) == ("", "")
 
 
 def test_saved_workflow_shows_the_same_pictures_again(ui):
@@ -162,11 +162,11 @@ def test_example_pictures_are_shown_used_and_never_added_to(ui):
 
 
 def test_own_pictures_take_the_place_of_some_chosen_of_the_example(ui):
-    tray = opened(ui, folder="example-toy", pictures="toy-1.jpg\ntoy-4.jpg")
+    tray = opened(ui, folder="example-toy", picture_files="toy-1.jpg\ntoy-4.jpg")
     tray.wait_for(["toy-1.jpg", "toy-4.jpg"])
     tray.drop({"red.png": DOGS["red.png"]})
     tray.wait_for(["red.png"])
-    assert (tray.widgets()["folder"], tray.widgets()["pictures"]) == ("my-dog", "")
+    assert (tray.widgets()["folder"], tray.widgets()["picture_files"]) == ("my-dog", "")
     run = ui.run()
     assert run.status == "success", run
     assert colours(ui, run) == [(255, 0, 0)]
@@ -288,8 +288,8 @@ def test_thumbnails_lie_inside_the_node_beside_each_other(ui):
 
 
 def test_only_the_tray_stands_for_the_chosen_names(ui):
-    """The text widget `pictures` is kept in the workflow but not drawn."""
+    """The text widget `picture_files` is kept in the workflow but not drawn."""
     tray = opened(ui)
-    assert "pictures" in tray.widgets()
+    assert "picture_files" in tray.widgets()
     assert ui.page.locator("textarea[placeholder=pictures]:visible").count() == 0
     assert ui.page.locator("textarea:visible").count() == 1, "the captions"

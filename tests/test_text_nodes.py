@@ -18,9 +18,9 @@ from support.paths import PACK
 from support.prompts import loader, node
 from support.vectors import rows
 
-CONCEPT = {"placeholder": "<my-dog>", "class_words": "dog", "initial_words": "", "vectors": 1, "embedding": "none"}
+CONCEPT = {"placeholder": "<my-dog>", "class_words": "dog", "initial_words": "", "vector_count": 1, "embedding": "none"}
 KINDS = {kind: True for kind in ("background", "action", "outfit", "style", "colour")}
-SET = {"subject": "animate", **KINDS, "file": "none", "own_prompts": ""}
+SET = {"kind": "animate", **KINDS, "file": "none", "own_prompts": ""}
 
 
 # ------------------------------------------------------------------------------------------------ Concept
@@ -31,7 +31,7 @@ def run_concept(execute, **changes):
 
 @pytest.mark.smoke
 def test_concept(execute):
-    concept = run_concept(execute, placeholder=" <my-bear> ", class_words="teddy bear", vectors=4)
+    concept = run_concept(execute, placeholder=" <my-bear> ", class_words="teddy bear", vector_count=4)
     assert (concept.placeholder, concept.class_words, concept.init_words) == ("<my-bear>", "teddy bear", "teddy bear")
     assert concept.count == 4 and not concept.vectors
     assert run_concept(execute, initial_words="brown puppy").init_words == "brown puppy"
@@ -52,7 +52,7 @@ def test_concept_from_an_existing_embedding(execute, embeddings):
     ({"placeholder": "dog"}, "equals the class word 'dog'"),
     ({"placeholder": ""}, "Placeholder is empty"),
     ({"class_words": " "}, "Class words are empty"),
-    ({"vectors": 0}, "smaller than min"), ({"vectors": 65}, "bigger than max"),
+    ({"vector_count": 0}, "smaller than min"), ({"vector_count": 65}, "bigger than max"),
     ({"embedding": "missing"}, "There is no embedding 'missing'"),
     ({"embedding": "../../secret"}, "There is no embedding"),
 ])
@@ -72,11 +72,11 @@ def run_set(execute, **changes):
 def test_prompt_set(execute):
     prompts, listed = run_set(execute)
     assert prompts == bundled("animate") and tuple(listed) == prompts.templates
-    prompts, _ = run_set(execute, subject="inanimate", background=False, style=False)
+    prompts, _ = run_set(execute, kind="inanimate", background=False, style=False)
     assert prompts == bundled("inanimate", ["colour"])
-    prompts, _ = run_set(execute, subject="universal", own_prompts="a {} of my own\nA red  {}")
+    prompts, _ = run_set(execute, kind="universal", own_prompts="a {} of my own\nA red  {}")
     assert prompts.prompts == (*bundled("universal").prompts, ("own", "a {} of my own"))
-    prompts, _ = run_set(execute, subject="pictures", **{kind: False for kind in KINDS})
+    prompts, _ = run_set(execute, kind="pictures", **{kind: False for kind in KINDS})
     assert prompts == bundled("pictures") and len(prompts.prompts) == 81, "the switches are not about these"
 
 
@@ -87,7 +87,7 @@ def test_prompt_set_from_a_file_that_changes(execute, base):
     session = execute.session()
 
     def prompts():
-        prompt = {"1": node("PersonalizePromptSet", **{**SET, "subject": "none", "file": "sets/mine.txt"})}
+        prompt = {"1": node("PersonalizePromptSet", **{**SET, "kind": "none", "file": "sets/mine.txt"})}
         return session(prompt, {"set": ["1", 0]}).values["set"].prompts
 
     assert prompts() == (("action", "a {} skiing"),)
@@ -100,14 +100,14 @@ def test_prompt_set_from_a_file_that_changes(execute, base):
 
 
 def test_prompt_sets_chain(execute):
-    prompt = {"1": node("PersonalizePromptSet", **{**SET, "subject": "none", "own_prompts": "first {}"}),
-              "2": node("PersonalizePromptSet", **{**SET, "subject": "none", "own_prompts": "second {}"},
+    prompt = {"1": node("PersonalizePromptSet", **{**SET, "kind": "none", "own_prompts": "first {}"}),
+              "2": node("PersonalizePromptSet", **{**SET, "kind": "none", "own_prompts": "second {}"},
                         previous=["1", 0])}
     assert execute(prompt, get={"set": ["2", 0]}).values["set"].templates == ("first {}", "second {}")
 
 
 @pytest.mark.parametrize("changes, message", [
-    ({"subject": "none"}, "The Prompt Set is empty"),
+    ({"kind": "none"}, "The Prompt Set is empty"),
     ({kind: False for kind in KINDS}, "The Prompt Set is empty"),
     ({"own_prompts": "a {} here\nno slot"}, "Line 2 of own_prompts has no slot"),
     ({"file": "../secret.txt"}, "There is no text file '../secret.txt'"),
@@ -249,8 +249,8 @@ def test_apply_in_series_and_before_training(execute, tiny_checkpoints):
 
 # ------------------------------------------------------------------------------------------------ Tokens, Spans
 def test_prompt_tokens(execute, tiny_checkpoints):
-    prompt = {"1": loader(tiny_checkpoints["sdxl"]), "2": node("PersonalizeConcept", **{**CONCEPT, "vectors": 2}),
-              "3": node("PersonalizePromptTokens", clip=["1", 1], concept=["2", 0], text="a <my-dog> dog",
+    prompt = {"1": loader(tiny_checkpoints["sdxl"]), "2": node("PersonalizeConcept", **{**CONCEPT, "vector_count": 2}),
+              "3": node("PersonalizePromptTokens", clip=["1", 1], concept=["2", 0], prompt="a <my-dog> dog",
                         neighbours=3)}
     run = execute(prompt, get={"text": ["3", 0], "table": ["3", 1]})
     text, table = run.values["text"], run.values["table"]
@@ -263,12 +263,12 @@ def test_prompt_tokens(execute, tiny_checkpoints):
 
 def test_encode_with_spans(execute, tiny_checkpoints):
     text = "a photo of (<my-dog>:1.2) dog, red hat"
-    prompt = {"1": loader(tiny_checkpoints["sdxl"]), "2": node("PersonalizeConcept", **{**CONCEPT, "vectors": 2}),
-              "3": node("PersonalizeEncodeWithSpans", clip=["1", 1], concept=["2", 0], text=text,
+    prompt = {"1": loader(tiny_checkpoints["sdxl"]), "2": node("PersonalizeConcept", **{**CONCEPT, "vector_count": 2}),
+              "3": node("PersonalizeEncodeWithSpans", clip=["1", 1], concept=["2", 0], prompt=text,
                         words="red hat\n\nphoto of"),
               "4": node("PersonalizeApplyConcept", clip=["1", 1], concept=["2", 0]),
               "5": node("CLIPTextEncode", clip=["4", 0], text=text),
-              "6": node("PersonalizeEncodeWithSpans", clip=["4", 0], text=text, words="")}
+              "6": node("PersonalizeEncodeWithSpans", clip=["4", 0], prompt=text, words="")}
     got = execute(prompt, get={"ours": ["3", 0], "shown": ["3", 1], "stock": ["5", 0], "taught": ["6", 0]}).values
     (cond, options), (stock, stock_options) = got["ours"][0], got["stock"][0]
     assert torch.equal(cond, stock) and torch.equal(options["pooled_output"], stock_options["pooled_output"])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from personalize.nodes.families.unet import UNet
-from personalize.nodes.papers.core.nodes import CoReTestTime
+from personalize.nodes.papers.core.nodes import PersonalizeCoReTestTime
 from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.text.vectors import WordVectors
 from personalize.nodes.training import job as job_module
@@ -225,11 +225,11 @@ def test_an_interruption_while_a_preview_is_drawn_is_one(sd15, monkeypatch):
 
 def refine(checkpoint, **inputs):
     concept = Concept("<my-dog>", "dog", "dog", vectors=WordVectors({"clip_l": torch.zeros(1, 32)}))
-    defaults = dict(prompt="a {} on the beach", steps=1, learning_rate=1e-3, preset="as released", batch_size=1,
+    defaults = dict(prompt="a {} on the beach", steps=1, learning_rate=1e-3, formulas="as released", batch_size=1,
                     size=64,
                     seed=0)
     with torch.inference_mode():
-        return CoReTestTime.execute(checkpoint.model, checkpoint.clip, (concept,), **{**defaults, **inputs})
+        return PersonalizeCoReTestTime.execute(checkpoint.model, checkpoint.clip, (concept,), **{**defaults, **inputs})
 
 
 def test_test_time_optimization_names_its_own_remedies(sd15, monkeypatch):

@@ -10,7 +10,7 @@ from personalize.nodes.families.noise import noise_levels
 from personalize.nodes.training.batch import Batch
 from personalize.nodes.training.diffusion import WEIGHTINGS, DiffusionLoss
 from personalize.nodes.training.interfaces import DenoiserSide, Results
-from personalize.nodes.training.nodes_parts import DiffusionLossNode
+from personalize.nodes.training.nodes_parts import PersonalizeDiffusionLoss
 from personalize.nodes.training.noise import add_noise
 
 TIMESTEPS = (5, 120, 460, 730, 985)
@@ -55,8 +55,8 @@ def test_noise_levels_count_as_published_for_noise_and_velocity(load_checkpoint,
 
 
 def test_the_node_says_how_noise_levels_count():
-    usual, chosen = (DiffusionLossNode.execute(1.0, 1.0, 1, 0, *how).args[0][0] for how in ((), ("debiased",)))
+    usual, chosen = (PersonalizeDiffusionLoss.execute(1.0, 1.0, 1, 0, *how).args[0][0] for how in ((), ("debiased",)))
     assert (usual.noise_levels, chosen.noise_levels) == ("constant", "debiased")
     assert next(
-        option for option in DiffusionLossNode.define_schema().inputs if option.id == "noise_levels"
+        option for option in PersonalizeDiffusionLoss.define_schema().inputs if option.id == "noise_levels"
     ).options == list(WEIGHTINGS)

@@ -13,7 +13,7 @@ from personalize.nodes.families.find import unet_of
 from personalize.nodes.papers.vico import files
 from personalize.nodes.papers.vico.apply import KEY, Reference, Use
 from personalize.nodes.papers.vico.files import ViCo, metadata_of, read_vico
-from personalize.nodes.papers.vico.nodes_apply import AS_TRAINED, ApplyViCo
+from personalize.nodes.papers.vico.nodes_apply import AS_TRAINED, PersonalizeApplyViCo
 from personalize.nodes.recording.record import Record
 from support.companions import with_control
 from support.inprocess import load_computing_in
@@ -126,8 +126,8 @@ def saved(scene: Scene, path: Path, **about) -> ViCo:
 @torch.inference_mode()
 def applied(scene: Scene, vico: ViCo, image: Tensor, model=None, object_mask: str = AS_TRAINED) -> tuple:
     """MODEL and record of Apply ViCo."""
-    return ApplyViCo.execute(model or scene.model, vico, scene.vae, image, DOG, 1.0, 0.0, 1.0, object_mask, "both", 1,
-                             0, "squash").args
+    return PersonalizeApplyViCo.execute(model or scene.model, vico, scene.vae, image, DOG, 1.0, 0.0, 1.0, object_mask,
+                                        "both", 1, 0, "squash").args
 
 
 def test_file_of_the_authors_acts_as_released(scene, tmp_path, monkeypatch):

@@ -11,14 +11,14 @@ from safetensors.torch import save_file
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
 from personalize.nodes.papers.vico.files import metadata_of, read_vico
-from personalize.nodes.papers.vico.nodes_apply import _reference
-from personalize.nodes.papers.vico.nodes_train import TrainViCo
+from personalize.nodes.papers.vico.nodes_train import PersonalizeTrainViCo
 from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.papers.vico.prompts import END_OF_TEXT, place_of
+from personalize.nodes.papers.vico.references import reference
 from personalize.nodes.papers.vico.terms import ReferenceAttentionLoss
 from personalize.nodes.text.layout import END, LEARNED, START, Layout
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.nodes_parts import TrainEmbedding
+from personalize.nodes.training.nodes_parts import PersonalizeTrainEmbedding
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.recipe import TemplateRecipe
@@ -75,11 +75,11 @@ def test_each_object_has_a_word_of_its_own(prompt, trained, others, expected, ca
 
 # ------------------------------------------------------------------------------------------------ chains
 def test_parts_that_train_the_same_are_one_too_many(sd15):
-    vico = TrainViCo.execute(1e-5, 5e-3, "decoder", "Eq. 5").args[0]
+    vico = PersonalizeTrainViCo.execute(1e-5, 5e-3, "decoder", "Eq. 5").args[0]
     for rate in (5e-3, 0.0):
         with pytest.raises(ValueError, match="previous holds Train ViCo already, and one set of image blocks serves"):
-            TrainViCo.execute(1e-5, rate, "decoder", "Eq. 5", vico)
-    parts = TrainEmbedding.execute(5e-3, 0, 0, vico).args[0]
+            PersonalizeTrainViCo.execute(1e-5, rate, "decoder", "Eq. 5", vico)
+    parts = PersonalizeTrainEmbedding.execute(5e-3, 0, 0, vico).args[0]
     with pytest.raises(ValueError, match=f"Two parts at trainable train the vectors of {DOG}; keep one"):
         run(make_job(sd15, "twice", parts=parts, recipe=WithReferences(TemplateRecipe())))
 
@@ -104,4 +104,4 @@ def test_a_file_that_says_odd_things_of_itself(tmp_path, sd15, about, message):
 def test_a_video_at_image_is_refused_before_it_is_encoded():
     with pytest.raises(ValueError, match="^There are 100 reference pictures but Apply ViCo looks at 16 at most, .*; "
                                          "connect fewer"):
-        _reference(None, None, torch.zeros(100, 8, 8, 3), "", None, 64, "crop")
+        reference(None, None, torch.zeros(100, 8, 8, 3), "", None, 64, "crop")

@@ -10,10 +10,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from personalize.nodes.papers.vico.files import FORMAT
-from personalize.nodes.papers.vico.nodes_apply import LoadViCo
-from personalize.nodes.visual_prompts.nodes_blip_diffusion import LoadBlipDiffusion
-from personalize.nodes.visual_prompts.nodes_elite import LoadElite
-from personalize.nodes.visual_prompts.nodes_ip_adapter import LoadIPAdapter
+from personalize.nodes.papers.vico.nodes_apply import PersonalizeLoadViCo
+from personalize.nodes.visual_prompts.nodes_blip_diffusion import PersonalizeLoadBlipDiffusion
+from personalize.nodes.visual_prompts.nodes_elite import PersonalizeLoadElite
+from personalize.nodes.visual_prompts.nodes_ip_adapter import PersonalizeLoadIPAdapter
 from support.failures import PromptFailed
 from tiny.vico import TINY_SD15, official_tensors
 
@@ -34,19 +34,19 @@ def session(execute, tiny_checkpoints, base):
 
 
 def graph(steps: int = 2, **apply) -> dict:
-    apply = {"model": ["1", 0], "vico": ["4", 0], "vae": ["1", 2], "image": ["3", 0], "word": "", "strength": 1.0,
+    apply = {"model": ["1", 0], "vico": ["4", 0], "vae": ["1", 2], "image": ["3", 0], "words": "", "strength": 1.0,
              "start_percent": 0.0, "end_percent": 1.0, "object_mask": "as trained", "halves": "both", "reuse_steps": 1,
              "size": 0, "fit": "squash", **apply}
     return {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"}},
         "2": {"class_type": "PersonalizeConcept", "inputs": {
-            "placeholder": "<my-dog>", "class_words": "dog", "initial_words": "cat", "vectors": 1,
+            "placeholder": "<my-dog>", "class_words": "dog", "initial_words": "cat", "vector_count": 1,
             "embedding": "none"}},
         "3": {"class_type": "LoadImage", "inputs": {"image": "vico-dog.png"}},
         "4": {"class_type": "PersonalizeLoadViCo", "inputs": {"file": "tiny.safetensors"}},
         "5": {"class_type": "PersonalizeApplyViCo", "inputs": apply},
         "6": {"class_type": "PersonalizeEncodeWithSpans", "inputs": {
-            "clip": ["1", 1], "text": PROMPT, "words": "", "concept": ["2", 0]}},
+            "clip": ["1", 1], "prompt": PROMPT, "words": "", "concept": ["2", 0]}},
         "7": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}},
         "8": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 64, "batch_size": 2}},
         "9": {"class_type": "KSampler", "inputs": {
@@ -58,10 +58,10 @@ def shown() -> dict:
     """Nodes that read the record."""
     return {
         "10": {"class_type": "PersonalizeShowMasks", "inputs": {
-            "record": ["5", 1], "image": ["3", 0], "latent": ["9", 0], "show": "each step", "strength": 0.6}},
+            "record": ["5", 1], "image": ["3", 0], "latent": ["9", 0], "show": "each step", "opacity": 0.6}},
         "11": {"class_type": "PersonalizeShowAttention", "inputs": {
             "record": ["5", 1], "image": ["3", 0], "latent": ["9", 0], "show": "each step", "scale": "each map",
-            "colours": "viridis", "strength": 0.6, "longest_side": 0}}}
+            "colours": "viridis", "opacity": 0.6, "longest_side": 0}}}
 
 
 def latent(session, prompt: dict) -> torch.Tensor:
@@ -94,8 +94,8 @@ def test_file_by_a_link_is_read_once(session):
 
 
 @pytest.mark.parametrize("node, names", [
-    (LoadViCo, ["file"]), (LoadIPAdapter, ["file"]), (LoadBlipDiffusion, ["folder"]),
-    (LoadElite, ["global_mapper", "local_mapper"])])
+    (PersonalizeLoadViCo, ["file"]), (PersonalizeLoadIPAdapter, ["file"]), (PersonalizeLoadBlipDiffusion, ["folder"]),
+    (PersonalizeLoadElite, ["global_mapper", "local_mapper"])])
 def test_loaders_have_a_fingerprint_before_links_have_values(node, names):
     """Text, which equals itself: a raised error would become NaN."""
     assert isinstance(node.fingerprint_inputs(**dict.fromkeys(names)), str)
@@ -103,19 +103,19 @@ def test_loaders_have_a_fingerprint_before_links_have_values(node, names):
 
 def test_a_file_says_how_it_is_used(session):
     as_trained = latent(session, graph())
-    assert torch.equal(as_trained, latent(session, graph(object_mask="Eq. 5", word="<my-dog>", size=64)))
+    assert torch.equal(as_trained, latent(session, graph(object_mask="Eq. 5", words="<my-dog>", size=64)))
     assert not torch.equal(as_trained, latent(session, graph(object_mask="as released")))
     assert not torch.equal(as_trained, latent(session, graph(fit="crop")))
 
 
 def test_second_object_and_masks(session):
-    prompt = graph(image_2=["3", 0], word_2="night")
+    prompt = graph(image_2=["3", 0], words_2="night")
     two = latent(session, prompt)
     assert not torch.equal(two, latent(session, graph()))
     prompt["12"] = {"class_type": "SolidMask", "inputs": {"value": 1.0, "width": 60, "height": 40}}
     prompt["5"]["inputs"] |= {"mask": ["12", 0], "mask_2": ["12", 0]}
     assert torch.allclose(latent(session, prompt), latent(session, {
-        **prompt, "5": graph(image_2=["3", 0], word_2="night", object_mask="none")["5"]}), atol=1e-4)
+        **prompt, "5": graph(image_2=["3", 0], words_2="night", object_mask="none")["5"]}), atol=1e-4)
 
 
 def test_the_authors_file_is_for_the_authors_models(session):

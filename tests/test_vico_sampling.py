@@ -166,7 +166,7 @@ def test_inpainting_and_visual_tokens_behind_the_prompt(scene):
     assert not torch.equal(painted[..., 8:], plain[..., 8:])
     visual = VisualTokens(torch.randn(1, 16, scene.positive[0][0].shape[-1]), "an encoder")
     with torch.inference_mode():
-        longer = PersonalizeOrthogonalize.execute(scene.positive, subject=DOG, strength=1.0, basis="words",
+        longer = PersonalizeOrthogonalize.execute(scene.positive, words=DOG, strength=1.0, basis="words",
                                                   last_tokens=0, visual_tokens=visual).args[0]
     assert longer[0][0].shape[1] == scene.positive[0][0].shape[1] + 16
     found, without = (sample(model, longer, scene.negative, steps=STEPS, cfg=CFG)
@@ -203,8 +203,9 @@ def test_patches_of_others_see_the_picture_alone(any_scene, first):
 # ------------------------------------------------------------------------------------------------ beside the swap
 @pytest.mark.parametrize("swap_first", [True, False])
 def test_beside_self_attention_swap_the_visual_branch_stays_without_reference(scene, swap_first):
-    settings = {"subject": DOG, "start": 0.0, "end": 1.0, "strength": 1.0, "layers": "all", "where": "everywhere",
-                "threshold": 0.3, "mask_layers": "coarse layers", "mask_steps": "all steps so far", "halves": "both",
+    settings = {"words": DOG, "start_percent": 0.0, "end_percent": 1.0, "strength": 1.0, "swap_layers": "all",
+                "where": "everywhere", "mask_method": "threshold", "threshold": 0.3,
+                "mask_layers": "coarse layers", "mask_steps": "all steps so far", "halves": "both",
                 "noise": "shared", "guidance": "guided"}
 
     def swapped(model):

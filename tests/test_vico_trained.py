@@ -15,8 +15,8 @@ from personalize.nodes.families.find import unet_of
 from personalize.nodes.papers.vico.apply import Reference, Use, with_references
 from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
 from personalize.nodes.papers.vico.nodes_apply import MASKS as MASK_NAMES
-from personalize.nodes.papers.vico.nodes_apply import ApplyViCo, LoadViCo
-from personalize.nodes.papers.vico.nodes_train import TrainViCo
+from personalize.nodes.papers.vico.nodes_apply import PersonalizeApplyViCo, PersonalizeLoadViCo
+from personalize.nodes.papers.vico.nodes_train import PersonalizeTrainViCo
 from personalize.nodes.papers.vico.parts import ImageAttentionPart
 from personalize.nodes.recording.record import Record
 from personalize.nodes.text.apply import clip_with_vectors
@@ -25,7 +25,7 @@ from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.text.tokens import prompt_tokens
 from personalize.nodes.training import job as job_module
 from personalize.nodes.training.batch import Row
-from personalize.nodes.training.nodes_parts import TrainAdapter
+from personalize.nodes.training.nodes_parts import PersonalizeTrainAdapter
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.plan import Settings
@@ -83,13 +83,13 @@ def test_files_draw_as_the_trained_model_drew(sd15, monkeypatch, object_mask, va
 
     original = job_module._Run._after_step
     monkeypatch.setattr(job_module._Run, "_after_step", after_step)
-    oft = TrainAdapter.execute("OFT", 8, 0.0, 1e-2, True).args[0] if adapter else ()
-    parts = TrainViCo.execute(1e-2, 5e-3, "decoder", object_mask, oft).args[0]
+    oft = PersonalizeTrainAdapter.execute("OFT", 8, 0.0, 1e-2, True).args[0] if adapter else ()
+    parts = PersonalizeTrainViCo.execute(1e-2, 5e-3, "decoder", object_mask, oft).args[0]
     job = make_job(sd15, f"vico-files-{variant}-{adapter}", steps=3, parts=parts, terms=method()["terms"],
                    recipe=RECIPE, subjects=(with_masks(subject()),), settings=Settings(steps=3, batch_size=4))
     saved, = run(job).report["saved"]
     concept = PersonalizeLoadConcept.execute(saved["embeddings"][0], "", "").args[0]
-    vico, model = LoadViCo.execute("none", concept).args[0], sd15.model
+    vico, model = PersonalizeLoadViCo.execute("none", concept).args[0], sd15.model
     assert vico.variant == variant
     if adapter:
         loras = Path(folder_paths.get_folder_paths("loras")[0])
@@ -99,7 +99,7 @@ def test_files_draw_as_the_trained_model_drew(sd15, monkeypatch, object_mask, va
 
     def draw(mask: str, model=model) -> Tensor:
         with torch.inference_mode():
-            reading = ApplyViCo.execute(model, vico, sd15.vae, pixels, "", 1.0, 0.0, 1.0, mask, "both", 1, 0,
+            reading = PersonalizeApplyViCo.execute(model, vico, sd15.vae, pixels, "", 1.0, 0.0, 1.0, mask, "both", 1, 0,
                                         "squash").args[0]
             positive = PersonalizeEncodeWithSpans.execute(sd15.clip, prompt, "", concept).args[0]
         return sample(reading, positive, encoded(sd15.clip, ""), size=(8, 8))
@@ -126,7 +126,8 @@ def test_every_saved_step_is_kept_and_found_by_its_concept(sd15):
     assert [preview["step"] for preview in last.report["previews"]] == [0, 4]
     assert last.weights and not any("image_cross_attention" in name for name in last.weights)
     earlier = run(replace(job, use_step=2))
-    found = {step: LoadViCo.execute("none", outcome.concepts).args[0] for step, outcome in ((2, earlier), (4, last))}
+    found = {step: PersonalizeLoadViCo.execute("none", outcome.concepts).args[0]
+             for step, outcome in ((2, earlier), (4, last))}
     for step, vico in found.items():
         assert vico.source == f"image-blocks-{step:06d}.safetensors"
         assert (vico.variant, vico.words, vico.size, vico.text_width) == ("paper", ("<my-dog>",), 64, 32)
@@ -135,7 +136,7 @@ def test_every_saved_step_is_kept_and_found_by_its_concept(sd15):
         saving = PersonalizeSaveConcept.execute(outcome.concepts, f"vico-chosen-{step}")
         for name in (saving.args[0][0], next(each["embeddings"][0] for each in saved if each["step"] == step)):
             concept = PersonalizeLoadConcept.execute(name, "", "").args[0]
-            vico = LoadViCo.execute("none", concept).args[0]
+            vico = PersonalizeLoadViCo.execute("none", concept).args[0]
             assert vico.source == found[step].source and concept[0].placeholder == WORD
             assert torch.equal(vico.blocks["output", 4]["ff.net.2.bias"],
                                found[step].blocks["output", 4]["ff.net.2.bias"])
@@ -143,11 +144,11 @@ def test_every_saved_step_is_kept_and_found_by_its_concept(sd15):
     with pytest.raises(ValueError, match="use_step is 2 but its file .*image-blocks-000002.* has been deleted"):
         run(replace(job, use_step=2))
     with pytest.raises(ValueError, match="There is no vico-steps-.*image-blocks-000002.safetensors in .*vico"):
-        LoadViCo.execute("none", earlier.concepts)
+        PersonalizeLoadViCo.execute("none", earlier.concepts)
 
 
 def test_concept_of_another_training_has_no_blocks():
     with pytest.raises(ValueError, match="Concept <my-dog> does not say which training it comes from"):
-        LoadViCo.execute("none", (subject().concept,))
+        PersonalizeLoadViCo.execute("none", (subject().concept,))
     with pytest.raises(ValueError, match="file is none and no concept is connected"):
-        LoadViCo.execute("none")
+        PersonalizeLoadViCo.execute("none")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.papers.vico.apply import Reference, Use, with_references
 from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
-from personalize.nodes.papers.vico.nodes_train import TrainViCo
+from personalize.nodes.papers.vico.nodes_train import PersonalizeTrainViCo
 from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.papers.vico.terms import ReferenceAttentionLoss
 from personalize.nodes.recording.record import Record
@@ -301,6 +301,6 @@ def test_model_that_reads_a_reference_is_not_trained_on(sd15):
 
 def test_train_embedding_and_train_vico_are_one_too_many():
     with pytest.raises(ValueError, match="previous holds Train Embedding, but Train ViCo trains the word's vectors"):
-        TrainViCo.execute(1e-5, 5e-3, "decoder", "Eq. 5", (EmbeddingPart(),))
-    chain = TrainViCo.execute(1e-5, 0.0, "decoder", "as released", (EmbeddingPart(),)).args[0]
+        PersonalizeTrainViCo.execute(1e-5, 5e-3, "decoder", "Eq. 5", (EmbeddingPart(),))
+    chain = PersonalizeTrainViCo.execute(1e-5, 0.0, "decoder", "as released", (EmbeddingPart(),)).args[0]
     assert chain == (EmbeddingPart(), ImageAttentionPart(1e-5, "decoder", "released"))

@@ -14,8 +14,8 @@ from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.text.encoders import text_encoders
 from personalize.nodes.text.layout import END, PADDING, VISUAL, layout_in
 from personalize.nodes.visual_prompts.blip_diffusion_files import find_folder, folder_names, read_blip_diffusion
-from personalize.nodes.visual_prompts.nodes_blip_diffusion import EncodePictureBlipDiffusion
-from personalize.nodes.visual_prompts.nodes_prompt import EncodePromptWithPicture
+from personalize.nodes.visual_prompts.nodes_blip_diffusion import PersonalizeEncodePictureBlipDiffusion
+from personalize.nodes.visual_prompts.nodes_prompt import PersonalizeEncodePromptWithPicture
 from personalize.nodes.visual_prompts.pictures import checked, pixel_values
 from personalize.nodes.visual_prompts.prompts import encode_with_picture
 from personalize.nodes.visual_prompts.tokens import VisualTokens
@@ -50,7 +50,7 @@ def picture(height=40, width=56, seed=0):
 
 def encode_picture(encoder, image, subject="dog", fit="squash", pictures="average"):
     with torch.inference_mode():
-        return EncodePictureBlipDiffusion.execute(encoder, image, subject, fit, pictures).args[0]
+        return PersonalizeEncodePictureBlipDiffusion.execute(encoder, image, subject, fit, pictures).args[0]
 
 
 # ---------------------------------------------------------------------------------------------------------- diffusers
@@ -128,7 +128,7 @@ def test_several_pictures_and_every_shape(folder):
     assert torch.equal(joined, torch.cat([each[0], each[1]])[None])
     for image in (picture(1, 1), picture(1, 2000), torch.rand(1, 9, 9, 4), picture(4320, 7680)):
         assert encode_picture(encoder, image, fit="crop").vectors.isfinite().all()
-    with pytest.raises(ValueError, match="subject is empty"):
+    with pytest.raises(ValueError, match="class_words is empty"):
         encode_picture(encoder, images, "  ")
 
 
@@ -225,13 +225,14 @@ def test_a_batch_of_pictures(sd15, visual):
 def test_prompts_that_do_not_fit(sd15, sdxl, sd21, visual):
     for prompt in ("a dog", "a {} and a {}"):
         with pytest.raises(ValueError, match="needs exactly one {}, as in"):
-            EncodePromptWithPicture.execute(sd15.clip, visual, prompt, 0, "a {}")
+            PersonalizeEncodePromptWithPicture.execute(sd15.clip, visual, prompt, 0, "a {}")
     with pytest.raises(ValueError, match="This CLIP has clip_l of width 32 and clip_g of width 48 but BLIP-Diff"):
-        EncodePromptWithPicture.execute(sdxl.clip, visual, PROMPT, 0, "a {}")
+        PersonalizeEncodePromptWithPicture.execute(sdxl.clip, visual, PROMPT, 0, "a {}")
     with pytest.raises(ValueError, match="clip_h of width 40 but .* width 32; use a checkpoint of SD1.x"):
-        EncodePromptWithPicture.execute(sd21.clip, visual, PROMPT, 0, "a {}")
+        PersonalizeEncodePromptWithPicture.execute(sd21.clip, visual, PROMPT, 0, "a {}")
     with pytest.raises(ValueError, match="come from IP-Adapter and cannot stand in a prompt"):
-        EncodePromptWithPicture.execute(sd15.clip, VisualTokens(visual.vectors, "IP-Adapter"), PROMPT, 0, "a {}")
+        PersonalizeEncodePromptWithPicture.execute(sd15.clip, VisualTokens(visual.vectors, "IP-Adapter"), PROMPT, 0,
+                                                   "a {}")
     assert text_encoders(sd15.clip)[0].key == "clip_l"
 
 
@@ -295,7 +296,8 @@ def test_nodes_in_a_graph(execute, base, tiny_checkpoints):
         "2": {"class_type": "PersonalizeLoadBlipDiffusion", "inputs": {"folder": "snapshots/blip-graph"}},
         "3": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 48, "batch_size": 1, "color": 0x336699}},
         "4": {"class_type": "PersonalizeEncodePictureBlipDiffusion", "inputs": {
-            "blip_diffusion": ["2", 0], "image": ["3", 0], "subject": "dog", "fit": "squash", "pictures": "average"}},
+            "blip_diffusion": ["2", 0], "image": ["3", 0], "class_words": "dog", "fit": "squash",
+            "combine": "average"}},
         "5": {"class_type": "PersonalizeEncodePromptWithPicture", "inputs": {
             "clip": ["1", 1], "visual_tokens": ["4", 0], "prompt": PROMPT, "repeats": 0, "visual_prompt": "a {}"}}}
     got = execute(prompt, get={"positive": ["5", 0], "visual": ["5", 1], "tokens": ["4", 0]}).values

@@ -8,7 +8,7 @@ from personalize.nodes.families.find import unet_of
 from personalize.nodes.text.layout import VISUAL
 from personalize.nodes.visual_prompts.elite_attention import KEY, EliteTokens
 from personalize.nodes.visual_prompts.elite_files import read_elite
-from personalize.nodes.visual_prompts.nodes_elite import ApplyElite, EncodePictureElite
+from personalize.nodes.visual_prompts.nodes_elite import PersonalizeApplyElite, PersonalizeEncodePictureElite
 from personalize.nodes.visual_prompts.pictures import pixel_values
 from personalize.nodes.visual_prompts.prompts import encode_with_picture
 from personalize.nodes.visual_prompts.tokens import VisualTokens
@@ -69,8 +69,8 @@ def scene(exact, tokens):
     return model, positive, encoded(clip, ""), model.model.state_dict()
 
 
-def applied(model, elite, tokens, local_weight=0.8, text_weight=1.0, start=0.0, end=1.0):
-    return ApplyElite.execute(model, elite, tokens, local_weight, text_weight, start, end).args[0]
+def applied(model, elite, tokens, local_strength=0.8, text_strength=1.0, start=0.0, end=1.0):
+    return PersonalizeApplyElite.execute(model, elite, tokens, local_strength, text_strength, start, end).args[0]
 
 
 def picture(height=70, width=90, channels=3, seed=0):
@@ -96,7 +96,7 @@ def test_tokens_equal_the_computation_by_hand(files, elite, clip_vision):
     mask = torch.zeros(2, 70, 90)
     mask[0, 10:50, 20:70], mask[1, :, 45:] = 1.0, 0.2
     with torch.inference_mode():
-        got = EncodePictureElite.execute(elite, clip_vision, image, "one per image", mask).args[0]
+        got = PersonalizeEncodePictureElite.execute(elite, clip_vision, image, "one per image", mask).args[0]
     grid = torch.stack([shape[[0, 17, 35, 52]][:, [0, 22, 45, 67]] > 0 for shape in mask]).float().flatten(1)
     expected = patches_by_hand(files[3], states_of(clip_vision, image * (mask > 0)[..., None]), grid)
     assert got.source == "ELITE" and got.vectors.shape == (2, 1, WIDTH_L) and got.local.shape == (2, PATCHES, WIDTH_L)
@@ -110,7 +110,7 @@ def test_several_pictures_and_masks(elite, clip_vision):
 
     def encode(image, pictures="average", mask=None):
         with torch.inference_mode():
-            return EncodePictureElite.execute(elite, clip_vision, image, pictures, mask).args[0]
+            return PersonalizeEncodePictureElite.execute(elite, clip_vision, image, pictures, mask).args[0]
 
     each, average, joined = (encode(image, how) for how in ("one per image", "average", "concatenate"))
     assert torch.allclose(average.vectors, each.vectors.mean(0, keepdim=True), atol=1e-6)
@@ -130,13 +130,13 @@ def test_several_pictures_and_masks(elite, clip_vision):
 
 
 # ---------------------------------------------------------------------------------------------------------- attention
-@pytest.mark.parametrize("local_weight, text_weight", [(0.8, 1.0), (0.0, 1.0), (1.0, 0.4)])
-def test_sampling_equals_hooks_by_hand(local_weight, text_weight, files, elite, tokens, scene):
+@pytest.mark.parametrize("local_strength, text_strength", [(0.8, 1.0), (0.0, 1.0), (1.0, 0.4)])
+def test_sampling_equals_hooks_by_hand(local_strength, text_strength, files, elite, tokens, scene):
     model, positive, negative, original = scene
     with_picture = (WORD, tokens.local[0])
-    got = sample(applied(model, elite, tokens, local_weight, text_weight), positive, negative, batch=2)
-    with elite_by_hand(model, original, *files[2:], [None, None, with_picture, with_picture], local_weight,
-                       text_weight=text_weight):
+    got = sample(applied(model, elite, tokens, local_strength, text_strength), positive, negative, batch=2)
+    with elite_by_hand(model, original, *files[2:], [None, None, with_picture, with_picture], local_strength,
+                       text_strength=text_strength):
         expected = sample(model, positive, negative, batch=2)
     assert difference(got, expected) < CLOSE
     assert difference(got, sample(model, positive, negative, batch=2)) > 0.01
@@ -200,7 +200,9 @@ def test_off_and_outside_the_window_is_bit_identical(elite, tokens, scene):
     plain = sample(model, positive, negative, steps=3)
     assert torch.equal(drawn(0.0, 0.0), plain)
     text_alone = drawn(0.0)
-    assert torch.equal(drawn(0.8, 1.0, 0.5, 0.4), text_alone)
+    assert torch.equal(drawn(0.8, 1.0, 0.6, 0.9), text_alone)  # no step of three
+    with pytest.raises(ValueError, match="start_percent .* is not before end_percent"):
+        drawn(0.8, 1.0, 0.5, 0.5)
     whole, late = drawn(), drawn(0.8, 1.0, 0.6)
     assert len({tuple(result.flatten().tolist()) for result in (plain, text_alone, whole, late)}) == 4
     assert torch.equal(sample(model, positive, negative, steps=3), plain)
@@ -305,7 +307,7 @@ def test_what_does_not_belong_together_is_refused(sd15, sdxl, sd21, elite, token
         torch.save(wide, tmp_path / name)
     of_vit_l = read_elite(tmp_path / "global_mapper.pt", tmp_path / "local_mapper.pt")
     with pytest.raises(ValueError, match="has 24 layers of width 32 but global_mapper.pt needs 24 of width 1024; load"):
-        EncodePictureElite.execute(of_vit_l, clip_vision, picture(), "average")
+        PersonalizeEncodePictureElite.execute(of_vit_l, clip_vision, picture(), "average")
 
 
 # ------------------------------------------------------------------------------------------------------------ in graph
@@ -324,10 +326,10 @@ def test_nodes_in_a_graph(execute, sd15, base, tiny_checkpoints):
         "3": {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": "tiny.safetensors"}},
         "4": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 48, "batch_size": 1, "color": 0x336699}},
         "5": {"class_type": "PersonalizeEncodePictureElite", "inputs": {
-            "elite": ["2", 0], "clip_vision": ["3", 0], "image": ["4", 0], "pictures": "average"}},
+            "elite": ["2", 0], "clip_vision": ["3", 0], "image": ["4", 0], "combine": "average"}},
         "6": {"class_type": "PersonalizeApplyElite", "inputs": {
-            "model": ["1", 0], "elite": ["2", 0], "visual_tokens": ["5", 0], "local_weight": 0.8, "text_weight": 1.0,
-            "start": 0.0, "end": 1.0}},
+            "model": ["1", 0], "elite": ["2", 0], "visual_tokens": ["5", 0], "local_strength": 0.8,
+            "text_strength": 1.0, "start_percent": 0.0, "end_percent": 1.0}},
         "7": {"class_type": "PersonalizeEncodePromptWithPicture", "inputs": {
             "clip": ["1", 1], "visual_tokens": ["5", 0], "prompt": PROMPT, "repeats": 0,
             "visual_prompt": "a photo of a {}"}},

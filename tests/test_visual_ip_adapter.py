@@ -7,7 +7,7 @@ import torch
 from personalize.nodes.visual_prompts.added_attention import with_added_attention
 from personalize.nodes.visual_prompts.ip_adapter_attention import token_attention
 from personalize.nodes.visual_prompts.ip_adapter_files import read_ip_adapter
-from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter
+from personalize.nodes.visual_prompts.nodes_ip_adapter import PersonalizeApplyIPAdapter
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support import companions
 from support.inprocess import load_computing_in
@@ -55,7 +55,7 @@ def test_pairs_go_to_the_layers_they_were_trained_for(family, tmp_path):
 @pytest.mark.parametrize("weight", [1.0, 0.4])
 def test_sampling_equals_hooks_by_hand(adapted, weight):
     model, positive, negative, table, content, adapter, tokens = adapted
-    patched = ApplyIPAdapter.execute(model, adapter, tokens, weight, 0.0, 1.0).args[0]
+    patched = PersonalizeApplyIPAdapter.execute(model, adapter, tokens, weight, 0.0, 1.0).args[0]
     got = sample(patched, positive, negative, batch=2)
     by_row = [tokens.negative[0], tokens.negative[0], tokens.vectors[0], tokens.vectors[1]]  # ComfyUI: negative first
     with added_by_hand(model, table, content, by_row, weight):
@@ -73,7 +73,7 @@ def test_dual_guidance_runs_the_negative_first(adapted):
     def drawn(model):
         return guided(DualCFGGuider.execute(model, positive, negative, negative, 5.0, 2.0, "regular").args[0], 2)
 
-    got = drawn(ApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0])
+    got = drawn(PersonalizeApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0])
     with added_by_hand(model, table, content, [tokens.vectors[0], tokens.vectors[0], tokens.negative[0]], 1.0):
         expected = drawn(model)
     assert difference(got, expected) < CLOSE and difference(got, drawn(model)) > 0.01
@@ -90,7 +90,7 @@ def test_nodes_that_run_a_negative_prompt_alone(adapted, execute, node):
     def drawn(model):
         return sample(nodes.NODE_CLASS_MAPPINGS[node].execute(model, *inputs).args[0], positive, negative)
 
-    got = drawn(ApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0])
+    got = drawn(PersonalizeApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0])
     by_row = {2: [tokens.negative[0], tokens.vectors[0]], 1: [tokens.negative[0]]}
     with added_by_hand(model, table, content, by_row, 1.0):
         expected = drawn(model)
@@ -102,7 +102,7 @@ def test_areas_of_the_positive_prompt(adapted):
     model, positive, negative, table, content, adapter, tokens = adapted
     left, right = ([[tensor, {**options, "area": (16, 8, 0, x), "strength": 1.0}] for tensor, options in positive]
                    for x in (0, 8))
-    patched = ApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0]
+    patched = PersonalizeApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0]
     got = sample(patched, [*left, *right], negative)
     no, yes = tokens.negative[0], tokens.vectors[0]
     with added_by_hand(model, table, content, {4: [no, no, yes, yes], 1: [no]}, 1.0):
@@ -113,7 +113,7 @@ def test_areas_of_the_positive_prompt(adapted):
 def test_rows_without_tokens_of_their_own_stay_as_they_are(adapted):
     model, positive, negative, table, content, adapter, tokens = adapted
     alone = VisualTokens(tokens.vectors[:1], "IP-Adapter")
-    got = sample(ApplyIPAdapter.execute(model, adapter, alone, 1.0, 0.0, 1.0).args[0], positive, negative)
+    got = sample(PersonalizeApplyIPAdapter.execute(model, adapter, alone, 1.0, 0.0, 1.0).args[0], positive, negative)
     with added_by_hand(model, table, content, [torch.zeros_like(tokens.vectors[0]), tokens.vectors[0]], 1.0):
         expected = sample(model, positive, negative)  # zero tokens have zero values
     assert difference(got, expected) < CLOSE
@@ -124,11 +124,13 @@ def test_off_and_outside_the_window_is_bit_identical(adapted):
     plain = sample(model, positive, negative, steps=3)
 
     def with_window(weight, start, end):
-        patched = ApplyIPAdapter.execute(model, adapter, tokens, weight, start, end).args[0]
+        patched = PersonalizeApplyIPAdapter.execute(model, adapter, tokens, weight, start, end).args[0]
         return sample(patched, positive, negative, steps=3)
 
     assert torch.equal(with_window(0.0, 0.0, 1.0), plain)
-    assert torch.equal(with_window(1.0, 0.5, 0.4), plain)
+    assert torch.equal(with_window(1.0, 0.6, 0.9), plain)  # no step of three
+    with pytest.raises(ValueError, match="start_percent .* is not before end_percent"):
+        with_window(1.0, 0.5, 0.5)
     whole, late, early = with_window(1.0, 0.0, 1.0), with_window(1.0, 0.6, 1.0), with_window(1.0, 0.0, 0.6)
     assert len({tuple(result.flatten().tolist()) for result in (plain, whole, late, early)}) == 4
     assert torch.equal(sample(model, positive, negative, steps=3), plain)
@@ -138,7 +140,7 @@ def test_off_and_outside_the_window_is_bit_identical(adapted):
 def test_composes(kind, adapted):
     model, positive, negative, table, content, adapter, tokens = adapted
     composed, with_companion = companions.composed(
-        kind, model, positive, lambda m: ApplyIPAdapter.execute(m, adapter, tokens, 1.0, 0.0, 1.0).args[0])
+        kind, model, positive, lambda m: PersonalizeApplyIPAdapter.execute(m, adapter, tokens, 1.0, 0.0, 1.0).args[0])
     got = sample(composed, with_companion, negative, steps=1)
     plain, _ = companions.composed(kind, model, positive, lambda m: m)
     gain = 1.05 if kind == "patch before" else 1.0  # of an output patch between the hooks and ours
@@ -155,16 +157,16 @@ def test_half_precision(dtype, sd15, tmp_path):
     plain, adapted = ([sample(patch(model), positive, negative)
                        for model in (load_computing_in(dtype, "sd15.safetensors"),
                                                                              sd15.model)]
-                      for patch in (lambda m: m, lambda m: ApplyIPAdapter.execute(m, adapter, tokens, 1.0, 0.0,
-                                                                                  1.0).args[0]))
+                      for patch in (lambda m: m, lambda m: PersonalizeApplyIPAdapter.execute(
+                          m, adapter, tokens, 1.0, 0.0, 1.0).args[0]))
     assert difference(*adapted) < 2 * difference(*plain) < 0.5 * difference(adapted[1], plain[1])
 
 
 def test_two_adapters_add_up(adapted):
     model, positive, negative, _table, _content, adapter, tokens = adapted
-    half = ApplyIPAdapter.execute(model, adapter, tokens, 0.5, 0.0, 1.0).args[0]
-    twice = sample(ApplyIPAdapter.execute(half, adapter, tokens, 0.5, 0.0, 1.0).args[0], positive, negative)
-    once = sample(ApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0], positive, negative)
+    half = PersonalizeApplyIPAdapter.execute(model, adapter, tokens, 0.5, 0.0, 1.0).args[0]
+    twice = sample(PersonalizeApplyIPAdapter.execute(half, adapter, tokens, 0.5, 0.0, 1.0).args[0], positive, negative)
+    once = sample(PersonalizeApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0).args[0], positive, negative)
     assert difference(twice, once) < CLOSE < difference(sample(half, positive, negative), once)
 
 
@@ -193,7 +195,7 @@ def test_patches_that_change_the_rows(adapted):
     model, positive, negative, *_, adapter, tokens = adapted
 
     def apply(m):
-        return ApplyIPAdapter.execute(m, adapter, tokens, 1.0, 0.0, 1.0).args[0]
+        return PersonalizeApplyIPAdapter.execute(m, adapter, tokens, 1.0, 0.0, 1.0).args[0]
 
     assert difference(sample(apply(regional(model)), positive, negative),
                       sample(apply(model), positive, negative)) < CLOSE
@@ -218,10 +220,10 @@ def test_other_tokens_in_the_branch(adapted):
         def finished(self, picture, branch):
             ends.append((picture, branch))
 
-    patched = ApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0, branch_tokens=other).args[0]
+    patched = PersonalizeApplyIPAdapter.execute(model, adapter, tokens, 1.0, 0.0, 1.0, branch_tokens=other).args[0]
     got = sample(with_branch(patched, Branch(positive, negative), lambda *_: Watcher()), positive, negative)
-    alone = {id(each): sample(ApplyIPAdapter.execute(model, adapter, each, 1.0, 0.0, 1.0).args[0], positive, negative)
-             for each in (tokens, other)}
+    alone = {id(each): sample(PersonalizeApplyIPAdapter.execute(model, adapter, each, 1.0, 0.0, 1.0).args[0], positive,
+                              negative) for each in (tokens, other)}
     (_, branch), = ends
     assert difference(got, alone[id(tokens)]) < CLOSE and difference(branch, alone[id(other)]) < CLOSE
     assert difference(got, branch) > 0.01

@@ -8,7 +8,10 @@ from safetensors.torch import save_file
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.visual_prompts.ip_adapter_attention import token_attention
 from personalize.nodes.visual_prompts.ip_adapter_files import read_ip_adapter
-from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter, EncodePictureIPAdapter
+from personalize.nodes.visual_prompts.nodes_ip_adapter import (
+    PersonalizeApplyIPAdapter,
+    PersonalizeEncodePictureIPAdapter,
+)
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from support.ip_adapter_by_hand import SD15, TINY_SDXL, tokens_by_hand
 from support.ip_adapter_files import PROMPT, official, picture, saved, text_width
@@ -29,7 +32,7 @@ def test_tokens_equal_the_computation_by_hand(kind, sd15, clip_vision, tmp_path)
     adapter = read_ip_adapter(saved(content, tmp_path / "a.bin"))
     images = torch.cat([picture(seed=1), picture(seed=2)])
     with torch.inference_mode():
-        got = EncodePictureIPAdapter.execute(adapter, clip_vision, images, "crop", "one per image").args[0]
+        got = PersonalizeEncodePictureIPAdapter.execute(adapter, clip_vision, images, "crop", "one per image").args[0]
         pixels = torch.cat([normalised(cropped(image, vision.SIDE, torchvision=False), clip_vision.image_mean,
                                        clip_vision.image_std) for image in images])
         _, before_last, embeds, _ = clip_vision.model(pixel_values=pixels, intermediate_output=-2)
@@ -47,9 +50,10 @@ def test_several_pictures(sd15, clip_vision, tmp_path):
     adapter = read_ip_adapter(saved(official(sd15.model, SD15, "plus"), tmp_path / "a.safetensors"))
     images = torch.cat([picture(seed=1), picture(seed=2)])
     with torch.inference_mode():
-        each, average, joined = (EncodePictureIPAdapter.execute(adapter, clip_vision, images, "crop", how).args[0]
-                                 for how in ("one per image", "average", "concatenate"))
-        alone = EncodePictureIPAdapter.execute(adapter, clip_vision, images[1:], "crop", "average").args[0]
+        each, average, joined = (
+            PersonalizeEncodePictureIPAdapter.execute(adapter, clip_vision, images, "crop", how).args[0]
+            for how in ("one per image", "average", "concatenate"))
+        alone = PersonalizeEncodePictureIPAdapter.execute(adapter, clip_vision, images[1:], "crop", "average").args[0]
     assert each.vectors.shape[0] == 2 and torch.allclose(each.vectors[1:], alone.vectors, atol=1e-5)
     assert torch.allclose(average.vectors[0], (each.vectors[0] + each.vectors[1]) / 2, atol=1e-6)
     assert torch.equal(joined.vectors[0], torch.cat([each.vectors[0], each.vectors[1]]))
@@ -92,14 +96,14 @@ def test_what_does_not_belong_together_is_refused(sd15, sdxl, clip_vision, tmp_p
                                          r"is .* \(16 layers, text width 32\); choose the IP-Adapter file"):
         token_attention(sd15.model, for_xl, tokens, 1.0)
     with pytest.raises(ValueError, match="come from ELITE and have width 32, but xl.safetensors takes those of IP-Ad"):
-        ApplyIPAdapter.execute(sdxl.model, for_xl, tokens, 1.0, 0.0, 1.0)
+        PersonalizeApplyIPAdapter.execute(sdxl.model, for_xl, tokens, 1.0, 0.0, 1.0)
     assert sd15.model.model_options["transformer_options"] == before
     wide = tiny.state_dict("base", 1024, 32, [layer.channels for layer in unet_of(sd15.model).layers])
     other = read_ip_adapter(saved(wide, tmp_path / "wide.safetensors"))
     with pytest.raises(ValueError, match="gives vectors of width 24 but wide.safetensors needs 1024; load ViT-H/14"):
-        EncodePictureIPAdapter.execute(other, clip_vision, picture(), "crop", "average")
+        PersonalizeEncodePictureIPAdapter.execute(other, clip_vision, picture(), "crop", "average")
     with pytest.raises(ValueError, match="clip_vision is missing"):
-        EncodePictureIPAdapter.execute(for_15, None, picture(), "crop", "average")
+        PersonalizeEncodePictureIPAdapter.execute(for_15, None, picture(), "crop", "average")
 
 
 def test_pictures_of_every_shape(sd15, clip_vision, tmp_path):
@@ -107,7 +111,8 @@ def test_pictures_of_every_shape(sd15, clip_vision, tmp_path):
 
     def tokens(image, fit="crop"):
         with torch.inference_mode():
-            return EncodePictureIPAdapter.execute(adapter, clip_vision, image, fit, "average").args[0].vectors
+            return PersonalizeEncodePictureIPAdapter.execute(adapter, clip_vision, image, fit,
+                                                             "average").args[0].vectors
 
     for image in (picture(1, 1), picture(1, 3000), picture(3000, 2), picture(64, 64, 1)):
         assert tokens(image).isfinite().all()
@@ -137,10 +142,10 @@ def test_nodes_in_a_graph(execute, sd15, base, tiny_checkpoints):
         "3": {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": "tiny.safetensors"}},
         "4": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 48, "batch_size": 1, "color": 0x336699}},
         "5": {"class_type": "PersonalizeEncodePictureIPAdapter", "inputs": {
-            "ip_adapter": ["2", 0], "clip_vision": ["3", 0], "image": ["4", 0], "fit": "crop", "pictures": "average"}},
+            "ip_adapter": ["2", 0], "clip_vision": ["3", 0], "image": ["4", 0], "fit": "crop", "combine": "average"}},
         "6": {"class_type": "PersonalizeApplyIPAdapter", "inputs": {
-            "model": ["1", 0], "ip_adapter": ["2", 0], "visual_tokens": ["5", 0], "weight": 1.0, "start": 0.0,
-            "end": 1.0}},
+            "model": ["1", 0], "ip_adapter": ["2", 0], "visual_tokens": ["5", 0], "strength": 1.0,
+            "start_percent": 0.0, "end_percent": 1.0}},
         "7": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": PROMPT}},
         "8": {"class_type": "EmptyLatentImage", "inputs": {"width": 128, "height": 128, "batch_size": 1}},
         "9": {"class_type": "KSampler", "inputs": {
@@ -148,7 +153,7 @@ def test_nodes_in_a_graph(execute, sd15, base, tiny_checkpoints):
             "steps": 2, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}}}
     got = execute(prompt, get={"latent": ["9", 0], "tokens": ["5", 0]}).values
     assert got["latent"]["samples"].isfinite().all() and got["tokens"].vectors.shape == (1, 4, 32)
-    prompt["6"]["inputs"]["weight"] = 0.0
+    prompt["6"]["inputs"]["strength"] = 0.0
     assert not torch.equal(execute(prompt, get={"latent": ["9", 0]}).values["latent"]["samples"],
                            got["latent"]["samples"])
     from support.failures import PromptFailed

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize.nodes.visual_prompts.nodes_blip_diffusion import EncodePictureBlipDiffusion
+from personalize.nodes.visual_prompts.nodes_blip_diffusion import PersonalizeEncodePictureBlipDiffusion
 from personalize.nodes.visual_prompts.pictures import CROP, SQUASH, pixel_values, rounded_down, rounded_to_even
 from support.pictures_by_hand import cropped, normalised, squashed
 
@@ -44,5 +44,5 @@ def test_far_ends_do_not_reach_the_crop():
 
 
 def test_blip_diffusion_crops_as_its_authors_do_unless_told_otherwise():
-    fit = next(each for each in EncodePictureBlipDiffusion.GET_SCHEMA().inputs if each.id == "fit")
+    fit = next(each for each in PersonalizeEncodePictureBlipDiffusion.GET_SCHEMA().inputs if each.id == "fit")
     assert list(fit.options) == [CROP, SQUASH] and fit.default in (None, CROP)

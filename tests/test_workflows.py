@@ -107,7 +107,7 @@ def run_in_page(path: Path, server, ui) -> None:
 def test_a_prompt_without_the_word_is_told_at_the_sampler(template_server, ui):
     path = PACK / "workflows" / "vico_apply.json"
     definitions = template_server.get("/object_info")
-    document = with_values(quick(path, definitions), definitions, {"PersonalizeEncodeWithSpans": {"text": "a beach"}})
+    document = with_values(quick(path, definitions), definitions, {"PersonalizeEncodeWithSpans": {"prompt": "a beach"}})
     assert ui.load_workflow(document).problems == {}
     assert ui.run().status == "success"
     ui.page.get_by_text("Apply ViCo: the prompt does not hold <example-toy>, so the object mask is taken").wait_for()
@@ -171,9 +171,9 @@ def described(schema) -> dict:
 
 
 def test_train_keeps_the_inputs_that_saved_workflows_rely_on():
-    from personalize.nodes.training.nodes_train import Train
+    from personalize.nodes.training.nodes_train import PersonalizeTrain
 
-    now, frozen = described(Train.GET_SCHEMA()), json.loads((SAVED / "train_schema.json").read_text())
+    now, frozen = described(PersonalizeTrain.GET_SCHEMA()), json.loads((SAVED / "train_schema.json").read_text())
     for current, saved in zip(now["inputs"], frozen["inputs"]):
         assert set(saved.pop("options")) <= set(current.pop("options")), f"{saved['id']} lost an option"
     assert now == frozen

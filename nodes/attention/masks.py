@@ -1,12 +1,24 @@
 """Binary masks from attention maps, and masks on the grid of a layer."""
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+MaskMethod = Literal["Otsu", "threshold"]
+OTSU, THRESHOLD = get_args(MaskMethod)
 BINS = 256
 _TIE = 1e-12  # relative; rounding must not decide between thresholds that part the pixels alike
+
+
+def foreground(maps: Tensor, method: MaskMethod, threshold: float, inside: Tensor | None = None) -> Tensor:
+    """Bool (..., h, w): what stands out in each map, by Otsu's threshold or by the one that is given.
+
+    threshold, inside: as for above.
+    """
+    return otsu(maps, inside) if method == OTSU else above(maps, threshold, inside)
 
 
 def above(maps: Tensor, threshold: float, inside: Tensor | None = None) -> Tensor:

@@ -1,7 +1,6 @@
 """Where words sit in the conditionings of a sampling run."""
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,16 +65,11 @@ class Watched:
     strength: float
 
 
-def parse_words(text: str) -> tuple[str, ...]:
-    """Words separated by commas or line ends, each once."""
-    return tuple(dict.fromkeys(word.strip() for word in re.split(r"[,\n]", text) if word.strip()))
-
-
-def words_of(names: Sequence[str], clip=None, prompt: str | None = None, source: str = "words") -> Words:
+def words_of(names: Sequence[str], clip=None, prompt: str | None = None) -> Words:
     """Words to look for; with `clip` and `prompt` also their places in the prompt.
 
-    Without names, the placeholders that the CLIP knows. source: the node's input that the names come from, for
-    messages. Raises ValueError naming a word that the prompt does not hold, or if only one of the two is given.
+    Without names, the placeholders that the CLIP knows. Raises ValueError naming a word that the prompt does not hold,
+    or if only one of the two is given.
     """
     if clip is None and not prompt:
         return Words(tuple(names))
@@ -85,10 +79,10 @@ def words_of(names: Sequence[str], clip=None, prompt: str | None = None, source:
     layout = prompt_tokens(clip, prompt).layout
     missing = [name for name in names if not layout.find(name)]
     if missing:
-        raise ValueError(f"The word '{missing[0]}' of {source} is not in the prompt '{prompt}'; write it as it stands "
+        raise ValueError(f"The word '{missing[0]}' of words is not in the prompt '{prompt}'; write it as it stands "
                          "there.")
     if not names and not layout.spans:
-        raise ValueError(f"{source} is empty and the prompt '{prompt}' holds no placeholder; write the words to look "
+        raise ValueError(f"words is empty and the prompt '{prompt}' holds no placeholder; write the words to look "
                          "at.")
     return Words(tuple(names), layout)
 

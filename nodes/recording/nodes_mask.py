@@ -1,20 +1,25 @@
 """A subject's mask from the model's own attention."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..attention.maps import resized, size_of
-from ..attention.masks import above, otsu
+from ..attention.mask_inputs import mask_method_inputs
+from ..attention.masks import THRESHOLD, MaskMethod, foreground
+from ..inputs import words_input
+from ..text.layout import parse_words
 from .reading import check_numbers, read, record_inputs
+from .record import Sampling
 
 CATEGORY = "personalize/attention"
-OTSU, THRESHOLD = "Otsu", "threshold"
 SHADE = 0.7
 
 
-class SubjectMask(io.ComfyNode):
+class PersonalizeSubjectMask(io.ComfyNode):
     """Where the model sees a word, as MASK."""
 
     @classmethod
@@ -26,16 +31,9 @@ class SubjectMask(io.ComfyNode):
             search_aliases=["segment", "SAM", "attention mask", "foreground", "background removal"],
             inputs=[
                 *record_inputs(),
-                io.String.Input("word", default="",
-                                tooltip="The recorded word whose mask is wanted: a placeholder or a class word. Empty: "
-                                        "the first one."),
-                io.Combo.Input("method", options=[OTSU, THRESHOLD],
-                               tooltip="Otsu finds the threshold that parts each picture's map best into foreground "
-                                       "and background; threshold takes the number below."),
-                io.Float.Input("threshold", default=0.3, min=0.0, max=1.0, step=0.01,
-                               tooltip="For the method threshold: foreground is what exceeds it, on a scale from 0, "
-                                       "the map's smallest value, to 1, its largest. Prompt-to-prompt's blending "
-                                       "uses 0.3."),
+                words_input("The recorded words whose mask is wanted: a placeholder or a class word. Empty: the first "
+                            "one."),
+                *mask_method_inputs("Prompt-to-prompt's blending uses 0.3."),
                 io.Mask.Input("mask", optional=True,
                               tooltip="A rough mask to refine, one or one per picture: the foreground is looked for "
                                       "inside of it only.")],
@@ -44,21 +42,27 @@ class SubjectMask(io.ComfyNode):
                 io.Image.Output(display_name="preview", tooltip="The pictures with everything else darkened.")])
 
     @classmethod
-    def execute(cls, record, word, method, threshold, image=None, latent=None, mask=None) -> io.NodeOutput:
+    def execute(cls, record, words: str, mask_method: MaskMethod, threshold: float, image=None, latent=None,
+                mask=None) -> io.NodeOutput:
         """MASK, IMAGE."""
         reading = read(record, image, latent)
-        word = word.strip() or next(iter(reading.run.words), "")
-        reading.run.require_maps(record.made_by, word or None)
-        mean = reading.run.mean_map(word)
-        assert mean is not None  # require_maps
-        maps = resized(mean[:reading.images], reading.size)
+        wanted = parse_words(words) or reading.run.words[:1]
+        maps = resized(_together(reading.run, wanted, record.made_by)[:reading.images], reading.size)
         inside = _inside(mask, maps)
         check_numbers(maps, record.made_by)
-        found = (otsu(maps, inside) if method == OTSU else above(maps, threshold, inside)).float()
-        _check(found, inside, word, method)
+        found = foreground(maps, mask_method, threshold, inside).float()
+        _check(found, inside, ", ".join(wanted), mask_method)
         pictures = reading.pictures if reading.pictures is not None else torch.ones(*found.shape, 3)
         preview = pictures * (1 - SHADE * (1 - found[..., None]))
         return io.NodeOutput(found, preview, ui=ui.PreviewImage(preview, cls=cls))
+
+
+def _together(run: Sampling, words: Sequence[str], made_by: str) -> Tensor:
+    """(images, h, w): the attention that all these words get. Raises ValueError if one of them was not recorded."""
+    for word in words or (None,):
+        run.require_maps(made_by, word)
+    maps = [mean for word in words if (mean := run.mean_map(word)) is not None]
+    return torch.stack(maps).sum(0)
 
 
 def _inside(mask: Tensor | None, maps: Tensor) -> Tensor:
@@ -71,7 +75,7 @@ def _inside(mask: Tensor | None, maps: Tensor) -> Tensor:
     return mask.expand(maps.shape)
 
 
-def _check(found: Tensor, inside: Tensor, word: str, method: str) -> None:
+def _check(found: Tensor, inside: Tensor, words: str, method: MaskMethod) -> None:
     """Raises ValueError naming the first picture without foreground."""
     remedies = ["lower the threshold"] if method == THRESHOLD else []
     for picture, (mask, within) in enumerate(zip(found, inside), 1):
@@ -80,8 +84,8 @@ def _check(found: Tensor, inside: Tensor, word: str, method: str) -> None:
                              "none.")
         if not mask.any():
             wider = [] if within.all() else ["connect a larger mask"]
-            raise ValueError(f"Nothing in picture {picture} stands out by its attention to '{word}'; "
+            raise ValueError(f"Nothing in picture {picture} stands out by its attention to '{words}'; "
                              f"{', or '.join([*remedies, *wider, 'record other words, layers or steps'])}.")
 
 
-NODES: list[type] = [SubjectMask]
+NODES: list[type] = [PersonalizeSubjectMask]

@@ -6,8 +6,10 @@ import re
 import comfy.sample
 from comfy_api.latest import io
 
-from ..attention.words import parse_words, words_of
+from ..attention.words import words_of
+from ..inputs import check_percents, percent_inputs, prompt_again_inputs, seed_input, words_input
 from ..text.embedding_versions import embedding_versions
+from ..text.layout import parse_words
 from ..types import RecordType
 from .latent_recorder import TIMESTEPS, record_latent
 from .layer_choice import chosen_layers, layer_inputs
@@ -18,7 +20,7 @@ CATEGORY = "personalize/attention"
 MEAN, EVERY_STEP = "mean over steps", "every step"
 
 
-class RecordAttention(io.ComfyNode):
+class PersonalizeRecordAttention(io.ComfyNode):
     """Makes a MODEL record the attention to words while any sampler runs it."""
 
     @classmethod
@@ -35,12 +37,8 @@ class RecordAttention(io.ComfyNode):
                 io.Combo.Input("keep", options=[MEAN, EVERY_STEP],
                                tooltip="mean over steps needs a few MB; every step lets Show Attention draw each of "
                                        "them and needs that much per step."),
-                io.Float.Input("start_percent", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Where recording starts, as fraction of the whole schedule: 0 at pure noise."),
-                io.Float.Input("end_percent", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Where recording ends, as fraction of the whole schedule: 1 at the finished "
-                                       "picture."),
-                *_prompt_inputs()],
+                *percent_inputs(),
+                *prompt_again_inputs()],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For the sampler."),
                 RecordType.Output(display_name="record", tooltip="For Show Attention and Subject Mask; it fills while "
@@ -55,16 +53,14 @@ class RecordAttention(io.ComfyNode):
     def execute(cls, model, words, layers, layer_numbers, keep, start_percent, end_percent, clip=None,
                 prompt="") -> io.NodeOutput:
         """MODEL, PERSONALIZE_RECORD."""
-        if start_percent >= end_percent:
-            raise ValueError(f"start_percent ({start_percent:g}) is not before end_percent ({end_percent:g}); nothing "
-                             "would be recorded.")
+        check_percents(start_percent, end_percent)
         record = Record("Record Attention", every_step=keep == EVERY_STEP)
         chosen = chosen_layers(model, layers, layer_numbers)
         wanted = words_of(parse_words(words), clip, prompt)
         return io.NodeOutput(recording_model(model, record, chosen, wanted, (start_percent, end_percent)), record)
 
 
-class AttentionOfLatent(io.ComfyNode):
+class PersonalizeAttentionOfLatent(io.ComfyNode):
     """Records the attention of a model to a latent that is given, without sampling."""
 
     @classmethod
@@ -86,12 +82,11 @@ class AttentionOfLatent(io.ComfyNode):
                                 tooltip="How much noise the latent gets: timesteps of the noise schedule, 0 (next to "
                                         "none) to 999 (only noise), separated by commas. The model runs once for "
                                         "each."),
-                io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                             tooltip="Start of the noise."),
+                seed_input("Start of the noise."),
                 *layer_inputs(),
                 io.Combo.Input("keep", options=[MEAN, EVERY_STEP],
                                tooltip="Whether the maps of each timestep are kept, or only their mean."),
-                *_prompt_inputs()],
+                *prompt_again_inputs()],
             outputs=[RecordType.Output(display_name="record", tooltip="For Show Attention and Subject Mask.")])
 
     @classmethod
@@ -113,19 +108,8 @@ class AttentionOfLatent(io.ComfyNode):
 
 
 def _words_input():
-    return io.String.Input("words", default="", multiline=True,
-                           tooltip="Words of the positive prompt, as they stand there, separated by commas or line "
-                                   "ends: dog, red hat. Empty: the placeholders and all words that Encode with Spans "
-                                   "remembered.")
-
-
-def _prompt_inputs() -> list:
-    return [
-        io.Clip.Input("clip", optional=True,
-                      tooltip="Only if the prompt is not from Encode with Spans: the CLIP that encodes it."),
-        io.String.Input("prompt", default="", multiline=True, optional=True,
-                        tooltip="Only if the prompt is not from Encode with Spans: its text again, in which the words "
-                                "are looked up.")]
+    return words_input("Words of the positive prompt, as they stand there: dog, red hat. Empty: the placeholders and "
+                       "all words that Encode with Spans remembered.")
 
 
 def _timesteps(text: str) -> list[int]:
@@ -136,4 +120,4 @@ def _timesteps(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-NODES: list[type] = [RecordAttention, AttentionOfLatent]
+NODES: list[type] = [PersonalizeRecordAttention, PersonalizeAttentionOfLatent]

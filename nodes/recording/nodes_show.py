@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..attention.maps import normalised, resized
 from ..attention.masks import on_grid
+from ..inputs import opacity_input
 from ..memory import check_fits
 from .heat import COLOURS, coloured, labelled_grid, overlaid
 from .reading import Reading, check_numbers, read, record_inputs, scaled_down
@@ -32,7 +33,7 @@ class _Drawn:
     columns: int
 
 
-class ShowAttention(io.ComfyNode):
+class PersonalizeShowAttention(io.ComfyNode):
     """Heat maps of recorded attention."""
 
     @classmethod
@@ -53,9 +54,8 @@ class ShowAttention(io.ComfyNode):
                                        "itself, the share of it (0 to 1) that goes to the word."),
                 io.Combo.Input("colours", options=list(COLOURS), tooltip="Colours from the lowest to the highest "
                                                                          "value."),
-                io.Float.Input("strength", default=0.6, min=0.0, max=1.0, step=0.05,
-                               tooltip="How much the heat map covers the picture, if image is connected: 0 only the "
-                                       "picture, 1 only the map."),
+                opacity_input("How much the heat map covers the picture, if image is connected, 0 to 1: 0 only the "
+                              "picture, 1 only the map."),
                 io.Int.Input("longest_side", default=512, min=0, max=8192, step=8,
                              tooltip="Largest width or height of a heat map in pixels; 0: that of the picture.")],
             outputs=[
@@ -66,7 +66,7 @@ class ShowAttention(io.ComfyNode):
                                                             "says.")])
 
     @classmethod
-    def execute(cls, record, show, scale, colours, strength, longest_side, image=None, latent=None) -> io.NodeOutput:
+    def execute(cls, record, show, scale, colours, opacity, longest_side, image=None, latent=None) -> io.NodeOutput:
         """IMAGE batch, IMAGE grid, MASK batch."""
         reading = scaled_down(read(record, image, latent), longest_side)
         reading.run.require_maps(record.made_by)
@@ -77,12 +77,12 @@ class ShowAttention(io.ComfyNode):
         heat = coloured(drawn.maps, colours)
         if reading.pictures is not None:
             each = len(drawn.maps) // reading.images
-            heat = overlaid(heat, reading.pictures[:reading.images].repeat_interleave(each, 0), strength)
+            heat = overlaid(heat, reading.pictures[:reading.images].repeat_interleave(each, 0), opacity)
         grid = labelled_grid(heat, drawn.labels, drawn.columns)
         return io.NodeOutput(heat, grid, drawn.maps, ui=ui.PreviewImage(grid, cls=cls))
 
 
-class ShowMasks(io.ComfyNode):
+class PersonalizeShowMasks(io.ComfyNode):
     """Masks that a patch used while sampling."""
 
     @classmethod
@@ -94,19 +94,18 @@ class ShowMasks(io.ComfyNode):
             search_aliases=["attention mask", "subject mask", "swap mask"],
             inputs=[
                 *record_inputs(),
-                io.Combo.Input("show", options=[EACH_STEP, LAST_STEP, MEAN],
-                               tooltip="The mask of each step, only that of the last step that had one, or the share "
-                                       "of steps in which a pixel was inside."),
-                io.Float.Input("strength", default=0.6, min=0.0, max=1.0, step=0.05,
-                               tooltip="How dark the outside of the mask gets, if image is connected: 0 leaves the "
-                                       "picture, 1 makes it black.")],
+                io.Combo.Input("show", options=[MEAN, EACH_STEP, LAST_STEP], default=EACH_STEP,
+                               tooltip="mean: the share of steps in which a pixel was inside. each step: one mask "
+                                       "for each. last step: only that of the last step that had one."),
+                opacity_input("How dark the outside of the mask gets, if image is connected, 0 to 1: 0 leaves the "
+                              "picture, 1 makes it black.")],
             outputs=[
                 io.Mask.Output(display_name="masks", tooltip="Picture by picture, in the order of the steps, at the "
                                                              "picture's size."),
                 io.Image.Output(display_name="grid", tooltip="All of them on one labelled page.")])
 
     @classmethod
-    def execute(cls, record, show, strength, image=None, latent=None) -> io.NodeOutput:
+    def execute(cls, record, show, opacity, image=None, latent=None) -> io.NodeOutput:
         """MASK batch, IMAGE grid."""
         reading = read(record, image, latent)
         if not reading.run.masks:
@@ -116,7 +115,7 @@ class ShowMasks(io.ComfyNode):
         pictures = torch.ones(*drawn.maps.shape, 3)
         if reading.pictures is not None:
             pictures = reading.pictures[:reading.images].repeat_interleave(len(drawn.maps) // reading.images, 0)
-        shade = strength if reading.pictures is not None else 1.0
+        shade = opacity if reading.pictures is not None else 1.0
         grid = labelled_grid(pictures * (1 - shade * (1 - drawn.maps[..., None])), drawn.labels, drawn.columns)
         return io.NodeOutput(drawn.maps, grid, ui=ui.PreviewImage(grid, cls=cls))
 
@@ -167,4 +166,4 @@ def _masks(reading: Reading, show: str) -> _Drawn:
     return _Drawn(torch.stack([mask for _, mask in ordered]), [label for label, _ in ordered], COLUMNS)
 
 
-NODES: list[type] = [ShowAttention, ShowMasks]
+NODES: list[type] = [PersonalizeShowAttention, PersonalizeShowMasks]

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from ..attention.calls import Options, rows_told, step_of
 from ..attention.maps import resized, size_of
+from ..attention.schedule import WHOLE_SCHEDULE, NoiseRange
 from ..attention.sides import tell_sides
 from ..attention.softmax import chosen_keys
 from ..attention.token_groups import TokenGroups
@@ -28,16 +29,14 @@ Choice = Callable[["tuple[int, int]"], Sequence[AttentionLayer]]
 
 
 def recording_model(model, record: Record, layers: Sequence[AttentionLayer], words: Words,
-                    window: tuple[float, float] = (0.0, 1.0), chosen: Choice | None = None):
+                    window: tuple[float, float] = WHOLE_SCHEDULE, chosen: Choice | None = None):
     """A clone of `model` that fills `record` in every sampling run.
 
-    window: start and end of what is recorded as fractions of the schedule, 0 the noisiest. chosen: given height and
+    window: start and end of what is recorded as shares of the schedule, 0 the noisiest. chosen: given height and
     width of the run's latent, those of the layers that are recorded; None for all.
     """
-    sampling = model.get_model_object("model_sampling")
-    start, end = (float(sampling.percent_to_sigma(part)) for part in window)
     chosen = chosen or (lambda size: layers)
-    recording = _Recording(record, words, (start, end), chosen, f"personalize.recording.{uuid4().hex}")
+    recording = _Recording(record, words, NoiseRange.of(model, window), chosen, f"personalize.recording.{uuid4().hex}")
     patched = model.clone()
     tell_sides(patched)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "personalize.recording", recording.sample)
@@ -64,7 +63,7 @@ class _Run:
 class _Recording:
     record: Record
     words: Words
-    sigmas: tuple[float, float]
+    noise: NoiseRange
     chosen: Choice
     key: str
     NOT_IN_KEY = ("key",)
@@ -100,8 +99,8 @@ class _Recording:
 
     def _watched(self, run: _Run, attending: Attending) -> Mapping[int, Watched]:
         """Conditionings to look at in this call, by their place in it."""
-        options, (start, end) = attending.options, self.sigmas
-        if not end <= float(options["sigmas"][0]) <= start:
+        options = attending.options
+        if not self.noise.holds(float(options["sigmas"][0])):
             return {}
         images, size = run.of_call(options)
         if len(options["sigmas"]) != images:

@@ -20,6 +20,11 @@ FILLED = "subject"  # span of what stands in a template's slot
 _WORD = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|[^\s\w]+|_")
 
 
+def parse_words(text: str) -> tuple[str, ...]:
+    """What a widget `words` holds: words or phrases separated by commas or line ends, each once."""
+    return tuple(dict.fromkeys(word.strip() for word in re.split(r"[,\n]", text) if word.strip()))
+
+
 @dataclass(frozen=True)
 class Piece:
     """What stands at one position.

@@ -36,7 +36,7 @@ class PersonalizeConcept(io.ComfyNode):
                 io.String.Input("initial_words", default="",
                                 tooltip="Words whose token vectors training starts from; the first as many as there "
                                         "are vectors, the last one repeated. Empty: the class words, as in CoRe."),
-                io.Int.Input("vectors", default=1, min=1, max=LARGEST_COUNT,
+                io.Int.Input("vector_count", default=1, min=1, max=LARGEST_COUNT,
                              tooltip="Vectors, and so tokens of the prompt, that the subject takes up: 1 to 64. CoRe: "
                                      "1. More learn more detail and follow prompts less. Not used with an existing "
                                      "embedding, which has its own number."),
@@ -57,13 +57,13 @@ class PersonalizeConcept(io.ComfyNode):
         return _file_version(embedding)
 
     @classmethod
-    def execute(cls, placeholder, class_words, initial_words, vectors, embedding) -> io.NodeOutput:
+    def execute(cls, placeholder, class_words, initial_words, vector_count, embedding) -> io.NodeOutput:
         """CONCEPT of one link."""
         placeholder, class_words, initial_words = placeholder.strip(), class_words.strip(), initial_words.strip()
         if not class_words:
             raise ValueError("Class words are empty; write what the subject is, for example dog or teddy bear.")
         check_placeholder(placeholder, class_words)
-        concept = Concept(placeholder, class_words, initial_words or class_words, vectors)
+        concept = Concept(placeholder, class_words, initial_words or class_words, vector_count)
         if embedding == NONE:
             return io.NodeOutput((concept,))
         path = find_embedding(embedding)

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from ..files import version_of
 from ..foreign.text import shown_name
+from ..inputs import words_input
 from ..notice import notice
 from ..picture_names import caption_names, is_picture
 from ..types import ConceptType, PromptSetType
 from .apply import apply_concepts
 from .embedding_versions import embedding_versions
 from .encoders import text_encoders
-from .layout import Layout
+from .layout import Layout, parse_words
 from .pairs import token_count
 from .prompts import BUNDLED, PromptSet, bundled, joined, parse, read_prompts
 from .token_view import nearest_words, report, table, token_rows, vectors_in
@@ -24,12 +25,12 @@ from .tokens import prompt_tokens
 
 NONE = "none"
 MOST_FILES = 1000
-_KIND_TOOLTIPS = {"background": "Use the bundled prompts about places and surroundings.",
-                  "action": "Use the bundled prompts about what it does; only animate has them.",
-                  "outfit": "Use the bundled prompts about what it wears; only animate has them.",
-                  "style": "Use the bundled prompts about paintings, sculptures and other media.",
-                  "colour": "Use the bundled prompts about colours and light."}
-KINDS = tuple(_KIND_TOOLTIPS)  # those with a switch of their own
+_CONTENT_TOOLTIPS = {"background": "Use the bundled prompts about places and surroundings.",
+                     "action": "Use the bundled prompts about what it does; only animate has them.",
+                     "outfit": "Use the bundled prompts about what it wears; only animate has them.",
+                     "style": "Use the bundled prompts about paintings, sculptures and other media.",
+                     "colour": "Use the bundled prompts about colours and light."}
+KINDS = tuple(_CONTENT_TOOLTIPS)  # of prompts, each with a switch of its own
 
 
 class PersonalizePromptSet(io.ComfyNode):
@@ -43,12 +44,12 @@ class PersonalizePromptSet(io.ComfyNode):
                         "set, your own, or both.",
             search_aliases=["templates", "regularization prompts", "prompt list"],
             inputs=[
-                io.Combo.Input("subject", options=[*BUNDLED, NONE], default="animate",
+                io.Combo.Input("kind", options=[*BUNDLED, NONE], default="animate",
                                tooltip="Bundled prompts for people and animals (animate, 100), for objects (inanimate, "
                                        "100), or for any subject (universal, 50), as in CoRe's three lists; pictures: "
                                        "81 to train with, as many as Textual Inversion and ViCo have, for Training "
                                        "Prompts. none: only your own."),
-                *(io.Boolean.Input(kind, default=True, tooltip=_KIND_TOOLTIPS[kind]) for kind in KINDS),
+                *(io.Boolean.Input(kind, default=True, tooltip=tooltip) for kind, tooltip in _CONTENT_TOOLTIPS.items()),
                 io.Combo.Input("file", options=[NONE, *_text_files()], default=NONE,
                                tooltip="Text file of ComfyUI's input folder with prompts of your own, one a line, each "
                                        "with exactly one {}. A line such as [action] gives the kind of those after it; "
@@ -57,7 +58,7 @@ class PersonalizePromptSet(io.ComfyNode):
                                 tooltip="More prompts of your own, written like such a file: a {} at the dentist"),
                 PromptSetType.Input("previous", optional=True, tooltip="Another Prompt Set to put in front.")],
             outputs=[
-                PromptSetType.Output(display_name="prompts", tooltip="The set, without repetitions."),
+                PromptSetType.Output(display_name="prompt_set", tooltip="The set, without repetitions."),
                 io.String.Output(display_name="list", is_output_list=True, tooltip="The templates, one text each.")])
 
     @classmethod
@@ -79,15 +80,17 @@ class PersonalizePromptSet(io.ComfyNode):
             return str(error)
 
     @classmethod
-    def execute(cls, subject, file, own_prompts, previous=None, **kinds) -> io.NodeOutput:
+    def execute(cls, kind: str, background: bool, action: bool, outfit: bool, style: bool, colour: bool, file: str,
+                own_prompts: str, previous: PromptSet | None = None) -> io.NodeOutput:
         """PROMPT_SET and its templates."""
-        chosen = [kind for kind in BUNDLED.get(subject, ()) if kinds.get(kind, True)]
+        wanted = dict(zip(KINDS, (background, action, outfit, style, colour), strict=True))
+        chosen = [name for name in BUNDLED.get(kind, ()) if wanted.get(name, True)]
         path = _own_file(file)
-        prompts = joined(previous or PromptSet(()), bundled(subject, chosen) if subject != NONE else PromptSet(()),
+        prompts = joined(previous or PromptSet(()), bundled(kind, chosen) if kind != NONE else PromptSet(()),
                          read_prompts(path) if path else PromptSet(()), parse(own_prompts, "own_prompts"))
         if not prompts.prompts:
-            raise ValueError("The Prompt Set is empty; choose a subject and a kind, a file, or write prompts of your "
-                             "own.")
+            raise ValueError("The Prompt Set is empty; choose a kind and switch some of it on, a file, or write "
+                             "prompts of your own.")
         return io.NodeOutput(prompts, list(prompts.templates))
 
 
@@ -104,26 +107,26 @@ class PersonalizePromptTokens(io.ComfyNode):
                         "vector.",
             search_aliases=["tokenizer", "token count", "nearest words", "inspect embedding"],
             inputs=[
-                *_clip_and_text("Prompt to look at."),
+                *_clip_and_prompt("Prompt to look at."),
                 io.Int.Input("neighbours", default=5, min=1, max=50,
                              tooltip="How many of the nearest real words are listed for each vector, 1 to 50.")],
             outputs=[
-                io.String.Output(display_name="text", tooltip="To read: tokens, roles, nearest words."),
+                io.String.Output(display_name="report", tooltip="To read: tokens, roles, nearest words."),
                 io.String.Output(display_name="table", tooltip="The tokens with tabs between columns, for "
                                                                "spreadsheets: chunk, position, token, id, weight, "
                                                                "role.")])
 
     @classmethod
-    def fingerprint_inputs(cls, text="", **_) -> str:
+    def fingerprint_inputs(cls, prompt="", **_) -> str:
         """Changes when an embedding file that the prompt names does."""
-        return embedding_versions(text)
+        return embedding_versions(prompt)
 
     @classmethod
-    def execute(cls, clip, text, neighbours, concept=()) -> io.NodeOutput:
-        """Text and table."""
+    def execute(cls, clip, prompt: str, neighbours: int, concept=()) -> io.NodeOutput:
+        """Report and table."""
         clip = apply_concepts(clip, concept)
-        rows = token_rows(clip, text, [each.class_words for each in concept])
-        vectors = vectors_in(clip, text)
+        rows = token_rows(clip, prompt, [each.class_words for each in concept])
+        vectors = vectors_in(clip, prompt)
         near = [found for encoder in text_encoders(clip)
                 for found in nearest_words(encoder, vectors[encoder.key], neighbours)]
         shown = report(rows, near)
@@ -142,10 +145,9 @@ class PersonalizeEncodeWithSpans(io.ComfyNode):
                         "orthogonal embeddings.",
             search_aliases=["CLIP Text Encode", "token positions", "prompt"],
             inputs=[
-                *_clip_and_text("Prompt, as for CLIP Text Encode."),
-                io.String.Input("words", default="", multiline=True,
-                                tooltip="Words of the prompt to remember, one span a line: red hat. Placeholders and "
-                                        "class words are remembered anyway.")],
+                *_clip_and_prompt("Prompt, as for CLIP Text Encode."),
+                words_input("Words of the prompt to remember: red hat, beach. Placeholders and class words are "
+                            "remembered anyway.")],
             outputs=[
                 io.Conditioning.Output(display_name="conditioning", tooltip="The same as that of CLIP Text Encode, "
                                                                             "with the positions in its options."),
@@ -153,22 +155,23 @@ class PersonalizeEncodeWithSpans(io.ComfyNode):
                                                                    "encoded sequence, start token at 0.")])
 
     @classmethod
-    def fingerprint_inputs(cls, text="", **_) -> str:
+    def fingerprint_inputs(cls, prompt="", **_) -> str:
         """Changes when an embedding file that the prompt names does."""
-        return embedding_versions(text)
+        return embedding_versions(prompt)
 
     @classmethod
-    def execute(cls, clip, text, words, concept=()) -> io.NodeOutput:
+    def execute(cls, clip, prompt: str, words: str, concept=()) -> io.NodeOutput:
         """CONDITIONING with spans in its options."""
         clip = apply_concepts(clip, concept)
-        layout = prompt_tokens(clip, text).layout
-        wanted = [line.strip() for line in words.splitlines() if line.strip()]
+        layout = prompt_tokens(clip, prompt).layout
+        wanted = parse_words(words)
         for name in wanted:
             if not layout.find(name):
-                raise ValueError(f"The words '{name}' are not in the prompt '{text}'; write them as they stand there.")
+                raise ValueError(f"The words '{name}' are not in the prompt '{prompt}'; write them as they stand "
+                                 "there.")
         layout = layout.remembering([*(each.class_words for each in concept), *wanted])
         conditioning = [_told(cond, options, layout) for cond, options in
-                        clip.encode_from_tokens_scheduled(clip.tokenize(text))]
+                        clip.encode_from_tokens_scheduled(clip.tokenize(prompt))]
         lines = [f"{name}: {', '.join(map(str, positions))}" for name, positions in layout.spans]
         return io.NodeOutput(conditioning, "\n".join(lines))
 
@@ -183,10 +186,10 @@ def _told(cond: Tensor, options: dict, layout: Layout) -> list:
     return [cond, options]
 
 
-def _clip_and_text(text_tooltip: str) -> list:
+def _clip_and_prompt(tooltip: str) -> list:
     return [
         io.Clip.Input("clip", tooltip="Text encoder of the model, also after Apply Concept."),
-        io.String.Input("text", default="", multiline=True, dynamic_prompts=True, tooltip=text_tooltip),
+        io.String.Input("prompt", default="", multiline=True, dynamic_prompts=True, tooltip=tooltip),
         ConceptType.Input("concept", optional=True, tooltip="A concept to apply first, so that its placeholder is "
                                                             "understood and its class words are found.")]
 

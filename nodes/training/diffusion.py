@@ -17,6 +17,11 @@ WEIGHTINGS = (CONSTANT, "min-SNR", DEBIASED)
 MIN_SNR_GAMMA = 5.0
 
 
+def step_window(first_step: int, last_step: int) -> tuple[int, int]:
+    """First and last step in which a loss acts; last_step 0: to the end."""
+    return first_step, last_step or ALWAYS[1]
+
+
 def denoising_pass(batch: Batch, text: TextSide, stream: Stream = "subject") -> Pass:
     """The pass that denoises a stream's pictures, each row with its own prompt.
 

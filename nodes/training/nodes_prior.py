@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..inputs import weight_input
 from ..text.concept import Concept
 from ..text.embedding_versions import embedding_versions
 from ..text.placeholders import Placeholders, filled
@@ -16,7 +17,7 @@ from .batch import Prior
 from .images import prepare, sources_from_tensors
 
 
-class PriorPictures(io.ComfyNode):
+class PersonalizePriorPictures(io.ComfyNode):
     """Pictures of the class beside those of the subject."""
 
     @classmethod
@@ -40,8 +41,7 @@ class PriorPictures(io.ComfyNode):
                 io.Int.Input("per_step", default=1, min=1, max=64,
                              tooltip="How many of them a step sees. DreamBooth: as many as batch_size of Train. Fewer "
                                      "cost less time."),
-                io.Float.Input("weight", default=1.0, min=0.0, max=1000.0, step=0.01,
-                               tooltip="λ, multiplies their diffusion loss. DreamBooth: 1."),
+                weight_input(1.0, "λ, multiplies their diffusion loss. DreamBooth: 1."),
             ],
             outputs=[SubjectType.Output(display_name="subject", tooltip="The subject with the pictures; for Train.")])
 
@@ -83,4 +83,4 @@ def _captions(texts: Sequence[Any], count: int, concept: Concept) -> list[str]:
     return lines * count if len(lines) == 1 else lines
 
 
-NODES: list[type] = [PriorPictures]
+NODES: list[type] = [PersonalizePriorPictures]

@@ -32,14 +32,13 @@ class PersonalizeManageSteps(io.ComfyNode):
             inputs=[
                 io.Combo.Input("run", options=run_names(), tooltip="Run of Train: the name of its folders."),
                 io.Combo.Input(
-                    "action",
+                    "operation",
                     options=[LIST, DELETE, KEEP, WHOLE],
                     default=LIST,
                     tooltip="list changes nothing. Deleted files are gone for good; set it back to list afterwards.",
                 ),
-                io.String.Input(
-                    "steps", default="", tooltip="Steps to delete or to keep: 50, 100-250. Only for these two actions."
-                ),
+                io.String.Input("step_numbers", default="",
+                                tooltip="Steps to delete or to keep: 50, 100-250. Only for these two operations."),
             ],
             outputs=[
                 io.String.Output(display_name="report", tooltip="What is there, and what was deleted."),
@@ -67,18 +66,18 @@ class PersonalizeManageSteps(io.ComfyNode):
         return float("nan")
 
     @classmethod
-    def execute(cls, run, action, steps) -> io.NodeOutput:
+    def execute(cls, run: str, operation: str, step_numbers: str) -> io.NodeOutput:
         """Report and prompt texts of what is left."""
         files, leftovers = step_files(run), unfinished_files(run)
         gone = []
-        if action == WHOLE:
+        if operation == WHOLE:
             gone = files
-        elif action != LIST:
-            gone = chosen_files(files, steps, keep=action == KEEP)
+        elif operation != LIST:
+            gone = chosen_files(files, step_numbers, keep=operation == KEEP)
         left = [file for file in files if file not in gone]
-        if action != LIST:
+        if operation != LIST:
             delete_files(run, gone)
-        report = "\n".join([_head(run, left, gone), *map(_line, left), *_of_leftovers(leftovers, action != LIST),
+        report = "\n".join([_head(run, left, gone), *map(_line, left), *_of_leftovers(leftovers, operation != LIST),
                             *_of_resuming(files, left)])
         texts = [prompt_text(file.path) for file in left if file.what == "embedding"]
         return io.NodeOutput(report, texts, ui=ui.PreviewText(report))

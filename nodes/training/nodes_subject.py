@@ -7,6 +7,7 @@ from typing import Any, get_args
 import comfy.utils
 from comfy_api.latest import io
 
+from ..inputs import seed_input, size_input
 from ..notice import notice
 from ..text.concept import Concept
 from ..text.embedding_versions import embedding_versions
@@ -30,7 +31,7 @@ class PersonalizeSubject(io.ComfyNode):
             outputs=[
                 SubjectType.Output(display_name="subject",
                                    tooltip="The subject with its pictures, after those of the chain; for Train."),
-                io.Image.Output(display_name="pictures",
+                io.Image.Output(display_name="images",
                                 tooltip="What is trained on, size × size, 0…1: every variant of every picture, or as "
                                         "many of each as 64 MB hold."),
                 io.Mask.Output(display_name="masks",
@@ -42,20 +43,20 @@ class PersonalizeSubject(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder, pictures=("",), captions=(), **_) -> str:
+    def fingerprint_inputs(cls, folder, picture_files=("",), captions=(), **_) -> str:
         """Changes when a picture or caption file does, or an embedding file that a caption names."""
         try:
-            return f"{fingerprint(folder[0] or '', pictures[0] or '')}\n{embedding_versions(captions)}"
+            return f"{fingerprint(folder[0] or '', picture_files[0] or '')}\n{embedding_versions(captions)}"
         except ValueError as error:
             return str(error)
 
     @classmethod
-    def execute(cls, concept, folder, size, fit, augmentation, variants, seed, images=(), masks=(), pictures=("",),
-                captions=(), previous=()) -> io.NodeOutput:
+    def execute(cls, concept, folder, size, fit, augmentation, variants, seed, images=(), masks=(),
+                picture_files=("",), captions=(), previous=()) -> io.NodeOutput:
         """All inputs are lists, as `is_input_list` makes them: widgets of one value, wires of one or many."""
         subject_concept = _single(concept)
         how = Preparation(size[0], fit[0], augmentation[0], variants[0], seed[0])
-        contents = folder_contents(folder[0] or "", pictures[0] or "")
+        contents = folder_contents(folder[0] or "", picture_files[0] or "")
         sources = _sources(contents, how.enough, images, masks)
         sources = with_captions(sources, captions, subject_concept.placeholder)
         bar = comfy.utils.ProgressBar(len(sources))
@@ -77,9 +78,9 @@ def _picture_inputs() -> list:
 
 def _preparation_inputs() -> list:
     return [
-        io.Int.Input(
-            "size", default=512, min=64, max=2048, step=8,
-            tooltip="Side of the square pictures in pixels, a multiple of the model's latent pixel, mostly 8. 512 for "
+        size_input(
+            512,
+            "Side of the square pictures in pixels, a multiple of the model's latent pixel, mostly 8. 512 for "
                     "SD1.x and SD2.x base (the paper's value), 768 for SD2.x with v-prediction, 1024 for SDXL."),
         io.Combo.Input(
             "fit", options=list(get_args(Fit)), default="crop",
@@ -94,9 +95,7 @@ def _preparation_inputs() -> list:
             "variants", default=16, min=1, max=256,
             tooltip="Versions of each picture that 'as released' draws, 1…256; the authors draw anew at every step. "
                     "Each is made and encoded once, before the first step, and kept as a latent."),
-        io.Int.Input(
-            "seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=False,
-            tooltip="Seed of what 'as released' draws: the same seed gives the same versions."),
+        seed_input("Start of what 'as released' draws: the same seed gives the same versions."),
     ]
 
 
@@ -110,7 +109,7 @@ def _optional_inputs() -> list:
             tooltip="One mask for each picture at images, of its size, 1 on the subject. Files with transparent parts "
                     "bring their own: what is opaque is the subject."),
         io.String.Input(
-            "pictures", optional=True, default="", multiline=True,
+            "picture_files", optional=True, default="", multiline=True,
             tooltip="File names in the folder, one a line, to use only these; empty for all. The node keeps its choice "
                     "of thumbnails here."),
         io.String.Input(

@@ -1,9 +1,12 @@
 """The Train node."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.sd
 from comfy_api.latest import io
 
+from ..inputs import batch_size_input, seed_input, steps_input
 from ..names import ROOM_FOR_STEP, safe_name
 from ..types import ConceptType, LossType, RecipeType, SubjectType, TrainableType
 from .diffusion import DiffusionLoss
@@ -17,7 +20,7 @@ from .recipe import TemplateRecipe
 from .session import PRECISIONS
 
 
-class Train(io.ComfyNode):
+class PersonalizeTrain(io.ComfyNode):
     """Trains what is chained to it on the subjects' pictures."""
 
     @classmethod
@@ -46,10 +49,8 @@ class Train(io.ComfyNode):
                                tooltip="A paper's own numbers for steps, batch size, optimiser, weight decay, "
                                        "schedule, warm-up and clipping; they take the place of what is set below. "
                                        "Learning rates, rescaling and losses are set on their own nodes."),
-                io.Int.Input("steps", default=300, min=1, max=100000,
-                             tooltip="Steps of the optimiser in all. CoRe: 300 for the embedding, 1000 for the U-Net."),
-                io.Int.Input("batch_size", default=6, min=1, max=64,
-                             tooltip="Pictures a step learns from. CoRe: 6 for the embedding, 4 for the U-Net."),
+                steps_input(300, "Steps of the optimiser in all. CoRe: 300 for the embedding, 1000 for the U-Net."),
+                batch_size_input(6, "Pictures a step learns from. CoRe: 6 for the embedding, 4 for the U-Net."),
                 io.Int.Input("micro_batch", default=0, min=0, max=64,
                              tooltip="Pictures computed at once: fewer need less memory, and the result differs by "
                                      "rounding only. 0: all of them, half if they do not fit."),
@@ -62,9 +63,7 @@ class Train(io.ComfyNode):
                              tooltip="Steps over which the learning rate rises from zero. CoRe: 0."),
                 io.Float.Input("clip_gradients", default=0.0, min=0.0, max=1000.0, step=0.1,
                                tooltip="Largest length of all gradients together; 0: no clipping, as in CoRe."),
-                io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff,
-                             control_after_generate=io.ControlAfterGenerate.fixed,  # another seed is another run
-                             tooltip="Start of every random draw: order, noise, timesteps, regularisation prompts."),
+                seed_input("Start of every random draw: order, noise, timesteps, regularisation prompts."),
                 io.Combo.Input("precision", options=list(PRECISIONS),
                                tooltip="What the U-Net computes in. auto: as loaded, bf16 in place of fp16. Vectors "
                                        "and adapters are always fp32."),
@@ -102,15 +101,19 @@ class Train(io.ComfyNode):
             return str(error)
 
     @classmethod
-    def execute(cls, model, clip, vae, subject, trainable, name, preset, precision, gradient_checkpointing, save_every,
-                preview_every, preview_prompt, resume, use_step, loss=None, recipe=None, **numbers) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, subject, trainable, name: str, preset: str, steps: int, batch_size: int,
+                micro_batch: int, optimizer: str, weight_decay: float, schedule: str, warmup_steps: int,
+                clip_gradients: float, seed: int, precision: str, gradient_checkpointing: bool, save_every: int,
+                preview_every: int, preview_prompt: str, resume: str, use_step: int, loss=None,
+                recipe=None) -> io.NodeOutput:
         """Trains or returns what is already learned."""
-        numbers.update(PRESETS.get(preset, {}))
+        settings = Settings(steps, batch_size, micro_batch, optimizer, weight_decay, schedule, warmup_steps,
+                            clip_gradients, seed, gradient_checkpointing)
+        settings = replace(settings, **PRESETS.get(preset, {}))
         terms = (*(loss or (DiffusionLoss(),)), *prior_terms(subject))
         job = Job(model, clip, vae, tuple(subject), tuple(trainable), terms,
-                  recipe or TemplateRecipe(), Settings(checkpointing=gradient_checkpointing, **numbers), precision,
-                  name, save_every, preview_every, preview_prompt, resume == "start over", use_step,
-                  cls.hidden.unique_id)
+                  recipe or TemplateRecipe(), settings, precision, name, save_every, preview_every, preview_prompt,
+                  resume == "start over", use_step, cls.hidden.unique_id)
         outcome = run_job(job)
         if outcome.weights:
             model, _ = comfy.sd.load_lora_for_models(model, None, outcome.weights, 1.0, 0.0)
@@ -119,4 +122,4 @@ class Train(io.ComfyNode):
                              ui={"personalize_training": [shown_report(outcome.report)]})
 
 
-NODES = [Train]
+NODES = [PersonalizeTrain]

@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.calls import put_first, rows_told
+from ..attention.schedule import WHOLE_SCHEDULE, NoiseRange
 from ..attention.sides import say_once, tell_sides
 from ..families.attention import Attention
 from ..families.find import unet_of
@@ -34,15 +35,13 @@ class Addition(Protocol):
         """
 
 
-def with_added_attention(model, addition: Addition, window: tuple[float, float] = (0.0, 1.0)):
+def with_added_attention(model, addition: Addition, window: tuple[float, float] = WHOLE_SCHEDULE):
     """A clone of `model` whose cross-attention gives to_out(heads' output + addition).
 
-    window: start and end of what is changed as fractions of the schedule, 0 the noisiest. Outside it the layers compute
+    window: start and end of what is changed as shares of the schedule, 0 the noisiest. Outside it the layers compute
     what they did before, bit for bit. Clones can be patched again: additions add up. The addition can ask `side_at`.
     """
-    sampling = model.get_model_object("model_sampling")
-    start, end = (float(sampling.percent_to_sigma(part)) for part in window)
-    patches = _Patches(addition, start, end, f"personalize.added.{uuid4().hex}")
+    patches = _Patches(addition, NoiseRange.of(model, window), f"personalize.added.{uuid4().hex}")
     patched = model.clone()
     tell_sides(patched)
     patched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, patches.key, patches.run)
@@ -57,15 +56,14 @@ class _Patches:
     """The three places that make one addition; what passes between them travels in the call's own options."""
 
     addition: Addition
-    start: float
-    end: float
+    noise: NoiseRange
     key: str
     _known: WeakKeyDictionary = field(default_factory=WeakKeyDictionary)
     NOT_IN_KEY = ("key", "_known")
 
     def run(self, executor, x, timesteps, context, y, control, transformer_options, *args, **kwargs):
         """DIFFUSION_MODEL wrapper: inside the window gives the patches the U-Net that runs."""
-        if self.end <= float(transformer_options["sigmas"][0]) <= self.start:
+        if self.noise.holds(float(transformer_options["sigmas"][0])):
             if rows_told(len(x), transformer_options):
                 transformer_options = {**transformer_options, self.key: self._layers_of(executor.class_obj)}
             else:

@@ -10,6 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.branch import branch_conditionings, in_branch
+from ..attention.schedule import WHOLE_SCHEDULE
 from ..attention.token_groups import TokenGroups
 from ..attention.words import Words, groups_in, watched_chunks, watched_conditionings
 from ..families.attention import Attention
@@ -32,37 +33,37 @@ class EliteTokens(VisualTokens):
     local: Tensor | None = None
 
 
-def with_elite(model, elite: Elite, tokens: VisualTokens, text_weight: float, local_weight: float,
-               window: tuple[float, float] = (0.0, 1.0)):
-    """A clone of `model` with ELITE's cross-attention; `model` itself if both weights are 0.
+def with_elite(model, elite: Elite, tokens: VisualTokens, text_strength: float, local_strength: float,
+               window: tuple[float, float] = WHOLE_SCHEDULE):
+    """A clone of `model` with ELITE's cross-attention; `model` itself if both strengths are 0.
 
-    text_weight: share of ELITE's keys and values for the text, 0…1; local_weight: λ; window: where λ acts, fractions of
-    the schedule. Raises ValueError if files, tokens and model do not belong together or it carries ELITE already.
+    text_strength: share of ELITE's keys and values for the text, 0…1; local_strength: λ; window: where λ acts, shares
+    of the schedule. Raises ValueError if files, tokens and model do not belong together or it carries ELITE already.
     """
     layers = elite.layers_of(model)
     if not isinstance(tokens, EliteTokens) or tokens.local is None:
         raise ValueError(f"These visual tokens come from {tokens.source}; connect Encode Picture (ELITE).")
     if model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
         raise ValueError("This MODEL already carries ELITE; apply it only once.")
-    if not text_weight and not local_weight:
+    if not text_strength and not local_strength:
         return model
-    patched = _with_text_weights(model, layers, text_weight) if text_weight else model.clone()
+    patched = _with_text_weights(model, layers, text_strength) if text_strength else model.clone()
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, _find_words)
-    if not local_weight:
+    if not local_strength:
         return patched
     local = keys_values({each.layer: each.local for each in layers}, tokens.local)
-    return with_added_attention(patched, LocalAttention(local, local_weight), window)
+    return with_added_attention(patched, LocalAttention(local, local_strength), window)
 
 
-def _with_text_weights(model, layers: Sequence[Layer], weight: float):
-    """A clone whose to_k and to_v are (1 - weight) · its own + weight · ELITE's, before any LoRA is added.
+def _with_text_weights(model, layers: Sequence[Layer], strength: float):
+    """A clone whose to_k and to_v are (1 - strength) · its own + strength · ELITE's, before any LoRA is added.
 
     ComfyUI applies weight patches in their order, a LoRA's being added; so this one is put first.
     """
     patched = model.clone()
     weights = {f"{each.prefix}.{part}.weight": ("diff", (value,))
                for each in layers for part, value in zip(("to_k", "to_v"), each.text, strict=True)}
-    patched.add_patches(weights, weight, 1 - weight)
+    patched.add_patches(weights, strength, 1 - strength)
     for key in weights:
         *others, newest = patched.patches[key]
         patched.patches[key] = [newest, *others]
@@ -85,7 +86,7 @@ class LocalAttention:
     """λ · m ⊙ attention to the local patches, in rows whose conditioning holds the word: an Addition."""
 
     patches: KeysValues
-    weight: float
+    strength: float
 
     def __call__(self, layer: AttentionLayer, attention: Attention, n: Tensor, context: Tensor,
                  options: Options) -> Tensor | None:
@@ -104,7 +105,7 @@ class LocalAttention:
             column = word_attention(rows, keys, layer.heads, places[index].in_copies(keys.shape[1])[0])
             seen = attention.attend(rows, *self.patches.rows(layer, rows, options), options)
             parts.append((seen.unflatten(-1, (layer.heads, -1)) * column).flatten(2))
-        return torch.cat(parts) * self.weight
+        return torch.cat(parts) * self.strength
 
     @staticmethod
     def _words(options: Options) -> dict[int, TokenGroups]:

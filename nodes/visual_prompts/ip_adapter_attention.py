@@ -18,13 +18,13 @@ from .tokens import IP_ADAPTER, VisualTokens
 
 @dataclass(frozen=True, eq=False)
 class TokenAttention:
-    """Attention to visual tokens, weighted: an Addition for `with_added_attention`.
+    """Attention to visual tokens: an Addition for `with_added_attention`.
 
-    positive, negative: for the picture's rows on either side of guidance; branch: for the positive rows of a second
-    branch. None: nothing is added there.
+    strength: factor of what is added. positive, negative: for the picture's rows on either side of guidance; branch:
+    for the positive rows of a second branch. None: nothing is added there.
     """
 
-    weight: float
+    strength: float
     positive: KeysValues
     negative: KeysValues | None
     branch: KeysValues
@@ -35,7 +35,7 @@ class TokenAttention:
         parts = attention.queries(n).chunk(len(options["cond_or_uncond"]))
         seen = [self._seen(layer, attention, part, self._tokens_for(index, options), options)
                 for part, index in zip(parts, options["cond_or_uncond"], strict=True)]
-        return torch.cat(seen) * self.weight
+        return torch.cat(seen) * self.strength
 
     def _tokens_for(self, index: int, options: Options) -> KeysValues | None:
         if side_at(options, index) == "negative":
@@ -50,7 +50,7 @@ class TokenAttention:
         return attention.attend(query, *tokens.rows(layer, query, options), options)
 
 
-def token_attention(model, adapter: IPAdapter, tokens: VisualTokens, weight: float,
+def token_attention(model, adapter: IPAdapter, tokens: VisualTokens, strength: float,
                     branch: VisualTokens | None = None) -> TokenAttention:
     """What IP-Adapter adds to `model`.
 
@@ -63,7 +63,7 @@ def token_attention(model, adapter: IPAdapter, tokens: VisualTokens, weight: flo
     positive = keys_values(layers, tokens.vectors)
     negative = None if tokens.negative is None else keys_values(layers, tokens.negative)
     in_the_branch = positive if branch is None else keys_values(layers, branch.vectors)
-    return TokenAttention(weight, positive, negative, in_the_branch)
+    return TokenAttention(strength, positive, negative, in_the_branch)
 
 
 def _check(adapter: IPAdapter, tokens: VisualTokens) -> None:

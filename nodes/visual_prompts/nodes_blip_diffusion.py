@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import comfy.model_management
 from comfy_api.latest import io
@@ -11,13 +12,13 @@ from ..types import BlipDiffusionType, VisualTokensType
 from . import CATEGORY
 from .blip_diffusion_files import BlipDiffusion, files_of, find_folder, folder_names, read_blip_diffusion
 from .folders import validated, versions
-from .pictures import CROP, SQUASH, Fit, checked
-from .tokens import BLIP_DIFFUSION, SEVERAL, VisualTokens, combined
+from .pictures import Fit, checked
+from .tokens import BLIP_DIFFUSION, Combine, VisualTokens, combined
 
 WORKING_MEMORY = 512 * 2 ** 20
 
 
-class LoadBlipDiffusion(io.ComfyNode):
+class PersonalizeLoadBlipDiffusion(io.ComfyNode):
     """Reads the picture encoder of a BLIP-Diffusion folder."""
 
     @classmethod
@@ -50,7 +51,7 @@ class LoadBlipDiffusion(io.ComfyNode):
         return io.NodeOutput(read_blip_diffusion(find_folder(folder)))
 
 
-class EncodePictureBlipDiffusion(io.ComfyNode):
+class PersonalizeEncodePictureBlipDiffusion(io.ComfyNode):
     """Reference picture and its subject's name → tokens."""
 
     @classmethod
@@ -67,21 +68,21 @@ class EncodePictureBlipDiffusion(io.ComfyNode):
                 BlipDiffusionType.Input("blip_diffusion", tooltip="From Load BLIP-Diffusion."),
                 io.Image.Input(
                     "image",
-                    tooltip="Reference picture, any size; several for the choice at pictures. "
+                    tooltip="Reference picture, any size; several for the choice at combine. "
                     "Transparent parts are made grey.",
                 ),
-                io.String.Input(
-                    "subject", default="dog", tooltip="What in the picture is meant, in a word or two: dog, teddy bear."
-                ),
+                io.String.Input("class_words", default="dog",
+                                tooltip="What in the picture is meant, in one or a few ordinary words: dog, teddy "
+                                        "bear."),
                 io.Combo.Input(
                     "fit",
-                    options=[CROP, SQUASH],
+                    options=list(get_args(Fit)),
                     tooltip="crop: the square in the middle, as in the authors' code (LAVIS). squash: the whole "
                     "picture, its proportions changed, as in diffusers.",
                 ),
                 io.Combo.Input(
-                    "pictures",
-                    options=list(SEVERAL),
+                    "combine",
+                    options=list(get_args(Combine)),
                     tooltip="With several pictures: average of their tokens, as in LAVIS; all tokens of all "
                     "pictures; or the first picture for the first image of the batch and so on.",
                 ),
@@ -90,15 +91,15 @@ class EncodePictureBlipDiffusion(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, blip_diffusion: BlipDiffusion, image: Tensor, subject: str, fit: Fit,
-                pictures: str) -> io.NodeOutput:
+    def execute(cls, blip_diffusion: BlipDiffusion, image: Tensor, class_words: str, fit: Fit,
+                combine: Combine) -> io.NodeOutput:
         """VISUAL_TOKENS."""
-        if not subject.strip():
-            raise ValueError("subject is empty; write what in the picture is meant, for example dog.")
+        if not class_words.strip():
+            raise ValueError("class_words is empty; write what in the picture is meant, for example dog.")
         device = comfy.model_management.text_encoder_device()
         comfy.model_management.free_memory(WORKING_MEMORY, device)
-        vectors = blip_diffusion.tokens(checked(image), subject.strip(), fit, device)
-        return io.NodeOutput(VisualTokens(combined(vectors, pictures), BLIP_DIFFUSION))
+        vectors = blip_diffusion.tokens(checked(image), class_words.strip(), fit, device)
+        return io.NodeOutput(VisualTokens(combined(vectors, combine), BLIP_DIFFUSION))
 
 
-NODES: list[type] = [LoadBlipDiffusion, EncodePictureBlipDiffusion]
+NODES: list[type] = [PersonalizeLoadBlipDiffusion, PersonalizeEncodePictureBlipDiffusion]

@@ -2,25 +2,24 @@
 from __future__ import annotations
 
 import functools
+from typing import get_args
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..inputs import check_percents, percent_inputs, strength_input
 from ..types import EliteType, VisualTokensType
 from . import CATEGORY
-from .elite import LAYERS
-from .elite_attention import EliteTokens, with_elite
+from .elite_attention import with_elite
+from .elite_encoding import elite_tokens
 from .elite_files import Elite, read_elite
 from .folders import ELITE_FOLDER, file_names, find_file, validated, versions
-from .pictures import SQUASH, checked, checked_vision, see_image
-from .tokens import EACH, ELITE, SEVERAL, VisualTokens, combined
+from .tokens import Combine, VisualTokens
 
 _find = functools.partial(find_file, ELITE_FOLDER)
 
 
-class LoadElite(io.ComfyNode):
+class PersonalizeLoadElite(io.ComfyNode):
     """Reads ELITE's two files."""
 
     @classmethod
@@ -54,7 +53,7 @@ class LoadElite(io.ComfyNode):
         return io.NodeOutput(read_elite(_find(global_mapper), _find(local_mapper)))
 
 
-class EncodePictureElite(io.ComfyNode):
+class PersonalizeEncodePictureElite(io.ComfyNode):
     """Reference picture and mask → a word and patches."""
 
     @classmethod
@@ -70,7 +69,7 @@ class EncodePictureElite(io.ComfyNode):
                 io.ClipVision.Input("clip_vision", tooltip="ViT-L/14 (clip-vit-large-patch14), from Load CLIP Vision."),
                 io.Image.Input("image", tooltip="Reference picture with the subject in the middle, any size; the whole "
                                                 "of it is seen, its proportions changed, as released."),
-                io.Combo.Input("pictures", options=list(SEVERAL),
+                io.Combo.Input("combine", options=list(get_args(Combine)),
                                tooltip="With several pictures: average of their words, all words one after the other "
                                        "(both with the patches of all pictures), or the first picture for the first "
                                        "image of the batch and so on. ELITE: one picture."),
@@ -84,20 +83,13 @@ class EncodePictureElite(io.ComfyNode):
                                                      "ELITE.")])
 
     @classmethod
-    def execute(cls, elite: Elite, clip_vision, image: Tensor, pictures: str,
+    def execute(cls, elite: Elite, clip_vision, image: Tensor, combine: Combine,
                 mask: Tensor | None = None) -> io.NodeOutput:
         """VISUAL_TOKENS."""
-        whole, subject = checked(image), _subject(image, mask)
-        states = _states(elite, clip_vision, whole)
-        patches = _states(elite, clip_vision, whole * subject[..., None])
-        side = round((patches[0].shape[1] - 1) ** 0.5)
-        grid = F.interpolate(subject[:, None], (side, side), mode="nearest").flatten(1)
-        local = elite.patches(patches, grid)
-        local = local if pictures == EACH else local.flatten(0, 1)[None]
-        return io.NodeOutput(EliteTokens(combined(elite.word(states), pictures), ELITE, local=local))
+        return io.NodeOutput(elite_tokens(elite, clip_vision, image, mask, combine))
 
 
-class ApplyElite(io.ComfyNode):
+class PersonalizeApplyElite(io.ComfyNode):
     """ELITE's cross-attention in a model."""
 
     @classmethod
@@ -112,51 +104,22 @@ class ApplyElite(io.ComfyNode):
                 io.Model.Input("model", tooltip="SD1.x, as released SD1.4; also with LoRAs and other patches."),
                 EliteType.Input("elite", tooltip="From Load ELITE."),
                 VisualTokensType.Input("visual_tokens", tooltip="From Encode Picture (ELITE)."),
-                io.Float.Input("local_weight", default=0.8, min=0.0, max=3.0, step=0.01,
-                               tooltip="λ: how much the subject's patches count, 0 to 3. As released: 0.8; 0.6 in the "
-                                       "authors' demo. More keeps details, less follows the prompt."),
-                io.Float.Input("text_weight", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of ELITE's keys and values for the text, 0 to 1; 0 keeps the model's "
-                                       "own. As released: 1."),
-                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Where the patches begin to count, as fraction of the noise schedule: 0 at pure "
-                                       "noise. As released: 0."),
-                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Where they end, as fraction of the noise schedule: 1 at the finished picture. "
-                                       "As released: 1.")],
+                strength_input("λ: how much the subject's patches count, 0 to 3; 0 is off. As released: 0.8; 0.6 in "
+                               "the authors' demo. More keeps details, less follows the prompt.", 0.8, "local_strength",
+                               most=3.0),
+                strength_input("Share of ELITE's keys and values for the text, 0 to 1; 0 is off and keeps the model's "
+                               "own. As released: 1.", name="text_strength"),
+                *percent_inputs(of_start="For the patches alone. As released: 0.",
+                                of_end="For the patches alone. As released: 1.")],
             outputs=[io.Model.Output(display_name="model", tooltip="For a sampler, or for further patches.")])
 
     @classmethod
-    def execute(cls, model, elite: Elite, visual_tokens: VisualTokens, local_weight: float, text_weight: float,
-                start: float, end: float) -> io.NodeOutput:
+    def execute(cls, model, elite: Elite, visual_tokens: VisualTokens, local_strength: float, text_strength: float,
+                start_percent: float, end_percent: float) -> io.NodeOutput:
         """MODEL."""
-        return io.NodeOutput(with_elite(model, elite, visual_tokens, text_weight, local_weight, (start, end)))
+        check_percents(start_percent, end_percent)
+        window = start_percent, end_percent
+        return io.NodeOutput(with_elite(model, elite, visual_tokens, text_strength, local_strength, window))
 
 
-def _states(elite: Elite, clip_vision, image: Tensor) -> list[Tensor]:
-    """What each of the five layers sees, (B, 1 + P, w)."""
-    vision = checked_vision(clip_vision)
-    found, needed = vision.config["hidden_size"], elite.of_word.vision_width
-    if found != needed or vision.config["num_hidden_layers"] <= max(LAYERS):
-        raise ValueError(f"This CLIP Vision has {vision.config['num_hidden_layers']} layers of width {found} but "
-                         f"{elite.of_word.name} needs 24 of width {needed}; load ViT-L/14 (clip-vit-large-patch14) in "
-                         "Load CLIP Vision.")
-    return list(see_image(vision, image, SQUASH, LAYERS).layers.unbind(1))
-
-
-def _subject(image: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, H, W) of 0 and 1. Raises ValueError if the mask does not fit the pictures or is empty."""
-    count, height, width = image.shape[:3]
-    if mask is None:
-        mask = image[..., 3] if image.shape[-1] == 4 else torch.ones(count, height, width)
-    mask = (mask.reshape(-1, *mask.shape[-2:]).cpu() > 0).float()
-    if mask.shape[1:] != (height, width) or len(mask) not in (1, count):
-        raise ValueError(f"mask is {len(mask)} × {mask.shape[2]}×{mask.shape[1]} but image is {count} × "
-                         f"{width}×{height}; connect the mask made for these pictures (Load Image gives an empty 64×64 "
-                         "mask if the file has no transparency).")
-    if not mask.flatten(1).any(1).all():
-        raise ValueError("mask is empty; paint the subject white, or disconnect it.")
-    return mask.expand(count, -1, -1)
-
-
-NODES: list[type] = [LoadElite, EncodePictureElite, ApplyElite]
+NODES: list[type] = [PersonalizeLoadElite, PersonalizeEncodePictureElite, PersonalizeApplyElite]

@@ -2,25 +2,27 @@
 from __future__ import annotations
 
 import functools
+from typing import get_args
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..inputs import check_percents, percent_inputs, strength_input
 from ..types import IPAdapterType, VisualTokensType
 from . import CATEGORY
 from .added_attention import with_added_attention
 from .folders import IP_ADAPTER_FOLDER, file_names, find_file, validated, versions
 from .ip_adapter_attention import token_attention
 from .ip_adapter_files import BASE, IPAdapter, read_ip_adapter
-from .pictures import CROP, SQUASH, Fit, Seen, checked, checked_vision, see, see_image
-from .tokens import IP_ADAPTER, SEVERAL, VisualTokens, combined
+from .pictures import Fit, Seen, checked, checked_vision, see, see_image
+from .tokens import IP_ADAPTER, Combine, VisualTokens, combined
 
 LAST_BUT_ONE = -2
 _find = functools.partial(find_file, IP_ADAPTER_FOLDER)
 
 
-class LoadIPAdapter(io.ComfyNode):
+class PersonalizeLoadIPAdapter(io.ComfyNode):
     """Reads an IP-Adapter file."""
 
     @classmethod
@@ -52,7 +54,7 @@ class LoadIPAdapter(io.ComfyNode):
         return io.NodeOutput(read_ip_adapter(_find(file)))
 
 
-class EncodePictureIPAdapter(io.ComfyNode):
+class PersonalizeEncodePictureIPAdapter(io.ComfyNode):
     """Reference picture → tokens."""
 
     @classmethod
@@ -68,12 +70,12 @@ class EncodePictureIPAdapter(io.ComfyNode):
                 io.ClipVision.Input("clip_vision", tooltip="The CLIP Vision that the file was trained with, from Load "
                                                            "CLIP Vision: ViT-H for SD1.5 and for files with vit-h in "
                                                            "their name, ViT-bigG for ip-adapter_sdxl."),
-                io.Image.Input("image", tooltip="Reference picture, any size; several for the choice at pictures. Only "
+                io.Image.Input("image", tooltip="Reference picture, any size; several for the choice at combine. Only "
                                                 "224 × 224 pixels of it are seen. Transparent parts are made grey."),
-                io.Combo.Input("fit", options=[CROP, SQUASH],
+                io.Combo.Input("fit", options=list(get_args(Fit)),
                                tooltip="crop: the square in the middle, as released. squash: the whole picture, its "
                                        "proportions changed."),
-                io.Combo.Input("pictures", options=list(SEVERAL),
+                io.Combo.Input("combine", options=list(get_args(Combine)),
                                tooltip="With several pictures: average of their tokens, all tokens of all pictures one "
                                        "after the other, or the first picture for the first image of the batch and so "
                                        "on. IP-Adapter: one picture.")],
@@ -83,15 +85,15 @@ class EncodePictureIPAdapter(io.ComfyNode):
                                                      "prompt's side.")])
 
     @classmethod
-    def execute(cls, ip_adapter: IPAdapter, clip_vision, image: Tensor, fit: Fit, pictures: str) -> io.NodeOutput:
+    def execute(cls, ip_adapter: IPAdapter, clip_vision, image: Tensor, fit: Fit, combine: Combine) -> io.NodeOutput:
         """VISUAL_TOKENS."""
         vision = checked_vision(clip_vision)
         features = _features(ip_adapter, see_image(vision, checked(image), fit, [LAST_BUT_ONE]))
         vectors, nothing = ip_adapter.tokens(features), ip_adapter.tokens(_features_of_nothing(ip_adapter, vision))
-        return io.NodeOutput(VisualTokens(combined(vectors, pictures), IP_ADAPTER, nothing))
+        return io.NodeOutput(VisualTokens(combined(vectors, combine), IP_ADAPTER, nothing))
 
 
-class ApplyIPAdapter(io.ComfyNode):
+class PersonalizeApplyIPAdapter(io.ComfyNode):
     """Lets a model attend to a picture."""
 
     @classmethod
@@ -108,15 +110,9 @@ class ApplyIPAdapter(io.ComfyNode):
                 VisualTokensType.Input("visual_tokens",
                                        tooltip="From Encode Picture (IP-Adapter) with the same file, or from "
                                                "Orthogonalize Visual Embedding."),
-                io.Float.Input("weight", default=1.0, min=-1.0, max=3.0, step=0.01,
-                               tooltip="How much the picture counts beside the text, -1 to 3. As released: 1; 0.5 to "
-                                       "0.8 leaves more to the prompt. 0 changes nothing."),
-                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Where it begins to act, as fraction of the noise schedule: 0 at pure noise. As "
-                                       "released: 0."),
-                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Where it ends, as fraction of the noise schedule: 1 at the finished picture. "
-                                       "As released: 1."),
+                strength_input("How much the picture counts beside the text, -1 to 3; 0 is off. As released: 1; 0.5 to "
+                               "0.8 leaves more to the prompt.", least=-1.0, most=3.0),
+                *percent_inputs(of_start="As released: 0.", of_end="As released: 1."),
                 VisualTokensType.Input("branch_tokens", optional=True,
                                        tooltip="Other tokens for the visual-only branch of Self-Attention Swap: the "
                                                "original ones when visual_tokens are orthogonalized. Not connected: "
@@ -124,11 +120,13 @@ class ApplyIPAdapter(io.ComfyNode):
             outputs=[io.Model.Output(display_name="model", tooltip="For a sampler, or for further patches.")])
 
     @classmethod
-    def execute(cls, model, ip_adapter: IPAdapter, visual_tokens: VisualTokens, weight: float, start: float, end: float,
-                branch_tokens: VisualTokens | None = None) -> io.NodeOutput:
+    def execute(cls, model, ip_adapter: IPAdapter, visual_tokens: VisualTokens, strength: float, start_percent: float,
+                end_percent: float, branch_tokens: VisualTokens | None = None) -> io.NodeOutput:
         """MODEL."""
-        attention = token_attention(model, ip_adapter, visual_tokens, weight, branch_tokens)
-        return io.NodeOutput(with_added_attention(model, attention, (start, end)) if weight else model)
+        check_percents(start_percent, end_percent)
+        attention = token_attention(model, ip_adapter, visual_tokens, strength, branch_tokens)
+        window = start_percent, end_percent
+        return io.NodeOutput(with_added_attention(model, attention, window) if strength else model)
 
 
 def _features(adapter: IPAdapter, seen: Seen) -> Tensor:
@@ -148,4 +146,4 @@ def _features_of_nothing(adapter: IPAdapter, vision) -> Tensor:
     return _features(adapter, see(vision, torch.zeros(1, 3, side, side), [LAST_BUT_ONE]))
 
 
-NODES: list[type] = [LoadIPAdapter, EncodePictureIPAdapter, ApplyIPAdapter]
+NODES: list[type] = [PersonalizeLoadIPAdapter, PersonalizeEncodePictureIPAdapter, PersonalizeApplyIPAdapter]

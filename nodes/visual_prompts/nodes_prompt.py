@@ -10,7 +10,7 @@ from .prompts import AS_RELEASED, encode_with_picture
 from .tokens import VisualTokens
 
 
-class EncodePromptWithPicture(io.ComfyNode):
+class PersonalizeEncodePromptWithPicture(io.ComfyNode):
     """A prompt in which a picture's tokens stand like a word."""
 
     @classmethod
@@ -54,4 +54,4 @@ class EncodePromptWithPicture(io.ComfyNode):
                              encode_with_picture(clip, visual_tokens, visual_prompt, 1))
 
 
-NODES: list[type] = [EncodePromptWithPicture]
+NODES: list[type] = [PersonalizeEncodePromptWithPicture]

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import Tensor
 
 IP_ADAPTER, BLIP_DIFFUSION, ELITE = "IP-Adapter", "BLIP-Diffusion", "ELITE"
 WORD_LIKE = (BLIP_DIFFUSION, ELITE)  # their tokens take the place of words in a prompt
-AVERAGE, CONCATENATE, EACH = "average", "concatenate", "one per image"
-SEVERAL = (AVERAGE, CONCATENATE, EACH)
+Combine = Literal["average", "concatenate", "one per image"]
+AVERAGE, CONCATENATE, EACH = get_args(Combine)
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class VisualTokens:
             )
 
 
-def combined(vectors: Tensor, how: str) -> Tensor:
+def combined(vectors: Tensor, how: Combine) -> Tensor:
     """Tokens (B, M, d) of several pictures of one subject: their average (1, M, d), all of them one after the other
     (1, B · M, d), or as they are, one picture for each image of a batch."""
     if how == AVERAGE:

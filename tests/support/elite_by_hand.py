@@ -44,7 +44,7 @@ def _perceptron(w, name, x):
 
 
 @contextlib.contextmanager
-def elite_by_hand(model, original, of_word, of_patches, rows, local_weight, output_gain=1.0, text_weight=1.0):
+def elite_by_hand(model, original, of_word, of_patches, rows, local_strength, output_gain=1.0, text_strength=1.0):
     """While open, hooks make every cross-attention of the U-Net, which computes in float64, ELITE's.
 
     original: the unpatched weights by key; what a LoRA added to them is added to ELITE's too.
@@ -58,10 +58,10 @@ def elite_by_hand(model, original, of_word, of_patches, rows, local_weight, outp
         key = f"diffusion_model.{kind}_block{'' if kind == 'middle' else f's.{index}'}.1.transformer_blocks.0.attn2"
         prefix = f"{name}_transformer_blocks_0_attn2"
         own = {part: original[f"{key}.{part}.weight"].double() for part in ("to_k", "to_v")}
-        text = {part: text_weight * of_word[f"{prefix}_{part}.weight"].double() + (1 - text_weight) * own[part]
+        text = {part: text_strength * of_word[f"{prefix}_{part}.weight"].double() + (1 - text_strength) * own[part]
                 for part in own}
         local = [of_patches[f"{prefix}_{part}.weight"].double() for part in ("to_k", "to_v")]
-        hooks += _layer(block, own, text, local, rows, local_weight / output_gain)
+        hooks += _layer(block, own, text, local, rows, local_strength / output_gain)
     try:
         yield
     finally:

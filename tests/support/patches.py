@@ -13,7 +13,7 @@ from personalize.nodes.recording.sampling_recorder import recording_model
 from personalize.nodes.visual_prompts.elite_attention import EliteTokens, with_elite
 from personalize.nodes.visual_prompts.elite_files import read_elite
 from personalize.nodes.visual_prompts.ip_adapter_files import read_ip_adapter
-from personalize.nodes.visual_prompts.nodes_ip_adapter import ApplyIPAdapter
+from personalize.nodes.visual_prompts.nodes_ip_adapter import PersonalizeApplyIPAdapter
 from personalize.nodes.visual_prompts.prompts import encode_with_picture
 from personalize.nodes.visual_prompts.tokens import VisualTokens
 from tiny import elite as tiny_elite
@@ -52,7 +52,7 @@ def patch_on(name: str, checkpoint, folder) -> Patched:
         adapter = read_ip_adapter(saved(official(model, TABLES["sd15"], "plus"), folder / "plus.safetensors"))
         width = adapter.token_width
         tokens = VisualTokens(torch.randn(1, 5, width), "IP-Adapter", torch.zeros(1, 5, width))
-        return Patched(lambda given: ApplyIPAdapter.execute(given, adapter, tokens, 1.0, 0.0, 1.0).args[0],
+        return Patched(lambda given: PersonalizeApplyIPAdapter.execute(given, adapter, tokens, 1.0, 0.0, 1.0).args[0],
                        positive, negative, 2 * len(layers))
     if name == "Apply ELITE":
         channels = {layer.block: layer.channels for layer in layers}
@@ -69,7 +69,7 @@ def patch_on(name: str, checkpoint, folder) -> Patched:
                        scene.positive, scene.negative, 2 * len(scene.blocks.layers), record)
     if name == "Self-Attention Swap":
         world = World(checkpoint)
-        return Patched(lambda given: world.swap(given, where="everywhere", start=0.0)[0],
+        return Patched(lambda given: world.swap(given, where="everywhere", start_percent=0.0)[0],
                        world.positive, world.negative, len(layers))
     words = World(checkpoint)
     record = Record("Record Attention")

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 
-def node(kind: str, **inputs) -> dict:
+def node(kind: str, /, **inputs) -> dict:
     """One node of a prompt."""
     return {"class_type": kind, "inputs": inputs}
 

@@ -10,10 +10,10 @@ from PIL import Image
 
 PROMPT = {
     "1": {"class_type": "PersonalizeConcept", "inputs": {
-        "placeholder": "<my-dog>", "class_words": "dog", "initial_words": "", "vectors": 1, "embedding": "none"}},
+        "placeholder": "<my-dog>", "class_words": "dog", "initial_words": "", "vector_count": 1, "embedding": "none"}},
     "2": {"class_type": "PersonalizeSubject", "inputs": {
         "concept": ["1", 0], "folder": "", "size": 64, "fit": "crop", "augmentation": "none", "variants": 1, "seed": 0,
-        "pictures": "", "captions": ""}},
+        "picture_files": "", "captions": ""}},
     "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 1]}},
 }
 DROP = """([selector, files]) => {

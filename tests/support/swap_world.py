@@ -12,9 +12,9 @@ from .swap_by_hand import MaskByHand, kept_keys_and_values, swapping
 
 TOLERANCE = 1e-5  # of the largest value: the sampler works in float32, the U-Net in float64
 PROMPT, DOG = "a photo of a dog on the beach", 5
-DEFAULTS = {"subject": "dog", "start": 0.2, "end": 1.0, "strength": 1.0, "layers": "all", "where": "subject",
-            "threshold": 0.3, "mask_layers": "coarse layers", "mask_steps": "all steps so far", "halves": "both",
-            "noise": "shared", "guidance": "guided"}
+DEFAULTS = {"words": "dog", "start_percent": 0.2, "end_percent": 1.0, "strength": 1.0, "swap_layers": "all",
+            "where": "subject", "mask_method": "threshold", "threshold": 0.3, "mask_layers": "coarse layers",
+            "mask_steps": "all steps so far", "halves": "both", "noise": "shared", "guidance": "guided"}
 GAIN = 100  # of the self-attentions' output. A random U-Net damps it and hardly hears its text: a swap would not show.
 
 

@@ -30,21 +30,21 @@ def write_inputs(base: Path) -> None:
     (base / "input" / PROMPTS).write_text("a {} by the sea\n", encoding="utf-8")
 
 
-def node(kind: str, **inputs) -> dict:
+def node(kind: str, /, **inputs) -> dict:
     return {"class_type": f"Personalize{kind}" if kind[0].isupper() else kind[1:], "inputs": inputs}
 
 
 def subject(concept: str, folder: str = FOLDER, **inputs) -> dict:
     return node("Subject", **{"concept": [concept, 0], "folder": folder, "size": 64, "fit": "crop",
-                              "augmentation": "as released", "variants": 2, "seed": 0, "pictures": "",
+                              "augmentation": "as released", "variants": 2, "seed": 0, "picture_files": "",
                               "captions": "{} one\n{} two\n{} three",
                               "images": ["picture", 0], "masks": ["mask", 0], **inputs})
 
 
 def graph() -> dict[str, dict]:
     """Node name → class and inputs; those named "other" are there to be linked to."""
-    concept = dict(placeholder="<my-dog>", class_words="dog", initial_words="puppy", vectors=1, embedding="none")
-    prompt_set = dict(subject="animate", background=True, action=True, outfit=True, style=True, colour=True,
+    concept = dict(placeholder="<my-dog>", class_words="dog", initial_words="puppy", vector_count=1, embedding="none")
+    prompt_set = dict(kind="animate", background=True, action=True, outfit=True, style=True, colour=True,
                       file="none",
                       own_prompts="a {} in the rain")
     return {
@@ -61,22 +61,23 @@ def graph() -> dict[str, dict]:
         "prior": node("PriorPictures", subject=["subject", 0], images=["picture", 0], captions="a photo of a {}",
                       per_step=1, weight=1.0),
         "prompt set": node("PromptSet", **prompt_set),
-        "other prompt set": node("PromptSet", **{**prompt_set, "subject": "none"}),
-        "diffusion": node("DiffusionLoss", weight=1.0, background=0.5, first_step=1, last_step=0,
+        "other prompt set": node("PromptSet", **{**prompt_set, "kind": "none"}),
+        "diffusion": node("DiffusionLoss", weight=1.0, background_weight=0.5, first_step=1, last_step=0,
                           noise_levels="constant"),
-        "other loss": node("DiffusionLoss", weight=3.0, background=1.0, first_step=1, last_step=0),
-        "core": node("CoReLoss", prompt_set=["prompt set", 0], preset="custom", formulas="as released", lambda_emb=1.0,
-                     lambda_attn=1.0, attention="exact", first_step=1, last_step=0, previous=["diffusion", 0]),
+        "other loss": node("DiffusionLoss", weight=3.0, background_weight=1.0, first_step=1, last_step=0),
+        "core": node("CoReLoss", prompt_set=["prompt set", 0], formulas="as released", embedding_weight=1.0,
+                     attention_weight=1.0, attention="exact", first_step=1, last_step=0, previous=["diffusion", 0]),
         "regularisation": node("EndOfTextRegularisation", weight=1.0, target="end of text", placement="decoder",
                                first_step=1, last_step=0, previous=["core", 0]),
-        "prompts": node("TrainingPrompts", prompts="a photo of a {}", captions=True, prompt_set=["prompt set", 0]),
+        "prompts": node("TrainingPrompts", prompts="a photo of a {}", use_captions=True, prompt_set=["prompt set", 0]),
         "references": node("TrainingReferences", recipe=["prompts", 0]),
         "adapter": node("TrainAdapter", algorithm="LoRA", rank=4, alpha=4.0, learning_rate=1e-4, attention_only=True),
         "u-net": node("TrainUNet", learning_rate=1e-5, previous=["adapter", 0]),
         "other part": node("TrainUNet", learning_rate=1.0),
         "vico": node("TrainViCo", learning_rate=1e-5, embedding_learning_rate=1e-3, placement="decoder",
                      object_mask="Eq. 5", previous=["u-net", 0]),
-        "embedding": node("TrainEmbedding", learning_rate=1e-3, rescale_from=1, rescale_to=3, previous=["vico", 0]),
+        "embedding": node("TrainEmbedding", learning_rate=1e-3, rescale_first_step=2, rescale_last_step=3,
+                          previous=["vico", 0]),
         "train": node("Train", model=["checkpoint", 0], clip=["checkpoint", 1], vae=["checkpoint", 2],
                       subject=["prior", 0], trainable=["embedding", 0], loss=["regularisation", 0],
                       recipe=["references", 0], name="keys", preset="custom", steps=4, batch_size=2, micro_batch=0,
@@ -91,31 +92,33 @@ WINDOW = {"first_step": 2, "last_step": 3}
 
 # node → input → another value. Every input of every node that leads to Train has one: a new input fails the test.
 CHANGES: dict[str, dict[str, object]] = {
-    "concept": {"placeholder": "<rex>", "class_words": "cat", "initial_words": "kitten", "vectors": 2,
+    "concept": {"placeholder": "<rex>", "class_words": "cat", "initial_words": "kitten", "vector_count": 2,
                 "embedding": "key-embedding.safetensors"},
     "subject": {"concept": ["other concept", 0], "folder": OTHER_FOLDER, "size": 72, "fit": "pad",
                 "augmentation": "flip",
                 "variants": 3, "seed": 1, "images": ["other picture", 0], "masks": ["other mask", 0],
-                "pictures": "2.png\n1.png",
+                "picture_files": "2.png\n1.png",
                 "captions": "{} one\n{} two\n{} four", "previous": ["other subject", 0]},
     "prior": {"subject": ["other subject", 0], "images": ["other picture", 0], "captions": "two {}s", "per_step": 2,
               "weight": 2.0},
-    "prompt set": {"subject": "inanimate", "background": False, "action": False, "outfit": False, "style": False,
+    "prompt set": {"kind": "inanimate", "background": False, "action": False, "outfit": False, "style": False,
                    "colour": False, "file": PROMPTS, "own_prompts": "a {} in snow",
                    "previous": ["other prompt set", 0]},
-    "diffusion": {"weight": 2.0, "background": 1.0, **WINDOW, "noise_levels": "min-SNR", "previous": ["other loss", 0]},
-    "core": {"prompt_set": ["other prompt set", 0], "preset": "as released", "formulas": "Eqs. 3–4", "lambda_emb": 2.0,
-             "lambda_attn": 2.0, "attention": "estimate", **WINDOW, "previous": ["other loss", 0]},
+    "diffusion": {"weight": 2.0, "background_weight": 1.0, **WINDOW, "noise_levels": "min-SNR",
+                  "previous": ["other loss", 0]},
+    "core": {"prompt_set": ["other prompt set", 0], "formulas": "Eqs. 3–4", "embedding_weight": 2.0,
+             "attention_weight": 2.0, "attention": "estimate", **WINDOW, "previous": ["other loss", 0]},
     "regularisation": {"weight": 2.0, "target": "object mask", "placement": "encoder", **WINDOW,
                        "previous": ["other loss", 0]},
-    "prompts": {"prompts": "a picture of a {}", "captions": False, "prompt_set": ["other prompt set", 0]},
+    "prompts": {"prompts": "a picture of a {}", "use_captions": False, "prompt_set": ["other prompt set", 0]},
     "references": {"recipe": None},
     "adapter": {"algorithm": "LoKr", "rank": 2, "alpha": 2.0, "learning_rate": 1e-3, "attention_only": False,
                 "previous": ["other part", 0]},
     "u-net": {"learning_rate": 1e-4, "previous": ["other part", 0]},
     "vico": {"learning_rate": 1e-4, "embedding_learning_rate": 1e-2, "placement": "both", "object_mask": "none",
              "previous": ["other part", 0]},
-    "embedding": {"learning_rate": 1e-2, "rescale_from": 2, "rescale_to": 4, "previous": ["other part", 0]},
+    "embedding": {"learning_rate": 1e-2, "rescale_first_step": 1, "rescale_last_step": 4,
+                  "previous": ["other part", 0]},
     "train": {"model": ["other checkpoint", 0], "clip": ["other checkpoint", 1], "vae": ["other checkpoint", 2],
               "subject": ["other subject", 0], "trainable": ["other part", 0], "loss": ["other loss", 0],
               "recipe": None,

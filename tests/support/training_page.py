@@ -42,14 +42,15 @@ def training_prompt(name: str, checkpoint: str = "sd15.safetensors", **changes) 
              "preview_prompt": "a photo of {}", "resume": "start over", "use_step": 0, **changes}
     return {"1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": checkpoint}},
             "2": {"class_type": "PersonalizeConcept", "inputs": {
-                "placeholder": "<dog>", "class_words": "dog", "initial_words": "", "vectors": 1, "embedding": "none"}},
+                "placeholder": "<dog>", "class_words": "dog", "initial_words": "", "vector_count": 1,
+                "embedding": "none"}},
             "3": {"class_type": "EmptyImage", "inputs": {
                 "width": 64, "height": 64, "batch_size": 2, "color": 0xA06030}},
             "4": {"class_type": "PersonalizeSubject", "inputs": {
                 "concept": ["2", 0], "folder": "", "size": 64, "fit": "crop", "augmentation": "none", "variants": 1,
-                "seed": 0, "images": ["3", 0], "pictures": "", "captions": ""}},
+                "seed": 0, "images": ["3", 0], "picture_files": "", "captions": ""}},
             "5": {"class_type": "PersonalizeTrainEmbedding", "inputs": {
-                "learning_rate": 0.005, "rescale_from": 0, "rescale_to": 0}},
+                "learning_rate": 0.005, "rescale_first_step": 0, "rescale_last_step": 0}},
             TRAIN_NODE: {"class_type": "PersonalizeTrain", "inputs": train},
             "7": {"class_type": "PersonalizeSaveConcept", "inputs": {"concept": [TRAIN_NODE, 0], "name": "learned"}}}
 

@@ -1,25 +1,35 @@
 """CoRe in the graph: its losses for training, and the refinement of a concept for one prompt."""
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import comfy.utils
 from comfy_api.latest import io
 from torch import Tensor
 
 from ...families.latents import latent_space
+from ...inputs import (
+    batch_size_input,
+    learning_rate_input,
+    seed_input,
+    size_input,
+    step_inputs,
+    steps_input,
+    weight_input,
+)
 from ...text.apply import apply_concepts
 from ...text.embedding_versions import embedding_versions
 from ...text.placeholders import filled
-from ...training.diffusion import ALWAYS
+from ...training.diffusion import step_window
 from ...types import ConceptType, LossType, PromptSetType, SubjectType
-from .presets import PRESETS, RELEASED, Weighting, core_terms
+from .presets import FORMULAS, core_terms
 from .test_time import Refinement, Scene, refine
 
 CATEGORY = "personalize/core"
-CUSTOM = "custom"
 ATTENTION = ("exact", "estimate")
 
 
-class CoReLoss(io.ComfyNode):
+class PersonalizeCoReLoss(io.ComfyNode):
     """Adds CoRe's two losses to the objective."""
 
     @classmethod
@@ -36,24 +46,18 @@ class CoReLoss(io.ComfyNode):
                                     tooltip="Prompts in which the subject's word is compared with its class words; a "
                                             "new one is drawn in each step. CoRe: the set of the subject's kind, "
                                             "about 100 prompts."),
-                io.Combo.Input("preset", options=[*PRESETS, CUSTOM],
-                               tooltip="as released: formulas and weights of the authors' code. Eqs. 3–4: the "
-                                       "paper's equations, weighted to pull equally hard at the start. custom: the "
-                                       "three inputs below."),
-                io.Combo.Input("formulas", options=list(PRESETS),
-                               tooltip="Formulas of the preset custom. as released: cosine over the tokens, squares "
-                                       "of every layer, sum over 6 rows. Eqs. 3–4: cosine over the features, square "
-                                       "of the mean over all layers."),
-                _weight("lambda_emb", RELEASED.embedding, "λ_emb, weight of the context embedding loss", "0.00015"),
-                _weight("lambda_attn", RELEASED.attention, "λ_attn, weight of the context attention loss", "0.05"),
+                _formulas_input("as released: the authors' code, cosine over the tokens, squares of every layer, sum "
+                                "over 6 rows. Eqs. 3–4: the paper's equations, cosine over the features, square of the "
+                                "mean over all layers."),
+                _times_lambda("embedding_weight", "λ_emb of the context embedding loss",
+                              [each.embedding for each in FORMULAS.values()]),
+                _times_lambda("attention_weight", "λ_attn of the context attention loss",
+                              [each.attention for each in FORMULAS.values()]),
                 io.Combo.Input("attention", options=list(ATTENTION),
                                tooltip="exact: two more runs of the U-Net in each step, as in the paper. estimate: "
                                        "the queries of the diffusion loss's own run for both prompts; costs next to "
                                        "nothing."),
-                io.Int.Input("first_step", default=1, min=1, max=1000000,
-                             tooltip="First step at which it acts. CoRe: 1."),
-                io.Int.Input("last_step", default=0, min=0, max=1000000,
-                             tooltip="Last step at which it acts; 0 for the end, as in CoRe."),
+                *step_inputs("CoRe: all steps."),
                 LossType.Input("previous", optional=True,
                                tooltip="Other losses that act at the same time: Diffusion Loss for the paper's "
                                        "objective."),
@@ -61,20 +65,25 @@ class CoReLoss(io.ComfyNode):
             outputs=[LossType.Output(display_name="loss", tooltip="The objective: for Train, or for another loss.")])
 
     @classmethod
-    def execute(cls, prompt_set, preset: str, formulas: str, lambda_emb: float, lambda_attn: float, attention: str,
+    def execute(cls, prompt_set, formulas: str, embedding_weight: float, attention_weight: float, attention: str,
                 first_step: int, last_step: int, previous=()) -> io.NodeOutput:
         """The chain with CoRe's terms."""
-        weighting = PRESETS.get(preset) or Weighting(PRESETS[formulas].formula, lambda_emb, lambda_attn)
-        window = (first_step, last_step or ALWAYS[1])
+        weighting = FORMULAS[formulas].times(embedding_weight, attention_weight)
+        window = step_window(first_step, last_step)
         return io.NodeOutput((*previous, *core_terms(prompt_set.templates, weighting, attention == "estimate", window)))
 
 
-def _weight(name: str, default: float, meaning: str, released: str):
-    return io.Float.Input(name, default=default, min=0.0, max=1e6, step=1e-7, round=False,
-                          tooltip=f"{meaning}, for the preset custom; 0 leaves it out. As released: {released}.")
+def _formulas_input(tooltip: str):
+    return io.Combo.Input("formulas", options=list(FORMULAS), tooltip=f"{tooltip} Each brings the weights λ that "
+                                                                      "belong to it.")
 
 
-class CoReTestTime(io.ComfyNode):
+def _times_lambda(name: str, meaning: str, given: Sequence[float]):
+    values = ", ".join(f"{value:.6f}".rstrip("0") + f" for {formulas}" for formulas, value in zip(FORMULAS, given))
+    return weight_input(1.0, f"Multiplies {meaning}: {values}. 1: as given; 0 leaves the loss out.", name)
+
+
+class PersonalizeCoReTestTime(io.ComfyNode):
     """Refines a concept for one prompt."""
 
     @classmethod
@@ -93,20 +102,14 @@ class CoReTestTime(io.ComfyNode):
                                                      "those in the prompt are refined."),
                 io.String.Input("prompt", default="a photo of {} on the beach", multiline=True,
                                 tooltip="The prompt to draw, with the placeholder in one place, or with {} for it."),
-                io.Int.Input("steps", default=10, min=1, max=1000, tooltip="Steps of the optimiser. CoRe: 10."),
-                io.Float.Input("learning_rate", default=5e-4, min=0.0, max=1.0, step=1e-7, round=False,
-                               tooltip="Step size of AdamW, 0 to 1. CoRe: 0.0005."),
-                io.Combo.Input("preset", options=list(PRESETS),
-                               tooltip="Formulas and weights as for CoRe Loss; only the ratio of the weights matters "
-                                       "here."),
-                io.Int.Input("batch_size", default=6, min=1, max=64,
-                             tooltip="Noised latents a step looks at. CoRe: 6. Fewer are faster."),
-                io.Int.Input("size", default=512, min=64, max=4096, step=8,
-                             tooltip="Width and height in pixels of the noise that is looked at when neither latent "
-                                     "nor subject is connected, as the checkpoint was trained: 512 for SD1.x and SD2 "
-                                     "base, 768 for SD2 with v-prediction, 1024 for SDXL."),
-                io.Int.Input("seed", default=0, min=0, max=0xffffffffffffffff, control_after_generate=True,
-                             tooltip="Start of the draws of noise and timesteps."),
+                steps_input(10, "Steps of the optimiser. CoRe: 10."),
+                learning_rate_input(5e-4, "Step size of the optimiser, AdamW, 0 to 10. CoRe: 0.0005."),
+                _formulas_input("The authors' code or the paper's equations, as for CoRe Loss."),
+                batch_size_input(6, "Noised latents a step looks at. CoRe: 6. Fewer are faster."),
+                size_input(512, "Side in pixels of the square of noise that is looked at when neither latent nor "
+                                "subject is connected, as the checkpoint was trained: 512 for SD1.x and SD2 base, 768 "
+                                "for SD2 with v-prediction, 1024 for SDXL."),
+                seed_input("Start of the draws of noise and timesteps."),
                 io.Latent.Input("latent", optional=True,
                                 tooltip="Latents to noise and look at, for example of a first picture. Empty ones give "
                                         "only width and height."),
@@ -127,8 +130,8 @@ class CoReTestTime(io.ComfyNode):
         return embedding_versions(prompt)
 
     @classmethod
-    def execute(cls, model, clip, concept, prompt: str, steps: int, learning_rate: float, preset: str, batch_size: int,
-                size: int, seed: int, latent=None, subject=(), vae=None) -> io.NodeOutput:
+    def execute(cls, model, clip, concept, prompt: str, steps: int, learning_rate: float, formulas: str,
+                batch_size: int, size: int, seed: int, latent=None, subject=(), vae=None) -> io.NodeOutput:
         """Refined CONCEPT, CONDITIONING, LOSS_MAP."""
         if subject and latent is not None:
             raise ValueError("latent and subject are both connected; connect one of them, or none.")
@@ -136,7 +139,7 @@ class CoReTestTime(io.ComfyNode):
             raise ValueError("subject is connected but vae is not; connect the checkpoint's VAE, which encodes the "
                              "pictures.")
         prompt = filled(prompt, concept[0].placeholder)
-        how = Refinement(prompt, PRESETS[preset], steps, learning_rate, batch_size, seed)
+        how = Refinement(prompt, FORMULAS[formulas], steps, learning_rate, batch_size, seed)
         bar, losses = comfy.utils.ProgressBar(steps), []
 
         def each_step(record: dict) -> None:
@@ -165,4 +168,4 @@ def _looked_at(model, latent: dict | None, size: int) -> Tensor:
     return space.from_vae(samples.float().cpu())
 
 
-NODES: list[type] = [CoReLoss, CoReTestTime]
+NODES: list[type] = [PersonalizeCoReLoss, PersonalizeCoReTestTime]

@@ -23,9 +23,13 @@ class Weighting:
     embedding: float
     attention: float
 
+    def times(self, embedding: float, attention: float) -> Weighting:
+        """The same formulas with the weights multiplied."""
+        return Weighting(self.formula, embedding * self.embedding, attention * self.attention)
+
 
 RELEASED = Weighting("released", 1.5e-4, 0.05)
-PRESETS = {
+FORMULAS = {
     "as released": RELEASED,
     "Eqs. 3–4": Weighting("paper", RELEASED.embedding * EMBEDDING_FACTOR, RELEASED.attention * ATTENTION_FACTOR),
 }
@@ -38,7 +42,7 @@ def core_terms(templates: tuple[str, ...], weighting: Weighting, estimate: bool 
     Raises ValueError if there is no template.
     """
     if not templates:
-        raise ValueError("prompt_set is empty, but CoRe compares prompts; choose a subject on the Prompt Set node or "
+        raise ValueError("prompt_set is empty, but CoRe compares prompts; choose a kind on the Prompt Set node or "
                          "write prompts of your own there.")
     terms = (ContextEmbeddingLoss(templates, weighting.embedding, weighting.formula, window),
              ContextAttentionLoss(templates, weighting.attention, weighting.formula, estimate, window))

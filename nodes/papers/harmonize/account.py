@@ -24,8 +24,8 @@ NOT_REACHED = ("another node replaces the blocks that hold the self-attention, o
 
 def no_step_between(count: int) -> str:
     """Sentence for a run of so many steps, none of which is to be swapped."""
-    return (f"{NOT_ACTED}of this run's {count} steps none lies between its start and its end. Where a sampler makes "
-            "few steps at a time, set start to 0.")
+    return (f"{NOT_ACTED}of this run's {count} steps none begins between start_percent and end_percent. Sample "
+            "more steps, or move them.")
 
 
 class Account:

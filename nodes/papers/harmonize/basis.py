@@ -27,16 +27,16 @@ class BasisTokens:
     repetitions: int
 
 
-def basis_tokens(layout: Layout, subject: Sequence[str], which: str) -> BasisTokens:
+def basis_tokens(layout: Layout, subject_words: Sequence[str], which: str) -> BasisTokens:
     """Tokens of the basis out of those of a conditioning.
 
-    subject: words of the subject such as its class; they, learned vectors, visual tokens and articles never belong to
+    subject_words: of the subject, such as its class; they, learned vectors, visual tokens and articles never belong to
     the basis. which: WORDS, WORDS_AND_END or ALL, what belongs to it beside. Of a prompt that is repeated as a whole,
     as BLIP-Diffusion does, only the first time counts.
     """
     words = layout.words()
     texts = [word.text for word in words]
-    places = {name: layout.places(name, words) for name in subject}
+    places = {name: layout.places(name, words) for name in subject_words}
     period = _period(texts)
     left_out = {i for found in places.values() for i in found}
     left_out |= {i for i, word in enumerate(words) if word.learned or word.text in ARTICLES}

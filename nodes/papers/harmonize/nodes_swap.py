@@ -1,16 +1,22 @@
 """Self-Attention Swap and Branch Latent in the graph."""
 from __future__ import annotations
 
+from typing import get_args
+
 from comfy_api.latest import io
 
 from ...attention.branch import Branch, Noise
-from ...attention.words import parse_words, words_of
+from ...attention.mask_inputs import mask_method_inputs
+from ...attention.masks import MaskMethod
+from ...attention.words import words_of
+from ...inputs import check_percents, percent_inputs, prompt_again_inputs, strength_input, words_input
 from ...recording.record import Record
 from ...text.embedding_versions import embedding_versions
+from ...text.layout import parse_words
 from ...types import RecordType
 from .nodes_orthogonal import CATEGORY
 from .swap import with_swap
-from .swap_settings import BOTH, CONDITIONAL, SWAP_LAYERS, AttentionMask, Halves, SwapSettings
+from .swap_settings import BOTH, SWAP_LAYERS, AttentionMask, Halves, SwapSettings
 
 NAME = "Self-Attention Swap"
 SUBJECT, EVERYWHERE = "subject", "everywhere"
@@ -38,38 +44,29 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                                       tooltip="The picture's tokens without the prompt, not orthogonalized: visual "
                                               "tokens with an empty or neutral text. Paper: the visual-only "
                                               "embedding."),
-                io.String.Input("subject", default="",
-                                tooltip="Words of the sampler's prompt whose attention shows where the subject is, "
-                                        "separated by commas: <my-dog>, or visual tokens. Empty: every name that the "
-                                        "conditioning knows. Paper: the subject's token."),
-                io.Float.Input("start", default=0.2, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the sampler's steps after which the swap begins, 0 to 1. Paper: 0.2, "
-                                       "after 20 of 100 steps."),
-                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Share of the steps after which it ends, 0 to 1. Paper: 1."),
-                io.Float.Input("strength", default=1.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="How much of the swapped attention is taken inside the mask, 0 to 1; 0 switches "
-                                       "the node off. Paper: 1."),
-                io.Combo.Input("layers", options=list(SWAP_LAYERS), default="all",
+                words_input("Words of the sampler's prompt whose attention shows where the subject is: <my-dog>, or "
+                            "visual tokens. Empty: every name that the conditioning knows. Paper: the subject's "
+                            "token."),
+                *percent_inputs(0.2, of_start="Paper: 0.2, after 20 of 100 steps.", of_end="Paper: 1."),
+                strength_input("How much of the swapped attention is taken inside the mask, 0 to 1; 0 is off. Paper: "
+                               "1."),
+                io.Combo.Input("swap_layers", options=list(SWAP_LAYERS), default="all",
                                tooltip="Self-attention layers that are swapped: all; those of the decoder; of its "
                                        "finer levels; or of the encoder. Paper: the self-attention layers."),
                 io.Combo.Input("where", options=[SUBJECT, EVERYWHERE], default=SUBJECT,
                                tooltip="subject: inside the subject's mask, Eq. 5. everywhere: in the whole picture, "
                                        "Eq. 4. Paper: subject."),
-                io.Float.Input("threshold", default=0.0, min=0.0, max=1.0, step=0.01,
-                               tooltip="Where the mask begins, on attention scaled from its smallest, 0, to its "
-                                       "largest value, 1. 0: Otsu's automatic threshold. Paper: a fixed one that it "
-                                       "does not name."),
+                *mask_method_inputs("Paper: a fixed one that it does not name."),
                 io.Combo.Input("mask_layers", options=[COARSE, ALL_LAYERS], default=COARSE,
                                tooltip="Whose attention gives the mask: the coarsest layers with at least 16 pixels on "
                                        "the longer side, or all."),
                 io.Combo.Input("mask_steps", options=[SO_FAR, NEWEST], default=SO_FAR,
                                tooltip="Which steps' attention gives the mask: the mean of all so far, or the newest "
                                        "alone."),
-                io.Combo.Input("halves", options=[BOTH, CONDITIONAL], default=BOTH,
+                io.Combo.Input("halves", options=list(get_args(Halves)), default=BOTH,
                                tooltip="both: the negative side takes keys and values from the branch's negative side. "
                                        "conditional: only the positive side swaps."),
-                io.Combo.Input("noise", options=["shared", "own"], default="shared",
+                io.Combo.Input("noise", options=list(get_args(Noise)), default="shared",
                                tooltip="shared: the branch starts from the picture's noise. own: from other noise, "
                                        "which follows from the sampler's seed."),
                 io.Combo.Input("guidance", options=[GUIDED, UNGUIDED], default=GUIDED,
@@ -79,11 +76,7 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                                       tooltip="Negative of the branch, such as an empty prompt; with guidance only."),
                 io.Mask.Input("mask", optional=True,
                               tooltip="Where the subject shall be, in place of the mask from attention."),
-                io.Clip.Input("clip", optional=True,
-                              tooltip="Text encoder, together with prompt: only if the sampler's positive was not "
-                                      "encoded by this pack and does not say where the subject's words are."),
-                io.String.Input("prompt", default="", optional=True, multiline=True, dynamic_prompts=True,
-                                tooltip="Text of the sampler's positive; only together with clip."),
+                *prompt_again_inputs(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For the sampler. Use one swap per model."),
@@ -98,10 +91,12 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
         return embedding_versions(prompt)
 
     @classmethod
-    def execute(cls, model, positive, subject: str, start: float, end: float, strength: float, layers: str, where: str,
-                threshold: float, mask_layers: str, mask_steps: str, halves: Halves, noise: Noise, guidance: str,
-                negative=None, mask=None, clip=None, prompt: str = "") -> io.NodeOutput:
+    def execute(cls, model, positive, words: str, start_percent: float, end_percent: float, strength: float,
+                swap_layers: str, where: str, mask_method: MaskMethod, threshold: float, mask_layers: str,
+                mask_steps: str, halves: Halves, noise: Noise, guidance: str, negative=None, mask=None, clip=None,
+                prompt: str = "") -> io.NodeOutput:
         """MODEL, PERSONALIZE_RECORD."""
+        check_percents(start_percent, end_percent)
         if guidance == GUIDED and negative is None:
             raise ValueError("guidance is 'guided' but negative is not connected; connect the branch's negative, such "
                              "as an empty prompt, or choose 'unguided'.")
@@ -110,11 +105,11 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                 raise ValueError(f"{name} carries hooks, such as a scheduled LoRA, which the branch cannot run; "
                                  "connect it without them.")
         if mask is None and where == SUBJECT:
-            words = words_of(parse_words(subject), clip, prompt, "subject")
-            mask = AttentionMask(words, threshold, mask_layers == COARSE, mask_steps == NEWEST)
+            wanted = words_of(parse_words(words), clip, prompt)
+            mask = AttentionMask(wanted, mask_method, threshold, mask_layers == COARSE, mask_steps == NEWEST)
         elif mask is not None:
             mask = mask.reshape(-1, *mask.shape[-2:])
-        settings = SwapSettings(layers, start, end, strength, halves, mask)
+        settings = SwapSettings(swap_layers, (start_percent, end_percent), strength, halves, mask)
         record = Record(NAME, every_step=mask_steps == NEWEST)
         branch = Branch(positive, negative if guidance == GUIDED else None, noise)
         return io.NodeOutput(with_swap(model, branch, settings, record), record)
@@ -143,7 +138,7 @@ class PersonalizeBranchLatent(io.ComfyNode):
         branch = record.sampling(latent["samples"]).branch_latent
         if branch is None:
             raise ValueError(f"The record of {record.made_by} holds no second branch; connect the record of {NAME}, "
-                             "with a strength above 0 and a start before its end.")
+                             "with a strength above 0, and sample a step between its start_percent and end_percent.")
         return io.NodeOutput({"samples": branch})
 
 

@@ -54,11 +54,11 @@ class Basis:
 class BasisChoice:
     """How bases are taken from conditionings.
 
-    subject: words that never belong to the basis. which: one of basis.TOKENS_OF. clip, prompt: tell what stands where
+    words: those that never belong to the basis. which: one of basis.TOKENS_OF. clip, prompt: tell what stands where
     in a conditioning that does not know by itself.
     """
 
-    subject: tuple[str, ...]
+    words: tuple[str, ...]
     which: str
     clip: Any = None
     prompt: str = ""
@@ -71,7 +71,7 @@ class BasisChoice:
                              "embedding that it was made with.")
         text = [i for i in range(tensor.shape[1]) if i not in set(visual)]
         layout = self._layout(options, tensor.shape[1], text)
-        chosen = None if layout is None else basis_tokens(layout, self.subject, self.which)
+        chosen = None if layout is None else basis_tokens(layout, self.words, self.which)
         positions = text if chosen is None else list(chosen.positions)
         return Basis(tuple(text_basis(row[positions]) for row in tensor), chosen)
 

@@ -24,7 +24,7 @@ def with_swap(model, branch: Branch, settings: SwapSettings, record: Record):
         return model
 
     def start(guider, sigmas: Tensor, noise: Tensor) -> SwapRun | None:
-        return SwapRun.begun(settings, swapped, record, guider, len(sigmas) - 1, noise)
+        return SwapRun.begun(settings, swapped, record, guider, sigmas, noise)
 
     patched = with_branch(model, branch, start)
     if isinstance(settings.mask, AttentionMask):

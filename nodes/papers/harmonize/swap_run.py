@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from ...attention.branch import Call, Patches, Sides, branch_conditionings
 from ...attention.calls import Options, rows_of_each
 from ...attention.maps import size_of
-from ...attention.masks import above, on_grid, otsu
+from ...attention.masks import foreground, on_grid
+from ...attention.schedule import NoiseRange
 from ...attention.sides import Side
 from ...attention.windows import Window, window_of
 from ...families.attention import Attention
@@ -33,7 +34,8 @@ class SwapRun:
     """One sampling run: Reader of its branch. What it holds belongs to one call of the U-Net at a time; only features
     of the branch wait for the same call of the picture's evaluation."""
 
-    def __init__(self, settings: SwapSettings, layers: Sequence[AttentionLayer], record: Record, steps: range,
+    def __init__(self, settings: SwapSettings, layers: Sequence[AttentionLayer], record: Record,
+                 steps: Collection[int],
                  areas: Mapping[object, tuple[int, ...]]):
         self._settings, self._layers, self._record, self._steps, self._areas = settings, layers, record, steps, areas
         self._unet, self._attentions = None, {}
@@ -47,13 +49,12 @@ class SwapRun:
         self._account = Account()
 
     @classmethod
-    def begun(cls, settings: SwapSettings, layers: Sequence[AttentionLayer], record: Record, guider, count: int,
-              noise: Tensor) -> SwapRun | None:
+    def begun(cls, settings: SwapSettings, layers: Sequence[AttentionLayer], record: Record, guider,
+              sigmas: Tensor, noise: Tensor) -> SwapRun | None:
         """The run of a sampler that is about to start; None if it has no step in which anything is swapped."""
-        steps = settings.steps(count)
+        steps, count = NoiseRange.of(guider.model_patcher, settings.window).steps(sigmas), len(sigmas) - 1
         if not steps:
-            if settings.start < settings.end:
-                notice(no_step_between(count))
+            notice(no_step_between(count))
             return None
         if "multigpu_clones" in guider.model_options:
             raise ValueError("Self-Attention Swap cannot share a picture among several GPUs; take the MultiGPU node "
@@ -116,7 +117,7 @@ class SwapRun:
         if not maps:
             return None
         together = torch.stack(maps).sum(0)
-        return (above(together, given.threshold) if given.threshold else otsu(together)).float()
+        return foreground(together, given.method, given.threshold).float()
 
     def _keep_features(self, n: Tensor, context: Tensor, value: Tensor, options: Options):
         """Last attn1_patch of the branch's call: what its keys K' and values V' are projected from."""

@@ -1,21 +1,19 @@
 """How keys and values are swapped, and where."""
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
+from ...attention.masks import MaskMethod
 from ...attention.words import Words
 from ...families.layers import AttentionLayer
 
 Halves = Literal["both", "conditional"]
 BOTH: Halves = "both"
-CONDITIONAL: Halves = "conditional"
 MASK_SIDE = 16  # pixels of the longer side that the coarsest maps for a mask must have
-_ROUNDING = 1e-6
 
 
 def _fine_decoder(layer: AttentionLayer, all_layers: tuple[AttentionLayer, ...]) -> bool:
@@ -35,12 +33,13 @@ SWAP_LAYERS: Mapping[str, Callable[[AttentionLayer, tuple[AttentionLayer, ...]],
 class AttentionMask:
     """A subject mask from the picture's own cross-attention.
 
-    words: whose attention it is. threshold: on the mean map, scaled from its smallest value, 0, to its largest, 1; 0
-    for Otsu's. coarse: from the coarsest layers with at least MASK_SIDE pixels on the longer side; else from all.
+    words: whose attention it is. method, threshold: how it is found on the mean map, as for `foreground`. coarse: from
+    the coarsest layers with at least MASK_SIDE pixels on the longer side; else from all.
     newest: from the maps of the newest step; else from their mean over all steps so far.
     """
 
     words: Words
+    method: MaskMethod
     threshold: float
     coarse: bool
     newest: bool
@@ -58,18 +57,13 @@ class AttentionMask:
 class SwapSettings:
     """How keys and values are swapped.
 
-    layers: a name of SWAP_LAYERS. start, end: the swap acts in steps i with start ≤ i / steps < end, of those that are
-    sampled. strength: 0 … 1, how much of the swapped attention is taken inside the mask. halves: BOTH, or CONDITIONAL
+    layers: a name of SWAP_LAYERS. window: start and end as shares of the schedule; the swap acts in steps that begin
+    inside. strength: 0 … 1, how much of the swapped attention is taken inside the mask. halves: BOTH, or "conditional"
     to leave the negative side alone. mask: where; a tensor (1 or images, H, W) in 0..1, or None for everywhere.
     """
 
     layers: str
-    start: float
-    end: float
+    window: tuple[float, float]
     strength: float
     halves: Halves
     mask: AttentionMask | Tensor | None
-
-    def steps(self, count: int) -> range:
-        """Steps in which it acts, of `count`."""
-        return range(*(math.ceil(part * count - _ROUNDING) for part in (self.start, self.end)))

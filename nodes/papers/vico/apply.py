@@ -16,13 +16,14 @@ from ...attention.calls import Options, rows_told, step_of
 from ...attention.devices import copies_by_device, device_of
 from ...attention.maps import mean_over_layers, size_of
 from ...attention.masks import on_grid
+from ...attention.schedule import WHOLE_SCHEDULE, NoiseRange
 from ...attention.sides import list_at, say_once, side_named, tell_sides
 from ...attention.windows import images_of
 from ...families.find import unet_of
 from ...families.latents import latent_space
 from ...families.layers import AttentionLayer
 from ...recording.record import Record
-from ...text.layout import Layout
+from ...text.layout import Layout, parse_words
 from ...text.pairs import in_pairs
 from .blocks import ImageBlocks, patcher_of
 from .maths import Variant, given_mask, object_mask
@@ -46,7 +47,7 @@ class Reference:
     """
 
     latents: Tensor
-    word: str = ""
+    words: str = ""
     masks: Tensor | None = None
 
 
@@ -54,7 +55,7 @@ class Reference:
 class Use:
     """How the references are used.
 
-    variant: how the object masks are made and act. strength: 0…1. window: start and end as fractions of the schedule.
+    variant: how the object masks are made and act. strength: 0…1. window: start and end as shares of the schedule.
     halves: which rows read which reference run. "both": all, each half with its own prompt, as released; "shared": all
         read the one with the positive prompt; "conditional": only the positive rows.
     reuse: steps that share one run on the references; 1 for a new one in each.
@@ -62,7 +63,7 @@ class Use:
 
     variant: Variant
     strength: float = 1.0
-    window: tuple[float, float] = (0.0, 1.0)
+    window: tuple[float, float] = WHOLE_SCHEDULE
     halves: Halves = "both"
     reuse: int = 1
 
@@ -76,9 +77,8 @@ def with_references(model, blocks: ImageBlocks, trained: Sequence[str], referenc
     Raises ValueError if the model reads references already, or is made for inpainting.
     """
     _check(model)
-    sampling = model.get_model_object("model_sampling")
-    start, end = (float(sampling.percent_to_sigma(part)) for part in use.window)
-    applied = Applied(blocks, tuple(trained), tuple(references), use, (start, end), record, prompt)
+    noise = NoiseRange.of(model, use.window)
+    applied = Applied(blocks, tuple(trained), tuple(references), use, noise, record, prompt)
     patched = model.clone()
     tell_sides(patched)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, applied.sample)
@@ -134,7 +134,7 @@ class _Run:
 class Applied:
     """The wrappers that make a MODEL read references; arguments as for `with_references`.
 
-    sigmas: noise levels at which it begins and ends to act. hooked: the U-Net's layers go through transformer_options
+    noise: noise levels at which it acts. hooked: the U-Net's layers go through transformer_options
     [CALL] already, as they do while the blocks are trained.
     """
 
@@ -142,7 +142,7 @@ class Applied:
     trained: tuple[str, ...]
     references: tuple[Reference, ...]
     use: Use
-    sigmas: tuple[float, float]
+    noise: NoiseRange
     record: Record
     prompt: Layout | None = None
     hooked: bool = False
@@ -186,8 +186,9 @@ class Applied:
         places: list[tuple[str, tuple[int, ...]]] = []
         for i, reference in enumerate(self.references):
             trained = self.trained[i:i + 1] if several else self.trained
-            others = {other.word for other in self.references} | {*self.trained} - {*trained} | {*dict(places)}
-            places.append(place_of(layout, reference.word, trained, others))
+            named = {name for other in self.references for name in parse_words(other.words)}
+            others = named | {*self.trained} - {*trained} | {*dict(places)}
+            places.append(place_of(layout, reference.words, trained, others))
         return _prompt(options, *zip(*places))
 
     # ------------------------------------------------------------------------------------------ a call of the U-Net
@@ -207,8 +208,7 @@ class Applied:
 
     def _sources(self, run: _Run, x: Tensor, options: Options) -> tuple[Source | None, ...]:
         """For each conditioning of the call the prompt with which its rows see the references, or None."""
-        start, end = self.sigmas
-        if in_branch(options) or not end <= float(options["sigmas"][0]) <= start:
+        if in_branch(options) or not self.noise.holds(float(options["sigmas"][0])):
             return ()
         if not rows_told(len(x), options):
             say_once(options, OTHER_ROWS)

@@ -11,7 +11,7 @@ from .files import ViCo
 from .nodes_apply import CATEGORY
 
 
-class SaveViCo(io.ComfyNode):
+class PersonalizeSaveViCo(io.ComfyNode):
     """Writes image blocks and their word in the authors' layout."""
 
     @classmethod
@@ -67,4 +67,4 @@ class SaveViCo(io.ComfyNode):
         return io.NodeOutput(arguments, ui=ui.PreviewText(arguments))
 
 
-NODES = [SaveViCo]
+NODES = [PersonalizeSaveViCo]

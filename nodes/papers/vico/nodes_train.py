@@ -1,10 +1,12 @@
 """Nodes that train image blocks."""
 from __future__ import annotations
 
+from typing import get_args
+
 from comfy_api.latest import io
 
-from ...training.diffusion import ALWAYS
-from ...training.nodes_parts import learning_rate_input
+from ...inputs import learning_rate_input, step_inputs, weight_input
+from ...training.diffusion import step_window
 from ...training.parts.embedding import EmbeddingPart
 from ...training.recipe import TemplateRecipe
 from ...types import LossType, RecipeType, TrainableType
@@ -13,12 +15,10 @@ from .nodes_apply import CATEGORY, MASKS
 from .parts import ImageAttentionPart, WithReferences
 from .terms import ReferenceAttentionLoss, Target
 
-PLACEMENTS = ("decoder", "encoder", "both")
-TARGETS = ("end of text", "object mask", "given mask")
 GIVEN = "given mask"
 
 
-class TrainViCo(io.ComfyNode):
+class PersonalizeTrainViCo(io.ComfyNode):
     """Adds image blocks and the subjects' embedding vectors to what is trained."""
 
     @classmethod
@@ -33,13 +33,10 @@ class TrainViCo(io.ComfyNode):
             "ViCo.",
             search_aliases=["image attention", "visual condition", "personalization"],
             inputs=[
-                learning_rate_input("learning_rate", 1e-5, "Step size for the image blocks, 0 to 10. ViCo: 0.00001."),
-                learning_rate_input(
-                    "embedding_learning_rate",
-                    5e-3,
-                    "Step size for the word's vectors, 0 to 10. ViCo: 0.005; the authors' code "
-                    "multiplies it by the number of GPUs, 0.02 with their 4. 0: they stay as they are.",
-                ),
+                learning_rate_input(1e-5, "Step size of the optimiser for the image blocks, 0 to 10. ViCo: 0.00001."),
+                learning_rate_input(5e-3, "Step size of the optimiser for the word's vectors, 0 to 10. ViCo: 0.005; "
+                                          "the authors' code multiplies it by the number of GPUs, 0.02 with their 4. "
+                                          "0: they stay as they are.", "embedding_learning_rate"),
                 _placement(
                     "Where image blocks stand, one after every other block with text attention. decoder: the "
                     "paper's four of SD1.x. encoder, both: for comparison (Fig. 8)."
@@ -82,7 +79,7 @@ class TrainViCo(io.ComfyNode):
         return io.NodeOutput((*previous, *vectors, blocks))
 
 
-class TrainingReferences(io.ComfyNode):
+class PersonalizeTrainingReferences(io.ComfyNode):
     """Gives every training picture a reference."""
 
     @classmethod
@@ -105,7 +102,7 @@ class TrainingReferences(io.ComfyNode):
         return io.NodeOutput(WithReferences(recipe or TemplateRecipe()))
 
 
-class EndOfTextRegularisation(io.ComfyNode):
+class PersonalizeEndOfTextRegularisation(io.ComfyNode):
     """Adds ViCo's regularisation to the objective."""
 
     @classmethod
@@ -118,17 +115,13 @@ class EndOfTextRegularisation(io.ComfyNode):
                         "Diffusion Loss.",
             search_aliases=["ViCo regularization", "EOT", "mask"],
             inputs=[
-                io.Float.Input("weight", default=5e-4, min=0.0, max=1e6, step=1e-6, round=False,
-                               tooltip="λ, multiplies this loss. ViCo: 0.0005."),
-                io.Combo.Input("target", options=list(TARGETS),
+                weight_input(5e-4, "λ, multiplies this loss. ViCo: 0.0005.", step=1e-6),
+                io.Combo.Input("target", options=list(get_args(Target)),
                                tooltip="What the attention to the word is drawn to. end of text: Eq. 6. object mask "
                                        "and given mask: the alignment of Fig. 9 to the word's own mask or to the masks "
                                        "of Subject, for training with object_mask none."),
                 _placement("As on Train ViCo."),
-                io.Int.Input("first_step", default=1, min=1, max=1000000,
-                             tooltip="First step at which it acts. ViCo: 1."),
-                io.Int.Input("last_step", default=0, min=0, max=1000000,
-                             tooltip="Last step at which it acts; 0 for the end, as in ViCo."),
+                *step_inputs("ViCo: all steps."),
                 LossType.Input("previous", optional=True,
                                tooltip="Other losses that act at the same time: Diffusion Loss for the paper's "
                                        "objective.")],
@@ -138,12 +131,12 @@ class EndOfTextRegularisation(io.ComfyNode):
     def execute(cls, weight: float, target: Target, placement: Placement, first_step: int, last_step: int, previous=()
                 ) -> io.NodeOutput:
         """The chain with one more loss."""
-        window = (first_step, last_step or ALWAYS[1])
+        window = step_window(first_step, last_step)
         return io.NodeOutput((*previous, ReferenceAttentionLoss(weight, target, placement, window)))
 
 
 def _placement(tooltip: str):
-    return io.Combo.Input("placement", options=list(PLACEMENTS), tooltip=tooltip)
+    return io.Combo.Input("placement", options=list(get_args(Placement)), tooltip=tooltip)
 
 
-NODES = [TrainViCo, TrainingReferences, EndOfTextRegularisation]
+NODES = [PersonalizeTrainViCo, PersonalizeTrainingReferences, PersonalizeEndOfTextRegularisation]

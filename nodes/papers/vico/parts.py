@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...attention.masks import on_grid
+from ...attention.schedule import NoiseRange
 from ...families.find import unet_of
 from ...recording.record import Record
 from ...text.layout import END
@@ -181,7 +182,8 @@ class AttachedImageAttention(AttachedPart):
         if self._shown is None:
             return executor(guider, *args, **kwargs)
         reference = Reference(self._shown[1][None], self.run.subjects[0].concept.placeholder)
-        self._preview = Applied(self.blocks, (), (reference,), Use(self.settings.variant), (float("inf"), 0.0),
+        self._preview = Applied(self.blocks, (), (reference,), Use(self.settings.variant),
+                                NoiseRange(float("inf"), 0.0),
                                 Record("Train ViCo"), hooked=True)
         try:
             return self._preview.sample(executor, guider, *args, **kwargs)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ...notice import notice
-from ...text.layout import END, LEARNED, Layout, layout_of
+from ...text.layout import END, LEARNED, Layout, layout_of, parse_words
 from ...text.pairs import token_count
 
 END_OF_TEXT = "<end>"  # the word of a map that is taken from the prompt's end
@@ -27,30 +27,31 @@ def layout_of_conditioning(options: Mapping[str, Any], prompt: Layout | None) ->
     return layout
 
 
-def place_of(layout: Layout, word: str, trained: Sequence[str], others: Collection[str] = ()
+def place_of(layout: Layout, words: str, trained: Sequence[str], others: Collection[str] = ()
              ) -> tuple[str, tuple[int, ...]]:
-    """`word` and its positions; for "" those of the one of `trained`, or else of the learned words, in the prompt.
+    """What of `words` the prompt holds, and its positions; for "" those of the one of `trained`, or else of the learned
+    words, in the prompt.
 
     others: words of other objects, which are not meant. Without the word, as released: the first end-of-text token,
     which sums the prompt up; the running node and the log say so. Raises ValueError if the prompt holds several words
     that could be meant, or if its end is not known either.
     """
-    candidates = [word] if word else trained
-    found = [name for name in candidates if layout.find(name)]
-    if not word and not found:
+    wanted = parse_words(words)
+    found = [name for name in wanted or trained if layout.find(name)]
+    if not wanted and not found:
         found = [name for name in _learned(layout) if name not in others]
-    if len(found) > 1:
-        raise ValueError(f"The prompt holds {' and '.join(found)}; write into word which of them the reference shows.")
+    if len(found) > 1 and not wanted:
+        raise ValueError(f"The prompt holds {' and '.join(found)}; write into words which of them the reference shows.")
     if found:
-        return found[0], layout.find(found[0])
-    missing = word or " or ".join(trained) or "a learned word"
+        return ", ".join(found), tuple(dict.fromkeys(position for name in found for position in layout.find(name)))
+    missing = words or " or ".join(trained) or "a learned word"
     ends = layout.of_kind(END)
     if not ends:
         raise ValueError(f"The prompt does not hold {missing}; write it there, and encode the prompt with Encode with "
                          "Spans.")
     notice(
         f"Apply ViCo: the prompt does not hold {missing}, so the object mask is taken from its end-of-text token. "
-        "Write the word into the prompt, or into word what the prompt calls the subject."
+        "Write the word into the prompt, or into words what the prompt calls the subject."
     )
     return END_OF_TEXT, ends[:1]
 

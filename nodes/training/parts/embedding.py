@@ -24,13 +24,12 @@ class EmbeddingPart(TrainablePart):
     """Optimises the vectors of every subject's placeholder, one float32 parameter per encoder.
 
     lr: learning rate (CoRe 5e-3). weight_decay: None for the run's.
-    rescale_from, rescale_to: after each step s with rescale_from < s ≤ rescale_to every vector is set back to the norm
-        it had after step rescale_from (Eq. 6 throughout a window; CoRe 120, 180). Equal values switch it off.
+    rescaled: first and last step after which every vector is set back to the norm that it had before the first (Eq. 6
+        throughout a window; CoRe 121, 180). None: never.
     """
 
     lr: float = 5e-3
-    rescale_from: int = 0
-    rescale_to: int = 0
+    rescaled: tuple[int, int] | None = None
     weight_decay: float | None = None
 
     def attach(self, run: TrainingRun) -> AttachedEmbedding:
@@ -62,10 +61,12 @@ class AttachedEmbedding(AttachedPart):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Eq. 6 inside the window."""
-        start, stop = self.settings.rescale_from, self.settings.rescale_to
-        if step == start < stop:
+        if self.settings.rescaled is None:
+            return
+        first, last = self.settings.rescaled
+        if step == first - 1:
             self.norms = {name: p.norm(dim=-1).clone() for name, p in self._named().items()}
-        if start < step <= stop:
+        if first <= step <= last:
             for name, p in self._named().items():
                 p.copy_(rescale(p, self.norms[name]))
 

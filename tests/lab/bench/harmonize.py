@@ -20,8 +20,9 @@ sys.path[:1] = [str(Path(__file__).resolve().parents[2] / room) for room in ("."
 from support import inprocess, pack
 
 PROMPT, SUBJECT = "a photo of a dog swimming in the river", "dog"
-SETTINGS = {"subject": SUBJECT, "start": 0.2, "end": 1.0, "strength": 1.0, "layers": "all", "where": "subject",
-            "threshold": 0.0, "mask_layers": "coarse layers", "mask_steps": "all steps so far", "halves": "both",
+SETTINGS = {"words": SUBJECT, "start_percent": 0.2, "end_percent": 1.0, "strength": 1.0, "swap_layers": "all",
+            "where": "subject", "mask_method": "Otsu", "threshold": 0.3,
+            "mask_layers": "coarse layers", "mask_steps": "all steps so far", "halves": "both",
             "noise": "shared", "guidance": "guided"}
 # name of the ratio, settings that differ, the most it may be
 RATIOS = (("swap_guided", {}, 2.2), ("swap_unguided", {"guidance": "unguided"}, 1.65),

@@ -59,8 +59,8 @@ def gradients_of(world, task, options: argparse.Namespace) -> dict[int, list[dic
             found[trainer.step] = [{name: gradient(trainer, term, batch) for name, term in terms.items()}
                                    for batch in batches(trainer, options.batches)]
 
-    window = (options.steps * 2 // 5, options.steps * 3 // 5)
-    train(world, subject_of(task, concept_of(task)), [EmbeddingPart(learning.rate, *window)],
+    window = (options.steps * 2 // 5 + 1, options.steps * 3 // 5)
+    train(world, subject_of(task, concept_of(task)), [EmbeddingPart(learning.rate, window)],
           (DiffusionLoss(), *exact), learning.settings(task.seed), each_step=each_step)
     return found
 

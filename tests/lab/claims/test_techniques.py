@@ -87,15 +87,16 @@ def test_image_blocks_are_drawn_again_from_what_their_cell_keeps(world, task, tm
 
 def test_a_second_subject_takes_turns_with_its_own_word_and_pictures(world, task):
     from claims.techniques.vico import starting_at, subject_beside
-    from personalize.nodes.papers.vico.nodes_train import TrainingReferences, TrainViCo
+    from personalize.nodes.papers.vico.nodes_train import PersonalizeTrainingReferences, PersonalizeTrainViCo
     from personalize.nodes.training.diffusion import DiffusionLoss
     from personalize.nodes.training.plan import Settings
 
     own, other, taught = subject_of(task, starting_at(task, "")), subject_beside(task), []
     assert other.concept.placeholder != own.concept.placeholder and len(other.pictures) == 5
     assert not any(torch.equal(one.variants, two.variants) for one in own.pictures for two in other.pictures)
-    parts, = TrainViCo.execute(1e-3, 5e-3, "decoder", "Eq. 5").args
-    trained = train(world, own, parts, (DiffusionLoss(),), Settings(2, 2), TrainingReferences.execute().args[0],
+    parts, = PersonalizeTrainViCo.execute(1e-3, 5e-3, "decoder", "Eq. 5").args
+    trained = train(world, own, parts, (DiffusionLoss(),), Settings(2, 2),
+                    PersonalizeTrainingReferences.execute().args[0],
                     lambda trainer: taught.append({row.subject for row in trainer.plan.recipe.rows(
                         trainer.plan.subjects, trainer.step, 2, 0)["subject"]}), others=[other])
     assert taught == [{0, 1}] * 2 and trained.concept.placeholder == own.concept.placeholder

@@ -11,15 +11,15 @@ GREEN, RED = "#232", "#322"
 STAGE_1, STAGE_2 = "CoRe stage 1: embedding", "CoRe stage 2: U-Net"
 
 LOADER = {"ckpt_name": CHECKPOINT}
-CONCEPT = {"placeholder": SUBJECT, "class_words": "toy", "initial_words": "", "vectors": 1, "embedding": "none"}
+CONCEPT = {"placeholder": SUBJECT, "class_words": "toy", "initial_words": "", "vector_count": 1, "embedding": "none"}
 PICTURES = {"folder": "example-toy", "size": 512, "fit": "crop", "augmentation": "as released", "variants": 16,
-            "seed": 0, "pictures": "", "captions": ""}
-EMBEDDING_PART = {"learning_rate": 0.005, "rescale_from": 120, "rescale_to": 180}
-DIFFUSION = {"weight": 1.0, "background": 1.0, "first_step": 1, "last_step": 0, "noise_levels": "constant"}
-PROMPTS = {"subject": "inanimate", "background": True, "action": True, "outfit": True, "style": True, "colour": True,
+            "seed": 0, "picture_files": "", "captions": ""}
+EMBEDDING_PART = {"learning_rate": 0.005, "rescale_first_step": 121, "rescale_last_step": 180}
+DIFFUSION = {"weight": 1.0, "background_weight": 1.0, "first_step": 1, "last_step": 0, "noise_levels": "constant"}
+PROMPTS = {"kind": "inanimate", "background": True, "action": True, "outfit": True, "style": True, "colour": True,
            "file": "none", "own_prompts": ""}
-CORE = {"preset": "as released", "formulas": "as released", "lambda_emb": 0.00015, "lambda_attn": 0.05,
-        "attention": "exact", "first_step": 1, "last_step": 0}
+CORE = {"formulas": "as released", "embedding_weight": 1.0, "attention_weight": 1.0, "attention": "exact",
+        "first_step": 1, "last_step": 0}
 TRAIN = {"micro_batch": 0, "optimizer": "AdamW", "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 0,
          "clip_gradients": 0.0, "seed": 0, "precision": "auto", "gradient_checkpointing": False,
          "preview_prompt": "a photo of {}", "resume": "continue", "use_step": 0}
@@ -29,8 +29,8 @@ TRAIN_2 = {**TRAIN, "name": "example-toy-unet", "preset": STAGE_2, "steps": 1000
            "save_every": 200, "preview_every": 200}
 SAMPLER = {"seed": 1, "steps": 25, "cfg": 7.5, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0}
 LATENT = {"width": 512, "height": 512, "batch_size": 1}
-HEAT = {"scale": "each map", "colours": "viridis", "strength": 0.6, "longest_side": 512}
-SUBJECT_MASK = {"word": "dog", "method": "Otsu", "threshold": 0.3}
+HEAT = {"scale": "each map", "colours": "viridis", "opacity": 0.6, "longest_side": 512}
+SUBJECT_MASK = {"words": "dog", "mask_method": "Otsu", "threshold": 0.3}
 
 CHECKPOINT_WIRES = {"model": ("1", 0), "clip": ("1", 1), "vae": ("1", 2)}
 
@@ -60,7 +60,8 @@ def draw_and_keep(first: int, x: int, train: str, prefix: str) -> tuple[Node, ..
             **SAMPLER}, size=(400, 290)),
         Node(decode, "VAEDecode", (x, 1120), {"samples": (sampler, 0), "vae": ("1", 2)}, size=(400, 80)),
         Node(save, "SaveImage", (x + 460, 80), {"images": (decode, 0), "filename_prefix": prefix}, size=(460, 540)),
-        Node(keep, "PersonalizeSaveConcept", (x + 460, 680), {"concept": (train, 0), "name": ""}, size=(460, 200)))
+        Node(keep, "PersonalizeSaveConcept", (x + 460, 680), {
+            "concept": (train, 0), "name": "", "format": "safetensors"}, size=(460, 200)))
 
 
 TRAIN_EMBEDDING_NOTE = """\
@@ -114,15 +115,15 @@ TEMPLATES = {"prompts": """a photo of a {}
 a picture of the {}
 a close look at a {}
 one {} in a picture
-a view of the {}""", "captions": True}
+a view of the {}""", "use_captions": True}
 
 TRAIN_LORA = Graph("train_lora", nodes=(
     Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
     Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
     Node("3", "PersonalizeSubject", (40, 540), {
         "concept": ("2", 0), **PICTURES, "augmentation": "none", "variants": 1}, size=(400, 640)),
-    Node("4", "PersonalizeTrainEmbedding", (500, 80), {"learning_rate": 0.001, "rescale_from": 0, "rescale_to": 0},
-         size=(400, 150)),
+    Node("4", "PersonalizeTrainEmbedding", (500, 80), {
+        "learning_rate": 0.001, "rescale_first_step": 0, "rescale_last_step": 0}, size=(400, 150)),
     Node("5", "PersonalizeTrainAdapter", (500, 290), {"previous": ("4", 0), **LORA}, size=(400, 210)),
     Node("6", "PersonalizeDiffusionLoss", (500, 560), DIFFUSION, size=(400, 180)),
     Node("7", "PersonalizeTrainingPrompts", (500, 790), TEMPLATES, size=(400, 220)),
@@ -132,7 +133,7 @@ TRAIN_LORA = Graph("train_lora", nodes=(
         "preview_every": 100}, size=(580, 1120)),
     *draw_and_keep(9, 1600, train="8", prefix="personalize/example-toy-lora"),
     Node("17", "PersonalizePromptTokens", (2060, 940), {
-        "clip": ("1", 1), "concept": ("8", 0), "text": SCENE, "neighbours": 5}, size=(460, 260)),
+        "clip": ("1", 1), "concept": ("8", 0), "prompt": SCENE, "neighbours": 5}, size=(460, 260)),
 ), groups=(
     Group("1 · Your subject", (20, 0, 440, 1280)),
     Group("2 · What to learn", (480, 0, 440, 1280)),
@@ -202,7 +203,7 @@ TEST_TIME = Graph("core_test_time", nodes=(
          size=(400, 420)),
     Node("11", "PersonalizeCoReTestTime", (540, 640), {
         "model": ("1", 0), "clip": ("1", 1), "concept": ("2", 0), "prompt": ("3", 0), "latent": ("8", 0), "steps": 10,
-        "learning_rate": 0.0005, "preset": "as released", "batch_size": 6, "size": 512, "seed": 0}, size=(400, 340)),
+        "learning_rate": 0.0005, "formulas": "as released", "batch_size": 6, "size": 512, "seed": 0}, size=(400, 340)),
     Node("12", "KSampler", (1000, 640), {
         "model": ("1", 0), "positive": ("11", 1), "negative": ("4", 0), "latent_image": ("5", 0), **SAMPLER},
         size=(400, 290)),
@@ -234,7 +235,7 @@ SEEN = "a photo of a dog with a red hat on a beach"
 LOOK_INSIDE = Graph("look_inside", nodes=(
     Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
     Node("2", "PersonalizeEncodeWithSpans", (40, 260), {
-        "clip": ("1", 1), "text": SEEN, "words": "dog\nred hat\nbeach"}, title="Prompt", size=(400, 300), color=GREEN),
+        "clip": ("1", 1), "prompt": SEEN, "words": "dog, red hat, beach"}, "Prompt", (400, 300), GREEN),
     Node("3", "CLIPTextEncode", (40, 620), {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
          color=RED),
     Node("4", "EmptyLatentImage", (40, 790), LATENT, size=(400, 130)),

@@ -25,12 +25,12 @@ NAME = EMBEDDING.removesuffix(".safetensors")
 ALL_PICTURES = {**PICTURES, "fit": "squash", "augmentation": "none", "variants": 1}
 TRAIN_VICO = {"learning_rate": 1e-5, "embedding_learning_rate": 0.005, "placement": "decoder", "object_mask": "Eq. 5"}
 REGULARISATION = {"weight": 0.0005, "target": "end of text", "placement": "decoder", "first_step": 1, "last_step": 0}
-PROMPTS = {"subject": "pictures", "background": True, "action": True, "outfit": True, "style": True, "colour": True,
+PROMPTS = {"kind": "pictures", "background": True, "action": True, "outfit": True, "style": True, "colour": True,
            "file": "none", "own_prompts": ""}
 RUN = {**TRAIN, "preset": "ViCo", "steps": 400, "batch_size": 4, "save_every": 50, "preview_every": 100}
-APPLY = {"word": "", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "object_mask": "as trained",
-         "halves": "both", "reuse_steps": 1, "size": 0, "fit": "squash"}
-MASKS = {"show": "each step", "strength": 0.6}
+APPLY = {"words": "", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "object_mask": "as trained",
+         "halves": "both", "reuse_steps": 1, "size": 0, "fit": "squash", "words_2": "", "prompt": ""}
+MASKS = {"show": "each step", "opacity": 0.6}
 
 
 def learning(subject: str, x: int, first: int, name: str, run: dict[str, object] = RUN) -> tuple[Node, ...]:
@@ -46,7 +46,7 @@ def learning(subject: str, x: int, first: int, name: str, run: dict[str, object]
              size=(400, 200)),
         Node("30", "PersonalizePromptSet", (x, 790), PROMPTS, size=(400, 340)),
         Node(prompts, "PersonalizeTrainingPrompts", (x, 1180), {
-            "prompts": "", "captions": True, "prompt_set": ("30", 0)}, size=(400, 170)),
+            "prompts": "", "use_captions": True, "prompt_set": ("30", 0)}, size=(400, 170)),
         Node(references, "PersonalizeTrainingReferences", (x, 1400), {"recipe": (prompts, 0)}, size=(400, 60)),
         Node(train, "PersonalizeTrain", (x + 460, 80), {
             **CHECKPOINT_WIRES, "subject": (subject, 0), "trainable": (vico, 0), "loss": (end, 0),
@@ -66,7 +66,7 @@ def drawing(x: int, first: int, concept: tuple[str, int], model: tuple[str, int]
             "model": model, "vico": (load, 0), "vae": ("1", 2), "image": image, **APPLY, **(second or {})},
              size=(400, 560)),
         Node(prompt, "PersonalizeEncodeWithSpans", (x + 460, 80), {
-            "clip": ("1", 1), "concept": concept, "text": scene, "words": ""}, "Prompt", (400, 240), GREEN),
+            "clip": ("1", 1), "concept": concept, "prompt": scene, "words": ""}, "Prompt", (400, 240), GREEN),
         Node(negative, "CLIPTextEncode", (x + 460, 380), {"clip": ("1", 1), "text": ""}, "Negative prompt", (400, 110),
              RED),
         Node(latent, "EmptyLatentImage", (x + 460, 550), LATENT, size=(400, 130)),
@@ -103,7 +103,8 @@ TRAIN_VICO_GRAPH = Graph("vico_train", nodes=(
          (400, 110)),
     *drawing(1600, first=11, concept=("9", 0), model=("9", 1), image=("10", 0), scene=SCENE,
              prefix=f"personalize/{NAME}"),
-    Node("20", "PersonalizeSaveConcept", (1600, 1020), {"concept": ("9", 0), "name": NAME}, size=(400, 180)),
+    Node("20", "PersonalizeSaveConcept", (1600, 1020), {
+        "concept": ("9", 0), "name": NAME, "format": "safetensors"}, size=(400, 180)),
 ), groups=(
     Group("1 · Your subject", (20, 0, 440, 1500)),
     Group("2 · What to learn", (480, 0, 440, 1500)),
@@ -118,7 +119,7 @@ def apply_graph(name: str, pictures: str, note: str) -> Graph:
         Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
         Node("2", "PersonalizeLoadConcept", (40, 260), {"embedding": EMBEDDING, "placeholder": "", "class_words": ""},
              size=(400, 140)),
-        Node("3", "PersonalizeSubject", (40, 460), {"concept": ("2", 0), **ALL_PICTURES, "pictures": pictures},
+        Node("3", "PersonalizeSubject", (40, 460), {"concept": ("2", 0), **ALL_PICTURES, "picture_files": pictures},
              "Reference", (400, 640)),
         *drawing(500, first=4, concept=("2", 0), model=("1", 0), image=("3", 1), scene=SCENE,
                  prefix=f"personalize/{name}"),
@@ -177,7 +178,7 @@ TWO_OBJECTS = Graph("vico_two_objects", nodes=(
     *drawing(1600, first=11, concept=("9", 0), model=("9", 1), image=("10", 0),
              scene=f"a photo of a {SUBJECT} toy beside a {GIRL} girl on a pebble beach",
              prefix="personalize/example-two-objects",
-             second={"image_2": ("21", 0), "word": SUBJECT, "word_2": GIRL}),
+             second={"image_2": ("21", 0), "words": SUBJECT, "words_2": GIRL}),
 ), groups=(
     Group("1 · Two subjects", (-440, 0, 900, 1500)),
     Group("2 · What to learn", (480, 0, 440, 1500)),

@@ -7,13 +7,13 @@ from .graph import Graph, Group, Node, Note
 from .graphs import CONCEPT, GREEN, LATENT, LOADER, PICTURES, RED, SAMPLER
 
 ORTHOGONAL = {"strength": 1.0, "basis": "words", "last_tokens": 0, "prompt": ""}
-SWAP = {"start": 0.2, "end": 1.0, "strength": 1.0, "layers": "all", "where": "subject", "threshold": 0.0,
-        "mask_layers": "coarse layers", "mask_steps": "all steps so far", "halves": "both", "noise": "shared",
-        "guidance": "guided", "prompt": ""}
-WHOLE_RUN = {"start": 0.0, "end": 1.0}
+SWAP = {"start_percent": 0.2, "end_percent": 1.0, "strength": 1.0, "swap_layers": "all", "where": "subject",
+        "mask_method": "Otsu", "threshold": 0.3, "mask_layers": "coarse layers", "mask_steps": "all steps so far",
+        "halves": "both", "noise": "shared", "guidance": "guided", "prompt": ""}
+WHOLE_RUN = {"start_percent": 0.0, "end_percent": 1.0}
 TOP, BOTTOM = 80, 880
 SHOWN = (460, 350)
-ONE_PICTURE = {**PICTURES, "pictures": "toy-1.jpg", "augmentation": "none", "variants": 1}
+ONE_PICTURE = {**PICTURES, "picture_files": "toy-1.jpg", "augmentation": "none", "variants": 1}
 
 HARMONIZED = """\
 **Above** is the encoder alone: the reference's pose argues with the prompt. **Below** the same seed, harmonized: \
@@ -22,7 +22,7 @@ the subject's looks back from *Visual only*, a picture that knows no prompt. *Sh
 """
 WORDS = """
 **For your subject**: drop a picture on *Reference picture*; *Concept* only names its folder. Write what it shows into \
-the prompt, and into *subject* of both nodes.
+the prompt, and into *words* of both nodes.
 """
 
 
@@ -56,7 +56,7 @@ def what_the_swap_saw(first: int, x: int, y: int, swap: str, sampler: str, vae: 
             Node(decode, "VAEDecode", (x, y + 620), {"samples": (branch, 0), "vae": vae}, size=(400, 70)),
             Node(show, "PreviewImage", (x + 940, y), {"images": (decode, 0)}, title="Visual only", size=SHOWN),
             Node(masks, "PersonalizeShowMasks", (x + 460, y + 420), {
-                "record": (swap, 1), "image": image, "latent": (sampler, 0), "show": "last step", "strength": 0.6},
+                "record": (swap, 1), "image": image, "latent": (sampler, 0), "show": "last step", "opacity": 0.6},
                  size=SHOWN))
 
 
@@ -71,26 +71,26 @@ HARMONIZE_IP_ADAPTER = Graph("harmonize_ip_adapter", nodes=(
     Node("3", "CLIPVisionLoader", (40, 400), {"clip_name": VIT_H}, size=(400, 80)),
     *reference(24, 540, fit="crop"),
     Node("5", "PersonalizeEncodePictureIPAdapter", (40, 1480), {
-        "ip_adapter": ("2", 0), "clip_vision": ("3", 0), "image": ("25", 1), "fit": "crop", "pictures": "average"},
+        "ip_adapter": ("2", 0), "clip_vision": ("3", 0), "image": ("25", 1), "fit": "crop", "combine": "average"},
          size=(400, 170)),
     Node("6", "PersonalizeEncodeWithSpans", (500, TOP), {
-        "clip": ("1", 1), "text": "a photo of a toy swimming in a river", "words": ""}, title="Prompt", size=(400, 260),
-         color=GREEN),
+        "clip": ("1", 1), "prompt": "a photo of a toy swimming in a river", "words": ""}, "Prompt", (400, 260),
+         GREEN),
     Node("7", "CLIPTextEncode", (500, 400), {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
          color=RED),
     Node("8", "EmptyLatentImage", (500, 570), LATENT, size=(400, 130)),
     Node("9", "PersonalizeApplyIPAdapter", (960, TOP), {
-        "model": ("1", 0), "ip_adapter": ("2", 0), "visual_tokens": ("5", 0), "weight": 1.0, **WHOLE_RUN},
+        "model": ("1", 0), "ip_adapter": ("2", 0), "visual_tokens": ("5", 0), "strength": 1.0, **WHOLE_RUN},
          size=(400, 220)),
     *drawing(10, 1420, TOP, "IP-Adapter", {"model": ("9", 0), "positive": ("6", 0), "negative": ("7", 0),
                                            "latent": ("8", 0), "vae": ("1", 2)}, SAMPLER),
     Node("13", "PersonalizeOrthogonalize", (500, BOTTOM), {
-        "conditioning": ("6", 0), "visual_tokens": ("5", 0), "subject": "toy", **ORTHOGONAL}, size=(400, 420)),
+        "conditioning": ("6", 0), "visual_tokens": ("5", 0), "words": "toy", **ORTHOGONAL}, size=(400, 420)),
     Node("14", "PersonalizeApplyIPAdapter", (960, BOTTOM), {
-        "model": ("1", 0), "ip_adapter": ("2", 0), "visual_tokens": ("13", 1), "branch_tokens": ("5", 0), "weight": 1.0,
-        **WHOLE_RUN}, size=(400, 220)),
+        "model": ("1", 0), "ip_adapter": ("2", 0), "visual_tokens": ("13", 1), "branch_tokens": ("5", 0),
+        "strength": 1.0, **WHOLE_RUN}, size=(400, 220)),
     Node("15", "PersonalizeSelfAttentionSwap", (960, BOTTOM + 280), {
-        "model": ("14", 0), "positive": ("23", 0), "negative": ("7", 0), "subject": "toy", **SWAP}, size=(400, 480)),
+        "model": ("14", 0), "positive": ("23", 0), "negative": ("7", 0), "words": "toy", **SWAP}, size=(400, 480)),
     *drawing(16, 1420, BOTTOM, "IP-Adapter harmonized", {
         "model": ("15", 0), "positive": ("6", 0), "negative": ("7", 0), "latent": ("8", 0), "vae": ("1", 2)}, SAMPLER),
     *what_the_swap_saw(19, 1420, BOTTOM, swap="15", sampler="16", vae=("1", 2)),
@@ -116,7 +116,7 @@ HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", nodes=(
     Node("2", "PersonalizeLoadBlipDiffusion", (40, 260), {"folder": BLIP_DIFFUSION}, size=(400, 80)),
     *reference(20, 400, fit="crop"),
     Node("4", "PersonalizeEncodePictureBlipDiffusion", (40, 1340), {
-        "blip_diffusion": ("2", 0), "image": ("21", 1), "subject": "toy", "fit": "crop", "pictures": "average"},
+        "blip_diffusion": ("2", 0), "image": ("21", 1), "class_words": "toy", "fit": "crop", "combine": "average"},
          size=(400, 190)),
     Node("5", "PersonalizeEncodePromptWithPicture", (500, TOP), {
         "clip": ("1", 1), "visual_tokens": ("4", 0), "prompt": "a {} toy swimming in a river", "repeats": 0,
@@ -126,10 +126,10 @@ HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", nodes=(
     Node("7", "EmptyLatentImage", (500, 570), LATENT, size=(400, 130)),
     *drawing(8, 1420, TOP, "BLIP-Diffusion", {"model": ("1", 0), "positive": ("5", 0), "negative": ("6", 0),
                                               "latent": ("7", 0), "vae": ("1", 2)}, SAMPLER),
-    Node("11", "PersonalizeOrthogonalize", (500, BOTTOM), {"conditioning": ("5", 0), "subject": "toy", **ORTHOGONAL},
+    Node("11", "PersonalizeOrthogonalize", (500, BOTTOM), {"conditioning": ("5", 0), "words": "toy", **ORTHOGONAL},
          size=(400, 420)),
     Node("12", "PersonalizeSelfAttentionSwap", (960, BOTTOM), {
-        "model": ("1", 0), "positive": ("5", 1), "negative": ("6", 0), "subject": "toy", **SWAP}, size=(400, 480)),
+        "model": ("1", 0), "positive": ("5", 1), "negative": ("6", 0), "words": "toy", **SWAP}, size=(400, 480)),
     *drawing(13, 1420, BOTTOM, "BLIP-Diffusion harmonized", {
         "model": ("12", 0), "positive": ("11", 0), "negative": ("6", 0), "latent": ("7", 0), "vae": ("1", 2)}, SAMPLER),
     *what_the_swap_saw(16, 1420, BOTTOM, swap="12", sampler="13", vae=("1", 2)),
@@ -143,7 +143,7 @@ ELITE_NOTE = HARMONIZED + """
 **Files**: `global_mapper.pt` and `local_mapper.pt` in models/elite, CLIP Vision ViT-L/14 in models/clip_vision.
 
 **For your subject**: drop a picture on *Reference picture*; *Concept* only names its folder. {} in the prompt is the \
-picture's word: leave it there, and *subject* of both nodes as it is.
+picture's word: leave it there, and *words* of both nodes as it is.
 
 **The subject alone**: connect *masks* of *Reference picture* to *mask* of *Encode Picture (ELITE)* if your picture \
 is cut out (transparent around it). Else take *Load Image* in its place, paint the subject in its *MaskEditor*, and \
@@ -160,7 +160,7 @@ HARMONIZE_ELITE = Graph("harmonize_elite", nodes=(
     Node("3", "CLIPVisionLoader", (40, 430), {"clip_name": VIT_L}, size=(400, 80)),
     *reference(22, 550, fit="squash"),
     Node("5", "PersonalizeEncodePictureElite", (40, 1490), {
-        "elite": ("2", 0), "clip_vision": ("3", 0), "image": ("23", 1), "pictures": "average"}, size=(400, 150)),
+        "elite": ("2", 0), "clip_vision": ("3", 0), "image": ("23", 1), "combine": "average"}, size=(400, 150)),
     Node("6", "PersonalizeEncodePromptWithPicture", (500, TOP), {
         "clip": ("1", 1), "visual_tokens": ("5", 0), "prompt": "a photo of a {} swimming in a river", "repeats": 0,
         "visual_prompt": "a photo of a {}"}, title="Prompt", size=(400, 260), color=GREEN),
@@ -168,14 +168,14 @@ HARMONIZE_ELITE = Graph("harmonize_elite", nodes=(
          color=RED),
     Node("8", "EmptyLatentImage", (500, 570), LATENT, size=(400, 130)),
     Node("9", "PersonalizeApplyElite", (960, TOP), {
-        "model": ("1", 0), "elite": ("2", 0), "visual_tokens": ("5", 0), "local_weight": 0.8, "text_weight": 1.0,
+        "model": ("1", 0), "elite": ("2", 0), "visual_tokens": ("5", 0), "local_strength": 0.8, "text_strength": 1.0,
         **WHOLE_RUN}, size=(400, 220)),
     *drawing(10, 1420, TOP, "ELITE", {"model": ("9", 0), "positive": ("6", 0), "negative": ("7", 0), "latent": ("8", 0),
                                       "vae": ("1", 2)}, ELITE_SAMPLER),
-    Node("13", "PersonalizeOrthogonalize", (500, BOTTOM), {"conditioning": ("6", 0), "subject": "", **ORTHOGONAL},
+    Node("13", "PersonalizeOrthogonalize", (500, BOTTOM), {"conditioning": ("6", 0), "words": "", **ORTHOGONAL},
          size=(400, 420)),
     Node("14", "PersonalizeSelfAttentionSwap", (960, BOTTOM), {
-        "model": ("9", 0), "positive": ("6", 1), "negative": ("7", 0), "subject": "visual tokens", **SWAP},
+        "model": ("9", 0), "positive": ("6", 1), "negative": ("7", 0), "words": "visual tokens", **SWAP},
          size=(400, 480)),
     *drawing(15, 1420, BOTTOM, "ELITE harmonized", {
         "model": ("14", 0), "positive": ("13", 0), "negative": ("7", 0), "latent": ("8", 0), "vae": ("1", 2)},

@@ -51,7 +51,7 @@ def _use_pictures(values: Values, name: str, class_word: str, prompt: str) -> No
     values["PersonalizeSubject"]["folder"] = name
     values["PersonalizeTrain"]["name"] = name
     values |= {"PersonalizeConcept": {"placeholder": f"<{name}>", "class_words": class_word},
-               "PersonalizePromptSet": {"subject": "universal"}, "PersonalizeSaveConcept": {"name": name},
+               "PersonalizePromptSet": {"kind": "universal"}, "PersonalizeSaveConcept": {"name": name},
                "Prompt": {"text": prompt}}
 
 
@@ -70,7 +70,7 @@ def _miniature(options: argparse.Namespace, base: Path) -> Setting:
         Image.fromarray(drawing.picture).save(folder / f"{number}.png")
     _use_pictures(values, DRAWN, "dog", f"a photo of a <{DRAWN}> next to a ball on the beach")
     templates = [template for kind in regularization_prompts("dog").values() for template in kind]
-    values["PersonalizePromptSet"] = {"subject": "none", "own_prompts": "\n".join(templates)}
+    values["PersonalizePromptSet"] = {"kind": "none", "own_prompts": "\n".join(templates)}
     return Setting(name, values, True, MINIATURE_NOTICE, packs)
 
 
@@ -92,7 +92,8 @@ def _values(size: int, steps: int, batch_size: int, variants: int, previews: int
     """The workflow's settings scaled to `steps`: CoRe rescales from 40 % to 60 % of the run."""
     often = max(1, steps // previews)
     return {"PersonalizeSubject": {"size": size, "variants": variants},
-            "PersonalizeTrainEmbedding": {"rescale_from": steps * 2 // 5, "rescale_to": steps * 3 // 5},
+            "PersonalizeTrainEmbedding": {"rescale_first_step": steps * 2 // 5 + 1,
+                                          "rescale_last_step": steps * 3 // 5},
             "PersonalizeTrain": {"preset": "custom", "steps": steps, "batch_size": batch_size, "save_every": often,
                                  "preview_every": often},
             "EmptyLatentImage": {"width": size, "height": size}, "KSampler": {"steps": draw_steps}}

@@ -17,7 +17,7 @@ from .contents import UNFINISHED, differences, files_of, unreadable
 
 STEPS = 4
 EMBEDDING = {"class_type": "PersonalizeTrainEmbedding",
-             "inputs": {"learning_rate": 0.005, "rescale_from": 0, "rescale_to": 0}}
+             "inputs": {"learning_rate": 0.005, "rescale_first_step": 0, "rescale_last_step": 0}}
 LORA = {"class_type": "PersonalizeTrainAdapter", "inputs": {
     "algorithm": "LoRA", "rank": 4, "alpha": 4.0, "learning_rate": 0.01, "attention_only": True, "previous": ["8", 0]}}
 VICO = {"class_type": "PersonalizeTrainViCo", "inputs": {

@@ -9,7 +9,7 @@ import comfy.sd
 from torch import Tensor
 
 from miniature.prompts import regularization_prompts
-from personalize.nodes.papers.core.presets import PRESETS, RELEASED, Weighting, core_terms
+from personalize.nodes.papers.core.presets import FORMULAS, RELEASED, Weighting, core_terms
 from personalize.nodes.papers.core.test_time import Refinement, Scene, refine
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept, initial_vectors
@@ -65,8 +65,8 @@ class Embedding:
     def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
         """See Method."""
         started, before = time.monotonic(), concept_of(task)
-        window = (self.learning.steps * 2 // 5, self.learning.steps * 3 // 5) if self.rescaled else (0, 0)
-        trained = train(world, subject_of(task, before), [EmbeddingPart(self.learning.rate, *window)],
+        window = (self.learning.steps * 2 // 5 + 1, self.learning.steps * 3 // 5) if self.rescaled else None
+        trained = train(world, subject_of(task, before), [EmbeddingPart(self.learning.rate, window)],
                         (self.diffusion, *self.terms(task)), self.learning.settings(task.seed))
         figures = {"learning_seconds": time.monotonic() - started, **trained.figures(),
                    "length_over_class_word": _length_ratio(trained.concept, before, world)}
@@ -193,7 +193,7 @@ def technique(quick: bool) -> Technique:
         Debiased("TI+debiased", first, None, rescaled=False),
         core,
         Debiased("TI+CoRe+debiased", first),
-        Embedding("TI+CoRe-equations", first, PRESETS["Eqs. 3–4"]),
+        Embedding("TI+CoRe-equations", first, FORMULAS["Eqs. 3–4"]),
         Embedding("TI+CoRe-estimator", first, estimate=True),
         Embedding("TI+CoRe-no-embedding-loss", first, replace(RELEASED, embedding=0.0)),
         Embedding("TI+CoRe-no-attention-loss", first, replace(RELEASED, attention=0.0)),

@@ -31,15 +31,16 @@ LEVELS_SEEN = 4
 
 @dataclass(frozen=True)
 class Swap:
-    """Inputs of Self-Attention Swap. subject: "visual tokens" or "class word"."""
+    """Inputs of Self-Attention Swap. words: "visual tokens" or "class word"."""
 
-    subject: str = VISUAL
-    start: float = 0.2
-    end: float = 1.0
+    words: str = VISUAL
+    start_percent: float = 0.2
+    end_percent: float = 1.0
     strength: float = 1.0
-    layers: str = "all"
+    swap_layers: str = "all"
     where: str = "subject"
-    threshold: float = 0.0
+    mask_method: str = "Otsu"
+    threshold: float = 0.3
     mask_layers: str = "coarse layers"
     mask_steps: str = "all steps so far"
     halves: str = "both"
@@ -97,8 +98,8 @@ class Prompted:
 
     def _swapped(self, world: World, task: Task, visual: VisualTokens):
         empty, inputs = encode(world, ""), vars(self.swap)
-        if self.swap.subject != VISUAL:
-            inputs = {**inputs, "subject": task.identity.kind}
+        if self.swap.words != VISUAL:
+            inputs = {**inputs, "words": task.identity.kind}
         return PersonalizeSelfAttentionSwap.execute(world.networks.model, with_visual(empty, visual), negative=empty,
                                                     **inputs).args[0]
 
@@ -123,8 +124,8 @@ def encode(world: World, prompt: str, words: str = "") -> Conditioning:
 def with_visual(text: Conditioning, visual: VisualTokens, strength: float = 0.0, basis: str = WORDS, subject: str = "",
                 caption: Conditioning | None = None) -> Conditioning:
     """[t; v⊥] by the node; with strength 0 [t; v]."""
-    return PersonalizeOrthogonalize.execute(text, subject=subject, strength=strength, basis=basis, last_tokens=0,
-                                            visual_tokens=visual, caption=caption).args[0]
+    return PersonalizeOrthogonalize.execute(text, words=subject, strength=strength, basis=basis, last_tokens=0,
+                                            visual_tokens=visual, basis_conditioning=caption).args[0]
 
 
 def alike(conditionings: Sequence[Conditioning]) -> Iterator[list[int]]:

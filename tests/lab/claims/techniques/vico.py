@@ -28,8 +28,12 @@ from miniature.subjects import fresh_subjects
 from personalize.nodes.files import write_safetensors
 from personalize.nodes.papers.vico.files import FILE, metadata_of, read_vico
 from personalize.nodes.papers.vico.files import ViCo as ViCoFile
-from personalize.nodes.papers.vico.nodes_apply import AS_TRAINED, FITS, MASKS, ApplyViCo
-from personalize.nodes.papers.vico.nodes_train import TARGETS, EndOfTextRegularisation, TrainingReferences, TrainViCo
+from personalize.nodes.papers.vico.nodes_apply import AS_TRAINED, MASKS, PersonalizeApplyViCo
+from personalize.nodes.papers.vico.nodes_train import (
+    PersonalizeEndOfTextRegularisation,
+    PersonalizeTrainingReferences,
+    PersonalizeTrainViCo,
+)
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 from personalize.nodes.training.batch import Subject
@@ -47,7 +51,7 @@ from .core import concept_of, drawn_with
 from .harmonize import alike, joined
 
 EQUATION_5, RELEASED, NO_MASK = MASKS
-END = TARGETS[0]
+END = "end of text"
 GENERAL_WORD = "object"
 BLOCKS = "blocks."
 OTHER = "<other>"
@@ -149,11 +153,11 @@ def train_blocks(world: World, task: Task, learning: Learning, word: str = "", p
                  object_mask: str = EQUATION_5, regularisation: float = 5e-4, companion: bool = False) -> Trained:
     """The task's word and image blocks, trained together; inputs as the fields of ViCo."""
     terms = DiffusionLoss(),
-    parts, = TrainViCo.execute(learning.rate, learning.embedding_rate, placement, object_mask).args
+    parts, = PersonalizeTrainViCo.execute(learning.rate, learning.embedding_rate, placement, object_mask).args
     if regularisation:
-        terms, = EndOfTextRegularisation.execute(regularisation, END, placement, 1, 0, terms).args
+        terms, = PersonalizeEndOfTextRegularisation.execute(regularisation, END, placement, 1, 0, terms).args
     return train(world, subject_of(task, starting_at(task, word)), parts, terms, learning.settings(task.seed),
-                 TrainingReferences.execute().args[0], others=[subject_beside(task)] if companion else [])
+                 PersonalizeTrainingReferences.execute().args[0], others=[subject_beside(task)] if companion else [])
 
 
 def kept_blocks(trained: Trained) -> dict[str, Tensor]:
@@ -222,9 +226,9 @@ def drawn_looking(world: World, task: Task, learned: Mapping[str, Tensor], varia
 
 def looking(world: World, vico: ViCoFile, shown: Tensor, look: Look, **second):
     """MODEL that looks at pictures (k, 3, 128, 128), and its record. second: further inputs of Apply ViCo."""
-    return ApplyViCo.execute(
+    return PersonalizeApplyViCo.execute(
         world.networks.model, vico, world.networks.vae, shown.movedim(1, -1), SUBJECT, 1.0, 0.0, 1.0, look.object_mask,
-        look.halves, look.reuse_steps, 0, FITS[0], **second).args
+        look.halves, look.reuse_steps, 0, "squash", **second).args
 
 
 def drawn_by(world: World, task: Task, prompts: Sequence[str], concepts: tuple[Concept, ...], model

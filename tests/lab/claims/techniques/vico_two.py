@@ -106,7 +106,7 @@ def drawn_beside(world: World, task: Task, learned: Mapping[str, Tensor], prompt
     if blocks:
         vico = vico_of(world, blocks, MASKS[EQUATION_5], task.pictures.shape[-1])
         other = companion_of(task).pictures[:1].movedim(1, -1)
-        model = looking(world, vico, task.pictures[:1], Look(), image_2=other, word_2=OTHER)[0]
+        model = looking(world, vico, task.pictures[:1], Look(), image_2=other, words_2=OTHER)[0]
     return drawn_by(world, task, prompts, concepts, model)
 
 
