@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.papers.vico import files
-from personalize.nodes.papers.vico.apply import KEY, Reference, Use
+from personalize.nodes.papers.vico.apply import KEY
 from personalize.nodes.papers.vico.files import ViCo, metadata_of, read_vico
 from personalize.nodes.papers.vico.nodes_apply import AS_TRAINED, PersonalizeApplyViCo
+from personalize.nodes.papers.vico.references import Reference, Use
 from personalize.nodes.recording.record import Record
 from support.companions import with_control
 from support.inprocess import load_computing_in

@@ -14,7 +14,7 @@ from personalize.nodes.papers.vico.files import metadata_of, read_vico
 from personalize.nodes.papers.vico.nodes_train import PersonalizeTrainViCo
 from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.papers.vico.prompts import END_OF_TEXT, place_of
-from personalize.nodes.papers.vico.references import reference
+from personalize.nodes.papers.vico.references import encode_reference
 from personalize.nodes.papers.vico.terms import ReferenceAttentionLoss
 from personalize.nodes.text.layout import END, LEARNED, START, Layout
 from personalize.nodes.training.diffusion import DiffusionLoss
@@ -104,4 +104,4 @@ def test_a_file_that_says_odd_things_of_itself(tmp_path, sd15, about, message):
 def test_a_video_at_image_is_refused_before_it_is_encoded():
     with pytest.raises(ValueError, match="^There are 100 reference pictures but Apply ViCo looks at 16 at most, .*; "
                                          "connect fewer"):
-        reference(None, None, torch.zeros(100, 8, 8, 3), "", None, 64, "crop")
+        encode_reference(None, None, torch.zeros(100, 8, 8, 3), "", None, 64, "crop")

@@ -11,7 +11,8 @@ from torch import Tensor
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.papers.harmonize.nodes_orthogonal import PersonalizeOrthogonalize
 from personalize.nodes.papers.harmonize.nodes_swap import PersonalizeSelfAttentionSwap
-from personalize.nodes.papers.vico.apply import Reference, Use, with_references
+from personalize.nodes.papers.vico.apply import with_references
+from personalize.nodes.papers.vico.references import Reference, Use
 from personalize.nodes.recording.record import Record
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.layout import END, layout_in

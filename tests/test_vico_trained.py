@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.papers.vico.apply import Reference, Use, with_references
+from personalize.nodes.papers.vico.apply import with_references
 from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
 from personalize.nodes.papers.vico.nodes_apply import MASKS as MASK_NAMES
 from personalize.nodes.papers.vico.nodes_apply import PersonalizeApplyViCo, PersonalizeLoadViCo
 from personalize.nodes.papers.vico.nodes_train import PersonalizeTrainViCo
 from personalize.nodes.papers.vico.parts import ImageAttentionPart
+from personalize.nodes.papers.vico.references import Reference, Use
 from personalize.nodes.recording.record import Record
 from personalize.nodes.text.apply import clip_with_vectors
 from personalize.nodes.text.nodes_concept import PersonalizeLoadConcept, PersonalizeSaveConcept

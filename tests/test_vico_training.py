@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.papers.vico.apply import Reference, Use, with_references
+from personalize.nodes.papers.vico.apply import with_references
 from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
 from personalize.nodes.papers.vico.nodes_train import PersonalizeTrainViCo
 from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
+from personalize.nodes.papers.vico.references import Reference, Use
 from personalize.nodes.papers.vico.terms import ReferenceAttentionLoss
 from personalize.nodes.recording.record import Record
 from personalize.nodes.training.diffusion import DiffusionLoss

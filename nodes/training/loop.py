@@ -181,7 +181,8 @@ class Trainer:
         norms = GradientNorms(self.parts) if measured and len(self.objective.active(batch)) > 1 else None
         totals: dict[str, float] = {}
         for piece in batch.micro_batches(self.rows_at_once):
-            for name, value in self.objective.backward(piece, norms).items():
+            values = self.objective.backward_alone(piece, norms) if norms else self.objective.backward(piece)
+            for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + value
         return totals, norms.norms() if norms else {}
 

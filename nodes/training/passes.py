@@ -8,7 +8,7 @@ gradients to the trainable vectors.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,28 +62,31 @@ class Objective:
         return [term for term in self.terms
                 if term.window[0] <= batch.step <= term.window[1] and batch.rows.get(term.stream)]
 
-    def backward(self, batch: Batch, measured: GradientNorms | None = None) -> dict[str, float]:
+    def backward(self, batch: Batch) -> dict[str, float]:
         """Adds the gradients of Σ weight · share · term to the parameters' .grad; returns term → value with both.
 
         share: how many of the step's rows of the term's stream the batch has.
-        measured: where to add each term's own gradients, on steps whose gradient norms are shown.
         """
-        asked = [_Asked(term, term.needs(batch, self.text, generator(self.seed, "loss", batch.step)))
-                 for term in self.active(batch)]
-        work, values = _Work(self, batch), {}
-        if measured is None:
-            work.encode_trained([a.needs for a in asked])
-        for together in _sharing_a_pass(asked):
-            losses = [(a.term.name, a.term.weight * batch.shares[a.term.stream]
-                       * a.term(work.results(a.needs, together), batch, DenoiserSide(self.session.noise)))
-                      for a in together]
-            for name, loss in losses:
-                values[name] = values.get(name, 0.0) + loss.item()
-            self._backward_terms([(name, loss) for name, loss in losses if loss.requires_grad], work, measured)
-            work.free_graphs()
-        if measured is None:
-            work.backward_text()
+        work, asked = _Work(self, batch), self._ask(batch)
+        work.encode_trained([one.needs for one in asked])
+        values = self._backward_terms(asked, work, batch,
+                                      lambda losses: torch.stack([loss for _, loss in losses]).sum().backward())
+        work.backward_text()
         return values
+
+    def backward_alone(self, batch: Batch, norms: GradientNorms) -> dict[str, float]:
+        """The same with each term going back alone, so that `norms` learns its own gradients; takes up to twice as
+        long."""
+        work = _Work(self, batch)
+
+        def go_back(losses: Sequence[tuple[str, Tensor]]) -> None:
+            outputs, leaves = work.leaf_pairs()
+            for i, (name, loss) in enumerate(losses):
+                gradients = torch.autograd.grad(loss, leaves + norms.unet_parameters, allow_unused=True,
+                                                retain_graph=i + 1 < len(losses))
+                norms.add(name, outputs, gradients[:len(leaves)], gradients[len(leaves):])
+
+        return self._backward_terms(self._ask(batch), work, batch, go_back)
 
     @torch.no_grad()
     def original(self, batch: Batch, prompt: str) -> tuple[Tensor, Tensor]:
@@ -93,17 +96,28 @@ class Objective:
         work = _Work(self, batch)
         return work.encoded(request).cond, work.run(Pass(request, grad=False, original=True), ())[0]  # ty: ignore[invalid-explicit-return]
 
-    def _backward_terms(self, losses: Sequence[tuple[str, Tensor]], work: _Work, measured: GradientNorms | None
-                        ) -> None:
-        if measured is None:
-            if losses:
-                torch.stack([loss for _, loss in losses]).sum().backward()
-            return
-        outputs, leaves = work.leaf_pairs()
-        for i, (name, loss) in enumerate(losses):
-            found = torch.autograd.grad(loss, leaves + measured.unet_parameters, allow_unused=True,
-                                        retain_graph=i + 1 < len(losses))
-            measured.add(name, outputs, found[:len(leaves)], found[len(leaves):])
+    def _ask(self, batch: Batch) -> list[_Asked]:
+        return [_Asked(term, term.needs(batch, self.text, generator(self.seed, "loss", batch.step)))
+                for term in self.active(batch)]
+
+    def _backward_terms(self, asked: Sequence[_Asked], work: _Work, batch: Batch,
+                        go_back: Callable[[Sequence[tuple[str, Tensor]]], None]) -> dict[str, float]:
+        """Hands `go_back` the weighted losses, by name, of terms that share a pass, before the next pass runs."""
+        values: dict[str, float] = {}
+        for together in _sharing_a_pass(asked):
+            losses = [(one.term.name, self._weighted_loss(one, together, work, batch)) for one in together]
+            for name, loss in losses:
+                values[name] = values.get(name, 0.0) + loss.item()
+            with_graph = [(name, loss) for name, loss in losses if loss.requires_grad]
+            if with_graph:
+                go_back(with_graph)
+            work.free_graphs()
+        return values
+
+    def _weighted_loss(self, asked: _Asked, together: Sequence[_Asked], work: _Work, batch: Batch) -> Tensor:
+        term = asked.term
+        loss = term(work.results(asked.needs, together), batch, DenoiserSide(self.session.noise))
+        return term.weight * batch.shares[term.stream] * loss
 
 
 @dataclass(frozen=True, eq=False)

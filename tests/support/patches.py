@@ -7,7 +7,7 @@ import torch
 
 from personalize.nodes.attention.words import Words
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.papers.vico.apply import Use
+from personalize.nodes.papers.vico.references import Use
 from personalize.nodes.recording.record import Record
 from personalize.nodes.recording.sampling_recorder import recording_model
 from personalize.nodes.visual_prompts.elite_attention import EliteTokens, with_elite

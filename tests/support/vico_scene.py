@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.papers.vico.apply import Reference, Use, with_references
+from personalize.nodes.papers.vico.apply import with_references
 from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
+from personalize.nodes.papers.vico.references import Reference, Use
 from personalize.nodes.recording.record import Record
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders

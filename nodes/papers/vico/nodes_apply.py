@@ -16,10 +16,10 @@ from ...text.tokens import prompt_tokens
 from ...training.augment import Fit
 from ...types import ConceptType, RecordType, ViCoType
 from ...visual_prompts.folders import file_names, find_file, validated, versions
-from .apply import Halves, Use, with_references
+from .apply import with_references
 from .files import FOLDER, ViCo, file_of_run, read_vico
 from .maths import Variant
-from .references import reference
+from .references import Halves, Use, encode_reference
 
 CATEGORY = "personalize/vico"
 AS_TRAINED = "as trained"
@@ -140,7 +140,7 @@ class PersonalizeApplyViCo(io.ComfyNode):
         if not strength:
             return io.NodeOutput(model, record)
         objects = [(image, words, mask)] + ([(image_2, words_2, mask_2)] if image_2 is not None else [])
-        references = [reference(model, vae, pictures, name.strip(), shape, size or vico.size, fit)
+        references = [encode_reference(model, vae, pictures, name.strip(), shape, size or vico.size, fit)
                       for pictures, name, shape in objects]
         use = Use(vico.variant if object_mask == AS_TRAINED else MASKS[object_mask], strength,
                   (start_percent, end_percent), halves, reuse_steps)

@@ -30,10 +30,11 @@ from ...training.parts.part import (
 )
 from ...training.restoring import matching
 from ...training.seeds import generator
-from .apply import KEY, Applied, Reference, Use
+from .apply import KEY, Applied
 from .blocks import ImageBlocks, Placement, chosen_layers
 from .files import FILE, FOLDER, metadata_of
 from .maths import Variant, given_mask, object_mask
+from .references import Reference, Use
 from .streams import CALL, Features, Reading, image_attention, look_at_references
 
 REFERENCE: Stream = "reference"

@@ -106,7 +106,7 @@ def factors(model, clip, vae, of, rows: int, seed: int) -> dict[str, float]:
     with open_training(plan) as trainer:
         trainer.run(lambda *_: True)
         measured = GradientNorms(trainer.parts)
-        trainer.objective.backward(trainer.batch(2), measured)
+        trainer.objective.backward_alone(trainer.batch(2), measured)
     norms = measured.norms()
     return {loss: norms[f"{loss} released|embedding"] / norms[f"{loss} paper|embedding"] for loss in LOSSES}
 

@@ -58,8 +58,9 @@ def contenders(options: argparse.Namespace) -> tuple[dict, list, list]:
     """Name → MODEL, plain and with each use of one reference; and the positive and negative prompt."""
     from bench import checkpoint
     from personalize.nodes.families.find import unet_of
-    from personalize.nodes.papers.vico.apply import Reference, Use, with_references
+    from personalize.nodes.papers.vico.apply import with_references
     from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
+    from personalize.nodes.papers.vico.references import Reference, Use
     from personalize.nodes.recording.record import Record
     from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
 
