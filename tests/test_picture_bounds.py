@@ -6,19 +6,19 @@ import subprocess
 import sys
 import weakref
 import zlib
+from dataclasses import replace
 
-import comfy.model_management
 import numpy as np
 import pytest
 import torch
 
 from personalize.nodes.training import picture_bounds
 from personalize.nodes.training.augment import Preparation, prepared
+from personalize.nodes.training.dataset import encode_pictures
 from personalize.nodes.training.images import Loaded, Source, prepare, sources_from_files, sources_from_tensors
 from support import picture_zoo as zoo
 from support.paths import TESTS
-
-MEGABYTE = 2**20
+from support.trainings import subject
 
 
 def empty_png(width: int, height: int) -> bytes:
@@ -58,33 +58,21 @@ def test_the_bounds_themselves_are_allowed():
             sources_from_tensors([image], [])[0].load()
 
 
-def never_read() -> Loaded:
-    raise AssertionError("read before the memory was counted")
-
-
-@pytest.mark.parametrize("how, remedy", [
-    (Preparation(2048, "crop", "as released", 256, 0), "set variants to at most 128, or size lower"),
-    (Preparation(2048, "crop", "flip", 16, 0), "set size lower")])
-def test_the_variants_of_one_picture_are_counted_first(monkeypatch, how, remedy):
-    if how.augmentation == "flip":
-        monkeypatch.setattr(picture_bounds, "LARGEST_PICTURE", 100 * MEGABYTE)
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 2**40)
-    sentence = rf"^{how.versions} versions of a picture at 2048×2048 take .* are allowed; {remedy}\.$"
-    with pytest.raises(ValueError, match=sentence):
-        prepare([Source("a", never_read)], how)
-
-
-def test_the_remedy_is_enough(monkeypatch):
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 2**40)
-    picture_bounds.check_memory(Preparation(2048, "crop", "as released", 128, 0))
-    with pytest.raises(ValueError, match="at most 128"):
-        picture_bounds.check_memory(Preparation(2048, "crop", "as released", 129, 0))
-
-
-def test_what_is_free_counts_too(monkeypatch):
-    monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: 300 * MEGABYTE)
-    with pytest.raises(ValueError, match=r"take 0.5 GB of memory but only 0.3 GB are free; set variants to at most 9"):
-        prepare([Source("a", never_read)] * 16, Preparation(1024, "crop", "as released", 16, 0))
+def test_no_more_variants_are_made_at_a_time_than_their_bytes_hold(monkeypatch, sd15):
+    """In groups or all together: the same variants, masks and latents."""
+    mask = torch.zeros(1, 80, 100)
+    mask[:, 20:60, 30:70] = 1
+    sources = sources_from_tensors([torch.rand(1, 80, 100, 3, generator=torch.Generator().manual_seed(0))], [mask])
+    [picture] = prepare(sources, Preparation(64, "crop", "as released", 5, 0)).pictures
+    subjects = [replace(subject(), pictures=(picture,))]
+    [(pixels, masks)] = picture.made()
+    [[together]] = encode_pictures(sd15.vae, sd15.model, subjects, 0).pictures
+    monkeypatch.setattr(picture_bounds, "AT_ONCE", 2 * 64 * 64 * 16)
+    groups = list(picture.made())
+    assert [len(group) for group, _ in groups] == [2, 2, 1]
+    assert all(torch.equal(torch.cat(parts), whole) for parts, whole in zip(zip(*groups), (pixels, masks)))
+    [[apart]] = encode_pictures(sd15.vae, sd15.model, subjects, 0).pictures
+    torch.testing.assert_close((apart.latents, apart.masks), (together.latents, together.masks))
 
 
 @pytest.mark.parametrize("pictures, how, expected", [
@@ -104,7 +92,7 @@ def test_of_many_pictures_all_are_trained_on_and_some_shown(monkeypatch):
     batch = torch.rand(7, 16, 16, 3, generator=torch.Generator().manual_seed(0))
     made = prepare(sources_from_tensors([batch], []), Preparation(16, "crop", "none", 1, 0))
     assert len(made.pictures) == 7 and torch.equal(made.pixels, batch[:5])
-    assert all(torch.equal(picture.made()[0], batch[i:i + 1]) for i, picture in enumerate(made.pictures))
+    assert all(torch.equal(next(picture.made())[0], batch[i:i + 1]) for i, picture in enumerate(made.pictures))
 
 
 def test_a_picture_that_has_changed_is_told(folder):
@@ -112,10 +100,10 @@ def test_a_picture_that_has_changed_is_told(folder):
 
     Image.new("RGB", (32, 32), "red").save(folder / "a.png")
     [picture] = prepare(sources_from_files("dogs", "", 64), Preparation(32, "crop", "none", 1, 0)).pictures
-    assert picture.made()[0].shape == (1, 32, 32, 3)
+    assert next(picture.made())[0].shape == (1, 32, 32, 3)
     Image.new("RGB", (32, 32), "blue").save(folder / "a.png")
     with pytest.raises(ValueError, match="^a.png has changed since the Subject node read it; run the workflow again.$"):
-        picture.made()
+        next(picture.made())
 
 
 def test_one_picture_at_a_time_is_held_at_its_full_size():

@@ -166,7 +166,7 @@ def test_pictures_get_the_subjects_size_and_a_prompt_each():
     assert [(picture.count, picture.size) for picture in prior.pictures] == [(1, (64, 64))] * 3
     assert [picture.caption for picture in prior.pictures] == ["a photo of a dog"] * 3
     assert (prior.rows, prior.weight) == (2, 0.5)
-    assert torch.equal(prior.pictures[2].made()[0], images[1])
+    assert torch.equal(next(prior.pictures[2].made())[0], images[1])
     assert [picture.caption for picture in node(images, "one {}\n\ntwo\n{} at night").pictures] == [
         "one dog", "two", "dog at night"]
     assert [picture.caption for picture in node(images, "one|two|three").pictures] == ["one", "two", "three"]

@@ -83,11 +83,11 @@ def test_folder(execute, folder):
     assert [picture.masked for picture in made.pictures] == [False, False, True]
     assert values["pixels"].shape == (3, 64, 64, 3) and values["masks"].shape == (3, 64, 64)
     for i, picture in enumerate(made.pictures):
-        pixels, mask = picture.made()
+        [(pixels, mask)] = picture.made()
         assert torch.equal(pixels, values["pixels"][i:i + 1])
         assert torch.equal(torch.ones(1, 64, 64) if mask is None else mask, values["masks"][i:i + 1])
     original = np.asarray(Image.open(folder / "1.png"), dtype=np.float32) / 255
-    assert np.abs(made.pictures[0].made()[0][0].numpy() - original).max() < 1e-6
+    assert np.abs(next(made.pictures[0].made())[0][0].numpy() - original).max() < 1e-6
 
 
 def test_example_pictures_need_nothing(execute):
@@ -118,7 +118,7 @@ def test_what_is_not_used_of_a_folder_is_said(execute, folder, caplog):
 def test_as_released_gives_variants(execute, folder):
     values = execute(prompt(folder="dogs", augmentation="as released", variants=4, seed=9), get=GET).values
     assert [picture.count for picture in values["subjects"][0].pictures] == [4, 4, 4]
-    assert values["subjects"][0].pictures[2].made()[1].shape == (4, 64, 64)
+    assert next(values["subjects"][0].pictures[2].made())[1].shape == (4, 64, 64)
     again = execute(prompt(folder="dogs", augmentation="as released", variants=4, seed=9), get=GET).values
     assert torch.equal(values["pixels"], again["pixels"]) and torch.equal(values["masks"], again["masks"])
 

@@ -37,9 +37,9 @@ class Picture(Protocol):
     def masked(self) -> bool:
         """Whether there are masks."""
 
-    def made(self) -> tuple[Tensor, Tensor | None]:
-        """Variants (V, H, W, 3) float32 in 0…1, augmented versions of the same picture, and masks (V, H, W) in 0…1,
-        1 on the subject, or None."""
+    def made(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Variants, augmented versions of the same picture, as many at a time as memory should hold: (n, H, W, 3)
+        float32 in 0…1, and masks (n, H, W) in 0…1, 1 on the subject, or None."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class MadePicture:
         """Whether masks were given."""
         return self.masks is not None
 
-    def made(self) -> tuple[Tensor, Tensor | None]:
-        """What was given."""
-        return self.variants, self.masks
+    def made(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """What was given, all at once."""
+        yield self.variants, self.masks
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,13 @@ def encode_pictures(vae, model, subjects: Sequence[Subject], seed: int) -> Datas
 
 def _encode(vae, space: LatentSpace, picture, seed: int) -> PictureLatents:
     torch.manual_seed(seed % 2**63)
-    pixels, masks = picture.made()
-    latents = encode_picture(vae, space, pixels, picture.name)
-    if masks is not None:
-        masks = F.interpolate(masks.clone().float()[:, None], latents.shape[2:], mode="area")
-    return PictureLatents(latents, masks)
+    latents: list[Tensor] = []
+    masks: list[Tensor] = []
+    for pixels, shapes in picture.made():
+        latents.append(encode_picture(vae, space, pixels, picture.name))
+        if shapes is not None:
+            masks.append(F.interpolate(shapes.clone().float()[:, None], latents[-1].shape[2:], mode="area"))
+    return PictureLatents(torch.cat(latents), torch.cat(masks) if masks else None)
 
 
 def encode_picture(vae, space: LatentSpace, pixels: Tensor, name: str) -> Tensor:

@@ -1,7 +1,8 @@
 """Pictures of a subject, from files or from wires, checked and made ready for training."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ..foreign.text import shown_name
 from .augment import CHANNELS, GREY, Preparation, prepared
 from .captions import captions_for, read_caption
 from .fingerprint import fingerprint
-from .picture_bounds import check_memory, check_shape, shown
+from .picture_bounds import at_once, check_shape, shown
 from .picture_files import FolderContents, folder_contents, some_of
 from .picture_reading import read_picture
 
@@ -72,13 +73,15 @@ class SourcePicture:
         """Of the squares."""
         return self.how.size, self.how.size
 
-    def made(self) -> tuple[Tensor, Tensor | None]:
+    def made(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Reads and prepares. Raises ValueError if the picture is another one than before, or as `prepare` does."""
         loaded = self.source.load()
         if _content(loaded) != self.content:
             raise ValueError(f"{self.name} has changed since the Subject node read it; run the workflow again.")
-        variants = _variants(self.name, loaded, self.how, self.index, self.count)
-        return variants[..., :3], variants[..., 3] if self.masked else None
+        variants, group = prepared(_whole(loaded), self.how, self.index), at_once(self.how)
+        for first in range(0, self.count, group):
+            together = _next(variants, min(group, self.count - first), self.name)
+            yield together[..., :3], together[..., 3] if self.masked else None
 
 
 @dataclass(frozen=True)
@@ -136,10 +139,8 @@ def with_captions(sources: Sequence[Source], texts: Sequence[str], placeholder: 
 def prepare(sources: Sequence[Source], how: Preparation, progress: Callable[[], None] = lambda: None) -> Prepared:
     """Pictures of one size, ready for training; `progress` is called after each.
 
-    Raises ValueError before anything is read if the variants of one would take too much memory, and naming every
-    picture that is not good, also one of whose subject a centre crop leaves nothing.
+    Raises ValueError naming every picture that is not good, also one of whose subject a centre crop leaves nothing.
     """
-    check_memory(how)
     each, number = shown(len(sources), how)
     looks = torch.ones(number, each, how.size, how.size, CHANNELS)
     pictures, remarks, refused = [], [], {}
@@ -148,7 +149,7 @@ def prepare(sources: Sequence[Source], how: Preparation, progress: Callable[[], 
             loaded = source.load()
             if not refused:
                 pictures.append(_picture(source, loaded, how, index))
-                made = _variants(source.name, loaded, how, index, each if index < number else 1)
+                made = _next(prepared(_whole(loaded), how, index), each if index < number else 1, source.name)
                 if index < number:
                     looks[index, ..., :made.shape[-1]] = made
             remarks.append(loaded.remark)
@@ -171,16 +172,18 @@ def _content(loaded: Loaded) -> str:
     return fingerprint(loaded.pixels, loaded.mask)
 
 
-def _variants(name: str, loaded: Loaded, how: Preparation, index: int, count: int) -> Tensor:
-    """The first `count` variants (count, size, size, 3), or 4 with the mask last where the picture has one."""
-    whole = loaded.pixels if loaded.mask is None else torch.cat([loaded.pixels, loaded.mask])
-    variants = torch.empty(count, how.size, how.size, len(whole))
-    for variant, made in zip(variants, prepared(whole, how, index), strict=False):
-        variant.copy_(made.movedim(0, -1))
-        if loaded.mask is not None and not variant[..., 3].any():
-            raise ValueError(f"Cropping {name} to its centre leaves nothing of the subject; set fit to pad, or cut "
-                             "the picture around the subject.")
-    return variants
+def _whole(loaded: Loaded) -> Tensor:
+    """(3, H, W), or 4 with the mask last where the picture has one."""
+    return loaded.pixels if loaded.mask is None else torch.cat([loaded.pixels, loaded.mask])
+
+
+def _next(variants: Iterator[Tensor], count: int, name: str) -> Tensor:
+    """The next `count` of the variants (C, size, size), as (count, size, size, C)."""
+    together = torch.stack([variant.movedim(0, -1) for variant in itertools.islice(variants, count)])
+    if together.shape[-1] == CHANNELS and not together[..., 3].flatten(1).any(1).all():
+        raise ValueError(f"Cropping {name} to its centre leaves nothing of the subject; set fit to pad, or cut the "
+                         "picture around the subject.")
+    return together
 
 
 def _together(refused: dict[str, str]) -> str:

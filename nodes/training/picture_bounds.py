@@ -1,13 +1,12 @@
 """Bounds on the memory that pictures take, checked before anything is decoded or drawn."""
 from __future__ import annotations
 
-from ..memory import check_fits, free_memory
 from .augment import CHANNELS, Preparation
 
 SMALLEST = 8
 LARGEST = 100_000_000
 MOST_TIMES_AS_LONG = 8
-LARGEST_PICTURE = 16 * 2**30
+AT_ONCE = 64 * 2**20
 SHOWN = 64 * 2**20
 BYTES = 4
 
@@ -25,16 +24,9 @@ def check_shape(name: str, width: int, height: int) -> None:
                          "cut it around the subject.")
 
 
-def check_memory(how: Preparation) -> None:
-    """Raises ValueError if all versions of a picture, made and as the VAE gets them, take more than is allowed or
-    free."""
-    needed = 2 * how.versions * _bytes(how)
-    most = int(min(LARGEST_PICTURE, free_memory()) * how.versions // needed)
-    variants = (
-        f"variants to at most {most}, or size lower" if how.augmentation == "as released" and most else "size lower"
-    )
-    what = f"{how.versions} versions of a picture at {how.size}×{how.size}"
-    check_fits(needed, LARGEST_PICTURE, what, f"set {variants}")
+def at_once(how: Preparation) -> int:
+    """How many versions of a picture are made and encoded at a time, in AT_ONCE bytes; at least one."""
+    return max(1, min(how.versions, AT_ONCE // _bytes(how)))
 
 
 def shown(pictures: int, how: Preparation) -> tuple[int, int]:

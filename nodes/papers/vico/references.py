@@ -61,7 +61,8 @@ def encode_reference(model, vae, image: Tensor, words: str, mask: Tensor | None,
     if len(sources) > MOST_REFERENCES:
         raise ValueError(f"There are {len(sources)} reference pictures but Apply ViCo looks at {MOST_REFERENCES} at "
                          "most, as the features of each stay in memory; connect fewer.")
-    made = [picture.made() for picture in prepare(sources, Preparation(size, fit, "none", 1, 0)).pictures]
+    pictures = prepare(sources, Preparation(size, fit, "none", 1, 0)).pictures
+    made = [group for picture in pictures for group in picture.made()]
     check_vae(vae)
     with torch.random.fork_rng(devices=[vae.device] if vae.device.type == "cuda" else []):
         torch.manual_seed(0)  # a VAE may draw its latent
