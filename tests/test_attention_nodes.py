@@ -46,7 +46,7 @@ SHOWN = {"heat": ["8", 0], "grid": ["8", 1], "maps": ["8", 2], "record": ["5", 1
 # ------------------------------------------------------------------------------------------------ Show Attention
 @pytest.mark.parametrize("checkpoint, encoder", [
     ("sd15.safetensors", "spans"), ("sd15.safetensors", "foreign"), ("sdxl.safetensors", "spans"),
-    ("sd21.safetensors", "foreign")])
+    ("sd21.safetensors", "foreign"), ("z_image.safetensors", "spans"), ("lumina2.safetensors", "foreign")])
 def test_heat_maps_of_a_sampled_batch(session, checkpoint, encoder):
     record = {} if encoder == "spans" else {"clip": ["1", 1], "prompt": PROMPT}
     run = session(graph(checkpoint, encoder, batch=2, record=record), SHOWN)

@@ -31,7 +31,8 @@ class PersonalizeRecordAttention(io.ComfyNode):
                         "Subject Mask. The picture stays the same, bit for bit. Put it last before the sampler.",
             search_aliases=["attention map", "heat map", "DAAM", "cross attention", "interpretability"],
             inputs=[
-                io.Model.Input("model", tooltip="The model that the sampler is to use: SD1.x, SD2.x or SDXL."),
+                io.Model.Input("model", tooltip="The model that the sampler is to use: SD1.x, SD2.x, SDXL, Lumina 2 or "
+                                               "Z-Image."),
                 _words_input(),
                 *layer_inputs(),
                 io.Combo.Input("keep", options=[MEAN, EVERY_STEP],
@@ -72,7 +73,7 @@ class PersonalizeAttentionOfLatent(io.ComfyNode):
                         "Mask.",
             search_aliases=["attention map", "heat map", "DAAM", "real image", "segmentation"],
             inputs=[
-                io.Model.Input("model", tooltip="SD1.x, SD2.x or SDXL."),
+                io.Model.Input("model", tooltip="SD1.x, SD2.x, SDXL, Lumina 2 or Z-Image."),
                 io.Conditioning.Input("conditioning",
                                       tooltip="A prompt that describes the picture, from Encode with Spans, or from "
                                               "any encoder together with clip and prompt."),
