@@ -44,7 +44,7 @@ def path_at(location: dict[str, str]) -> Path:
     return next((folder / name for folder in folders if (folder / name).exists()), folders[0] / name)
 
 
-def shown(path: Path) -> str:
+def readable_path(path: Path) -> str:
     """A path as a person knows it: within ComfyUI's folder, else by the kind of the folder it is in."""
     home = Path(folder_paths.base_path)
     if path.is_relative_to(home):

@@ -17,7 +17,7 @@ LARGEST_BODY = 2**16
 LONGEST_ECHO = 80
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that is answered with a sentence. status: of HTTP, 400 to 499."""
 
     def __init__(self, sentence: str, status: int = 400):
@@ -49,12 +49,12 @@ def add_routes(routes: Iterable[web.RouteDef]) -> None:
 
 
 def answered(handle: Callable[[web.Request], Awaitable[Any]]) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """Makes a handler's return value a JSON answer, and Refused {"ok": false, "message": sentence}."""
+    """Makes a handler's return value a JSON answer, and RequestRefused {"ok": false, "message": sentence}."""
     @functools.wraps(handle)
     async def respond(request: web.Request) -> web.Response:
         try:
             answer, status = await handle(request), 200
-        except Refused as refused:
+        except RequestRefused as refused:
             answer, status = {"ok": False, "message": str(refused)}, refused.status
         return web.json_response(text=await asyncio.to_thread(json.dumps, answer), status=status)
 
@@ -62,7 +62,7 @@ def answered(handle: Callable[[web.Request], Awaitable[Any]]) -> Callable[[web.R
 
 
 async def json_object(request: web.Request) -> dict[str, Any]:
-    """The JSON object in the request's body. Raises Refused if there is none, or more than LARGEST_BODY bytes."""
+    """The JSON object in the request's body. Raises RequestRefused without one, or for more than LARGEST_BODY bytes."""
     if (request.content_length or 0) > LARGEST_BODY:
         raise _too_long()
     try:
@@ -73,16 +73,16 @@ async def json_object(request: web.Request) -> dict[str, Any]:
     try:
         data = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise Refused("The request's body is not JSON.") from error
+        raise RequestRefused("The request's body is not JSON.") from error
     if not isinstance(data, dict):
-        raise Refused("The request's body is not a JSON object.")
+        raise RequestRefused("The request's body is not a JSON object.")
     return data
 
 
 def text_in(data: dict[str, Any], name: str) -> str:
-    """The text under `name`. Raises Refused if there is none."""
+    """The text under `name`. Raises RequestRefused if there is none."""
     if not isinstance(data.get(name), str):
-        raise Refused(f"The request's body has no text '{name}'.")
+        raise RequestRefused(f"The request's body has no text '{name}'.")
     return data[name]
 
 
@@ -91,5 +91,5 @@ def shortened(text: str) -> str:
     return short(text, LONGEST_ECHO + 1)
 
 
-def _too_long() -> Refused:
-    return Refused(f"The request's body is longer than {LARGEST_BODY // 1024} KB.", 413)
+def _too_long() -> RequestRefused:
+    return RequestRefused(f"The request's body is longer than {LARGEST_BODY // 1024} KB.", 413)

@@ -24,10 +24,9 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 IN_PROCESS = ["-m", "not server and not browser"]
 IN_PAGE = ["-m", "server or browser"]
 ON_OLDER = ["-m", "not server and not browser and not newer"]
-ON_OLDEST = ["-m", "not server and not browser and not newer and not slow"]
-BY_HAND = ["-m", "by_hand"]
+ON_OLDEST = ["-m", "not server and not browser and not newer and not slow and not by_hand"]
+BY_HAND_ON_OLDEST = ["-m", "by_hand and not newer and not slow"]
 SMOKE = ["-m", "smoke", "-q", "-p", "no:cacheprovider"]
-BIT_FOR_BIT = ("test_branch_samplers.py", "test_branch_guidance.py")  # the same on every processor
 LABORATORY = ("lab",)
 # Of files and text: nothing that ComfyUI's version could change.
 OWN_CODE = ("test_demo.py", "test_environment.py", "test_foreign_files.py", "test_fuzzed_files.py", "test_jobs.py",
@@ -77,14 +76,15 @@ def provide_browser() -> None:
 
 
 def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
-    """Every test on the newest ComfyUI, comparisons of mathematics also as on a processor without wide vectors, and on
-    the oldest ComfyUI the tests that could tell it from the newest; the longest first."""
+    """Every test on the newest ComfyUI, and on the oldest those that could tell it from the newest, of which
+    comparisons of mathematics run as on a processor without wide vectors; the longest first."""
     quiet = ["-p", "no:cacheprovider", "--durations=15"]
     return [Job("in process", newest, [*quiet, *IN_PROCESS, *ignoring(*LABORATORY)]),
             Job("on the oldest ComfyUI", oldest, [*quiet, *ON_OLDEST, *ignoring(*LABORATORY, *OWN_CODE)]),
+            Job("comparisons on the oldest ComfyUI, without wide vectors", oldest,
+                [*quiet, *BY_HAND_ON_OLDEST, *ignoring(*LABORATORY)], NO_WIDE_VECTORS),
             Job("in the page", newest, [*quiet, *IN_PAGE]),
-            Job("the laboratory", newest, [*quiet, *IN_PROCESS, *(str(TESTS / name) for name in LABORATORY)]),
-            Job("without wide vectors", newest, [*quiet, *BY_HAND, *ignoring(*BIT_FOR_BIT)], NO_WIDE_VECTORS)]
+            Job("the laboratory", newest, [*quiet, *IN_PROCESS, *(str(TESTS / name) for name in LABORATORY)])]
 
 
 def with_smoke_tests() -> list[str]:

@@ -284,11 +284,11 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
     """safetensors maps files into memory: there the process ends."""
     path = tmp_path / "a.safetensors"
     save_file({"clip_l": torch.ones(900, 768)}, path)
-    real = opened.filled
+    real = opened.read_exactly
 
     def shorter(file, count):
         os.truncate(path, 5_000)
         return real(file, count)
 
-    monkeypatch.setattr("personalize.nodes.foreign.safetensors_file.filled", shorter)
+    monkeypatch.setattr("personalize.nodes.foreign.safetensors_file.read_exactly", shorter)
     refused(path, "changed while it was read; wait until it is written")

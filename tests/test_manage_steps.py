@@ -80,7 +80,7 @@ def test_everything_is_listed_with_its_size(sd15, manage):
 
 
 def shown(size: int) -> str:
-    return next((f"{size / factor:.1f} {unit}" for unit, factor in (("MB", 1e6), ("kB", 1e3)) if size >= factor),
+    return next((f"{size / factor:.3g} {unit}" for unit, factor in (("MB", 1e6), ("KB", 1e3)) if size >= factor),
                 f"{size} bytes")
 
 
@@ -175,7 +175,7 @@ def test_leftovers_of_killed_runs_are_told_and_go_with_any_deletion(sd15, manage
     (left / "unfinished").write_bytes(bytes(3_000_000))
     (left / "lock").write_bytes(b"")
     assert manage(name)[0][-1] == (
-        "Unfinished, being written or left by a killed run: 3.0 MB; any deletion removes what is left."
+        "Unfinished, being written or left by a killed run: 3 MB; any deletion removes what is left."
     )
     assert left.exists()
     assert "Unfinished files of a killed run are deleted." in manage(name, DELETE, "1")[0] and not left.exists()

@@ -27,7 +27,7 @@ def nodes2_page(browser, server):
 
 
 @pytest.fixture(params=["classic", "nodes2"])
-def panel(request) -> TrainingPanel:
+def panel(request, browser, server) -> TrainingPanel:
     """The panel of a new Train node, with classic nodes and with Nodes 2.0."""
     return TrainingPanel.on_new_node(request.getfixturevalue(f"{request.param}_page"))
 

@@ -50,9 +50,9 @@ def test_a_size_that_is_refused_before_decoding(folder, width, height, sentence)
 
 
 def test_the_bounds_themselves_are_allowed():
-    picture_bounds.check_shape("a", 800, 100)
-    picture_bounds.check_shape("a", 12500, 8000)
-    picture_bounds.check_shape("a", 8, 8)
+    picture_bounds.check_sides("a", 800, 100)
+    picture_bounds.check_sides("a", 12500, 8000)
+    picture_bounds.check_sides("a", 8, 8)
     for image in (torch.rand(1, 801, 100, 3), torch.rand(1, 100, 801, 3)):
         with pytest.raises(ValueError, match="^picture 1 is .* more than 8 times as long as wide"):
             sources_from_tensors([image], [])[0].load()
@@ -82,7 +82,7 @@ def test_no_more_variants_are_made_at_a_time_than_their_bytes_hold(monkeypatch, 
     (5000, Preparation(512, "crop", "flip", 1, 0), (1, 16)),
     (3, Preparation(2048, "crop", "as released", 64, 0), (1, 1))])
 def test_what_is_shown_fits_into_its_bytes(pictures, how, expected):
-    each, number = picture_bounds.shown(pictures, how)
+    each, number = picture_bounds.count_shown(pictures, how)
     assert (each, number) == expected
     assert each * number * how.size**2 * 16 <= picture_bounds.SHOWN
 

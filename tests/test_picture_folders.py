@@ -14,7 +14,7 @@ from personalize.nodes.text.nodes_prompts import _text_files
 from personalize.nodes.training.captions import LARGEST_FILE, captions_for
 from personalize.nodes.training.fingerprint import fingerprint as digest
 from personalize.nodes.training.images import sources_from_files
-from personalize.nodes.training.picture_files import fingerprint, folder_contents, picture_folder, picture_paths
+from personalize.nodes.training.picture_files import folder_contents, folder_fingerprint, picture_folder, picture_paths
 from support import picture_zoo as zoo
 from support.paths import PACK
 
@@ -64,7 +64,7 @@ def test_a_name_that_is_no_text_can_be_shown_and_keyed(folder):
         file.write(PNG)
     [source] = sources_from_files("dogs", "", 1000)
     assert source.name == "caf�.png" and source.load().pixels.shape == (3, zoo.HEIGHT, zoo.WIDTH)
-    assert digest(source.name) and fingerprint("dogs", "").encode("utf-8", "surrogateescape")
+    assert digest(source.name) and folder_fingerprint("dogs", "").encode("utf-8", "surrogateescape")
     assert names(chosen="caf\udce9.png") == ["caf\udce9.png"]
 
 
@@ -160,10 +160,10 @@ def beside(folder) -> list[str]:
 def test_where_a_caption_lies(folder, name):
     (folder / "a.png").write_bytes(PNG)
     (folder / name).write_text("{} on\n grass\n", encoding="utf-8")
-    before = fingerprint("dogs", "")
+    before = folder_fingerprint("dogs", "")
     assert beside(folder) == ["{} on grass"] and folder_contents("dogs").left_out == {}
     (folder / name).write_text("{} in snow, with a hat", encoding="utf-8")
-    assert fingerprint("dogs", "") != before
+    assert folder_fingerprint("dogs", "") != before
     assert [source.caption for source in sources_from_files("", "dogs/a.png", 1000)] == ["{} in snow, with a hat"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from personalize.nodes.text import prompts
-from personalize.nodes.text.prompts import BUNDLED, PromptSet, bundled, joined, parse, read_prompts
+from personalize.nodes.text.prompts import BUNDLED, PromptSet, bundled, join_sets, parse, read_prompts
 from support.paths import PACK
 from support.prompts_by_hand import words_to_ids
 
@@ -58,7 +58,7 @@ def test_own_lines():
 
 
 def test_joined_keeps_the_first_of_equal_prompts():
-    found = joined(PromptSet((("style", "A {}"),)), PromptSet((("own", "a  {}"), ("own", "b {}"))))
+    found = join_sets(PromptSet((("style", "A {}"),)), PromptSet((("own", "a  {}"), ("own", "b {}"))))
     assert found.prompts == (("style", "A {}"), ("own", "b {}"))
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from personalize.nodes.training.images import Loaded, Source, sources_from_files, sources_from_tensors, with_captions
-from personalize.nodes.training.picture_files import EXAMPLES, fingerprint, folder_choices, picture_paths
+from personalize.nodes.training.picture_files import EXAMPLES, folder_choices, folder_fingerprint, picture_paths
 
 NAME = "<my-dog>"
 
@@ -123,15 +123,15 @@ def test_folders_offered(folder):
 
 def test_fingerprint_follows_pictures_and_captions(folder):
     save(folder / "a.png", drawing())
-    seen = [fingerprint("dogs", "")]
+    seen = [folder_fingerprint("dogs", "")]
     save(folder / "a.png", drawing(13))
-    seen.append(fingerprint("dogs", ""))
+    seen.append(folder_fingerprint("dogs", ""))
     (folder / "a.txt").write_text("a photo of {}")
-    seen.append(fingerprint("dogs", ""))
+    seen.append(folder_fingerprint("dogs", ""))
     save(folder / "b.png", drawing())
-    seen.append(fingerprint("dogs", ""))
+    seen.append(folder_fingerprint("dogs", ""))
     os.utime(folder / "b.png", (1, 1))
-    seen.append(fingerprint("dogs", ""))
+    seen.append(folder_fingerprint("dogs", ""))
     assert len(set(seen)) == 4 and seen[3] == seen[4], "only touched"
 
 

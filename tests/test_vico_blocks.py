@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.papers.vico import maths
-from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers, parameter_shapes
+from personalize.nodes.papers.vico.blocks import ImageBlocks, layers_at, parameter_shapes
 from personalize.nodes.papers.vico.files import metadata_of, read_vico
 from support import vico_by_hand
 from support.inprocess import dynamic_vram
@@ -82,11 +82,11 @@ def test_regularisation_is_the_mean_square_and_moves_only_the_word():
 # ------------------------------------------------------------------------------------------------ blocks
 def test_blocks_stand_where_the_paper_puts_them(sd15, sdxl):
     layers = unet_of(sd15.model).layers
-    assert [layer.order for layer in chosen_layers(layers, "decoder")] == [8, 10, 12, 14]
-    assert [layer.block for layer in chosen_layers(layers, "decoder")] == [("output", i) for i in (4, 6, 8, 10)]
-    assert [layer.order for layer in chosen_layers(layers, "encoder")] == [0, 2, 4]
-    assert [layer.order for layer in chosen_layers(layers, "both")] == [0, 2, 4, 8, 10, 12, 14]
-    xl = chosen_layers(unet_of(sdxl.model).layers, "decoder")
+    assert [layer.order for layer in layers_at(layers, "decoder")] == [8, 10, 12, 14]
+    assert [layer.block for layer in layers_at(layers, "decoder")] == [("output", i) for i in (4, 6, 8, 10)]
+    assert [layer.order for layer in layers_at(layers, "encoder")] == [0, 2, 4]
+    assert [layer.order for layer in layers_at(layers, "both")] == [0, 2, 4, 8, 10, 12, 14]
+    xl = layers_at(unet_of(sdxl.model).layers, "decoder")
     assert [layer.block for layer in xl] == [("output", 1), ("output", 3), ("output", 5)]
     assert [layer.depth for layer in xl] == [1, 0, 0], "after the last of a block's layers"
 
@@ -99,19 +99,19 @@ def test_sd15_has_the_paper_s_number_of_parameters():
     config = SD15({**SD15.unet_config, **structure}).unet_config
     unet = UNetModel(image_size=32, use_spatial_transformer=True, device="meta",
                      operations=comfy.ops.disable_weight_init, **config)
-    tensors = dict(ImageBlocks(unet, chosen_layers(unet_of(unet).layers, "decoder"), device="meta").named_tensors())
+    tensors = dict(ImageBlocks(unet, layers_at(unet_of(unet).layers, "decoder"), device="meta").named_tensors())
     assert tensors.keys() == official_tensors(TINY_SD15).keys() and len(tensors) == 80
     assert sum(parameter.numel() for parameter in tensors.values()) == 51_248_960
 
 
 def test_blocks_have_the_authors_names(sd15):
-    layers = chosen_layers(unet_of(sd15.model).layers, "decoder")
+    layers = layers_at(unet_of(sd15.model).layers, "decoder")
     own = {name: p.shape for name, p in ImageBlocks(sd15.model, layers).named_tensors()}
     assert own == {name: tensor.shape for name, tensor in official_tensors(TINY_SD15).items()}
 
 
 def test_blocks_start_as_new_layers_of_pytorch(sd15):
-    layers = chosen_layers(unet_of(sd15.model).layers, "decoder")
+    layers = layers_at(unet_of(sd15.model).layers, "decoder")
     blocks = [ImageBlocks(sd15.model, layers), ImageBlocks(sd15.model, layers)]
     for each in blocks:
         each.draw(torch.Generator().manual_seed(1))
@@ -126,7 +126,7 @@ def test_blocks_start_as_new_layers_of_pytorch(sd15):
 
 @pytest.mark.parametrize("variant", ["paper", "released"])
 def test_image_block_equals_plain_operations(sd15, variant):
-    layers = chosen_layers(unet_of(sd15.model).layers, "decoder")[-1:]
+    layers = layers_at(unet_of(sd15.model).layers, "decoder")[-1:]
     blocks = ImageBlocks(sd15.model, layers)
     blocks.draw(torch.Generator().manual_seed(1))
     x, reference, mask = random(2, 9, 32), random(2, 14, 32, seed=1), random(2, 14, seed=2) > 0
@@ -139,7 +139,7 @@ def test_image_block_equals_plain_operations(sd15, variant):
 
 def test_dynamic_vram_leaves_no_block_without_weights(tmp_path, sd15):
     """Drawn, saved, loaded and run; ComfyUI's own layers are without weights until a state dict is loaded."""
-    layers = chosen_layers(unet_of(sd15.model).layers, "decoder")
+    layers = layers_at(unet_of(sd15.model).layers, "decoder")
     x, reference = random(2, 9, 32), random(2, 14, 32, seed=1)
 
     def made(name: str):
@@ -176,7 +176,7 @@ def test_the_authors_file_loads_with_no_tensor_missing_or_left_over(tmp_path, sd
 
 
 def test_own_file_says_how_it_was_trained(tmp_path, sdxl):
-    layers = chosen_layers(unet_of(sdxl.model).layers, "both")
+    layers = layers_at(unet_of(sdxl.model).layers, "both")
     blocks = ImageBlocks(sdxl.model, layers)
     blocks.draw(torch.Generator().manual_seed(1))
     own = dict(blocks.named_tensors())

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from personalize.nodes.families.find import unet_of
-from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
+from personalize.nodes.papers.vico.blocks import ImageBlocks, layers_at
 from personalize.nodes.papers.vico.files import metadata_of, read_vico
 from personalize.nodes.papers.vico.nodes_train import PersonalizeTrainViCo
 from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
@@ -92,7 +92,7 @@ def test_parts_that_train_the_same_are_one_too_many(sd15):
     ({"words": json.dumps(1)}, "mine.safetensors is damaged or no ViCo file"),
     ({"size": "large"}, "mine.safetensors is damaged or no ViCo file")])
 def test_a_file_that_says_odd_things_of_itself(tmp_path, sd15, about, message):
-    blocks = ImageBlocks(sd15.model, chosen_layers(unet_of(sd15.model).layers, "decoder"))
+    blocks = ImageBlocks(sd15.model, layers_at(unet_of(sd15.model).layers, "decoder"))
     blocks.draw(torch.Generator().manual_seed(1))
     said = {**metadata_of("paper", (DOG,), 64, sd15.model), **about}
     save_file({name: p.detach() for name, p in blocks.named_tensors()}, tmp_path / "mine.safetensors",

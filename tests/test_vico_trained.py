@@ -13,7 +13,7 @@ from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.papers.vico.apply import with_references
-from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
+from personalize.nodes.papers.vico.blocks import ImageBlocks, layers_at
 from personalize.nodes.papers.vico.nodes_apply import MASKS as MASK_NAMES
 from personalize.nodes.papers.vico.nodes_apply import PersonalizeApplyViCo, PersonalizeLoadViCo
 from personalize.nodes.papers.vico.nodes_train import PersonalizeTrainViCo
@@ -56,7 +56,7 @@ def test_previews_read_a_picture_of_the_first_subject(sd15):
     train(sd15, Settings(steps=3, batch_size=4), each_step=each_step, **method(parts=(
         EmbeddingPart(), ImageAttentionPart(1e-2))))
     preview, positive, negative, latents, tensors = drawn[-1]
-    blocks = ImageBlocks(sd15.model, chosen_layers(unet_of(sd15.model).layers, "decoder"))
+    blocks = ImageBlocks(sd15.model, layers_at(unet_of(sd15.model).layers, "decoder"))
     for name, parameter in blocks.named_tensors():
         parameter.data.copy_(tensors[name])
     reading = with_references(sd15.model, blocks, (), [Reference(latents, WORD)], Use("paper"), Record("A"))

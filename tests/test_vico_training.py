@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.papers.vico.apply import with_references
-from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
+from personalize.nodes.papers.vico.blocks import ImageBlocks, layers_at
 from personalize.nodes.papers.vico.nodes_train import PersonalizeTrainViCo
 from personalize.nodes.papers.vico.parts import ImageAttentionPart, WithReferences
 from personalize.nodes.papers.vico.references import Reference, Use
@@ -294,7 +294,7 @@ def test_what_is_missing_is_said(sd15, how, message):
 
 
 def test_model_that_reads_a_reference_is_not_trained_on(sd15):
-    blocks = ImageBlocks(sd15.model, chosen_layers(unet_of(sd15.model).layers, "decoder"))
+    blocks = ImageBlocks(sd15.model, layers_at(unet_of(sd15.model).layers, "decoder"))
     reading = with_references(sd15.model, blocks, (), [Reference(torch.zeros(1, 4, 8, 8))], Use("paper"), Record("A"))
     with pytest.raises(ValueError, match="The MODEL for Train already reads a reference; connect the model from"):
         train(sd15._replace(model=reading), Settings(steps=1, batch_size=2), **method())

@@ -41,7 +41,7 @@ def opened(path: Path) -> Iterator[tuple[BufferedReader, int]]:
                 raise Refused("changed while it was read; wait until it is written, then run again")
 
 
-def filled(file: BufferedReader, count: int) -> Tensor:
+def read_exactly(file: BufferedReader, count: int) -> Tensor:
     """The next `count` bytes of the file, (count,) uint8 on the CPU. Raises ValueError if there are fewer."""
     if not count:
         return torch.empty(0, dtype=torch.uint8)

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .opened import Refused, filled
+from .opened import Refused, read_exactly
 from .shapes import MOST_LETTERS, MOST_TENSORS, check_shape, item_size, known_dtypes
-from .text import parse_json, short, shown
+from .text import parse_json, readable_size, short
 
-MOST_HEADER = 8 * 2**20
+MOST_HEADER = 2**23
 MOST_OWN_HEADER = 64 * 2**20  # of a saved state: the history of 100 000 steps
 DTYPES = known_dtypes({
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
@@ -42,7 +42,8 @@ def each_tensor(file: BufferedReader, size: int,
         begin, end = entries[name]["data_offsets"]
         if begin != position or end > left:
             raise ValueError(f"the bytes of {name} overlap others or are not there")
-        yield name, filled(file, end - begin).view(_dtype(name, entries[name]["dtype"])).reshape(entries[name]["shape"])
+        numbers = read_exactly(file, end - begin).view(_dtype(name, entries[name]["dtype"]))
+        yield name, numbers.reshape(entries[name]["shape"])
         position = end
     if position != left:
         raise ValueError("the file is longer than its header says")
@@ -55,8 +56,8 @@ def read_header(file: BufferedReader, size: int, most: int = MOST_HEADER) -> tup
     if length > size - 8:
         raise ValueError("the header is longer than the file")
     if length > most:
-        raise Refused(f"has a header of {shown(length)}, more than the {shown(most)} that are read; save it again "
-                      "without such large metadata")
+        raise Refused(f"has a header of {readable_size(length)}, more than the {readable_size(most)} that are read; "
+                      "save it again without such large metadata")
     header = parse_json(file.read(length))
     metadata = header.pop("__metadata__", None) or {}
     if not all(isinstance(value, str) for value in metadata.values()):

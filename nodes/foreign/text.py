@@ -22,7 +22,8 @@ def read_text(path: Path, most: int) -> str:
     try:
         with opened(path) as (file, size):
             if size > most:
-                raise Refused(f"has {shown(size)}, more than the {shown(most)} that are read; make it shorter")
+                raise Refused(f"has {readable_size(size)}, more than the {readable_size(most)} that are read; make it "
+                              "shorter")
             data = file.read(size)
     except Refused as error:
         raise ValueError(f"{shown_name(path.name)} {error}.") from error
@@ -66,11 +67,11 @@ def shown_path(path: Path) -> str:
     return short(str(path), LONGEST_PATH)
 
 
-def shown(size: int) -> str:
+def readable_size(size: int) -> str:
     """Bytes as a person reads them: "1.6 KB"."""
     left = float(size)
     for unit in ("bytes", "KB", "MB"):
-        if left < 1000:
+        if left < 999.5:
             return f"{left:.3g} {unit}"
         left /= 1000
     return f"{left:.4g} GB"

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .opened import Refused, filled
+from .opened import Refused, read_exactly
 from .plain_pickle import Stored, read_plain
 from .shapes import MOST_TENSORS, item_size
-from .text import shown
+from .text import readable_size
 
 MOST_PICKLE = 16 * 2**20  # bytes of what describes the tensors, without their numbers
 MOST_DIRECTORY = 2 * 2**20  # bytes of an archive's list of parts
@@ -81,7 +81,7 @@ def _from_archive(file: BufferedReader, size: int) -> tuple[Any, BytesOf]:
 
     def bytes_of(name: str) -> Tensor:
         file.seek(_start(file, by_name[root + name]))
-        return filled(file, by_name[root + name].file_size)
+        return read_exactly(file, by_name[root + name].file_size)
 
     if f"{root}byteorder" in by_name and bytes_of("byteorder").numpy().tobytes() != b"little":
         raise Refused("was written on a computer with another order of bytes; save it again as .safetensors")
@@ -125,7 +125,7 @@ def _from_stream(file: BufferedReader, size: int) -> tuple[Any, BytesOf]:
 
     def bytes_of(key: str) -> Tensor:
         file.seek(places[key][0])
-        return filled(file, places[key][1])
+        return read_exactly(file, places[key][1])
 
     return content, bytes_of
 
@@ -156,8 +156,8 @@ class _Builder:
         if stored not in self.tensors:
             self.left -= math.prod(stored.size) * item_size(stored.dtype)
             if self.left < 0 or len(self.tensors) == MOST_TENSORS:
-                raise Refused(f"describes more numbers than its {shown(self.size)} can hold; get it from another "
-                              "source, best as .safetensors")
+                raise Refused(f"describes more numbers than its {readable_size(self.size)} can hold; get it from "
+                              "another source, best as .safetensors")
             self.tensors[stored] = self._view(stored)
         return self.tensors[stored]
 

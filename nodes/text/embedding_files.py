@@ -18,7 +18,7 @@ from ..foreign.text import shown_name
 from ..names import ROOM_FOR_STEP, folded, safe_name
 from ..weight_files import holds
 from .embedding_formats import STANDARD_WIDTHS, read_embedding
-from .embedding_layouts import LAYOUTS, SAFETENSORS, Layout
+from .embedding_layouts import LAYOUTS, SAFETENSORS, FileLayout
 from .encoder_kinds import TextEncoder
 
 KIND = "embeddings"
@@ -144,7 +144,7 @@ class _WholeFile:
 class _PickledFile:
     """Another tool's layout."""
 
-    def __init__(self, vectors: Mapping[str, Tensor], metadata: Mapping[str, str], layout: Layout):
+    def __init__(self, vectors: Mapping[str, Tensor], metadata: Mapping[str, str], layout: FileLayout):
         self.extension = layout.extension
         self.content = layout.of(metadata["placeholder"], vectors)
 

@@ -12,7 +12,7 @@ ASTERISK, ITS_TOKEN = "*", 265  # the word of the authors' scripts, and its numb
 
 
 @dataclass(frozen=True)
-class Layout:
+class FileLayout:
     """extension: of the file. content: word, vectors (n, d) → what torch.save writes."""
 
     extension: str
@@ -49,7 +49,7 @@ def _core(word: str, rows: Tensor) -> dict[str, Any]:
 
 SAFETENSORS = "safetensors"
 AUTHORS_SCRIPTS = "Textual Inversion scripts (.pt)"
-LAYOUTS = {"Textual Inversion (.pt)": Layout(".pt", _textual_inversion),
-           AUTHORS_SCRIPTS: Layout(".pt", _authors_scripts),
-           "diffusers (.bin)": Layout(".bin", _diffusers),
-           "CoRe (.bin)": Layout(".bin", _core)}
+LAYOUTS = {"Textual Inversion (.pt)": FileLayout(".pt", _textual_inversion),
+           AUTHORS_SCRIPTS: FileLayout(".pt", _authors_scripts),
+           "diffusers (.bin)": FileLayout(".bin", _diffusers),
+           "CoRe (.bin)": FileLayout(".bin", _core)}

@@ -19,7 +19,7 @@ from .embedding_versions import embedding_versions
 from .encoders import text_encoders
 from .layout import Layout, parse_words
 from .pairs import token_count
-from .prompts import BUNDLED, PromptSet, bundled, joined, parse, read_prompts
+from .prompts import BUNDLED, PromptSet, bundled, join_sets, parse, read_prompts
 from .token_view import nearest_words, report, table, token_rows, vectors_in
 from .tokens import prompt_tokens
 
@@ -86,8 +86,9 @@ class PersonalizePromptSet(io.ComfyNode):
         wanted = dict(zip(KINDS, (background, action, outfit, style, colour), strict=True))
         chosen = [name for name in BUNDLED.get(kind, ()) if wanted.get(name, True)]
         path = _own_file(file)
-        prompts = joined(previous or PromptSet(()), bundled(kind, chosen) if kind != NONE else PromptSet(()),
-                         read_prompts(path) if path else PromptSet(()), parse(own_prompts, "own_prompts"))
+        empty = PromptSet(())
+        prompts = join_sets(previous or empty, bundled(kind, chosen) if kind != NONE else empty,
+                            read_prompts(path) if path else empty, parse(own_prompts, "own_prompts"))
         if not prompts.prompts:
             raise ValueError("The Prompt Set is empty; choose a kind and switch some of it on, a file, or write "
                              "prompts of your own.")

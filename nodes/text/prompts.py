@@ -50,7 +50,7 @@ class PromptSet:
         return tuple(template.replace(SLOT, words) for template in self.templates)
 
 
-def joined(*sets: PromptSet) -> PromptSet:
+def join_sets(*sets: PromptSet) -> PromptSet:
     """All templates in order, each once, however it is spaced or capitalised; the first one's kind counts."""
     first: dict[str, tuple[str, str]] = {}
     for prompts in sets:
@@ -103,4 +103,4 @@ def parse(text: str, source: str) -> PromptSet:
         if len(prompts) == MOST_PROMPTS:
             raise ValueError(f"{source} holds more than {MOST_PROMPTS} prompts; keep the best of them.")
         prompts.append((kind, line))
-    return joined(PromptSet(tuple(prompts)))
+    return join_sets(PromptSet(tuple(prompts)))

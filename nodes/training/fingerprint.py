@@ -17,6 +17,7 @@ from torch import Tensor
 
 LARGEST_WHOLE = 2**20  # bytes of a tensor that go into its digest as they are
 NUMBERS_AT_ONCE = 2**20
+NUMBER = 8  # bytes of an int64
 DEEPEST = 60
 
 
@@ -112,9 +113,10 @@ class _WeightedSums:
         stored = tensor.contiguous().reshape(-1)
         if stored.nbytes <= LARGEST_WHOLE:
             return stored.cpu().view(torch.uint8).numpy().tobytes()
-        aligned = stored.data_ptr() % 8 == 0 and stored.storage_offset() * stored.element_size() % 8 == 0
+        offset = stored.storage_offset() * stored.element_size()
+        aligned = stored.data_ptr() % NUMBER == 0 and offset % NUMBER == 0
         stored = (stored if aligned else stored.clone()).view(torch.uint8)
-        whole = len(stored) // 8 * 8
+        whole = len(stored) // NUMBER * NUMBER
         sums = [self._sum(part) for part in stored[:whole].view(torch.int64).split(NUMBERS_AT_ONCE)]
         return torch.stack(sums).cpu().numpy().tobytes() + stored[whole:].cpu().numpy().tobytes()
 

@@ -13,7 +13,7 @@ from ..foreign.text import shown_name
 from .augment import CHANNELS, GREY, Preparation, prepared
 from .captions import captions_for, read_caption
 from .fingerprint import fingerprint
-from .picture_bounds import at_once, check_shape, shown
+from .picture_bounds import at_once, check_sides, count_shown
 from .picture_files import FolderContents, folder_contents, some_of
 from .picture_reading import read_picture
 
@@ -141,7 +141,7 @@ def prepare(sources: Sequence[Source], how: Preparation, progress: Callable[[], 
 
     Raises ValueError naming every picture that is not good, also one of whose subject a centre crop leaves nothing.
     """
-    each, number = shown(len(sources), how)
+    each, number = count_shown(len(sources), how)
     looks = torch.ones(number, each, how.size, how.size, CHANNELS)
     pictures, remarks, refused = [], [], {}
     for index, source in enumerate(sources):
@@ -215,7 +215,7 @@ def _converter(name: str, image: Tensor, mask: Tensor | None) -> Callable[[], Lo
         if image.shape[-1] not in (3, 4):
             raise ValueError(f"{name} has {image.shape[-1]} channels; connect an IMAGE with 3 (or 4 with "
                              "transparency).")
-        check_shape(name, image.shape[1], image.shape[0])
+        check_sides(name, image.shape[1], image.shape[0])
         if not torch.isfinite(image).all():
             raise ValueError(f"{name} holds values that are not numbers; look at the node that made it.")
         if mask is not None and not torch.isfinite(mask).all():

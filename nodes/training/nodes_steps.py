@@ -6,6 +6,7 @@ from pathlib import Path
 
 from comfy_api.latest import io, ui
 
+from ..foreign.text import readable_size
 from ..locations import location_of
 from ..run_files import RunFile, run_names
 from ..text.embedding_files import prompt_text
@@ -91,13 +92,13 @@ def _line(file: RunFile) -> str:
     where = location_of(file.path)
     name = f"{prompt_text(file.path)} {file.text}" if file.what == "embedding" else f"{where['kind']}/{where['name']}"
     step = "record" if file.step is None else f"step {file.step}"
-    return f"{step}  {name}  {_bytes(file.size)}"
+    return f"{step}  {name}  {readable_size(file.size)}"
 
 
 def _of_leftovers(paths: Sequence[Path], deleted: bool) -> list[str]:
     if not paths:
         return []
-    size = _bytes(sum(path.stat().st_size for path in paths if path.exists()))
+    size = readable_size(sum(path.stat().st_size for path in paths if path.exists()))
     return ["Unfinished files of a killed run are deleted." if deleted else
             f"Unfinished, being written or left by a killed run: {size}; any deletion removes what is left."]
 
@@ -114,14 +115,7 @@ def _of_resuming(before: Sequence[RunFile], left: Sequence[RunFile]) -> list[str
 
 
 def _sum(files: Sequence[RunFile]) -> str:
-    return f"{len(files)} file{'s' * (len(files) != 1)}, {_bytes(sum(file.size for file in files))}"
-
-
-def _bytes(size: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
+    return f"{len(files)} file{'s' * (len(files) != 1)}, {readable_size(sum(file.size for file in files))}"
 
 
 NODES: list[type] = [PersonalizeManageSteps]

@@ -15,7 +15,7 @@ from ..types import ConceptType, SubjectType
 from .augment import Augmentation, Fit, Preparation
 from .batch import Subject
 from .images import Source, prepare, sources_from_tensors, sources_of, with_captions
-from .picture_files import FolderContents, fingerprint, folder_choices, folder_contents, some_of
+from .picture_files import FolderContents, folder_choices, folder_contents, folder_fingerprint, some_of
 
 
 class PersonalizeSubject(io.ComfyNode):
@@ -46,7 +46,7 @@ class PersonalizeSubject(io.ComfyNode):
     def fingerprint_inputs(cls, folder, picture_files=("",), captions=(), **_) -> str:
         """Changes when a picture or caption file does, or an embedding file that a caption names."""
         try:
-            return f"{fingerprint(folder[0] or '', picture_files[0] or '')}\n{embedding_versions(captions)}"
+            return f"{folder_fingerprint(folder[0] or '', picture_files[0] or '')}\n{embedding_versions(captions)}"
         except ValueError as error:
             return str(error)
 

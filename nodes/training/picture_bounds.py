@@ -11,7 +11,7 @@ SHOWN = 64 * 2**20
 BYTES = 4
 
 
-def check_shape(name: str, width: int, height: int) -> None:
+def check_sides(name: str, width: int, height: int) -> None:
     """Raises ValueError if a picture of that many pixels is too small, too large or too long to train on."""
     shorter, longer = sorted((width, height))
     if shorter < SMALLEST:
@@ -29,7 +29,7 @@ def at_once(how: Preparation) -> int:
     return max(1, min(how.versions, AT_ONCE // _bytes(how)))
 
 
-def shown(pictures: int, how: Preparation) -> tuple[int, int]:
+def count_shown(pictures: int, how: Preparation) -> tuple[int, int]:
     """How many versions of each picture are shown, and of how many pictures, in SHOWN bytes; at least one of one."""
     each = max(1, min(how.versions, SHOWN // (pictures * _bytes(how))))
     return each, max(1, min(pictures, SHOWN // (each * _bytes(how))))

@@ -84,7 +84,7 @@ def folder_choices() -> list[str]:
     return ["", *sorted({*folder_paths.get_input_subfolders(), *examples})]
 
 
-def fingerprint(folder: str, names: str) -> str:
+def folder_fingerprint(folder: str, names: str) -> str:
     """Changes when one of the pictures or captions does, or an embedding that a caption names.
 
     Raises ValueError as `picture_paths` does.

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..foreign.text import shown_name
-from .picture_bounds import LARGEST, check_shape
+from .picture_bounds import LARGEST, check_sides
 
 MODES_WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 ORIENTATION, BITS_PER_SAMPLE, SAMPLE_FORMAT, UNSIGNED = 274, 258, 339, 1
@@ -42,7 +42,7 @@ def read_picture(path: Path, enough: int) -> Pixels:
     with _one_sentence(name, path):
         image = pillow(Image.open, path)
     with image:
-        check_shape(name, *image.size)
+        check_sides(name, *image.size)
         with _one_sentence(name, path):
             _load(image)
             return Pixels(_channels(image, path, enough), _remark(image, name))

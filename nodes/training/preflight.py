@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..files import remove_leftovers
+from ..foreign.text import readable_size
 from ..locations import OUTPUT, check_folder, check_name, first_folder
 from ..run_files import RUNS
 from ..text.concept import Concept
@@ -68,8 +69,8 @@ def check_room(folder: RunFolder, saves: Saves) -> None:
     for disk, place in places.items():
         free = shutil.disk_usage(place).free
         if needed[disk] > free:
-            raise OSError(f"This run will save about {_shown(needed[disk])} on the disk of {place}, where "
-                          f"{_shown(free)} are free; make room there, or save and preview less often.")
+            raise OSError(f"This run will save about {readable_size(needed[disk])} on the disk of {place}, where "
+                          f"{readable_size(free)} are free; make room there, or save and preview less often.")
 
 
 def _stored_size(tensors: Mapping[str, Tensor], bytes_each: int) -> int:
@@ -96,7 +97,3 @@ def _states(saves: Saves) -> int:
         return sum(file + RECORD * step for step in saves.steps)
     at_once = 1 if len(saves.steps) == 1 or saves.state > LARGEST_STATE_PER_SAVE else 2
     return at_once * (file + RECORD * saves.steps[-1])
-
-
-def _shown(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

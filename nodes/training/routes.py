@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..page import Refused, answered, json_object, shortened, text_in
+from ..page import RequestRefused, answered, json_object, shortened, text_in
 from .presets import PRESETS
 from .progress import RUNS, shown_report
 from .run_folder import saved_report
@@ -22,10 +22,10 @@ async def command(request: web.Request) -> dict[str, Any]:
     body = await json_object(request)
     run, wanted = text_in(body, "run"), text_in(body, "command")
     if wanted not in COMMANDS:
-        raise Refused(f"There is no command '{shortened(wanted)}'; there are {', '.join(COMMANDS)}.")
+        raise RequestRefused(f"There is no command '{shortened(wanted)}'; there are {', '.join(COMMANDS)}.")
     live = RUNS.find(run)
     if live is None:
-        raise Refused(f"The run '{shortened(run)}' is not in progress.", 404)
+        raise RequestRefused(f"The run '{shortened(run)}' is not in progress.", 404)
     live.command(wanted)
     return {"ok": True, "message": "It is done after the current step."}
 
@@ -42,7 +42,7 @@ async def report(request: web.Request) -> dict[str, Any]:
     try:
         return await asyncio.to_thread(lambda: shown_report(live.report if live else saved_report(run)))
     except ValueError as error:
-        raise Refused(str(error)) from error
+        raise RequestRefused(str(error)) from error
 
 
 @ROUTES.get("/personalize/runs")

@@ -128,7 +128,7 @@ class RunFolder:
                       for concept in concepts]
         trained = Artifact(*WEIGHTS, weights)
         wanted = [artifact for artifact in (trained, *artifacts) if artifact.tensors]
-        kept = sorted((artifact for artifact in wanted if last or not is_large(artifact)), key=size_of)
+        kept = sorted((artifact for artifact in wanted if last or not is_large(artifact)), key=bytes_of)
         written = {id(artifact): attempts(self._save_tensors, artifact, step) for artifact in kept}
         embeddings = [path for path in embeddings if path]
         files = [*embeddings, written.get(id(trained))]
@@ -203,14 +203,14 @@ def preview_image(run: str, name: str) -> dict[str, str]:
     return {"filename": name, "subfolder": f"{RUNS}/{run}", "type": "output"}
 
 
-def size_of(artifact: Artifact) -> int:
+def bytes_of(artifact: Artifact) -> int:
     """Bytes of an artifact's tensors."""
     return sum(t.nbytes for t in artifact.tensors.values())
 
 
 def is_large(artifact: Artifact) -> bool:
     """Whether it is saved at the last step only."""
-    return size_of(artifact) > LARGEST_WEIGHTS_PER_STEP
+    return bytes_of(artifact) > LARGEST_WEIGHTS_PER_STEP
 
 
 def _with_paths(saved: Mapping[str, Any], changed: Callable[[Any], Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..files import NotWritten
-from ..locations import shown
+from ..locations import readable_path
 from ..notice import notice
 from ..text.concept import Concept
 from .parts.part import Artifact
@@ -78,10 +78,10 @@ class Saver:
             self.live.send("preview", **preview)
 
     def _message(self, saved: Mapping[str, Any], lost: Sequence[NotWritten]) -> str:
-        files = ", ".join(shown(Path(file)) for file in (*saved["files"], *saved["part_files"]))
+        files = ", ".join(readable_path(Path(file)) for file in (*saved["files"], *saved["part_files"]))
         words = f" In a prompt write {' and '.join(saved['embeddings'])}." if saved["embeddings"] else ""
         return (f"Step {saved['step']} of {self.total} is saved{' in part' * bool(lost)}: {files or 'no file'}.{words} "
-                f"Losses, previews and the state to continue from are in {shown(self.folder.path)}.")
+                f"Losses, previews and the state to continue from are in {readable_path(self.folder.path)}.")
 
     def _tell(self, failed: Sequence[NotWritten]) -> None:
         if failed:
@@ -89,4 +89,4 @@ class Saver:
 
 
 def _failed(failed: Sequence[NotWritten]) -> str:
-    return "Could not write " + "; ".join(f"{shown(error.path)} ({error.reason})" for error in failed)
+    return "Could not write " + "; ".join(f"{readable_path(error.path)} ({error.reason})" for error in failed)

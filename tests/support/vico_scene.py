@@ -11,7 +11,7 @@ from torch import Tensor
 
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.papers.vico.apply import with_references
-from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
+from personalize.nodes.papers.vico.blocks import ImageBlocks, layers_at
 from personalize.nodes.papers.vico.references import Reference, Use
 from personalize.nodes.recording.record import Record
 from personalize.nodes.text.concept import Concept
@@ -49,7 +49,7 @@ class Scene:
     def __init__(self, checkpoint, text: str = PROMPT, negative: str = "blurry", placement: str = "decoder"):
         self.model, self.clip, self.vae = checkpoint
         self.concepts = (_concept(DOG, self.clip, 1), _concept(TOY, self.clip, 2))
-        self.blocks = ImageBlocks(self.model, chosen_layers(unet_of(self.model).layers, placement))
+        self.blocks = ImageBlocks(self.model, layers_at(unet_of(self.model).layers, placement))
         self.blocks.draw(torch.Generator().manual_seed(3))
         self.tensors = {name: p.detach() for name, p in self.blocks.named_tensors()}
         self.positive = self.encode(text)

@@ -96,7 +96,7 @@ class BasisChoice:
                          f"Encode with Spans, connect clip and write the prompt, or set basis to '{ALL}'.")
 
 
-def joined(bases: Sequence[Basis]) -> Basis:
+def join_bases(bases: Sequence[Basis]) -> Basis:
     """Basis of all that several conditionings span together. Raises ValueError if their numbers of rows differ."""
     counts = {len(basis.rows) for basis in bases} - {1}
     if len(counts) > 1:
@@ -157,7 +157,7 @@ def check_tokens(entry: Entry) -> None:
                          "the MODEL before it too.")
 
 
-def check_fits(tokens: VisualTokens, entry: Entry) -> None:
+def check_widths(tokens: VisualTokens, entry: Entry) -> None:
     """Raises ValueError if visual tokens and a conditioning cannot be put together."""
     if tokens.source in WORD_LIKE:
         raise ValueError(f"The visual tokens of {tokens.source} are no part of the text yet: they go through the text "

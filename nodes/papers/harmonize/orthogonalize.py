@@ -9,9 +9,9 @@ from .orchestration import (
     Basis,
     BasisChoice,
     Entry,
-    check_fits,
     check_tokens,
-    joined,
+    check_widths,
+    join_bases,
     visual_positions,
     with_appended,
     with_replaced,
@@ -39,7 +39,7 @@ def orthogonalize(conditioning: Sequence[Entry], choice: BasisChoice, strength: 
     """
     for entry in (*conditioning, *(basis_from or ())):
         check_tokens(entry)
-    shared = joined([choice.of(entry, visual_positions(entry, 0)) for entry in basis_from]) if basis_from else None
+    shared = join_bases([choice.of(entry, visual_positions(entry, 0)) for entry in basis_from]) if basis_from else None
     made, seen, bases, lines = [], [], [], []
     for entry in conditioning:
         positions = visual_positions(entry, last_tokens)
@@ -54,7 +54,7 @@ def orthogonalize(conditioning: Sequence[Entry], choice: BasisChoice, strength: 
         seen.append(visual)
         bases.append(basis)
         lines.append(_report(basis, basis.share(visual.vectors), strength))
-    of_all = joined(bases) if tokens is not None else bases[0]
+    of_all = join_bases(bases) if tokens is not None else bases[0]
     alone = replace(seen[0], vectors=of_all.orthogonalised(seen[0].vectors, strength).float().cpu())
     report = "\n".join(lines if len(lines) == 1 else [f"{i}. {line}" for i, line in enumerate(lines, 1)])
     return Orthogonalized(made, alone, report, max(basis.rank for basis in bases))
@@ -62,7 +62,7 @@ def orthogonalize(conditioning: Sequence[Entry], choice: BasisChoice, strength: 
 
 def _visual(entry: Entry, positions: Sequence[int], tokens: VisualTokens | None) -> VisualTokens:
     if tokens is not None:
-        check_fits(tokens, entry)
+        check_widths(tokens, entry)
         return tokens
     if not positions:
         raise ValueError("The conditioning holds no visual tokens; connect visual_tokens, or say in last_tokens how "

@@ -26,7 +26,7 @@ MODULE = "image_cross_attention"
 _EVERY_OTHER = 2
 
 
-def chosen_layers(layers: Sequence[AttentionLayer], placement: Placement) -> tuple[AttentionLayer, ...]:
+def layers_at(layers: Sequence[AttentionLayer], placement: Placement) -> tuple[AttentionLayer, ...]:
     """The layers after which image blocks stand: every other block with cross-attention, counted from the first of
     the encoder (Table 5), in the decoder, the encoder or both (Fig. 8).
 

@@ -31,7 +31,7 @@ from ...training.parts.part import (
 from ...training.restoring import matching
 from ...training.seeds import generator
 from .apply import KEY, Applied
-from .blocks import ImageBlocks, Placement, chosen_layers
+from .blocks import ImageBlocks, Placement, layers_at
 from .files import FILE, FOLDER, metadata_of
 from .maths import Variant, given_mask, object_mask
 from .references import Reference, Use
@@ -91,7 +91,7 @@ class ImageAttentionPart(TrainablePart):
         """Float32 blocks with random weights, as the authors start. Raises ValueError if the model has some already."""
         if run.model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):
             raise ValueError("The MODEL for Train already reads a reference; connect the model from before Apply ViCo.")
-        layers = chosen_layers(unet_of(run.model).layers, self.placement)
+        layers = layers_at(unet_of(run.model).layers, self.placement)
         blocks = ImageBlocks(run.model, layers, torch.float32, run.device)
         blocks.draw(generator(run.seed, "image blocks"))
         attached = AttachedImageAttention(self, run, blocks)

@@ -11,7 +11,7 @@ from ...text.tokens import PromptTokens
 from ...training.batch import Batch, Stream
 from ...training.diffusion import ALWAYS, denoising_pass
 from ...training.interfaces import DenoiserSide, Maps, Needs, Results, TextSide
-from .blocks import Placement, chosen_layers
+from .blocks import Placement, layers_at
 from .maths import alignment, end_of_text_regularisation, object_mask
 from .parts import REFERENCE, end_position, reference_masks, subject_positions
 
@@ -44,7 +44,7 @@ class ReferenceAttentionLoss:
                    for tokens, placeholder in zip(run.context.tokens, _placeholders(batch), strict=True)]
         length = max(map(len, columns))
         positions = tuple(c + c[-1:] * (length - len(c)) for c in columns)
-        layers = chosen_layers(text.layers, self.placement)
+        layers = layers_at(text.layers, self.placement)
         return Needs(encodes={"prompts": run.context},
                      maps={"reference": Maps(run, layers, "pixels", positions, beside=True)})
 

@@ -59,7 +59,7 @@ def contenders(options: argparse.Namespace) -> tuple[dict, list, list]:
     from bench import checkpoint
     from personalize.nodes.families.find import unet_of
     from personalize.nodes.papers.vico.apply import with_references
-    from personalize.nodes.papers.vico.blocks import ImageBlocks, chosen_layers
+    from personalize.nodes.papers.vico.blocks import ImageBlocks, layers_at
     from personalize.nodes.papers.vico.references import Reference, Use
     from personalize.nodes.recording.record import Record
     from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
@@ -71,7 +71,7 @@ def contenders(options: argparse.Namespace) -> tuple[dict, list, list]:
     with torch.inference_mode():
         positive, negative = (PersonalizeEncodeWithSpans.execute(clip, text, "").args[0] for text in (PROMPT, ""))
         for name, use, _ in RATIOS:
-            blocks = ImageBlocks(model, chosen_layers(unet_of(model).layers, "decoder"))
+            blocks = ImageBlocks(model, layers_at(unet_of(model).layers, "decoder"))
             blocks.draw(torch.Generator().manual_seed(2))
             models[name] = with_references(model, blocks, (), [reference], Use(**use), Record("bench", every_step=True))
     return models, positive, negative
