@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from personalize.nodes.attention.masks import OTSU
+from personalize.nodes.papers.core.test_time import NoisedScene
 from personalize.nodes.recording.nodes_mask import PersonalizeSubjectMask
 from personalize.nodes.recording.nodes_record import (
     EVERY_STEP,
@@ -15,8 +16,14 @@ from personalize.nodes.recording.nodes_record import (
 from personalize.nodes.recording.nodes_show import EACH_MAP, EACH_STEP, PersonalizeShowAttention, PersonalizeShowMasks
 from personalize.nodes.text.layout import layout_in
 from personalize.nodes.text.nodes_prompts import PersonalizeEncodeWithSpans
+from personalize.nodes.training.assembly import open_training
+from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.plan import Plan, Settings
+from personalize.nodes.training.recipe import TemplateRecipe
 from support.recorded import recording
 from support.sampling import encoded, sample
+from support.trainings import subject
 
 PROMPT = "a photo of a dog and a red hat"
 SAME_LENGTH = "a photo of a cat and a red boy"
@@ -153,6 +160,24 @@ def test_other_packs_attention_is_kept(z_image, last):
     for run in (record.current for record in records):
         for layer, (query, key, _) in zip(run.layers, kept, strict=True):
             assert close(run.map("dog", layer), plain_maps(query, key, positions, first, (6, 5)))
+
+
+@pytest.mark.parametrize("kind, channels", [("sd15", 4), ("z_image", 16)])
+def test_training_on_a_model_that_records_is_the_same(request, kind, channels):
+    """It records in a sampler's run alone."""
+    model, clip, _ = request.getfixturevalue(kind)
+    recorded, record = recording(model)
+    latents = NoisedScene(torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(0)))
+    found = []
+    for each in (model, recorded):
+        made = Plan(each, clip, None, (subject(1),), (EmbeddingPart(lr=0.1),), (DiffusionLoss(),), TemplateRecipe(),
+                    Settings(steps=2, checkpointing=True))
+        with open_training(made, latents=latents) as trainer:
+            trainer.run(lambda trainer, record: True)
+            found.append([entry["loss"] for entry in trainer.history])
+    assert found[0] == found[1] and found[0][0] != found[0][1]
+    with pytest.raises(ValueError, match="The record of the test is empty"):
+        record.sampling()
 
 
 # ------------------------------------------------------------------------------------------------ nodes

@@ -45,6 +45,11 @@ def test_no_other_room_knows_a_family():
     assert {name: what for name, what in found.items() if what} == {}
 
 
+def test_what_looks_inside_knows_no_family_at_all():
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (NODES / "recording").glob("*.py")}
+    assert not [name for name, source in sources.items() if "unet_of" in source or "attn2" in source]
+
+
 def test_what_the_rule_forbids_is_seen():
     assert knows("from comfy.ldm.lumina.model import NextDiT\nblock.attn2.to_k(size // 8)") == [
         "comfy.ldm.lumina.model", "to_k", "a factor of 8", "attn2"]

@@ -1,1 +1,1 @@
-"""The U-Net's attention: layers in execution order and recorders."""
+"""What a call of the denoiser is made of: sides, words, maps, masks; a second sampling run beside the first."""

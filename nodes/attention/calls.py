@@ -10,7 +10,7 @@ Options = Mapping[str, Any]
 
 
 def put_first(model, kind: str) -> None:
-    """Lets the newest of a model's patches of this kind see rows and pixels as the U-Net gives them, before patches
+    """Lets the newest of a model's patches of this kind see rows and pixels as the denoiser gives them, before patches
     that change their number."""
     lists = model.model_options["transformer_options"]["patches"]
     *others, newest = lists[kind]
@@ -33,7 +33,7 @@ def rows_of_each(tensor: Tensor, options: Options) -> int:
 
 
 def rows_told(rows: int, options: Options) -> int:
-    """Rows of each conditioning, of so many that the U-Net or a part of it gets; 0 if another node has changed their
+    """Rows of each conditioning, of so many that the denoiser or a part of it gets; 0 if another node has changed their
     number without saying so in the options."""
     count = len(options["cond_or_uncond"])
     expected = len(options["sigmas"]) if "sigmas" in options else rows // count

@@ -1,4 +1,4 @@
-"""Windows: nodes that let the U-Net see a long batch or a large latent part by part."""
+"""Windows: nodes that let the denoiser see a long batch or a large latent part by part."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -126,7 +126,7 @@ def _positive_conditionings(guider) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def watched_chunks(options: Options, conditionings: Mapping[UUID, Watched]) -> dict[int, Watched]:
-    """Those of the conditionings that run in this call of the U-Net, by their place in options["uuids"].
+    """Those of the conditionings that run in this call of the denoiser, by their place in options["uuids"].
 
     Copies that ComfyUI adds to the other lists go by the same id. Call it of a model after `tell_sides`.
     """

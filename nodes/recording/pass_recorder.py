@@ -32,7 +32,7 @@ def beside() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
-    """Softmax cross-attention wanted of one pass, mean over heads, float32.
+    """Attention to the text wanted of one pass, a softmax, mean over heads, float32.
 
     layers: layers to record.
     keep: "mean" gives (rows, T) per layer, the mean over pixels; "pixels" gives (rows, pixels, n) per layer.
