@@ -80,7 +80,7 @@ class Scene:
         sampling, base = self.model.get_model_object("model_sampling"), self.model.model
         latents = torch.cat([reference.latents for reference in references])
         spans = spans_in(self.positive[0][1])
-        where = [spans[reference.word] for reference in references for _ in reference.latents]
+        where = [spans[reference.words] for reference in references for _ in reference.latents]
         sides = [self.positive, self.negative]
         contexts = [side[0][0].expand(batch, -1, -1) for side in sides]
         ys = [None, None]
