@@ -50,6 +50,16 @@ def prompt_again_inputs() -> list:
                                 "looked up.")]
 
 
+def check_prompt_again(clip, prompt: str | None) -> None:
+    """Raises ValueError if only one of the two is given."""
+    if prompt and clip is None:
+        raise ValueError("prompt is filled in but clip is not connected; connect it, or clear prompt, which a "
+                         "conditioning of Encode with Spans does not need.")
+    if clip is not None and not prompt:
+        raise ValueError("clip is connected but prompt is empty; write the text of the conditioning there once more, "
+                         "or disconnect clip, which a conditioning of Encode with Spans does not need.")
+
+
 def step_inputs(remark: str = "") -> list:
     """first_step and last_step: the training steps in which something acts."""
     return [

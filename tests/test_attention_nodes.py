@@ -204,14 +204,15 @@ def mask_graph(**inputs):
 WANTED = {"mask": ["11", 0], "preview": ["11", 1], "record": ["5", 1], "image": ["7", 0]}
 
 
-@pytest.mark.parametrize("method", ["Otsu", "threshold"])
-def test_subject_mask_parts_the_map(session, method):
+@pytest.mark.parametrize("method, words", [("Otsu", "dog"), ("threshold", "dog"), ("Otsu", "dog, red hat")])
+def test_subject_mask_parts_the_map(session, method, words):
     from skimage.filters import threshold_otsu
 
-    values = session(mask_graph(mask_method=method, threshold=0.45), WANTED).values
+    values = session(mask_graph(words=words, mask_method=method, threshold=0.45), WANTED).values
+    recorded = values["record"].sampling()
     mask = values["mask"]
     assert mask.shape == (2, 128, 128) and set(mask.unique().tolist()) == {0.0, 1.0}
-    for found, map_ in zip(mask, values["record"].sampling().mean_map("dog")):
+    for found, map_ in zip(mask, sum(recorded.mean_map(word) for word in words.split(", "))):
         map_ = torch.nn.functional.interpolate(map_[None, None], (128, 128), mode="bilinear", antialias=True)[0, 0]
         low, high = map_.min(), map_.max()
         level = threshold_otsu(map_.double().numpy()) if method == "Otsu" else low + 0.45 * (high - low)
@@ -290,8 +291,8 @@ FAILURES = {
         changed("5", words="cat"), "found no 'cat' in the positive conditioning.*connect clip and prompt"),
     "word that the given prompt does not hold": (
         changed("5", words="cat", clip=["1", 1], prompt=PROMPT), "word 'cat' of words is not in the prompt"),
-    "clip without prompt": (changed("5", clip=["1", 1]), "clip is given without prompt"),
-    "prompt without clip": (changed("5", prompt="a dog"), "prompt is given without clip"),
+    "clip without prompt": (changed("5", clip=["1", 1]), "clip is connected but prompt is empty"),
+    "prompt without clip": (changed("5", prompt="a dog"), "prompt is filled in but clip is not connected"),
     "no words": (changed("5", words="", clip=["1", 1], prompt="a dog"), "words is empty"),
     "foreign conditioning": (graph(encoder="foreign", words=""), "does not say where words are.*Encode with Spans"),
     "foreign conditioning and words": (FOREIGN, "found no 'dog, red hat'"),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from personalize.nodes.attention.masks import otsu
+from personalize.nodes.attention.schedule import NoiseRange
 from personalize.nodes.attention.words import words_of
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.papers.harmonize.nodes_swap import PersonalizeBranchLatent
@@ -65,6 +66,16 @@ def test_settings(world, settings, by_hand):
     found = world.sample(world.swap(noise="own", **settings)[0], **how)
     assert close(found, ByHand(world, how, noise=own_noise(), **by_hand).picture)
     assert far(found, world.sample(**how))
+
+
+@pytest.mark.parametrize("scheduler, count", [("normal", 25), ("normal", 100), ("ddim_uniform", 50),
+                                              ("ddim_uniform", 100)])
+def test_of_even_steps_the_window_is_the_papers(sd15, scheduler, count):
+    """0.2 is after 20 of the paper's 100 steps: core's share of the schedule and a share of even steps agree."""
+    from comfy.samplers import calculate_sigmas
+
+    sigmas = calculate_sigmas(sd15.model.get_model_object("model_sampling"), scheduler, count)
+    assert NoiseRange.of(sd15.model, (0.2, 1.0)).steps(sigmas) == set(range(count // 5, count))
 
 
 @pytest.mark.smoke

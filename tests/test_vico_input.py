@@ -73,6 +73,10 @@ def test_each_object_has_a_word_of_its_own(prompt, trained, others, expected, ca
     assert ("does not hold" in caplog.text) == (expected == END_OF_TEXT)
 
 
+def test_words_of_one_object_are_looked_at_together():
+    assert place_of(layout(DOG, TOY), f"{TOY}, a, missing", (DOG,)) == (f"{TOY}, a", (3, 1))
+
+
 # ------------------------------------------------------------------------------------------------ chains
 def test_parts_that_train_the_same_are_one_too_many(sd15):
     vico = PersonalizeTrainViCo.execute(1e-5, 5e-3, "decoder", "Eq. 5").args[0]

@@ -152,7 +152,7 @@ NO_IMAGE = {"5": {**graph()["5"], "inputs": {k: v for k, v in graph()["5"]["inpu
         (changed("5", prompt="a dog"), "prompt is filled in but clip is not connected; connect it, or clear prompt"),
         (
             changed("5", clip=["1", 1]),
-            "clip is connected but prompt is empty; write the positive prompt there once more, or disconnect",
+            "clip is connected but prompt is empty; write the text of the conditioning there once more",
         ),
         (
             changed("4", file="gone.safetensors"),

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from torch import Tensor
 
+from ..inputs import check_prompt_again
 from ..text.layout import Layout, layout_in, layout_of
 from ..text.pairs import in_pairs, token_count
 from ..text.tokens import prompt_tokens
@@ -71,11 +72,9 @@ def words_of(names: Sequence[str], clip=None, prompt: str | None = None) -> Word
     Without names, the placeholders that the CLIP knows. Raises ValueError naming a word that the prompt does not hold,
     or if only one of the two is given.
     """
-    if clip is None and not prompt:
+    check_prompt_again(clip, prompt)
+    if not prompt:
         return Words(tuple(names))
-    if clip is None or not prompt:
-        raise ValueError(f"{'prompt' if prompt else 'clip'} is given without {'clip' if prompt else 'prompt'}; words "
-                         "are found by both together: connect the CLIP that encodes the prompt and repeat its text.")
     layout = prompt_tokens(clip, prompt).layout
     missing = [name for name in names if not layout.find(name)]
     if missing:

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 
 import comfy.utils
 from comfy_api.latest import io
-from torch import Tensor
 
-from ...families.latents import latent_space
 from ...inputs import (
     batch_size_input,
     learning_rate_input,
@@ -23,7 +21,7 @@ from ...text.placeholders import filled
 from ...training.diffusion import step_window
 from ...types import ConceptType, LossType, PromptSetType, SubjectType
 from .presets import FORMULAS, core_terms
-from .test_time import Refinement, Scene, refine
+from .test_time import Refinement, Scene, latents_of, refine
 
 CATEGORY = "personalize/core"
 ATTENTION = ("exact", "estimate")
@@ -146,26 +144,10 @@ class PersonalizeCoReTestTime(io.ComfyNode):
             bar.update(1)
             losses.append(record["loss"])
 
-        scene = Scene(_looked_at(model, latent, size), tuple(subject), vae)
+        scene = Scene(latents_of(model, latent, size), tuple(subject), vae)
         refined = refine(model, clip, concept, how, scene, each_step)
         taught = apply_concepts(clip, refined)
         return io.NodeOutput(refined, taught.encode_from_tokens_scheduled(taught.tokenize(prompt)), {"loss": losses})
-
-
-def _looked_at(model, latent: dict | None, size: int) -> Tensor:
-    """(N, C, h, w) in the model's space."""
-    space = latent_space(model)
-    if latent is None:
-        return space.empty((size, size))
-    samples = latent["samples"]
-    if samples.ndim != 4 or samples.shape[1] != space.channels:
-        raise ValueError(f"latent has the shape {tuple(samples.shape)} but the model takes latents of "
-                         f"{space.channels} channels; encode a picture with this checkpoint's VAE.")
-    if not samples.isfinite().all():
-        raise ValueError(
-            "latent holds values that are not numbers; look at the sampler or VAE that made it, or disconnect it."
-        )
-    return space.from_vae(samples.float().cpu())
 
 
 NODES: list[type] = [PersonalizeCoReLoss, PersonalizeCoReTestTime]

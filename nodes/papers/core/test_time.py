@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...families.latents import latent_space
 from ...families.noise import NoiseLevels
 from ...text.apply import apply_concepts, words_in
 from ...text.concept import Concept, initial_vectors
@@ -106,6 +107,25 @@ def _refined(session: Session, concept: Concept, others: Vectors, template: str,
         trainer.run(after_step)
         vectors = trainer.vectors()[concept.placeholder]
     return concept.with_vectors(vectors, {**concept.settings, "refined_for": how.prompt})
+
+
+def latents_of(model, latent: dict | None, size: int) -> Tensor:
+    """(N, C, h, w) in the model's space: of a LATENT, or an empty one of `size` pixels a side.
+
+    Raises ValueError if the model takes no such latents.
+    """
+    space = latent_space(model)
+    if latent is None:
+        return space.empty((size, size))
+    samples = latent["samples"]
+    if samples.ndim != 4 or samples.shape[1] != space.channels:
+        raise ValueError(f"latent has the shape {tuple(samples.shape)} but the model takes latents of "
+                         f"{space.channels} channels; encode a picture with this checkpoint's VAE.")
+    if not samples.isfinite().all():
+        raise ValueError(
+            "latent holds values that are not numbers; look at the sampler or VAE that made it, or disconnect it."
+        )
+    return space.from_vae(samples.float().cpu())
 
 
 def _pictures_of(concept: Concept, subjects: Sequence[Subject]) -> tuple[Picture, ...]:

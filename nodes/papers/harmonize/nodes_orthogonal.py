@@ -5,7 +5,7 @@ import textwrap
 
 from comfy_api.latest import io, ui
 
-from ...inputs import prompt_again_inputs, strength_input, words_input
+from ...inputs import check_prompt_again, prompt_again_inputs, strength_input, words_input
 from ...text.embedding_versions import embedding_versions
 from ...text.layout import parse_words
 from ...types import VisualTokensType
@@ -80,6 +80,7 @@ class PersonalizeOrthogonalize(io.ComfyNode):
         if visual_tokens is not None and last_tokens:
             raise ValueError("visual_tokens is connected and last_tokens is set; the picture's tokens can come from "
                              "one place only: disconnect the one or set the other to 0.")
+        check_prompt_again(clip, prompt)
         choice = BasisChoice(parse_words(words), basis, clip, prompt)
         found = orthogonalize(conditioning, choice, strength, last_tokens, visual_tokens, basis_conditioning)
         return io.NodeOutput(found.conditioning, found.tokens, found.report, found.rank,

@@ -8,7 +8,15 @@ from typing import get_args
 from comfy_api.latest import io
 from torch import Tensor
 
-from ...inputs import check_percents, percent_inputs, prompt_again_inputs, size_input, strength_input, words_input
+from ...inputs import (
+    check_percents,
+    check_prompt_again,
+    percent_inputs,
+    prompt_again_inputs,
+    size_input,
+    strength_input,
+    words_input,
+)
 from ...recording.record import Record
 from ...text.concept import Concept
 from ...text.embedding_versions import embedding_versions
@@ -130,12 +138,7 @@ class PersonalizeApplyViCo(io.ComfyNode):
                 image_2=None, words_2: str = "", mask_2=None, clip=None, prompt: str = "") -> io.NodeOutput:
         """MODEL, PERSONALIZE_RECORD."""
         check_percents(start_percent, end_percent)
-        if prompt and clip is None:
-            raise ValueError("prompt is filled in but clip is not connected; connect it, or clear prompt, which a "
-                             "positive prompt from Encode with Spans does not need.")
-        if clip is not None and not prompt:
-            raise ValueError("clip is connected but prompt is empty; write the positive prompt there once more, or "
-                             "disconnect clip, which a positive prompt from Encode with Spans does not need.")
+        check_prompt_again(clip, prompt)
         record = Record("Apply ViCo", every_step=True)
         if not strength:
             return io.NodeOutput(model, record)
