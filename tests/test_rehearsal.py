@@ -8,9 +8,8 @@ import torch
 from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.papers.vico.terms import ReferenceAttentionLoss
 from personalize.nodes.text.concept import Concept
-from personalize.nodes.training.batch import MadePicture, Subject
+from personalize.nodes.training.batch import Subject
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.plan import Settings
 from support.failures import PromptFailed
 from support.training_page import training_prompt
 from support.trainings import learned, make_job, run, subject
@@ -28,31 +27,16 @@ def nameless() -> Subject:
     return Subject(Concept("<my-dog>", "", "cat"), subject().pictures)
 
 
-def captioned(*words: int) -> Subject:
-    """A picture for each number, with a caption of so many words."""
-    pixels = subject().pictures[0].variants
-    return Subject(subject().concept, tuple(MadePicture(pixels, caption=" ".join(["<my-dog>", *["red"] * count]),
-                                                        name=str(count))
-                                            for count in words))
-
-
 @pytest.mark.parametrize("changes, message", [
     ({"terms": (DiffusionLoss(), context(ContextEmbeddingLoss)), "subjects": (nameless(),)}, "has no class words"),
     ({"terms": (DiffusionLoss(), context(ContextAttentionLoss)), "subjects": (nameless(),)}, "has no class words"),
     ({"terms": (DiffusionLoss(), context(ContextEmbeddingLoss, TEMPLATES, (1, 9)))}, "differ in more than the subject"),
-    ({"terms": (DiffusionLoss(), ReferenceAttentionLoss(window=LATER))}, "connect Training References"),
-    ({"subjects": (captioned(1, 1, 1, 100, 200),), "settings": Settings(steps=9, batch_size=2)},
-     "Prompts of 154 and 231 tokens cannot share a batch")],
-    ids=["class words", "class words of attention", "a template", "no references", "captions"])
+    ({"terms": (DiffusionLoss(), ReferenceAttentionLoss(window=LATER))}, "connect Training References")],
+    ids=["class words", "class words of attention", "a template", "no references"])
 def test_what_a_later_step_lacks_is_told_before_the_first(sd15, steps_taken, changes, message):
     with pytest.raises(ValueError, match=message):
         run(make_job(sd15, "later", **{"steps": 9, **changes}))
     assert steps_taken == []
-
-
-def test_captions_that_never_meet_in_a_batch_train(sd15, steps_taken):
-    run(make_job(sd15, "apart", subjects=(captioned(100, 200),), settings=Settings(steps=2, batch_size=1)))
-    assert steps_taken == [1, 2]
 
 
 def test_a_loss_that_begins_later_changes_nothing_before_it_does(sd15):

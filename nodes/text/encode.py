@@ -141,18 +141,17 @@ def _pooled_outputs(clip, encoders: Sequence[TextEncoder]) -> Iterator[list[Tens
 def _repeated(cond: Tensor, length: int) -> Tensor:
     if cond.shape[1] == length:
         return cond
-    check_lengths({cond.shape[1], length})
+    if not repeatable({cond.shape[1], length}):
+        raise ValueError(f"Prompts of {cond.shape[1]} and {length} tokens cannot share a batch; set the batch size to "
+                         "1, or make them equally long.")
     return cond.repeat(1, length // cond.shape[1], 1)
 
 
-def check_lengths(lengths: Collection[int]) -> None:
-    """Raises ValueError if prompts of these numbers of tokens cannot be encoded for one batch: the longest must be a
-    multiple of every other, and all of them whole chunks of CLIP, as no other encoding says the same twice."""
+def repeatable(lengths: Collection[int]) -> bool:
+    """Whether prompts of these numbers of tokens can be encoded for one batch: the longest must be a multiple of every
+    other, and all of them whole chunks of CLIP, as no other encoding says the same twice."""
     longest = max(lengths)
-    odd = next((each for each in sorted(set(lengths) - {longest}) if longest % each or each % CLIP_CHUNK), None)
-    if odd is not None:
-        raise ValueError(f"Prompts of {odd} and {longest} tokens cannot share a batch; set the batch size to 1 or "
-                         "shorten the longer caption to 75 words.")
+    return all(each == longest or longest % each == 0 and each % CLIP_CHUNK == 0 for each in lengths)
 
 
 @contextlib.contextmanager

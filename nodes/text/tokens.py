@@ -102,6 +102,11 @@ class PromptTokenizer:
         self._tokenize = functools.lru_cache(REMEMBERED_PROMPTS)(self._tokenize)
         self.fill = functools.lru_cache(REMEMBERED_PROMPTS)(self.fill)
 
+    @property
+    def chunked(self) -> bool:
+        """Whether prompts come in CLIP's chunks, of which shorter prompts are repeated beside longer ones."""
+        return all(isinstance(encoder, ClipEncoder) for encoder in self.encoders)
+
     def __call__(self, prompt: str) -> PromptTokens:
         """Tokens of `prompt`, placeholders as Slots. Prompt weights such as (word:1.2) are kept."""
         return self._tokenize(prompt, tuple(self.counts.items()))

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, Literal, Protocol, get_args
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from ..families.noise import NoiseLevels
 from ..text.concept import Concept
 
 Stream = Literal["subject", "prior", "reference"]
+Numbers = slice | list[int]  # of rows
 
 
 class Picture(Protocol):
@@ -121,7 +123,7 @@ class Noised:
     sigma: Tensor
     masks: Tensor | None = None
 
-    def slice(self, rows: slice) -> Noised:  # ty: ignore[invalid-type-form]
+    def slice(self, rows: Numbers) -> Noised:
         """The rows of a micro-batch."""
         cut = [None if t is None else t[rows] for t in (self.clean, self.noise, self.noisy, self.sigma, self.masks)]
         return Noised(*cut)  # ty: ignore[invalid-argument-type]
@@ -129,7 +131,8 @@ class Noised:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step, or a micro-batch of it: for each stream its rows and latents; "subject" is always there.
+    """One step, or a micro-batch of it: for each stream its rows and latents; "subject" is always there, in a
+    micro-batch perhaps without rows.
 
     shares: how many of the step's rows of a stream these are, 0…1.
     """
@@ -158,11 +161,35 @@ class Batch:
         for number in range(math.ceil(self.size / rows)):
             yield self._piece({stream: _cut(len(own), number, rows, self.size) for stream, own in self.rows.items()})
 
-    def _piece(self, cuts: Mapping[Stream, slice]) -> Batch:
-        rows = {stream: self.rows[stream][cut] for stream, cut in cuts.items()}
+    def apart(self, kinds: Mapping[Stream, Sequence[Hashable]]) -> Iterator[Batch]:
+        """Pieces whose rows are all of one kind in each stream, in the order in which kinds come up.
+
+        kinds: of every row. A stream with as many rows as the subject is cut row by row beside it.
+        """
+        beside = [stream for stream, rows in self.rows.items() if len(rows) == self.size]
+        of_subject = _groups(list(zip(*(kinds[stream] for stream in beside))))
+        groups = {stream: of_subject if stream in beside else _groups(kinds[stream]) for stream in self.rows}
+        if max(map(len, groups.values())) == 1:
+            yield self
+            return
+        for of_piece in zip_longest(*groups.values(), fillvalue=[]):
+            yield self._piece(dict(zip(groups, of_piece)))
+
+    def _piece(self, cuts: Mapping[Stream, Numbers]) -> Batch:
+        rows = {stream: _taken(self.rows[stream], cut) for stream, cut in cuts.items()}
         return replace(self, rows=rows,
                        latents={stream: latents.slice(cuts[stream]) for stream, latents in self.latents.items()},
-                       shares={stream: len(rows[stream]) / len(self.rows[stream]) for stream in cuts})
+                       shares={stream: self.shares[stream] * len(rows[stream]) / max(1, len(self.rows[stream]))
+                               for stream in cuts})
+
+
+def _groups(kinds: Sequence[Hashable]) -> list[list[int]]:
+    """Numbers of the rows of each kind."""
+    return [[i for i, kind in enumerate(kinds) if kind == each] for each in dict.fromkeys(kinds)]
+
+
+def _taken(rows: tuple[Row, ...], numbers: Numbers) -> tuple[Row, ...]:
+    return rows[numbers] if isinstance(numbers, slice) else tuple(rows[i] for i in numbers)
 
 
 def _cut(count: int, number: int, rows: int, size: int) -> slice:

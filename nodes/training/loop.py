@@ -3,14 +3,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ..text.encode import check_lengths
+from ..text.encode import repeatable
 from ..text.tokens import PromptTokenizer
 from ..text.vectors import Vectors
 from .batch import Batch, Latents, Row, Stream
@@ -82,9 +82,9 @@ class Trainer:
         settings, text = self.plan.settings, self.objective.text
         ahead = range(self.step + 1, settings.steps + 1)
         for step in ahead[:PROMPTS_AHEAD]:
-            for piece in Batch(step, self.plan.subjects, self._rows(step), {}).micro_batches(self.rows_at_once):
-                for rows in filter(None, piece.rows.values()):
-                    check_lengths({text.tokenizer(row.prompt).layout.length for row in rows})
+            for rows in self._rows(step).values():
+                for row in rows:
+                    text.tokenizer(row.prompt)
         for term in self.plan.terms:
             if isinstance(term, ChecksSubjects):
                 term.check(self.plan.subjects, text)
@@ -180,11 +180,24 @@ class Trainer:
     def _micro_batches(self, batch: Batch, measured: bool) -> tuple[dict[str, float], dict[str, float]]:
         norms = GradientNorms(self.parts) if measured and len(self.objective.active(batch)) > 1 else None
         totals: dict[str, float] = {}
-        for piece in batch.micro_batches(self.rows_at_once):
+        for piece in self._pieces(batch):
             values = self.objective.backward_alone(piece, norms) if norms else self.objective.backward(piece)
             for name, value in values.items():
                 totals[name] = totals.get(name, 0.0) + value
         return totals, norms.norms() if norms else {}
+
+    def _pieces(self, batch: Batch) -> Iterator[Batch]:
+        for micro_batch in batch.micro_batches(self.rows_at_once):
+            yield from micro_batch.apart({stream: self._kinds(rows) for stream, rows in micro_batch.rows.items()})
+
+    def _kinds(self, rows: Sequence[Row]) -> list[tuple]:
+        """Of rows whose prompts the text encoders and the denoiser can run together: of one length, but for CLIP's
+        that are repeated. Of other encoders, prompts that a loss makes of two subjects' words differ in length, too."""
+        tokenizer = self.objective.text.tokenizer
+        lengths = [tokenizer(row.prompt).layout.length for row in rows]
+        if tokenizer.chunked:
+            return [(0,) if repeatable(lengths) else (length,) for length in lengths]
+        return [(length, row.subject) for length, row in zip(lengths, rows)]
 
     def _single_term_norms(self, term: str) -> dict[str, float]:
         return {f"{term}|{group.name}": gradient_norm(group.params) for group in self.groups}

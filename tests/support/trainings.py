@@ -8,6 +8,7 @@ import comfy.model_management
 import comfy.sample
 import torch
 
+from personalize.nodes.families.latents import latent_space
 from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.assembly import open_training
@@ -54,7 +55,7 @@ def learned(outcome) -> torch.Tensor:
 def sample(model, clip) -> torch.Tensor:
     with torch.inference_mode():
         cond = clip.encode_from_tokens_scheduled(clip.tokenize("a photo of a dog"))
-        latent = torch.zeros(1, 4, 8, 8)
+        latent = latent_space(model).empty((64, 64))
         return comfy.sample.sample(model, comfy.sample.prepare_noise(latent, 0), 2, 3.0, "euler", "normal", cond, cond,
                                    latent, disable_pbar=True, seed=0)
 
@@ -125,5 +126,5 @@ def gradients(checkpoint, method, **settings):
         found.append(flat_gradient(trainer))
 
     with in_place_of_a_step(collect):
-        train(checkpoint, Settings(steps=1, batch_size=2, **settings), **method)
+        train(checkpoint, Settings(**{"steps": 1, "batch_size": 2, **settings}), **method)
     return found[0]
