@@ -135,4 +135,4 @@ def test_prompts_of_other_lengths_are_run_apart(loaded, captions):
     apart = gradients(loaded, method, batch_size=3, micro_batch=1)
     hook.remove()
     assert max(runs) == 1
-    torch.testing.assert_close(together, apart, atol=5e-4 * float(apart.abs().max()), rtol=1e-3)
+    torch.testing.assert_close(together, apart, atol=2e-3 * float(apart.abs().max()), rtol=1e-3)
