@@ -12,7 +12,8 @@ Place = tuple[tuple[str, int], int]
 class AttentionLayer:
     """One attention of pictures to the text.
 
-    block: ComfyUI's block key; in a U-Net ("input" | "middle" | "output", index).
+    block: ComfyUI's block key; in a U-Net ("input" | "middle" | "output", index), in a sequence of text and picture
+        ("double", index).
     depth: index of the transformer block inside its block.
     order: place in execution order, 0 for the first that runs.
     channels: width of queries and keys, all heads together.
