@@ -58,7 +58,7 @@ class PersonalizeConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, placeholder, class_words, initial_words, vector_count, embedding) -> io.NodeOutput:
-        """CONCEPT of one link."""
+        """The concept, a chain of one link."""
         placeholder, class_words, initial_words = placeholder.strip(), class_words.strip(), initial_words.strip()
         if not class_words:
             raise ValueError("Class words are empty; write what the subject is, for example dog or teddy bear.")
@@ -197,7 +197,7 @@ class PersonalizeLoadConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, embedding, placeholder, class_words, clip=None) -> io.NodeOutput:
-        """CONCEPT of one link."""
+        """The concept, a chain of one link."""
         encoders = text_encoders(clip) if clip is not None else ()
         concept = load_concept(find_embedding(embedding), placeholder.strip(), class_words.strip(), encoders)
         return io.NodeOutput((concept,), concept.placeholder)

@@ -82,7 +82,7 @@ class PersonalizePromptSet(io.ComfyNode):
     @classmethod
     def execute(cls, kind: str, background: bool, action: bool, outfit: bool, style: bool, colour: bool, file: str,
                 own_prompts: str, previous: PromptSet | None = None) -> io.NodeOutput:
-        """PROMPT_SET and its templates."""
+        """The prompt set and its templates."""
         wanted = dict(zip(KINDS, (background, action, outfit, style, colour), strict=True))
         chosen = [name for name in BUNDLED.get(kind, ()) if wanted.get(name, True)]
         path = _own_file(file)

@@ -90,7 +90,7 @@ class Prior:
 
 @dataclass(frozen=True)
 class Subject:
-    """A concept and its pictures, and perhaps some of its class; one link of the SUBJECT chain."""
+    """A concept and its pictures, and perhaps some of its class; one link of the chain of subjects."""
 
     concept: Concept
     pictures: tuple[Picture, ...]

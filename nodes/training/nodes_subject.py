@@ -19,7 +19,7 @@ from .picture_files import FolderContents, folder_choices, folder_contents, fold
 
 
 class PersonalizeSubject(io.ComfyNode):
-    """Pictures of a subject with its concept: one link of the SUBJECT chain."""
+    """Pictures of a subject with its concept: one link of the chain of subjects."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -93,7 +93,7 @@ class PersonalizeEncodePictureBlipDiffusion(io.ComfyNode):
     @classmethod
     def execute(cls, blip_diffusion: BlipDiffusion, image: Tensor, class_words: str, fit: Fit,
                 combine: Combine) -> io.NodeOutput:
-        """VISUAL_TOKENS."""
+        """PERSONALIZE_VISUAL_TOKENS."""
         if not class_words.strip():
             raise ValueError("class_words is empty; write what in the picture is meant, for example dog.")
         device = comfy.model_management.text_encoder_device()

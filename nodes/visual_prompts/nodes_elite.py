@@ -85,7 +85,7 @@ class PersonalizeEncodePictureElite(io.ComfyNode):
     @classmethod
     def execute(cls, elite: Elite, clip_vision, image: Tensor, combine: Combine,
                 mask: Tensor | None = None) -> io.NodeOutput:
-        """VISUAL_TOKENS."""
+        """PERSONALIZE_VISUAL_TOKENS."""
         return io.NodeOutput(elite_tokens(elite, clip_vision, image, mask, combine))
 
 

@@ -86,7 +86,7 @@ class PersonalizeEncodePictureIPAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, ip_adapter: IPAdapter, clip_vision, image: Tensor, fit: Fit, combine: Combine) -> io.NodeOutput:
-        """VISUAL_TOKENS."""
+        """PERSONALIZE_VISUAL_TOKENS."""
         vision = checked_vision(clip_vision)
         features = _features(ip_adapter, see_image(vision, checked(image), fit, [LAST_BUT_ONE]))
         vectors, nothing = ip_adapter.tokens(features), ip_adapter.tokens(_features_of_nothing(ip_adapter, vision))

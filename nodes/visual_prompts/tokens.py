@@ -1,4 +1,4 @@
-"""The VISUAL_TOKENS that travel on wires: what an encoder saw in some pictures."""
+"""The visual tokens that travel on wires: what an encoder saw in some pictures."""
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -48,7 +48,7 @@ class Refinement:
 class Scene:
     """What the denoiser looks at meanwhile: the subjects' pictures, or other latents.
 
-    subjects: links of the SUBJECT chain, or none; then vae encodes their pictures, as released.
+    subjects: links of the chain of subjects, or none; then vae encodes their pictures, as released.
     latents: (N, C, h, w) in the model's space, used if there are no subjects. Empty ones (zeros) only give the size:
         the denoiser then sees them at the later half of its timesteps alone, where a picture would hardly show either.
     """

@@ -76,7 +76,7 @@ class PersonalizeOrthogonalize(io.ComfyNode):
     def execute(cls, conditioning, words: str, strength: float, basis: str, last_tokens: int,
                 visual_tokens: VisualTokens | None = None, basis_conditioning=None, clip=None,
                 prompt: str = "") -> io.NodeOutput:
-        """CONDITIONING, VISUAL_TOKENS, report, rank."""
+        """CONDITIONING, PERSONALIZE_VISUAL_TOKENS, report, rank."""
         if visual_tokens is not None and last_tokens:
             raise ValueError("visual_tokens is connected and last_tokens is set; the picture's tokens can come from "
                              "one place only: disconnect the one or set the other to 0.")

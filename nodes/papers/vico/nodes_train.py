@@ -98,7 +98,7 @@ class PersonalizeTrainingReferences(io.ComfyNode):
 
     @classmethod
     def execute(cls, recipe=None) -> io.NodeOutput:
-        """RECIPE."""
+        """The recipe with references."""
         return io.NodeOutput(WithReferences(recipe or TemplateRecipe()))
 
 

@@ -73,7 +73,7 @@ class RunningPass:
 
 
 class TrainablePart:
-    """Settings of what is optimised: what the TRAINABLE wire carries.
+    """Settings of what is optimised: what the wire `trainable` carries.
 
     keeps: (kind of folder, stem) of each file that the part has saved beside the embeddings, so that a saved step can
         be told from half of one. A part whose words are not vectors of a CONCEPT has one that carries them to
