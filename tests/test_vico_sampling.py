@@ -266,7 +266,7 @@ def test_two_objects_have_a_word_each(scene, trained, words):
 
 
 def test_two_learned_words_must_be_told_apart(scene):
-    with pytest.raises(ValueError, match=f"The prompt holds {DOG} and {TOY}; write into word which of them"):
+    with pytest.raises(ValueError, match=f"The prompt holds {DOG} and {TOY}; write into words which of them"):
         scene.sample([Reference(latents())])
 
 
