@@ -12,7 +12,7 @@ from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
 from personalize.nodes.text.vectors import WordVectors
 from personalize.nodes.training.assembly import open_training
-from personalize.nodes.training.batch import MadePicture, Subject
+from personalize.nodes.training.batch import Subject
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import DenoiserSide, Results
 from personalize.nodes.training.parts.embedding import EmbeddingPart
@@ -21,6 +21,7 @@ from personalize.nodes.training.plan import Plan, Settings
 from personalize.nodes.training.recipe import TemplateRecipe
 from support import core_by_hand
 from support.core_by_hand import PromptByHand, maps, queries_and_keys
+from support.pictures import MadePicture
 
 DESERT = ("a photo of a", "in the red desert")
 CLOSE = 1e-5  # the U-Net in float64; prompts and latents in float32

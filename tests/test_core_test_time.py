@@ -14,10 +14,11 @@ from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.encoders import text_encoders
 from personalize.nodes.text.placeholders import Placeholders
 from personalize.nodes.text.vectors import WordVectors
-from personalize.nodes.training.batch import MadePicture, Row, Subject
+from personalize.nodes.training.batch import Row, Subject
 from support import core_by_hand
 from support.core_by_hand import PromptByHand, maps, queries_and_keys
 from support.failures import PromptFailed
+from support.pictures import MadePicture
 
 PROMPT = "a photo of <my-dog> in the red desert"
 

@@ -9,12 +9,13 @@ import comfy.model_management
 import pytest
 import torch
 
-from personalize.nodes.training.batch import MadePicture, Prior, Subject
+from personalize.nodes.training.batch import Prior, Subject
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.prior import PriorPreservation
+from support.pictures import MadePicture
 from support.trainings import (
     CORE,
     flat_gradient,

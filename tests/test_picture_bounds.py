@@ -15,9 +15,10 @@ import torch
 from personalize.nodes.training import picture_bounds
 from personalize.nodes.training.augment import Preparation, prepared
 from personalize.nodes.training.dataset import encode_pictures
-from personalize.nodes.training.images import Loaded, Source, prepare, sources_from_files, sources_from_tensors
+from personalize.nodes.training.images import Loaded, Source, prepare, sources_from_tensors
 from support import picture_zoo as zoo
 from support.paths import TESTS
+from support.pictures import sources_from_files
 from support.trainings import subject
 
 
@@ -159,7 +160,8 @@ sys.path[:0] = [sys.argv[1]]
 from support import inprocess, pack
 inprocess.start(Path(sys.argv[2])); pack.make_importable()
 from personalize.nodes.training.augment import Preparation
-from personalize.nodes.training.images import prepare, sources_from_files
+from personalize.nodes.training.images import prepare
+from support.pictures import sources_from_files
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for name in sys.argv[3:]:
     try:

@@ -13,10 +13,10 @@ from personalize.nodes.picture_names import SUFFIXES
 from personalize.nodes.text.nodes_prompts import _text_files
 from personalize.nodes.training.captions import LARGEST_FILE, captions_for
 from personalize.nodes.training.fingerprint import fingerprint as digest
-from personalize.nodes.training.images import sources_from_files
-from personalize.nodes.training.picture_files import folder_contents, folder_fingerprint, picture_folder, picture_paths
+from personalize.nodes.training.picture_files import folder_contents, folder_fingerprint, picture_folder
 from support import picture_zoo as zoo
 from support.paths import PACK
+from support.pictures import picture_paths, sources_from_files
 
 NAME = "<my-dog>"
 PNG = zoo.saved(zoo.RGB, "PNG")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from personalize.nodes.training.images import Loaded, sources_from_files
+from personalize.nodes.training.images import Loaded
 from support import picture_zoo as zoo
+from support.pictures import sources_from_files
 
 SIXTEEN_GREY_BITS = "grey 16"
 ROUNDING = 2.5 / 255

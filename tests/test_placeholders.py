@@ -13,12 +13,13 @@ from personalize.nodes.text.concept import Concept, check_placeholder
 from personalize.nodes.text.layout import FILLED
 from personalize.nodes.text.placeholders import Placeholders, filled
 from personalize.nodes.text.tokens import PromptTokenizer, Slot
-from personalize.nodes.training.batch import MadePicture, Subject
+from personalize.nodes.training.batch import Subject
 from personalize.nodes.training.captions import captions_for
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.visual_prompts.prompts import encode_with_picture
 from personalize.nodes.visual_prompts.tokens import BLIP_DIFFUSION, VisualTokens
 from support.layouts import tokens_in
+from support.pictures import MadePicture
 from support.prompts_by_hand import same_tokens, words_to_ids
 
 FILES = {"my-dog": 1.0, "my-dog-2": 2.0, "dogs/my-dog": 3.0, "my-run/my-dog-000050": 4.0, "my(dog)": 5.0}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from personalize.nodes.text.concept import Concept
-from personalize.nodes.training.batch import Batch, MadePicture, Noised, Prior, Row
+from personalize.nodes.training.batch import Batch, Noised, Prior, Row
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.nodes_prior import PersonalizePriorPictures
 from personalize.nodes.training.parts.embedding import EmbeddingPart
@@ -16,6 +16,7 @@ from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.prior import PriorPreservation, prior_terms
 from personalize.nodes.training.recipe import TemplateRecipe
+from support.pictures import MadePicture
 from support.trainings import flat_gradient, in_place_of_a_step, subject, train
 
 PARTS = (EmbeddingPart(), AdapterPart(lr=1e-2))

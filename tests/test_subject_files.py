@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from personalize.nodes.training.images import Loaded, Source, sources_from_files, sources_from_tensors, with_captions
-from personalize.nodes.training.picture_files import EXAMPLES, folder_choices, folder_fingerprint, picture_paths
+from personalize.nodes.training.images import Loaded, Source, sources_from_tensors, with_captions
+from personalize.nodes.training.picture_files import EXAMPLES, folder_choices, folder_fingerprint
+from support.pictures import picture_paths, sources_from_files
 
 NAME = "<my-dog>"
 

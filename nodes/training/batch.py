@@ -45,37 +45,6 @@ class Picture(Protocol):
 
 
 @dataclass(frozen=True)
-class MadePicture:
-    """A picture whose variants are there already; see `Picture`."""
-
-    variants: Tensor
-    masks: Tensor | None = None
-    caption: str = ""
-    name: str = ""
-    NOT_IN_KEY = ("name",)
-
-    @property
-    def count(self) -> int:
-        """V."""
-        return len(self.variants)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(H, W)."""
-        height, width = self.variants.shape[1:3]
-        return height, width
-
-    @property
-    def masked(self) -> bool:
-        """Whether masks were given."""
-        return self.masks is not None
-
-    def made(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """What was given, all at once."""
-        yield self.variants, self.masks
-
-
-@dataclass(frozen=True)
 class Prior:
     """Pictures of a subject's class, which the model shall draw as before (DreamBooth's prior preservation).
 

@@ -14,7 +14,7 @@ from .augment import CHANNELS, GREY, Preparation, prepared
 from .captions import captions_for, read_caption
 from .fingerprint import fingerprint
 from .picture_bounds import at_once, check_sides, count_shown
-from .picture_files import FolderContents, folder_contents, some_of
+from .picture_files import FolderContents, some_of
 from .picture_reading import read_picture
 
 
@@ -96,11 +96,6 @@ class Prepared:
     pixels: Tensor
     masks: Tensor
     remarks: tuple[str, ...]
-
-
-def sources_from_files(folder: str, names: str, enough: int) -> list[Source]:
-    """The pictures that `picture_paths` finds, each with the caption beside it; see `sources_of`."""
-    return sources_of(folder_contents(folder, names), enough)
 
 
 def sources_of(contents: FolderContents, enough: int) -> list[Source]:

@@ -38,18 +38,14 @@ class FolderContents:
         return f"Not used from the folder: {some_of(named)}."
 
 
-def picture_paths(folder: str, names: str) -> list[Path]:
-    """Files of the pictures: those in `names`, one a line, in that order, or all of `folder` in natural order.
+def folder_contents(folder: str, names: str = "") -> FolderContents:
+    """Pictures, their captions, and what of the whole folder is left out. The pictures are those in `names`, one a
+    line, in that order, or all of `folder` in natural order.
 
     folder: inside ComfyUI's input folder; "" with names means the input folder itself, without names no files. A
     folder that is not there is looked for among the example pictures that come with the pack.
     Raises ValueError if something lies outside, is missing, or the folder holds no pictures.
     """
-    return list(folder_contents(folder, names).pictures)
-
-
-def folder_contents(folder: str, names: str = "") -> FolderContents:
-    """The pictures as `picture_paths` finds them, their captions, and what of the whole folder is left out."""
     wanted = [line for line in re.split(r"[\r\n]+", names) if line.strip()]
     if not folder.strip() and not wanted:
         return FolderContents(())
@@ -87,7 +83,7 @@ def folder_choices() -> list[str]:
 def folder_fingerprint(folder: str, names: str) -> str:
     """Changes when one of the pictures or captions does, or an embedding that a caption names.
 
-    Raises ValueError as `picture_paths` does.
+    Raises ValueError as `folder_contents` does.
     """
     contents = folder_contents(folder, names)
     captions = [Path(file) for file in contents.captions.values()]

@@ -12,12 +12,13 @@ from personalize.nodes.families.latents import latent_space
 from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.assembly import open_training
-from personalize.nodes.training.batch import MadePicture, Subject
+from personalize.nodes.training.batch import Subject
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.job import Job, run_job
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.plan import Plan, Settings
 from personalize.nodes.training.recipe import TemplateRecipe
+from support.pictures import MadePicture
 
 
 def subject(pictures: int = 3, size: int = 64, placeholder: str = "<my-dog>", count: int = 1) -> Subject:

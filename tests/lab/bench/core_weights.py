@@ -77,7 +77,8 @@ def subject(options: argparse.Namespace):
     from PIL import Image, ImageOps
 
     from personalize.nodes.text.concept import Concept
-    from personalize.nodes.training.batch import MadePicture, Subject
+    from personalize.nodes.training.batch import Subject
+    from support.pictures import MadePicture
 
     paths = sorted(p for p in options.pictures.iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     pictures = [ImageOps.fit(Image.open(path).convert("RGB"), (options.size, options.size)) for path in paths]

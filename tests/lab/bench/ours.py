@@ -12,7 +12,7 @@ from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmb
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.text.tokens import Slot
 from personalize.nodes.training.assembly import open_training
-from personalize.nodes.training.batch import Batch, MadePicture, Subject
+from personalize.nodes.training.batch import Batch, Subject
 from personalize.nodes.training.dataset import Dataset, PictureLatents
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import LossTerm
@@ -22,6 +22,7 @@ from personalize.nodes.training.parts.part import TrainablePart
 from personalize.nodes.training.plan import Plan, Settings
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.training.session import Session
+from support.pictures import MadePicture
 
 from .measure import tensor_bytes
 

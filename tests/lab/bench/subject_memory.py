@@ -58,7 +58,8 @@ def peak_mib(checkpoint, options: argparse.Namespace) -> float:
     from personalize.nodes.training.augment import Preparation
     from personalize.nodes.training.batch import Subject
     from personalize.nodes.training.dataset import encode_pictures
-    from personalize.nodes.training.images import prepare, sources_from_files
+    from personalize.nodes.training.images import prepare
+    from support.pictures import sources_from_files
 
     model, _, vae = checkpoint
     vae.encode = as_latents

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from personalize.nodes.text.concept import Concept
 from personalize.nodes.training.assembly import open_training
-from personalize.nodes.training.batch import MadePicture, Recipe, Subject
+from personalize.nodes.training.batch import Recipe, Subject
 from personalize.nodes.training.interfaces import LossTerm
 from personalize.nodes.training.loop import Trainer
 from personalize.nodes.training.parts.part import Artifact, TrainablePart
 from personalize.nodes.training.plan import Plan, Settings
 from personalize.nodes.training.recipe import TemplateRecipe
+from support.pictures import MadePicture
 
 from .task import Task
 from .world import World
