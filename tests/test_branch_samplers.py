@@ -7,11 +7,18 @@ import pytest
 import torch
 
 from support.stock_nodes import defaults
-from support.swap_world import far, half_mask
+from support.swap_world import World, far, half_mask
 
-EMPTY = torch.zeros(1, 16, 16)
+SIDE = 8
+EMPTY = torch.zeros(1, SIDE, SIDE)
 REFUSED = "The sampler dpm_adaptive chooses its noise levels for each picture by itself"
 HISTORY = ("dpmpp_3m_sde", "sa_solver", "uni_pc", "uni_pc_bh2", "lms", "heun", "euler_ancestral_cfg_pp")
+
+
+@pytest.fixture
+def world(exact):
+    """With small latents: which sampler runs does not depend on their size."""
+    return World(exact("sd15"), SIDE)
 
 
 def pytest_generate_tests(metafunc):

@@ -245,6 +245,7 @@ def test_areas(world):
         assert torch.equal(found, unswapped) if areas is right else far(found, unswapped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(world, dtype):
     half, seen = world.strong(load_computing_in(dtype, "sd15.safetensors")), set()

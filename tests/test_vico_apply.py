@@ -145,6 +145,7 @@ def test_file_of_the_authors_acts_as_released(scene, tmp_path, monkeypatch):
     assert far(found[AS_TRAINED], found["Eq. 5"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(scene, tmp_path, dtype):
     vico = saved(scene, tmp_path / "mine.safetensors", variant="paper", words=(DOG,), size=128)
