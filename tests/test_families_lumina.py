@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from personalize.nodes.families import lumina
 from personalize.nodes.families.find import unet_of
 from personalize.nodes.papers.core.terms import ContextAttentionLoss, ContextEmbeddingLoss
 from personalize.nodes.papers.core.test_time import NoisedScene
@@ -16,7 +17,7 @@ from personalize.nodes.training.assembly import open_training
 from personalize.nodes.training.dataset import Dataset, PictureLatents
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.parts.embedding import EmbeddingPart
-from personalize.nodes.training.parts.weights import AdapterPart
+from personalize.nodes.training.parts.weights import AdapterPart, UNetPart
 from personalize.nodes.training.passes import denoise
 from personalize.nodes.training.plan import Plan, Settings
 from personalize.nodes.training.recipe import TemplateRecipe
@@ -118,3 +119,15 @@ def test_what_acts_on_a_u_net_refuses_by_name(loaded):
 def test_checkpointing_changes_nothing(loaded):
     assert losses(plan(loaded, EmbeddingPart(lr=0.1), checkpointing=True)) == pytest.approx(
         losses(plan(loaded, EmbeddingPart(lr=0.1))), rel=1e-4)
+
+
+def test_an_adapter_that_finds_no_layer_says_so(loaded, monkeypatch):
+    monkeypatch.setattr(lumina, "_ATTENTION", ("attn.qkv",))
+    with pytest.raises(ValueError, match="No layer was found that an adapter may change"):
+        losses(plan(loaded, AdapterPart()))
+
+
+def test_all_weights_are_trained_where_memory_allows(loaded):
+    """By the node that is called after the U-Net."""
+    found, still = (losses(plan(loaded, UNetPart(lr=rate), steps=2)) for rate in (1e-4, 0.0))
+    assert found[0] == still[0] and found[1] != still[1]

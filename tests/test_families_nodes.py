@@ -1,4 +1,4 @@
-"""Lumina 2 and Z-Image through the nodes: a run is drawn, goes on, is returned, and its files are used by stock nodes."""
+"""Lumina 2 and Z-Image through the nodes: a run is drawn, goes on, is returned, and stock nodes use its files."""
 from __future__ import annotations
 
 from dataclasses import replace

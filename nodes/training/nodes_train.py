@@ -33,7 +33,8 @@ class PersonalizeTrain(io.ComfyNode):
                         "it returns what it has learned without training again, also after a restart.",
             search_aliases=["textual inversion", "dreambooth", "lora training", "personalize", "fine-tune"],
             inputs=[
-                io.Model.Input("model", tooltip="SD1.x, SD2.x or SDXL, also with LoRAs and other nodes' patches."),
+                io.Model.Input("model", tooltip="SD1.x, SD2.x, SDXL, Lumina 2 or Z-Image, also with LoRAs and "
+                                     "other nodes' patches."),
                 io.Clip.Input("clip", tooltip="Text encoder of the same checkpoint."),
                 io.Vae.Input("vae", tooltip="VAE of the same checkpoint: encodes the pictures and draws the previews."),
                 SubjectType.Input("subject", tooltip="Pictures and the word they are to be called by."),

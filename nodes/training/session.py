@@ -65,11 +65,12 @@ class Session:
 
     def _widen_text(self) -> None:
         """ComfyUI computes text in float32 and casts stored half-precision weights in every call; autograd would keep
-        all these copies, for each prompt anew. Tables are looked up as they are."""
+        all these copies, for each prompt anew. Tables are looked up as they are, and what no layer of ComfyUI's holds
+        stays as it is, too: Gemma's norms add 1 to their weights before these are cast."""
         for module_name, module in self.clip.cond_stage_model.named_modules():
             for name, weight in module.named_parameters(module_name, recurse=False):
                 is_half = weight.dtype in (torch.float16, torch.bfloat16) and not has_scales(weight)
-                if is_half and not isinstance(module, nn.Embedding):
+                if is_half and hasattr(module, "comfy_cast_weights") and not isinstance(module, nn.Embedding):
                     self.text_dtypes[name] = weight.dtype
                     weight.data = weight.data.float()
 

@@ -75,13 +75,17 @@ class AdapterPart(TrainablePart):
     keeps: ClassVar = (WEIGHTS,)
 
     def attach(self, run: TrainingRun) -> AttachedWeights:
-        """Adapters that start as the identity. Raises ValueError if this ComfyUI has no such algorithm."""
+        """Adapters that start as the identity. Raises ValueError if this ComfyUI has no such algorithm, or the model
+        no layers."""
         if self.algorithm not in adapter_maps:
             raise ValueError(f"Adapter algorithm '{self.algorithm}' is not in this ComfyUI, which has "
                              f"{', '.join(adapter_maps)}; choose one of them.")
         changes = {}
         for name, module in family_of(run.model).adaptable("attention" if self.attention_only else "all").items():
             changes[f"{name}.weight"] = (name, self._adapter(cast(Tensor, module.weight), name, run))
+        if not changes:
+            raise ValueError("No layer was found that an adapter may change: this ComfyUI calls the model's layers by "
+                             "other names; update this pack, or switch attention_only off.")
         return AttachedWeights(self.algorithm, self.lr, self.weight_decay, run, changes)
 
     def _adapter(self, weight: Tensor, name: str, run: TrainingRun) -> nn.Module:
