@@ -23,7 +23,7 @@ from ..families.family import Family
 from ..families.find import family_of
 from ..families.latents import latent_space
 from ..families.noise import NoiseLevels, noise_levels
-from ..families.quantised import has_scales, lets_gradients_through
+from ..families.quantised import has_scales, is_written_out_for_gradients, lets_gradients_through
 from ..text.encode import differentiable_text_model
 
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -172,7 +172,7 @@ def _must_be_told(model, precision: str) -> bool:
     # with dynamic VRAM weights keep their file's type, and a static clone casts them only when told to; layers of
     # quantised weights cast by themselves, and when told to keep every weight in full for the backward pass
     return (precision != "auto" or inference == torch.float16
-            or any(weight.dtype != inference and not has_scales(weight)
+            or any(weight.dtype != inference and not has_scales(weight) or is_written_out_for_gradients(weight)
                    for weight in family_of(model).denoiser.parameters()))
 
 
