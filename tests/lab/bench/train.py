@@ -55,6 +55,7 @@ def main() -> None:
         for batch in options.batch:
             where = f"{options.resolution} px, batch {batch}, fp32, {torch.get_num_threads()} thread"
             if options.only != "lora":
+                conditioning(*models, options.resolution // 8, batch, options.rounds, where)
                 embedding(*models, options.resolution // 8, batch, options.rounds, where)
             if options.only != "embedding" and batch == 1:
                 lora(*models, options.resolution // 8, options.rounds, where)
@@ -74,6 +75,16 @@ def embedding(model, clip, side: int, batch: int, rounds: int, where: str) -> No
         steps = contenders(opened, session, side, batch)
         check_agreement(steps)
         report(steps, where, rounds)
+
+
+def conditioning(model, clip, side: int, batch: int, rounds: int, where: str) -> None:
+    """The denoiser as ComfyUI runs it beside a direct call."""
+    from bench.conditioning import extra_conds_ratio
+    from personalize.nodes.training.session import training_session
+
+    with training_session(model, clip) as session:
+        ratio = extra_conds_ratio(session, random_latents(batch, side), rounds)
+    print(f"{where}: forward pass, bound by FLOPs 1.00: ratio extra_conds_vs_direct {ratio:.3f}", flush=True)
 
 
 def lora(model, clip, side: int, rounds: int, where: str) -> None:
