@@ -116,7 +116,7 @@ def captioned(*captions: str) -> Subject:
 
 
 CAPTIONS = ("a <my-dog> on the sand", "a cat and a <my-dog> on the sand", "a <my-dog> in the snow")
-LONG = ("a <my-dog>", "<my-dog> " + "red " * 100, "<my-dog> " + "red " * 200)
+LONG = ("a <my-dog>", "<my-dog> " + "red " * 100, "<my-dog> " + "red " * 200, "the <my-dog>")
 
 
 @pytest.mark.parametrize("loaded, captions", [("z_image", CAPTIONS), ("lumina2", CAPTIONS), ("sd15", LONG)],
@@ -126,14 +126,16 @@ def test_prompts_of_other_lengths_are_run_apart(loaded, captions):
     runs: list[int] = []
     hook = loaded.model.model.diffusion_model.register_forward_pre_hook(
         lambda module, args, kwargs: runs.append(len(args[0])), with_kwargs=True)
-    draw = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(9))
-    prior = Prior(tuple(MadePicture(draw, caption=text) for text in ("a dog", "dogs at the sea")), rows=2)
-    method = {"subjects": (replace(captioned(*captions), prior=prior),), "parts": PARTS["both"],
-              "terms": (DiffusionLoss(), PriorPreservation(), *(() if captions is LONG else CORE[1:]))}
-    together = gradients(loaded, method, batch_size=3)
+    method = {"subjects": (captioned(*captions),), "parts": PARTS["both"], "terms": (DiffusionLoss(),)}
+    if captions is CAPTIONS:
+        draw = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(9))
+        prior = Prior(tuple(MadePicture(draw, caption=text) for text in ("a dog", "dogs at the sea")), rows=2)
+        method |= {"subjects": (replace(captioned(*captions), prior=prior),),
+                   "terms": (DiffusionLoss(), PriorPreservation(), *CORE[1:])}
+    together = gradients(loaded, method, batch_size=len(captions))
     assert max(runs) == 2
     del runs[:]
-    apart = gradients(loaded, method, batch_size=3, micro_batch=1)
+    apart = gradients(loaded, method, batch_size=len(captions), micro_batch=1)
     hook.remove()
     assert max(runs) == 1
-    torch.testing.assert_close(together, apart, atol=2e-3 * float(apart.abs().max()), rtol=1e-3)
+    assert (together - apart).norm() < 1e-4 * apart.norm()  # rounding 4e-6; another word in one prompt 0.13 and more
