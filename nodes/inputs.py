@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .types import LossType, TrainableType
+
 SIZE_STEP = 8
 LARGEST_SIZE = 2048
 
@@ -74,9 +76,31 @@ def weight_input(default: float, tooltip: str, name: str = "weight", step: float
     return io.Float.Input(name, default=default, min=0.0, max=1000.0, step=step, round=False, tooltip=tooltip)
 
 
-def learning_rate_input(default: float, tooltip: str, name: str = "learning_rate"):
-    """Step size of the optimiser."""
-    return io.Float.Input(name, default=default, min=0.0, max=10.0, step=1e-7, round=False, tooltip=tooltip)
+def learning_rate_input(default: float, remark: str, name: str = "learning_rate", of: str = ""):
+    """Step size of the optimiser. of: what it moves, or which optimiser it is."""
+    return io.Float.Input(name, default=default, min=0.0, max=10.0, step=1e-7, round=False,
+                          tooltip=f"Step size of the optimiser{of}, 0 to 10. {remark}")
+
+
+def previous_parts_input(such_as: str = ""):
+    """Where the chain of what is trained comes in."""
+    return TrainableType.Input("previous", optional=True,
+                               tooltip=f"Other parts that are trained at the same time{such_as}.")
+
+
+def parts_output():
+    """The chain of what is trained, with one more part."""
+    return TrainableType.Output(display_name="trainable", tooltip="What Train may change; chain several of them.")
+
+
+def previous_losses_input(such_as: str = ""):
+    """Where the chain of losses comes in."""
+    return LossType.Input("previous", optional=True, tooltip=f"Other losses that act at the same time{such_as}.")
+
+
+def losses_output():
+    """The chain of losses, with one more."""
+    return LossType.Output(display_name="loss", tooltip="The objective: for Train, or for another loss.")
 
 
 def steps_input(default: int, tooltip: str):

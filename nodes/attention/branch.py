@@ -14,7 +14,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..training.seeds import generator
-from .calls import Options, step_of
+from .calls import Options, step_of, with_entries
 from .maps import size_of
 from .second_run import Evaluation, SecondRun, answered_by, name_of
 from .sides import IDS, Side, lists_by_id, lists_of, side_named, with_sides
@@ -199,7 +199,7 @@ class _Wrappers:
         try:
             samples = sampler.sample(
                 answered_by(guider, second.evaluate_both), sigmas,
-                {**extra_args, "model_options": _with_entries(options, {KEY: run, IDS: ids})}, callback, noise,
+                {**extra_args, "model_options": with_entries(options, {KEY: run, IDS: ids})}, callback, noise,
                 latent_image, denoise_mask, disable_pbar)
             beside = second.result()
         finally:
@@ -254,11 +254,7 @@ def _options_of_branch(options: dict, run: _Run, guided: bool) -> dict:
     if cache is not None:
         entries["easycache"] = copy.deepcopy(cache)
     taken_out = () if guided else _GUIDANCE
-    return _with_entries({key: value for key, value in options.items() if key not in taken_out}, entries)
-
-
-def _with_entries(model_options: dict, entries: Mapping[str, Any]) -> dict:
-    return {**model_options, "transformer_options": {**model_options["transformer_options"], **entries}}
+    return with_entries({key: value for key, value in options.items() if key not in taken_out}, entries)
 
 
 def _extended(model_options: dict, patches: Patches) -> dict:
@@ -267,4 +263,4 @@ def _extended(model_options: dict, patches: Patches) -> dict:
         lists[kind] = [patch, *lists.get(kind, [])]
     for kind, patch in patches.last.items():
         lists[kind] = [*lists.get(kind, []), patch]
-    return _with_entries(model_options, {"patches": lists})
+    return with_entries(model_options, {"patches": lists})

@@ -17,6 +17,11 @@ def put_first(model, kind: str) -> None:
     lists[kind] = [newest, *others]
 
 
+def with_entries(model_options: Mapping[str, Any], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """A MODEL's options with these entries among their transformer_options; what is given stays as it is."""
+    return {**model_options, "transformer_options": {**model_options["transformer_options"], **entries}}
+
+
 def step_of(options: Options) -> int:
     """Step (0 …) of the sampler's schedule that the running call belongs to, also between two steps as second-order
     samplers make them."""

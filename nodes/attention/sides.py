@@ -8,6 +8,7 @@ from uuid import UUID
 from comfy.patcher_extension import WrappersMP
 
 from ..notice import notice
+from .calls import with_entries
 
 Side = Literal["positive", "negative"]
 
@@ -55,7 +56,7 @@ def with_sides(model_options: dict, conds: Sequence[Sequence[Mapping[str, Any]] 
     options = model_options.get("transformer_options", {})
     if IDS not in options:
         return model_options
-    return {**model_options, "transformer_options": {**options, KEY: lists_of(conds, options[IDS])}}
+    return with_entries(model_options, {KEY: lists_of(conds, options[IDS])})
 
 
 def say_once(options: Mapping[str, Any], sentence: str) -> None:
@@ -74,10 +75,8 @@ def tell_sides(model) -> None:
 
 
 def _sampler_sample(executor, guider, sigmas, extra_args, *args, **kwargs):
-    options = extra_args["model_options"]
-    told = {**options["transformer_options"], IDS: lists_by_id(guider.original_conds), SAID: set()}
-    return executor(guider, sigmas, {**extra_args, "model_options": {**options, "transformer_options": told}}, *args,
-                    **kwargs)
+    options = with_entries(extra_args["model_options"], {IDS: lists_by_id(guider.original_conds), SAID: set()})
+    return executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
 
 
 def _calc_cond_batch(executor, model, conds, x, timestep, model_options):

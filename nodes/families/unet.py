@@ -5,10 +5,11 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 from comfy.ldm.modules.attention import BasicTransformerBlock, SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel, Upsample
@@ -87,7 +88,7 @@ class UNet:
     def watch_sampling(self, model, layers: Sequence[AttentionLayer], watcher: Watcher) -> None:
         """See Family. Queries and keys are projected once more, so that attention that another pack replaces is seen
         too; keys are those of the context as the patches before this one left it."""
-        watching = _WatchedSampling(tuple(layers), watcher, f"personalize.watching.{uuid4().hex}")
+        watching = _WatchedSampling(RunningAttentions(tuple(layers)), watcher, f"personalize.watching.{uuid4().hex}")
         model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, watching.key, watching.run)
         model.set_model_attn2_patch(watching.see)
 
@@ -191,20 +192,35 @@ class _Watched:
 
 
 @dataclass(frozen=True, eq=False)
-class _WatchedSampling:
-    """Patches of a MODEL; the attentions of the U-Net that runs travel in the call's own options, for with scheduled
-    LoRAs or several GPUs ComfyUI samples with copies."""
+class RunningAttentions:
+    """Layers with their cross-attention in the U-Net that runs, found once in each: with scheduled LoRAs or several
+    GPUs ComfyUI samples with copies of the MODEL's. layers: None for all."""
 
-    layers: tuple[AttentionLayer, ...]
+    layers: tuple[AttentionLayer, ...] | None = None
+    _found: WeakKeyDictionary = field(default_factory=WeakKeyDictionary)
+    NOT_IN_KEY = ("_found",)
+
+    def of(self, denoiser: UNetModel) -> Mapping[Place, tuple[AttentionLayer, Attention]]:
+        """By where they are. Raises ValueError if the U-Net has them not."""
+        if denoiser not in self._found:
+            unet = UNet(denoiser)
+            self._found[denoiser] = unet.cross_attentions(unet.layers if self.layers is None else self.layers)
+        return self._found[denoiser]
+
+
+@dataclass(frozen=True, eq=False)
+class _WatchedSampling:
+    """Patches of a MODEL; the attentions of the U-Net that runs travel in the call's own options."""
+
+    attentions: RunningAttentions
     watcher: Watcher
     key: str
     NOT_IN_KEY = ("key",)
 
     def run(self, executor, x, timesteps, context, y, control, transformer_options, *args, **kwargs):
         """DIFFUSION_MODEL wrapper."""
-        attentions = UNet(executor.class_obj).cross_attentions(self.layers)
-        return executor(x, timesteps, context, y, control, {**transformer_options, self.key: attentions}, *args,
-                        **kwargs)
+        options = {**transformer_options, self.key: self.attentions.of(executor.class_obj)}
+        return executor(x, timesteps, context, y, control, options, *args, **kwargs)
 
     def see(self, n: Tensor, context: Tensor, value: Tensor, options: Mapping[str, Any]
             ) -> tuple[Tensor, Tensor, Tensor]:

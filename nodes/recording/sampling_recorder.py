@@ -10,7 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 from torch.nn import functional
 
-from ..attention.calls import Options, rows_told, step_of
+from ..attention.calls import Options, rows_told, step_of, with_entries
 from ..attention.maps import resized, size_of
 from ..attention.schedule import WHOLE_SCHEDULE, NoiseRange
 from ..attention.sides import tell_sides
@@ -76,8 +76,7 @@ class _Recording:
         begun.present = tuple(dict.fromkeys(name for each in run.conditionings.values() for name in each.names))
         begun.absent = tuple(name for name in self.words.names if name not in begun.present)
         begun.unread = unread_conditionings(guider, self.words)
-        options = extra_args["model_options"]
-        options = {**options, "transformer_options": {**options["transformer_options"], self.key: run}}
+        options = with_entries(extra_args["model_options"], {self.key: run})
         samples = executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
         self.record.finish(guider.inner_model.process_latent_out(samples.to(torch.float32)))
         missing = begun.why_no_maps(self.record.made_by)

@@ -4,24 +4,24 @@ from __future__ import annotations
 from comfy.weight_adapter import adapter_maps
 from comfy_api.latest import io
 
-from ..inputs import learning_rate_input, step_inputs, weight_input
+from ..inputs import (
+    learning_rate_input,
+    losses_output,
+    parts_output,
+    previous_losses_input,
+    previous_parts_input,
+    step_inputs,
+    weight_input,
+)
 from ..text.embedding_versions import embedding_versions
 from ..text.prompts import parse
-from ..types import LossType, PromptSetType, RecipeType, TrainableType
+from ..types import PromptSetType, RecipeType
 from .diffusion import CONSTANT, WEIGHTINGS, DiffusionLoss, step_window
 from .parts.embedding import EmbeddingPart
 from .parts.weights import AdapterPart, UNetPart
 from .recipe import PHOTO, TemplateRecipe
 
 CATEGORY = "personalize/training"
-
-
-def _previous():
-    return TrainableType.Input("previous", optional=True, tooltip="Other parts that are trained at the same time.")
-
-
-def _trainable():
-    return TrainableType.Output(display_name="trainable", tooltip="What Train may change; chain several of them.")
 
 
 class PersonalizeTrainEmbedding(io.ComfyNode):
@@ -36,17 +36,17 @@ class PersonalizeTrainEmbedding(io.ComfyNode):
             category=CATEGORY,
             description="Trains the vectors that the subjects' placeholders stand for; no weight of the model changes.",
             inputs=[
-                learning_rate_input(5e-3, "Step size of the optimiser, 0 to 10. CoRe: 0.005. Textual Inversion: 0.005 "
-                                          "times GPUs times batch size, 0.04 in its paper."),
+                learning_rate_input(5e-3, "CoRe: 0.005. Textual Inversion: 0.005 times GPUs times batch size, 0.04 in "
+                                          "its paper."),
                 io.Int.Input("rescale_first_step", default=121, min=0, max=100000,
                              tooltip="First step after which each vector is set back to the length that it had before "
                                      "(CoRe Eq. 6). CoRe: 121 of 300 steps. 0: no rescaling."),
                 io.Int.Input("rescale_last_step", default=180, min=0, max=100000,
                              tooltip="Last step after which each vector is set back to that length; 0: to the end. "
                                      "CoRe: 180 of 300 steps."),
-                _previous(),
+                previous_parts_input(),
             ],
-            outputs=[_trainable()],
+            outputs=[parts_output()],
         )
 
     @classmethod
@@ -67,9 +67,9 @@ class PersonalizeTrainUNet(io.ComfyNode):
             node_id="PersonalizeTrainUNet", display_name="Train U-Net", category=CATEGORY,
             description="Trains every weight of the U-Net, CoRe's second stage: about 16 bytes of memory a parameter "
                         "with AdamW, 14 GB for SD1.5. The loaded model stays as it is; the differences are saved.",
-            inputs=[learning_rate_input(2e-6, "Step size of the optimiser, 0 to 10. CoRe's second stage: 0.000002."),
-                    _previous()],
-            outputs=[_trainable()])
+            inputs=[learning_rate_input(2e-6, "CoRe's second stage: 0.000002."),
+                    previous_parts_input()],
+            outputs=[parts_output()])
 
     @classmethod
     def execute(cls, learning_rate: float, previous=()) -> io.NodeOutput:
@@ -110,16 +110,16 @@ class PersonalizeTrainAdapter(io.ComfyNode):
                     step=0.1,
                     tooltip="Scale: a LoRA counts alpha / rank times. For OFT the largest rotation, 0 for any.",
                 ),
-                learning_rate_input(1e-4, "Step size of the optimiser, 0 to 10. LoRA: 0.0001 is usual."),
+                learning_rate_input(1e-4, "LoRA: 0.0001 is usual."),
                 io.Boolean.Input(
                     "attention_only",
                     default=True,
                     tooltip="On: only queries, keys, values and outputs of attention. Off: every linear "
                     "and convolution layer.",
                 ),
-                _previous(),
+                previous_parts_input(),
             ],
-            outputs=[_trainable()],
+            outputs=[parts_output()],
         )
 
     @classmethod
@@ -149,9 +149,9 @@ class PersonalizeDiffusionLoss(io.ComfyNode):
                                tooltip="How noise levels count. constant: as in the papers. debiased: the noisy ones, "
                                        "which decide what is seen, count more: looks are learned sooner. min-SNR: the "
                                        "nearly clean ones count less."),
-                LossType.Input("previous", optional=True, tooltip="Other losses that act at the same time."),
+                previous_losses_input(),
             ],
-            outputs=[LossType.Output(display_name="loss", tooltip="The objective; chain several losses.")])
+            outputs=[losses_output()])
 
     @classmethod
     def execute(cls, weight: float, background_weight: float, first_step: int, last_step: int,

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import uuid4
-from weakref import WeakKeyDictionary
 
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -15,8 +14,8 @@ from ..attention.calls import put_first, rows_told
 from ..attention.schedule import WHOLE_SCHEDULE, NoiseRange
 from ..attention.sides import say_once, tell_sides
 from ..families.attention import Attention
-from ..families.find import unet_of
-from ..families.layers import AttentionLayer, Place, place_in
+from ..families.layers import AttentionLayer, place_in
+from ..families.unet import RunningAttentions
 
 OTHER_ROWS = ("Apply IP-Adapter or Apply ELITE did not act in a part of this run: another node changes the number of "
               "pictures inside the model's call, as tiled samplers do, so that they cannot be told apart; take that "
@@ -58,14 +57,14 @@ class _Patches:
     addition: Addition
     noise: NoiseRange
     key: str
-    _known: WeakKeyDictionary = field(default_factory=WeakKeyDictionary)
-    NOT_IN_KEY = ("key", "_known")
+    attentions: RunningAttentions = field(default_factory=RunningAttentions)
+    NOT_IN_KEY = ("key", "attentions")
 
     def run(self, executor, x, timesteps, context, y, control, transformer_options, *args, **kwargs):
         """DIFFUSION_MODEL wrapper: inside the window gives the patches the U-Net that runs."""
         if self.noise.holds(float(transformer_options["sigmas"][0])):
             if rows_told(len(x), transformer_options):
-                transformer_options = {**transformer_options, self.key: self._layers_of(executor.class_obj)}
+                transformer_options = {**transformer_options, self.key: self.attentions.of(executor.class_obj)}
             else:
                 say_once(transformer_options, OTHER_ROWS)
         return executor(x, timesteps, context, y, control, transformer_options, *args, **kwargs)
@@ -92,12 +91,6 @@ class _Patches:
     @property
     def _result(self) -> str:
         return f"{self.key}.result"
-
-    def _layers_of(self, unet) -> Mapping[Place, tuple[AttentionLayer, Attention]]:
-        if unet not in self._known:
-            found = unet_of(unet)
-            self._known[unet] = found.cross_attentions(found.layers)
-        return self._known[unet]
 
 
 def _projected(attention: Attention, added: Tensor) -> Tensor:

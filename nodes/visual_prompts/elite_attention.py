@@ -10,6 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..attention.branch import branch_conditionings, in_branch
+from ..attention.calls import with_entries
 from ..attention.schedule import WHOLE_SCHEDULE
 from ..attention.token_groups import TokenGroups
 from ..attention.words import Words, groups_in, watched_chunks, watched_conditionings
@@ -76,8 +77,7 @@ def _find_words(executor, guider, sigmas, extra_args, *args, **kwargs):
     if not held:
         raise ValueError("The sampler's positive conditioning does not hold the picture; encode the prompt with Encode "
                          "Prompt with Picture, with {} where the picture's word shall stand.")
-    options = extra_args["model_options"]
-    options = {**options, "transformer_options": {**options["transformer_options"], KEY: held}}
+    options = with_entries(extra_args["model_options"], {KEY: held})
     return executor(guider, sigmas, {**extra_args, "model_options": options}, *args, **kwargs)
 
 

@@ -9,6 +9,8 @@ from comfy_api.latest import io
 from ...inputs import (
     batch_size_input,
     learning_rate_input,
+    losses_output,
+    previous_losses_input,
     seed_input,
     size_input,
     step_inputs,
@@ -19,7 +21,7 @@ from ...text.apply import apply_concepts
 from ...text.embedding_versions import embedding_versions
 from ...text.placeholders import filled
 from ...training.diffusion import step_window
-from ...types import ConceptType, LossType, PromptSetType, SubjectType
+from ...types import ConceptType, PromptSetType, SubjectType
 from .presets import FORMULAS, core_terms
 from .test_time import Refinement, Scene, latents_of, refine
 
@@ -56,11 +58,9 @@ class PersonalizeCoReLoss(io.ComfyNode):
                                        "the queries of the diffusion loss's own run for both prompts; costs next to "
                                        "nothing."),
                 *step_inputs("CoRe: all steps."),
-                LossType.Input("previous", optional=True,
-                               tooltip="Other losses that act at the same time: Diffusion Loss for the paper's "
-                                       "objective."),
+                previous_losses_input(": Diffusion Loss for the paper's objective"),
             ],
-            outputs=[LossType.Output(display_name="loss", tooltip="The objective: for Train, or for another loss.")])
+            outputs=[losses_output()])
 
     @classmethod
     def execute(cls, prompt_set, formulas: str, embedding_weight: float, attention_weight: float, attention: str,
@@ -101,7 +101,7 @@ class PersonalizeCoReTestTime(io.ComfyNode):
                 io.String.Input("prompt", default="a photo of {} on the beach", multiline=True,
                                 tooltip="The prompt to draw, with the placeholder in one place, or with {} for it."),
                 steps_input(10, "Steps of the optimiser. CoRe: 10."),
-                learning_rate_input(5e-4, "Step size of the optimiser, AdamW, 0 to 10. CoRe: 0.0005."),
+                learning_rate_input(5e-4, "CoRe: 0.0005.", of=", AdamW"),
                 _formulas_input("The authors' code or the paper's equations, as for CoRe Loss."),
                 batch_size_input(6, "Noised latents a step looks at. CoRe: 6. Fewer are faster."),
                 size_input(512, "Side in pixels of the square of noise that is looked at when neither latent nor "

@@ -10,7 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...attention.branch import in_branch
-from ...attention.calls import Options, rows_told, step_of
+from ...attention.calls import Options, rows_told, step_of, with_entries
 from ...attention.devices import copies_by_device, device_of
 from ...attention.maps import mean_over_layers, size_of
 from ...attention.schedule import NoiseRange
@@ -82,8 +82,7 @@ class Applied:
         run = self._begin(guider, noise)
         self.record.begin(len(run.latents), size_of(run.latents), len(sigmas) - 1,
                           latent_space(guider.model_patcher).factor, of_references=True)
-        options = extra_args["model_options"]
-        options = {**options, "transformer_options": {**options["transformer_options"], KEY: run}}
+        options = with_entries(extra_args["model_options"], {KEY: run})
         samples = executor(guider, sigmas, {**extra_args, "model_options": options}, callback, noise, *args, **kwargs)
         self.record.finish(guider.inner_model.process_latent_out(samples.to(torch.float32)))
         return samples

@@ -5,11 +5,19 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ...inputs import learning_rate_input, step_inputs, weight_input
+from ...inputs import (
+    learning_rate_input,
+    losses_output,
+    parts_output,
+    previous_losses_input,
+    previous_parts_input,
+    step_inputs,
+    weight_input,
+)
 from ...training.diffusion import step_window
 from ...training.parts.embedding import EmbeddingPart
 from ...training.recipe import TemplateRecipe
-from ...types import LossType, RecipeType, TrainableType
+from ...types import RecipeType
 from .blocks import Placement
 from .nodes_apply import CATEGORY, MASKS
 from .parts import ImageAttentionPart, WithReferences
@@ -33,10 +41,10 @@ class PersonalizeTrainViCo(io.ComfyNode):
             "ViCo.",
             search_aliases=["image attention", "visual condition", "personalization"],
             inputs=[
-                learning_rate_input(1e-5, "Step size of the optimiser for the image blocks, 0 to 10. ViCo: 0.00001."),
-                learning_rate_input(5e-3, "Step size of the optimiser for the word's vectors, 0 to 10. ViCo: 0.005; "
-                                          "the authors' code multiplies it by the number of GPUs, 0.02 with their 4. "
-                                          "0: they stay as they are.", "embedding_learning_rate"),
+                learning_rate_input(1e-5, "ViCo: 0.00001.", of=" for the image blocks"),
+                learning_rate_input(5e-3, "ViCo: 0.005; the authors' code multiplies it by the number of GPUs, 0.02 "
+                                          "with their 4. 0: they stay as they are.", "embedding_learning_rate",
+                                    of=" for the word's vectors"),
                 _placement(
                     "Where image blocks stand, one after every other block with text attention. decoder: the "
                     "paper's four of SD1.x. encoder, both: for comparison (Fig. 8)."
@@ -49,16 +57,9 @@ class PersonalizeTrainViCo(io.ComfyNode):
                     "thresholds, the rest is left out of the softmax. none: no mask. given mask: "
                     "the masks of Subject.",
                 ),
-                TrainableType.Input(
-                    "previous",
-                    optional=True,
-                    tooltip="Other parts that are trained at the same time, such as Train Adapter with "
-                    "OFT (Appendix I).",
-                ),
+                previous_parts_input(", such as Train Adapter with OFT (Appendix I)"),
             ],
-            outputs=[
-                TrainableType.Output(display_name="trainable", tooltip="What Train may change; chain several of them.")
-            ],
+            outputs=[parts_output()],
         )
 
     @classmethod
@@ -122,10 +123,8 @@ class PersonalizeEndOfTextRegularisation(io.ComfyNode):
                                        "of Subject, for training with object_mask none."),
                 _placement("As on Train ViCo."),
                 *step_inputs("ViCo: all steps."),
-                LossType.Input("previous", optional=True,
-                               tooltip="Other losses that act at the same time: Diffusion Loss for the paper's "
-                                       "objective.")],
-            outputs=[LossType.Output(display_name="loss", tooltip="The objective: for Train, or for another loss.")])
+                previous_losses_input(": Diffusion Loss for the paper's objective")],
+            outputs=[losses_output()])
 
     @classmethod
     def execute(cls, weight: float, target: Target, placement: Placement, first_step: int, last_step: int, previous=()
