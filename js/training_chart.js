@@ -44,8 +44,8 @@ app.registerExtension({
 });
 
 function attachPanel(node) {
-  const setUseStep = (step) => setWidget(node, "use_step", step);
-  const panel = new TrainingPanel({ getUseStep: () => widgetOf(node, "use_step")?.value ?? 0, setUseStep });
+  const panel = new TrainingPanel(node, {
+    get: () => widgetOf(node, "use_step")?.value ?? 0, set: (step) => setWidget(node, "use_step", step) });
   panels.set(node, panel);
   const widget = node.addDOMWidget("training", "PERSONALIZE_TRAINING", panel.root, {
     serialize: false, // not into the prompt

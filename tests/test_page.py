@@ -220,6 +220,7 @@ def test_a_step_without_its_weights_is_shown_but_not_used(panel):
     assert panel.widget("use_step") == 0
     ui.page.keyboard.press("Escape")
     panel.root.locator("[data-step='4']").click()
+    panel.ui.page.get_by_role("button", name="Let the node return this step").click()
     assert panel.widget("use_step") == 4
     ui.page.get_by_role("dialog", name="step 4").get_by_role("button", name="Return the last step instead").wait_for()
     ui.page.keyboard.press("Escape")

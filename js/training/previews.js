@@ -9,20 +9,21 @@ export class PreviewStrip {
   #lastButton;
   #returned = element("span", { class: "pz-returned" });
   #thumbnails = new Map();
-  #onPick;
+  #panel;
 
-  /** @param onPick called with a preview's step @param onLast called when the last step is wanted again */
-  constructor(onPick, onLast) {
-    this.#onPick = onPick;
-    this.#lastButton = button(
-      { class: "pz-last", onclick: onLast, title: "Let the node return the last step (use_step = 0)" }, "last");
+  constructor(panel) {
+    this.#panel = panel;
+    this.#lastButton = button({
+      class: "pz-last", onclick: () => panel.choose(0), title: "Let the node return the last step (use_step = 0)",
+    }, "last");
     const heading = element("div", { class: "pz-strip-heading" }, element("span", {}, "Previews"), this.#returned);
     this.root = element("div", { class: "pz-strip" },
       heading, element("div", { class: "pz-strip-row" }, this.#row, this.#lastButton));
   }
 
-  /** @param useStep the step that the node is set to return, 0 for the last */
-  render(history, useStep) {
+  render(panel) {
+    const { history } = panel;
+    const useStep = panel.chosenStep();
     const isAtEnd = this.#row.scrollLeft + this.#row.clientWidth >= this.#row.scrollWidth - 4;
     const known = new Set(history.previews.map(keyOf));
     for (const [key, thumbnail] of this.#thumbnails) {
@@ -51,15 +52,22 @@ export class PreviewStrip {
     const picture = element("img", {
       src: imageAddress(preview, true), alt: `Preview of step ${preview.step}`, loading: "lazy", draggable: "false" });
     return button({
-      class: "pz-thumbnail", "data-step": preview.step, title: `Step ${preview.step}: look closer and use it`,
-      onclick: () => this.#onPick(preview.step) }, picture, element("span", {}, String(preview.step)));
+      class: "pz-thumbnail", "data-step": preview.step, title: `Step ${preview.step}: look closer`,
+      onclick: () => this.#look(preview.step) }, picture, element("span", {}, String(preview.step)));
+  }
+
+  #look(step) {
+    viewer ??= new PreviewViewer();
+    viewer.open(this.#panel, step);
   }
 }
+
+let viewer = null;
 
 const keyOf = ({ step, version }) => `${step} ${version}`;
 
 /** Shows one preview large, on top of the page, with the file of its step; arrow keys leaf through the others. */
-export class PreviewViewer {
+class PreviewViewer {
   #dialog;
   #picture = element("img", { class: "pz-large" });
   #title = element("h2", { id: "pz-viewer-title" });
@@ -67,7 +75,7 @@ export class PreviewViewer {
   #use = element("span", { role: "status" });
   #useButton = button({ class: "pz-button" });
   #useRow = element("div", { class: "pz-use" }, this.#use, this.#useButton);
-  #run = null;
+  #panel = null;
   #step = 0;
 
   constructor() {
@@ -86,9 +94,9 @@ export class PreviewViewer {
     document.body.append(this.#dialog);
   }
 
-  /** @param run {history, useStep(): number, setUseStep(step)} of the node whose preview it is */
-  open(run, step) {
-    this.#run = run;
+  /** @param panel of the node whose preview it is */
+  open(panel, step) {
+    this.#panel = panel;
     this.#step = step;
     this.#render();
     if (!this.#dialog.open) this.#dialog.showModal();
@@ -96,7 +104,7 @@ export class PreviewViewer {
   }
 
   #render() {
-    const { history } = this.#run;
+    const { history } = this.#panel;
     const preview = history.previews.find((entry) => entry.step === this.#step);
     const saved = history.saved.find((entry) => entry.step === this.#step);
     setText(this.#title, `${history.run}, step ${this.#step}`);
@@ -104,19 +112,19 @@ export class PreviewViewer {
     this.#picture.alt = `Preview of step ${this.#step}`;
     const noFile = () => element("p", {}, noFileSentence(this.#step, history.saved));
     this.#files.replaceChildren(...(saved ? savedRows(saved) : [noFile()]));
-    const isUsed = this.#run.useStep() === this.#step;
+    const isUsed = this.#panel.chosenStep() === this.#step;
     this.#useRow.hidden = !history.canReturn(this.#step);
     setText(this.#use, isUsed ? `From the next Run on, the node returns step ${this.#step}.` : "");
     setText(this.#useButton, isUsed ? "Return the last step instead" : "Let the node return this step");
   }
 
   #toggleUse() {
-    this.#run.setUseStep(this.#run.useStep() === this.#step ? 0 : this.#step);
+    this.#panel.choose(this.#panel.chosenStep() === this.#step ? 0 : this.#step);
     this.#render();
   }
 
   #turn(way) {
-    const { previews } = this.#run.history;
+    const { previews } = this.#panel.history;
     const index = previews.findIndex((entry) => entry.step === this.#step) + way;
     if (!previews[index]) return;
     this.#step = previews[index].step;

@@ -1,0 +1,114 @@
+/** The section of the training panel with the chart, its views and its legend. */
+import { button, element, setPressed, setText } from "../shared/dom.js";
+import { lineColor, TrainingChart } from "./chart.js";
+import { formatNumber } from "./format.js";
+import { chartData } from "./lines.js";
+
+const VIEWS = {
+  loss: { label: "Loss", title: "Total loss and its terms, as weighted in the total" },
+  gradients: {
+    label: "Gradients",
+    title: "Length of each term's gradient on each trained part: one near zero does nothing, a far larger one rules" },
+  rate: { label: "Rate", title: "Learning rate of each trained part" },
+};
+
+export class ChartSection {
+  root;
+  #panel;
+  #view = "loss";
+  #isLogarithmic = false;
+  #cursor = null;
+  #plot = element("div", { class: "pz-plot" });
+  #empty = element("div", { class: "pz-empty" });
+  #figure = element("div", { class: "pz-chart", role: "img" }, this.#plot, this.#empty);
+  #legend = element("div", { class: "pz-legend", role: "group", "aria-label": "Lines of the chart" });
+  #views = Object.entries(VIEWS).map(([view, { label, title }]) => button(
+    { class: "pz-button", title, "data-view": view, onclick: () => this.#show(view) }, label));
+  #logarithmic = button({
+    class: "pz-button", title: "Logarithmic axis for the losses", onclick: () => this.#toggleLogarithmic() }, "log");
+  #chart = new TrainingChart(this.#plot, (index) => this.#onCursor(index));
+
+  constructor(panel) {
+    this.#panel = panel;
+    this.root = element("div", { class: "pz-section pz-chart-section" },
+      element("div", { class: "pz-group", role: "group", "aria-label": "Chart" }, ...this.#views, this.#logarithmic),
+      this.#figure, this.#legend);
+  }
+
+  render({ history: { records, isRunning } }) {
+    const data = chartData(this.#view, records);
+    const isEmpty = data.lines.length === 0 || records.length === 0;
+    const isLogarithmic = this.#view === "gradients" || (this.#view === "loss" && this.#isLogarithmic);
+    if (!isEmpty) this.#chart.show(data, isLogarithmic);
+    this.#plot.hidden = isEmpty;
+    this.#empty.hidden = !isEmpty;
+    setText(this.#empty, emptyText(records.length, isRunning));
+    this.#figure.setAttribute("aria-label", chartSummary(VIEWS[this.#view].label, data));
+    for (const view of this.#views) setPressed(view, view.dataset.view === this.#view);
+    setPressed(this.#logarithmic, isLogarithmic);
+    this.#logarithmic.disabled = this.#view !== "loss";
+    this.#renderLegend(isEmpty ? [] : data.lines);
+  }
+
+  /** The theme's colours are others now. */
+  refresh() {
+    this.#chart.refresh();
+  }
+
+  #renderLegend(lines) {
+    const names = lines.map((line) => line.name);
+    const shown = [...this.#legend.children].map((entry) => entry.dataset.line);
+    if (names.join("\n") !== shown.join("\n")) {
+      this.#legend.replaceChildren(...lines.map((line) => this.#legendEntry(line)));
+    }
+    lines.forEach(({ name, values }, index) => {
+      const entry = this.#legend.children[index];
+      const value = this.#cursor === null ? lastMeasured(values) : values[this.#cursor];
+      setText(entry.lastElementChild, formatNumber(value));
+      setPressed(entry, this.#chart.isLineShown(name));
+    });
+  }
+
+  #legendEntry({ name, look, color }) {
+    const swatch = element("span", { class: `pz-swatch pz-${look}`, style: `background: var(${lineColor(color)})` });
+    return button(
+      { "data-line": name, title: "Show or hide this line", onclick: () => this.#toggleLine(name) },
+      swatch, element("span", {}, name), element("span", { class: "pz-value" }));
+  }
+
+  #toggleLine(name) {
+    this.#chart.setLineShown(name, !this.#chart.isLineShown(name));
+    this.render(this.#panel);
+  }
+
+  #toggleLogarithmic() {
+    this.#isLogarithmic = !this.#isLogarithmic;
+    this.render(this.#panel);
+  }
+
+  #show(view) {
+    this.#view = view;
+    this.#cursor = null;
+    this.render(this.#panel);
+  }
+
+  #onCursor(index) {
+    if (index === this.#cursor) return;
+    this.#cursor = index;
+    this.#renderLegend(chartData(this.#view, this.#panel.history.records).lines);
+  }
+}
+
+function emptyText(steps, isRunning) {
+  if (steps) return "Not measured in this run.";
+  if (isRunning) return "The chart begins with the first step.";
+  return "Press Run: loss, gradients and previews appear here while it trains.";
+}
+
+function chartSummary(view, { steps, lines }) {
+  const values = lines.map(({ name, values: all }) => `${name} ${formatNumber(lastMeasured(all))}`);
+  if (!steps.length) return `${view}: no steps yet`;
+  return `${view} from step ${steps[0]} to ${steps.at(-1)}: ${values.join(", ")}`;
+}
+
+const lastMeasured = (values) => values.findLast((value) => value !== undefined);

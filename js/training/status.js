@@ -1,0 +1,80 @@
+/** The section of the training panel that tells where the run is, and commands it. */
+import { button, element, icon, setText } from "../shared/dom.js";
+import { formatDuration, formatNumber } from "./format.js";
+import { sendCommand } from "./server.js";
+
+const COMMANDS = [
+  { command: "stop", icon: "stop-circle", label: "Stop", title: "Stop after this step and keep the work" },
+  { command: "save", icon: "save", label: "Save now", title: "Save the embedding of this step" },
+  { command: "sample", icon: "image", label: "Sample now", title: "Draw a preview picture at this step" },
+];
+
+export class StatusSection {
+  root;
+  #panel;
+  #note = "";
+  #isStopping = false;
+  #state = element("span", { class: "pz-state" });
+  #figures = element("span", { class: "pz-figures" });
+  #progress = element("progress", { max: "1", value: "0", "aria-label": "Training progress" });
+  #error = element("div", { class: "pz-error", role: "alert" });
+  #message = element("div", { class: "pz-message", role: "status" });
+  #commands = COMMANDS.map(({ command, title, label, icon: name }) => button({
+    class: "pz-button", title, "data-command": command, onclick: () => this.#send(command) }, icon(name), " ", label));
+
+  constructor(panel) {
+    this.#panel = panel;
+    this.root = element("div", { class: "pz-section" },
+      element("div", { class: "pz-row" }, this.#state, this.#figures), this.#progress, this.#error, this.#message,
+      element("div", { class: "pz-row" },
+        element("div", { class: "pz-group", role: "group", "aria-label": "Commands" }, ...this.#commands)));
+  }
+
+  render({ history }) {
+    const last = history.records.at(-1);
+    setText(this.#state, this.#stateText(history));
+    const figures = last ? [`loss ${formatNumber(last.loss)}`] : [];
+    const left = history.phase === "training" ? formatDuration(last?.seconds_left) : "";
+    if (left) figures.push(`${left} left`);
+    setText(this.#figures, figures.join(" · "));
+    this.#progress.value = history.total ? Math.min(history.step / history.total, 1) : 0;
+    this.#progress.hidden = !last && !history.isRunning;
+    const isOff = history.phase !== "training" || this.#isStopping;
+    for (const command of this.#commands) command.disabled = isOff;
+    this.#renderMessages(history);
+  }
+
+  /** No run is in progress that a command could reach. */
+  forgetCommands() {
+    this.#isStopping = false;
+    this.#note = "";
+  }
+
+  #stateText(history) {
+    if (history.phase === "preparing") return "Preparing…";
+    if (!history.step) return history.isRunning ? `Step 0 of ${history.total}` : history.run;
+    const place = `Step ${history.step} of ${history.total || history.step}`;
+    if (history.isRunning) return this.#isStopping ? `${place}, stopping…` : place;
+    return `${history.run}: ${place}${history.isUnfinished ? ", stopped" : ""}`;
+  }
+
+  #renderMessages({ error, message }) {
+    setText(this.#error, error);
+    this.#error.hidden = !error;
+    const said = error ? "" : message || this.#note;
+    setText(this.#message, said);
+    this.#message.hidden = !said;
+  }
+
+  async #send(command) {
+    if (command === "stop") this.#isStopping = true;
+    this.#panel.render();
+    try {
+      this.#note = await sendCommand(this.#panel.history.run, command);
+    } catch (problem) {
+      this.#isStopping = false;
+      this.#note = `The command did not reach the training: ${problem.message}`;
+    }
+    this.#panel.render();
+  }
+}
