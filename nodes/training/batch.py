@@ -66,6 +66,12 @@ class Subject:
     prior: Prior | None = None
 
 
+def with_concepts(subjects: Sequence[Subject], concepts: Sequence[Concept]) -> tuple[Subject, ...]:
+    """The subjects with the same pictures, each with that of the concepts which has its placeholder."""
+    known = {concept.placeholder: concept for concept in concepts}
+    return tuple(replace(each, concept=known[each.concept.placeholder]) for each in subjects)
+
+
 @dataclass(frozen=True)
 class Row:
     """What one row of a step sees: picture `picture`, variant `variant` of subject `subject`, with `prompt`. In the

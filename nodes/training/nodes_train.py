@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..inputs import batch_size_input, seed_input, steps_input
 from ..names import ROOM_FOR_STEP, safe_name
 from ..types import ConceptType, LossType, RecipeType, SubjectType, TrainableType
+from .batch import with_concepts
 from .diffusion import DiffusionLoss
 from .job import Job, run_job
 from .optimizer import OPTIMIZERS, SCHEDULES
@@ -90,6 +91,9 @@ class PersonalizeTrain(io.ComfyNode):
                                                               "only embeddings were trained."),
                 io.LoraModel.Output(display_name="lora", tooltip="The trained weights alone, for Save LoRA Weights."),
                 io.LossMap.Output(display_name="loss_map", tooltip="Loss of every step, for Plot Loss Graph."),
+                SubjectType.Output(display_name="subject",
+                                   tooltip="The same pictures, captions and masks with what was learned: for Train of "
+                                           "the next stage."),
             ],
             hidden=[io.Hidden.unique_id], is_output_node=True)
 
@@ -119,7 +123,7 @@ class PersonalizeTrain(io.ComfyNode):
         if outcome.weights:
             model, _ = comfy.sd.load_lora_for_models(model, None, outcome.weights, 1.0, 0.0)
         losses = {"loss": [record["loss"] for record in outcome.report["history"]]}
-        return io.NodeOutput(outcome.concepts, model, outcome.weights, losses,
+        return io.NodeOutput(outcome.concepts, model, outcome.weights, losses, with_concepts(subject, outcome.concepts),
                              ui={"personalize_training": [shown_report(outcome.report)]})
 
 

@@ -143,7 +143,7 @@ TRAIN_LORA = Graph("train_lora", nodes=(
 
 TWO_STAGE_NOTE = """\
 **The two stages of the CoRe paper.** Stage 1 finds the word: an embedding, trained with CoRe. Stage 2 fits the \
-picture: the whole U-Net, with that word held fixed.
+picture: the whole U-Net, with that word held fixed. It takes word and pictures over from stage 1.
 
 The result is two files: the embedding, and a LoRA-format file with the changes of the U-Net (1.7 GB for SD1.5), which \
 *Train* writes into models/loras. Use them together, with *Load LoRA* at strength 1.
@@ -161,10 +161,9 @@ TWO_STAGE = Graph("core_two_stage", nodes=(
     Node("8", "PersonalizeTrain", (960, 80), {
         **CHECKPOINT_WIRES, "subject": ("3", 0), "trainable": ("4", 0), "loss": ("7", 0), **TRAIN_1},
         title="Train: stage 1", size=(560, 1120)),
-    Node("9", "PersonalizeSubject", (1600, 80), {"concept": ("8", 0), **PICTURES}, size=(400, 700)),
-    Node("10", "PersonalizeTrainUNet", (1600, 840), {"learning_rate": 2e-6}, size=(400, 110)),
+    Node("10", "PersonalizeTrainUNet", (1600, 80), {"learning_rate": 2e-6}, size=(400, 110)),
     Node("11", "PersonalizeTrain", (2060, 80), {
-        **CHECKPOINT_WIRES, "subject": ("9", 0), "trainable": ("10", 0), **TRAIN_2},
+        **CHECKPOINT_WIRES, "subject": ("8", 4), "trainable": ("10", 0), **TRAIN_2},
         title="Train: stage 2", size=(560, 1120)),
     *draw_and_keep(12, 2700, train="11", prefix="personalize/example-toy-unet"),
 ), groups=(
