@@ -4,11 +4,11 @@ import { api } from "../../scripts/api.js";
 import { chain, loadStyle, takePlaceOfFormer, widgetOf } from "./shared/nodes.js";
 import { isCaption, isPicture, listFolder, pictureUrl, unusedFolder, uploadPictures } from "./subject/server.js";
 import { PictureTray } from "./subject/tray.js";
+import { listed, t } from "./shared/texts.js";
 
 const NODE_TYPE = "PersonalizeSubject";
 const MIN_HEIGHT = 190;
 const MIN_WIDTH = 400;
-const ADVICE = "drop PNG, JPEG or WebP files, and .txt or .caption files";
 const SHOWN_NAMES = 5;
 const LONGEST_NAME = 50; // letters of a new folder's name
 const RESERVED_BY_WINDOWS = /^(con|prn|aux|nul|(com|lpt)[\d¹²³])$/i;
@@ -34,7 +34,7 @@ class NodePictures {
   async refresh() {
     const turn = ++this.#refreshes;
     const folder = this.#value("folder");
-    const failed = (problem) => ({ ...EMPTY, message: `${problem.message}.` });
+    const failed = (problem) => ({ ...EMPTY, message: problem.message });
     const listing = folder ? await listFolder(folder).catch(failed) : EMPTY;
     if (turn !== this.#refreshes) return; // a later question has been asked since
     this.#listing = listing;
@@ -47,7 +47,8 @@ class NodePictures {
   async add(files) {
     const usable = files.filter((file) => isPicture(file) || isCaption(file));
     const strange = files.filter((file) => !usable.includes(file)).map((file) => file.name);
-    const problem = strange.length ? `${someOf(strange)} ${strange.length > 1 ? "are" : "is"} not a picture; ${ADVICE}.` : "";
+    const named = { names: someOf(strange), count: strange.length };
+    const problem = strange.length ? t("tray.not_pictures", named) : "";
     if (!usable.length) return this.tray.showError(problem);
     this.tray.showBusy(true);
     try {
@@ -60,7 +61,7 @@ class NodePictures {
       if (problem) this.tray.showError(problem);
     } catch (failure) {
       await this.refresh();
-      this.tray.showError(`${failure.message}.`);
+      this.tray.showError(failure.message);
     } finally {
       this.tray.showBusy(false);
     }
@@ -198,7 +199,8 @@ const asLines = (names) => names.map((name) => name.replaceAll("\n", "\\n").repl
 
 function someOf(names) {
   const more = names.length - SHOWN_NAMES;
-  return names.slice(0, SHOWN_NAMES).join(", ") + (more > 0 ? ` and ${more} more` : "");
+  const shown = listed(names.slice(0, SHOWN_NAMES));
+  return more > 0 ? t("tray.and_more", { names: shown, more }) : shown;
 }
 
 function refreshAll() {

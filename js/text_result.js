@@ -1,6 +1,7 @@
 /** Shows on the node the text that a run gave: where a file is, what to write in a prompt, a list of tokens. */
 import { app } from "../../scripts/app.js";
 import { chain, loadStyle, takePlaceOfFormer } from "./shared/nodes.js";
+import { t } from "./shared/texts.js";
 
 const NODE_TYPES = [
   "PersonalizeSaveConcept", "PersonalizePromptTokens", "PersonalizeManageSteps", "PersonalizeOrthogonalize",
@@ -24,8 +25,8 @@ function attach(node) {
   const root = document.createElement("textarea");
   root.className = "pz-text";
   root.readOnly = true;
-  root.placeholder = "Press Run: the result appears here.";
-  root.setAttribute("aria-label", "Result");
+  root.placeholder = t("result.empty");
+  root.setAttribute("aria-label", t("result.label"));
   const widget = node.addDOMWidget("result", "PERSONALIZE_TEXT", root, {
     serialize: false, // not into the prompt
     hideOnZoom: false,

@@ -31,4 +31,5 @@ class PersonalizeExtension(ComfyExtension):
 
 async def comfy_entrypoint() -> PersonalizeExtension:
     """Entry point that ComfyUI calls once while it loads custom nodes."""
+    importlib.import_module(".page_texts", __name__).serve()
     return PersonalizeExtension()

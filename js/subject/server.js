@@ -1,5 +1,6 @@
 /** Pictures on the server: which a folder holds, where to see them, and bringing new ones there. */
 import { api } from "../../../scripts/api.js";
+import { t } from "../shared/texts.js";
 
 const PACK = new URL(import.meta.url).pathname.split("/extensions/")[1].split("/")[0];
 const PICTURES = /\.(a?png|jpe?g|jpe|jfif|webp|bmp|dib|gif|tiff?|avif|hei[cf]|tga|p[pgbn]m|pfm|ico|jp2|mpo|pcx|qoi|psd|sgi|dds)$/i;
@@ -13,7 +14,7 @@ export const isCaption = (file) => CAPTIONS.test(file.name);
 export async function listFolder(folder) {
   const query = new URLSearchParams({ folder });
   const answer = await api.fetchApi(`/personalize/pictures?${query}`, { cache: "no-store" });
-  if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+  if (!answer.ok) throw new Error(t("tray.server_refused", { status: answer.status }));
   return await answer.json();
 }
 
@@ -59,7 +60,7 @@ async function upload(file, name, folder, overwrite) {
   body.append("type", "input");
   body.append("overwrite", String(overwrite));
   const answer = await api.fetchApi("/upload/image", { method: "POST", body });
-  if (!answer.ok) throw new Error(`${name} could not be uploaded: the server answered ${answer.status}`);
+  if (!answer.ok) throw new Error(t("tray.upload_refused", { name, status: answer.status }));
   return (await answer.json()).name;
 }
 

@@ -1,19 +1,20 @@
 /** What is drawn on a Subject node: thumbnails of its pictures, and a place to drop more. */
 import { element, icon, setText } from "../shared/dom.js";
+import { t } from "../shared/texts.js";
 
 const ACCEPTED = "image/*,.heic,.heif,.tif,.tiff,.tga,.ppm,.pgm,.pbm,.pnm,.pfm,.jp2,.mpo,.pcx,.qoi,.psd,.sgi,.dds,.txt,.caption";
 
 export class PictureTray {
-  root = element("div", { class: "pz-theme pz-tray", role: "region", "aria-label": "Pictures" });
+  root = element("div", { class: "pz-theme pz-tray", role: "region", "aria-label": t("tray.label") });
   #actions;
   #count = element("span", { class: "pz-state" });
   #all = element("button", {
-    type: "button", class: "pz-button", title: "Use every picture of the folder again",
+    type: "button", class: "pz-button", title: t("tray.use_all_title"),
     onclick: () => this.#actions.useAll() });
   #error = element("div", { class: "pz-error", role: "alert", hidden: true });
   #grid = element("div", { class: "pz-tray-grid", role: "list" });
   #note = element("div", { class: "pz-message", role: "status", hidden: true });
-  #hint = element("div", { class: "pz-tray-hint" }, "Drop 4 or 5 pictures of your subject here");
+  #hint = element("div", { class: "pz-tray-hint" }, t("tray.hint"));
   #chooser = element("input", {
     type: "file", multiple: "", accept: ACCEPTED, hidden: true, onchange: () => this.#onChosen() });
 
@@ -21,8 +22,8 @@ export class PictureTray {
   constructor(actions) {
     this.#actions = actions;
     const choose = element("button", {
-      type: "button", class: "pz-button", title: "Upload pictures, and .txt or .caption files of the same name",
-      onclick: () => this.#chooser.click() }, icon("upload"), " Choose pictures");
+      type: "button", class: "pz-button", title: t("tray.choose_title"),
+      onclick: () => this.#chooser.click() }, icon("upload"), ` ${t("tray.choose")}`);
     this.root.append(
       element("div", { class: "pz-row" }, this.#count, element("div", { class: "pz-group" }, this.#all, choose)),
       this.#error, this.#note, this.#hint, this.#grid, this.#chooser);
@@ -33,8 +34,8 @@ export class PictureTray {
 
   /** @param pictures [{name, url}] @param available how many pictures the folder holds */
   show(pictures, available) {
-    setText(this.#count, pictures.length === 1 ? "1 picture" : `${pictures.length} pictures`);
-    setText(this.#all, `Use all ${available}`);
+    setText(this.#count, t("tray.count", { count: pictures.length }));
+    setText(this.#all, t("tray.use_all", { count: available }));
     this.#all.hidden = available <= pictures.length;
     this.#hint.hidden = pictures.length > 0;
     this.#grid.replaceChildren(...pictures.map((picture) => this.#thumbnail(picture)));
@@ -61,8 +62,8 @@ export class PictureTray {
       src: url, alt: name, draggable: "false", onerror: () => item.classList.add("pz-unseen") });
     const item = element("div", { class: "pz-tray-item", role: "listitem", title: name, "data-name": name },
       picture, element("span", { class: "pz-tray-name" }, name),
-      element("button", { type: "button", class: "pz-tray-remove", title: `Do not use ${name} (the file is kept)`,
-        "aria-label": `Do not use ${name}`, onclick: () => this.#actions.remove(name) }, icon("times")));
+      element("button", { type: "button", class: "pz-tray-remove", title: t("tray.leave_out_title", { name }),
+        "aria-label": t("tray.leave_out", { name }), onclick: () => this.#actions.remove(name) }, icon("times")));
     return item;
   }
 

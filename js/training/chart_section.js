@@ -1,16 +1,11 @@
 /** The section of the training panel with the chart, its views and its legend. */
 import { button, element, setPressed, setText } from "../shared/dom.js";
+import { listed, t } from "../shared/texts.js";
 import { lineColor, TrainingChart } from "./chart.js";
 import { formatNumber } from "./format.js";
 import { chartData } from "./lines.js";
 
-const VIEWS = {
-  loss: { label: "Loss", title: "Total loss and its terms, as weighted in the total" },
-  gradients: {
-    label: "Gradients",
-    title: "Length of each term's gradient on each trained part: one near zero does nothing, a far larger one rules" },
-  rate: { label: "Rate", title: "Learning rate of each trained part" },
-};
+const VIEWS = ["loss", "gradients", "rate"];
 
 export class ChartSection {
   root;
@@ -21,17 +16,19 @@ export class ChartSection {
   #plot = element("div", { class: "pz-plot" });
   #empty = element("div", { class: "pz-empty" });
   #figure = element("div", { class: "pz-chart", role: "img" }, this.#plot, this.#empty);
-  #legend = element("div", { class: "pz-legend", role: "group", "aria-label": "Lines of the chart" });
-  #views = Object.entries(VIEWS).map(([view, { label, title }]) => button(
-    { class: "pz-button", title, "data-view": view, onclick: () => this.#show(view) }, label));
+  #legend = element("div", { class: "pz-legend", role: "group", "aria-label": t("chart.lines") });
+  #views = VIEWS.map((view) => button({
+    class: "pz-button", title: t(`view.${view}_title`), "data-view": view,
+    onclick: () => this.#show(view) }, t(`view.${view}`)));
   #logarithmic = button({
-    class: "pz-button", title: "Logarithmic axis for the losses", onclick: () => this.#toggleLogarithmic() }, "log");
+    class: "pz-button", title: t("chart.logarithmic_title"),
+    onclick: () => this.#toggleLogarithmic() }, t("chart.logarithmic"));
   #chart = new TrainingChart(this.#plot, (index) => this.#onCursor(index));
 
   constructor(panel) {
     this.#panel = panel;
     this.root = element("div", { class: "pz-section pz-chart-section" },
-      element("div", { class: "pz-group", role: "group", "aria-label": "Chart" }, ...this.#views, this.#logarithmic),
+      element("div", { class: "pz-group", role: "group", "aria-label": t("chart.label") }, ...this.#views, this.#logarithmic),
       this.#figure, this.#legend);
   }
 
@@ -43,7 +40,7 @@ export class ChartSection {
     this.#plot.hidden = isEmpty;
     this.#empty.hidden = !isEmpty;
     setText(this.#empty, emptyText(records.length, isRunning));
-    this.#figure.setAttribute("aria-label", chartSummary(VIEWS[this.#view].label, data));
+    this.#figure.setAttribute("aria-label", chartSummary(t(`view.${this.#view}`), data));
     for (const view of this.#views) setPressed(view, view.dataset.view === this.#view);
     setPressed(this.#logarithmic, isLogarithmic);
     this.#logarithmic.disabled = this.#view !== "loss";
@@ -72,7 +69,7 @@ export class ChartSection {
   #legendEntry({ name, look, color }) {
     const swatch = element("span", { class: `pz-swatch pz-${look}`, style: `background: var(${lineColor(color)})` });
     return button(
-      { "data-line": name, title: "Show or hide this line", onclick: () => this.#toggleLine(name) },
+      { "data-line": name, title: t("chart.toggle_line"), onclick: () => this.#toggleLine(name) },
       swatch, element("span", {}, name), element("span", { class: "pz-value" }));
   }
 
@@ -100,15 +97,15 @@ export class ChartSection {
 }
 
 function emptyText(steps, isRunning) {
-  if (steps) return "Not measured in this run.";
-  if (isRunning) return "The chart begins with the first step.";
-  return "Press Run: loss, gradients and previews appear here while it trains.";
+  if (steps) return t("chart.not_measured");
+  if (isRunning) return t("chart.waiting");
+  return t("chart.empty");
 }
 
 function chartSummary(view, { steps, lines }) {
   const values = lines.map(({ name, values: all }) => `${name} ${formatNumber(lastMeasured(all))}`);
-  if (!steps.length) return `${view}: no steps yet`;
-  return `${view} from step ${steps[0]} to ${steps.at(-1)}: ${values.join(", ")}`;
+  if (!steps.length) return t("chart.no_steps", { view });
+  return t("chart.summary", { view, first: steps[0], last: steps.at(-1), values: listed(values) });
 }
 
 const lastMeasured = (values) => values.findLast((value) => value !== undefined);

@@ -1,4 +1,5 @@
 /** Numbers and times as a person reads them. */
+import { t } from "../shared/texts.js";
 
 /** @param value a number, null for "not a number", undefined for "not measured" */
 export function formatNumber(value) {
@@ -21,8 +22,10 @@ export function formatTick(value) {
 export function formatDuration(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "";
   const whole = Math.max(0, Math.round(seconds));
-  if (whole < 60) return `${whole} s`;
+  if (whole < 60) return t("time.seconds", { seconds: whole });
   const padded = (number) => String(number).padStart(2, "0");
-  if (whole < 3600) return `${Math.floor(whole / 60)} min ${padded(whole % 60)} s`;
-  return `${Math.floor(whole / 3600)} h ${padded(Math.floor((whole % 3600) / 60))} min`;
+  if (whole < 3600) {
+    return t("time.minutes", { minutes: Math.floor(whole / 60), seconds: padded(whole % 60) });
+  }
+  return t("time.hours", { hours: Math.floor(whole / 3600), minutes: padded(Math.floor((whole % 3600) / 60)) });
 }

@@ -1,3 +1,5 @@
+import { t } from "../shared/texts.js";
+
 /** More than a chart has pixels; a run may have 100 000. */
 const MOST_RECORDS = 2000;
 
@@ -72,7 +74,7 @@ export class RunHistory {
   fail(sentence) {
     this.phase = "idle";
     this.message = "";
-    this.error = sentence || "The training failed and gave no reason; see ComfyUI's log.";
+    this.error = sentence || t("panel.failed");
   }
 
   clearMessages() {

@@ -4,6 +4,7 @@
  * A line's values: a number; null where it was measured and is not finite (drawn as a gap);
  * undefined where it was not measured (drawn through).
  */
+import { t } from "../shared/texts.js";
 
 const SMOOTHING = 0.95;
 
@@ -30,8 +31,8 @@ function lossLines(records) {
   const total = records.map((record) => measured(record.loss));
   const terms = namesIn(records, "parts");
   const lines = [
-    { name: "total, each step", values: total, look: "faint", color: 0 },
-    { name: "total, smoothed", values: smooth(total), look: "strong", color: 0 },
+    { name: t("chart.total"), values: total, look: "faint", color: 0 },
+    { name: t("chart.smoothed"), values: smooth(total), look: "strong", color: 0 },
   ];
   if (terms.length < 2) return lines; // a single term is the total
   return lines.concat(terms.map((term, index) => ({

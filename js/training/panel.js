@@ -5,6 +5,7 @@
  * `node` of the graph, `chosenStep()` and `choose(step)`.
  */
 import { element } from "../shared/dom.js";
+import { t } from "../shared/texts.js";
 import { ChartSection } from "./chart_section.js";
 import { RunHistory } from "./history.js";
 import { PreviewStrip } from "./previews.js";
@@ -14,7 +15,7 @@ const REDRAW_EVERY_MS = 100;
 
 export class TrainingPanel {
   history = new RunHistory();
-  root = element("div", { class: "pz-theme pz-panel", role: "region", "aria-label": "Training" });
+  root = element("div", { class: "pz-theme pz-panel", role: "region", "aria-label": t("panel.label") });
   node;
   #choice;
   #redrawTimer = 0;

@@ -1,11 +1,12 @@
 /** The strip of preview pictures, and the large view of one of them. */
 import { button, element, icon, setPressed, setText } from "../shared/dom.js";
+import { listed, t } from "../shared/texts.js";
 import { imageAddress } from "./server.js";
 
 /** A row of thumbnails, one per previewed step, and "last". */
 export class PreviewStrip {
   root;
-  #row = element("div", { class: "pz-thumbnails", role: "group", "aria-label": "Preview pictures by step" });
+  #row = element("div", { class: "pz-thumbnails", role: "group", "aria-label": t("previews.label") });
   #lastButton;
   #returned = element("span", { class: "pz-returned" });
   #thumbnails = new Map();
@@ -14,9 +15,9 @@ export class PreviewStrip {
   constructor(panel) {
     this.#panel = panel;
     this.#lastButton = button({
-      class: "pz-last", onclick: () => panel.choose(0), title: "Let the node return the last step (use_step = 0)",
-    }, "last");
-    const heading = element("div", { class: "pz-strip-heading" }, element("span", {}, "Previews"), this.#returned);
+      class: "pz-last", onclick: () => panel.choose(0), title: t("previews.last_title"),
+    }, t("previews.last"));
+    const heading = element("div", { class: "pz-strip-heading" }, element("span", {}, t("previews.heading")), this.#returned);
     this.root = element("div", { class: "pz-strip" },
       heading, element("div", { class: "pz-strip-row" }, this.#row, this.#lastButton));
   }
@@ -36,7 +37,7 @@ export class PreviewStrip {
       setPressed(this.#thumbnails.get(keyOf(preview)), preview.step === useStep && useStep > 0);
     }
     setPressed(this.#lastButton, useStep === 0);
-    setText(this.#returned, useStep > 0 ? `the node returns step ${useStep}` : "the node returns the last step");
+    setText(this.#returned, useStep > 0 ? t("previews.returns_step", { step: useStep }) : t("previews.returns_last"));
     this.root.hidden = history.previews.length === 0;
     if (isAtEnd) this.#row.scrollLeft = this.#row.scrollWidth;
   }
@@ -50,19 +51,16 @@ export class PreviewStrip {
 
   #thumbnail(preview) {
     const picture = element("img", {
-      src: imageAddress(preview, true), alt: `Preview of step ${preview.step}`, loading: "lazy", draggable: "false" });
+      src: imageAddress(preview, true), alt: t("previews.picture", { step: preview.step }), loading: "lazy", draggable: "false" });
     return button({
-      class: "pz-thumbnail", "data-step": preview.step, title: `Step ${preview.step}: look closer`,
+      class: "pz-thumbnail", "data-step": preview.step, title: t("previews.open", { step: preview.step }),
       onclick: () => this.#look(preview.step) }, picture, element("span", {}, String(preview.step)));
   }
 
   #look(step) {
-    viewer ??= new PreviewViewer();
-    viewer.open(this.#panel, step);
+    new PreviewViewer(this.#panel).open(step);
   }
 }
-
-let viewer = null;
 
 const keyOf = ({ step, version }) => `${step} ${version}`;
 
@@ -75,15 +73,17 @@ class PreviewViewer {
   #use = element("span", { role: "status" });
   #useButton = button({ class: "pz-button" });
   #useRow = element("div", { class: "pz-use" }, this.#use, this.#useButton);
-  #panel = null;
+  #panel;
   #step = 0;
 
-  constructor() {
+  /** @param panel of the node whose previews they are */
+  constructor(panel) {
+    this.#panel = panel;
     const iconButton = (name, label, onclick) => button(
       { class: "pz-button", "aria-label": label, title: label, onclick }, icon(name));
-    const close = iconButton("times", "Close", () => this.#dialog.close());
-    const earlier = iconButton("chevron-left", "Earlier preview", () => this.#turn(-1));
-    const later = iconButton("chevron-right", "Later preview", () => this.#turn(1));
+    const close = iconButton("times", t("previews.close"), () => this.#dialog.close());
+    const earlier = iconButton("chevron-left", t("previews.earlier"), () => this.#turn(-1));
+    const later = iconButton("chevron-right", t("previews.later"), () => this.#turn(1));
     this.#useButton.onclick = () => this.#toggleUse();
     this.#dialog = element("dialog", { class: "pz-theme pz-viewer", "aria-labelledby": "pz-viewer-title" },
       element("header", {}, this.#title, close),
@@ -91,15 +91,14 @@ class PreviewViewer {
       this.#files, this.#useRow);
     this.#dialog.addEventListener("keydown", (event) => this.#onKey(event));
     this.#dialog.addEventListener("click", (event) => event.target === this.#dialog && this.#dialog.close());
+    this.#dialog.addEventListener("close", () => this.#dialog.remove());
     document.body.append(this.#dialog);
   }
 
-  /** @param panel of the node whose preview it is */
-  open(panel, step) {
-    this.#panel = panel;
+  open(step) {
     this.#step = step;
     this.#render();
-    if (!this.#dialog.open) this.#dialog.showModal();
+    this.#dialog.showModal();
     this.#dialog.focus();
   }
 
@@ -107,15 +106,15 @@ class PreviewViewer {
     const { history } = this.#panel;
     const preview = history.previews.find((entry) => entry.step === this.#step);
     const saved = history.saved.find((entry) => entry.step === this.#step);
-    setText(this.#title, `${history.run}, step ${this.#step}`);
+    setText(this.#title, t("previews.title", { run: history.run, step: this.#step }));
     this.#picture.src = imageAddress(preview);
-    this.#picture.alt = `Preview of step ${this.#step}`;
+    this.#picture.alt = t("previews.picture", { step: this.#step });
     const noFile = () => element("p", {}, noFileSentence(this.#step, history.saved));
     this.#files.replaceChildren(...(saved ? savedRows(saved) : [noFile()]));
     const isUsed = this.#panel.chosenStep() === this.#step;
     this.#useRow.hidden = !history.canReturn(this.#step);
-    setText(this.#use, isUsed ? `From the next Run on, the node returns step ${this.#step}.` : "");
-    setText(this.#useButton, isUsed ? "Return the last step instead" : "Let the node return this step");
+    setText(this.#use, isUsed ? t("previews.will_return", { step: this.#step }) : "");
+    setText(this.#useButton, t(isUsed ? "previews.use_last" : "previews.use_step"));
   }
 
   #toggleUse() {
@@ -142,30 +141,28 @@ class PreviewViewer {
 function savedRows({ embeddings, files, isWhole }) {
   const prompts = embeddings.map((text) => {
     const field = element("input", {
-      type: "text", readonly: "", value: text, "aria-label": "Text for the prompt", size: text.length });
-    const copy = button({ class: "pz-button" }, icon("copy"), " Copy");
+      type: "text", readonly: "", value: text, "aria-label": t("previews.prompt_label"), size: text.length });
+    const copy = button({ class: "pz-button" }, icon("copy"), ` ${t("previews.copy")}`);
     copy.onclick = () => copyText(field, copy);
-    return element("div", { class: "pz-embedding" }, element("span", {}, "In a prompt, write"), field, copy);
+    return element("div", { class: "pz-embedding" }, element("span", {}, t("previews.in_a_prompt")), field, copy);
   });
   const paths = files.map((file) => element("p", { class: "pz-file" }, file));
-  const atEndOnly = "The trained weights are saved only at the last step, so the node cannot return this one.";
-  return [...prompts, ...paths, ...(isWhole ? [] : [element("p", {}, atEndOnly)])];
+  return [...prompts, ...paths, ...(isWhole ? [] : [element("p", {}, t("previews.weights_at_end"))])];
 }
 
 function noFileSentence(step, saved) {
-  if (step === 0) return "Step 0 is the picture before training, so there is nothing to use.";
-  const steps = saved.map((entry) => entry.step).join(", ");
-  const others = steps ? `Files were saved at steps ${steps}.` : "Set save_every to save files on the way.";
-  return `No file was saved at step ${step}. ${others}`;
+  if (step === 0) return t("previews.step_0");
+  const steps = listed(saved.map((entry) => entry.step));
+  return t(steps ? "previews.files_elsewhere" : "previews.no_file", { step, steps });
 }
 
 async function copyText(field, pressed) {
   field.select();
   try {
     await navigator.clipboard.writeText(field.value);
-    pressed.replaceChildren(icon("check"), " Copied");
+    pressed.replaceChildren(icon("check"), ` ${t("previews.copied")}`);
   } catch {
-    pressed.replaceChildren("Press Ctrl+C"); // browsers give the clipboard only to https and localhost
+    pressed.replaceChildren(t("previews.press_copy")); // browsers give the clipboard only to https and localhost
     field.focus();
   }
 }

@@ -1,13 +1,10 @@
 /** The section of the training panel that tells where the run is, and commands it. */
 import { button, element, icon, setText } from "../shared/dom.js";
+import { t } from "../shared/texts.js";
 import { formatDuration, formatNumber } from "./format.js";
 import { sendCommand } from "./server.js";
 
-const COMMANDS = [
-  { command: "stop", icon: "stop-circle", label: "Stop", title: "Stop after this step and keep the work" },
-  { command: "save", icon: "save", label: "Save now", title: "Save the embedding of this step" },
-  { command: "sample", icon: "image", label: "Sample now", title: "Draw a preview picture at this step" },
-];
+const COMMANDS = { stop: "stop-circle", save: "save", sample: "image" }; // and their icons
 
 export class StatusSection {
   root;
@@ -16,26 +13,27 @@ export class StatusSection {
   #isStopping = false;
   #state = element("span", { class: "pz-state" });
   #figures = element("span", { class: "pz-figures" });
-  #progress = element("progress", { max: "1", value: "0", "aria-label": "Training progress" });
+  #progress = element("progress", { max: "1", value: "0", "aria-label": t("panel.progress") });
   #error = element("div", { class: "pz-error", role: "alert" });
   #message = element("div", { class: "pz-message", role: "status" });
-  #commands = COMMANDS.map(({ command, title, label, icon: name }) => button({
-    class: "pz-button", title, "data-command": command, onclick: () => this.#send(command) }, icon(name), " ", label));
+  #commands = Object.entries(COMMANDS).map(([command, name]) => button({
+    class: "pz-button", title: t(`command.${command}_title`), "data-command": command,
+    onclick: () => this.#send(command) }, icon(name), " ", t(`command.${command}`)));
 
   constructor(panel) {
     this.#panel = panel;
     this.root = element("div", { class: "pz-section" },
       element("div", { class: "pz-row" }, this.#state, this.#figures), this.#progress, this.#error, this.#message,
       element("div", { class: "pz-row" },
-        element("div", { class: "pz-group", role: "group", "aria-label": "Commands" }, ...this.#commands)));
+        element("div", { class: "pz-group", role: "group", "aria-label": t("command.label") }, ...this.#commands)));
   }
 
   render({ history }) {
     const last = history.records.at(-1);
     setText(this.#state, this.#stateText(history));
-    const figures = last ? [`loss ${formatNumber(last.loss)}`] : [];
+    const figures = last ? [t("panel.loss", { loss: formatNumber(last.loss) })] : [];
     const left = history.phase === "training" ? formatDuration(last?.seconds_left) : "";
-    if (left) figures.push(`${left} left`);
+    if (left) figures.push(t("panel.time_left", { time: left }));
     setText(this.#figures, figures.join(" · "));
     this.#progress.value = history.total ? Math.min(history.step / history.total, 1) : 0;
     this.#progress.hidden = !last && !history.isRunning;
@@ -51,11 +49,11 @@ export class StatusSection {
   }
 
   #stateText(history) {
-    if (history.phase === "preparing") return "Preparing…";
-    if (!history.step) return history.isRunning ? `Step 0 of ${history.total}` : history.run;
-    const place = `Step ${history.step} of ${history.total || history.step}`;
-    if (history.isRunning) return this.#isStopping ? `${place}, stopping…` : place;
-    return `${history.run}: ${place}${history.isUnfinished ? ", stopped" : ""}`;
+    if (history.phase === "preparing") return t("panel.preparing");
+    if (!history.step) return history.isRunning ? t("panel.step", { step: 0, total: history.total }) : history.run;
+    const place = t("panel.step", { step: history.step, total: history.total || history.step });
+    if (history.isRunning) return this.#isStopping ? t("panel.stopping", { place }) : place;
+    return t(history.isUnfinished ? "panel.stopped" : "panel.ended", { run: history.run, place });
   }
 
   #renderMessages({ error, message }) {
@@ -73,7 +71,7 @@ export class StatusSection {
       this.#note = await sendCommand(this.#panel.history.run, command);
     } catch (problem) {
       this.#isStopping = false;
-      this.#note = `The command did not reach the training: ${problem.message}`;
+      this.#note = t("panel.not_sent", { problem: problem.message });
     }
     this.#panel.render();
   }
