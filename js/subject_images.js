@@ -1,30 +1,26 @@
 /** Puts the picture tray on Subject nodes: dropped or chosen pictures are uploaded to input/<folder>/ and shown. */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { chain, loadStyle, takePlaceOfFormer, widgetOf } from "./shared/nodes.js";
+import { loadStyle, widgetOf } from "./shared/nodes.js";
+import { addPart, placesOf } from "./shared/parts.js";
 import { isCaption, isPicture, listFolder, pictureUrl, unusedFolder, uploadPictures } from "./subject/server.js";
 import { PictureTray } from "./subject/tray.js";
 import { listed, t } from "./shared/texts.js";
 
 const NODE_TYPE = "PersonalizeSubject";
-const MIN_HEIGHT = 190;
-const MIN_WIDTH = 400;
 const SHOWN_NAMES = 5;
 const LONGEST_NAME = 50; // letters of a new folder's name
 const RESERVED_BY_WINDOWS = /^(con|prn|aux|nul|(com|lpt)[\d¹²³])$/i;
 const EMPTY = { pictures: [], count: 0, place: "nowhere", message: "", left_out: "" };
 
-/** node → its subject */
-const subjects = new Map();
-
 /** The pictures of one node. Its widgets `folder` and `picture_files` say which; the tray shows them. */
 class NodePictures {
-  #node;
+  #place;
   #listing = EMPTY;
   #refreshes = 0;
 
-  constructor(node) {
-    this.#node = node;
+  constructor(place) {
+    this.#place = place;
     this.tray = new PictureTray({
       add: (files) => this.add(files), remove: (name) => this.#choose(this.#shown().filter((other) => other !== name)),
       useAll: () => this.#useAll() });
@@ -81,8 +77,9 @@ class NodePictures {
 
   /** "<my-dog>" of the Concept node before this one gives "my-dog". */
   #nameOfConcept() {
-    const link = this.#node.inputs?.findIndex((input) => input.name === "concept") ?? -1;
-    const concept = link >= 0 ? this.#node.getInputNode(link) : null;
+    const { node } = this.#place;
+    const link = node.inputs?.findIndex((input) => input.name === "concept") ?? -1;
+    const concept = link >= 0 ? node.getInputNode(link) : null;
     const placeholder = String(widgetOf(concept, "placeholder")?.value ?? "").normalize("NFC");
     const name = [...placeholder.replace(/[^\p{L}\p{M}\p{N}_-]+/gu, "")].slice(0, LONGEST_NAME).join("");
     return RESERVED_BY_WINDOWS.test(name) ? `${name}_` : name || "my-subject";
@@ -102,7 +99,7 @@ class NodePictures {
   }
 
   #setFolder(folder) {
-    const values = widgetOf(this.#node, "folder").options?.values;
+    const values = this.#place.widget("folder").options?.values;
     if (Array.isArray(values) && !values.includes(folder)) values.push(folder);
     this.#set("folder", folder);
   }
@@ -124,52 +121,38 @@ class NodePictures {
   }
 
   #value(name) {
-    return String(widgetOf(this.#node, name)?.value ?? "");
+    return String(this.#place.widget(name)?.value ?? "");
   }
 
   #set(name, value) {
-    widgetOf(this.#node, name).value = value;
-    this.#node.setDirtyCanvas(true, true);
+    this.#place.widget(name).value = value;
+    this.#place.host.setDirtyCanvas(true, true);
   }
 }
+
+addPart({
+  name: "thumbnails", nodeTypes: [NODE_TYPE], minHeight: 190, minWidth: 400, outside: true, order: 1, create: pictureTray });
 
 app.registerExtension({
   name: "personalize.subject",
 
   setup() {
     for (const style of ["./shared/theme.css", "./subject/tray.css"]) loadStyle(style, import.meta.url);
-    api.addEventListener("execution_start", () => subjects.forEach((subject) => subject.tray.showError("")));
+    api.addEventListener("execution_start", () => subjects().forEach(({ tray }) => tray.showError("")));
     api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail));
-    api.addEventListener("reconnected", refreshAll);
   },
 
-  nodeCreated(node) {
-    if (node.comfyClass === NODE_TYPE) attach(node);
-  },
-
-  loadedGraphNode(node) {
-    subjects.get(node)?.refresh();
-  },
-
-  refreshComboInNodes: refreshAll,
+  refreshComboInNodes: () => subjects().forEach((subject) => subject.refresh()),
 });
 
-function attach(node) {
-  const subject = new NodePictures(node);
-  subjects.set(node, subject);
-  const widget = node.addDOMWidget("thumbnails", "PERSONALIZE_PICTURES", subject.tray.root, {
-    serialize: false, // not into the prompt
-    hideOnZoom: false,
-    hideInPanel: true, // the side panel would draw it a second time and change its width
-    getMinHeight: () => MIN_HEIGHT,
-  });
-  widget.serialize = false; // not into the saved workflow
-  hide(widgetOf(node, "picture_files")); // the tray shows it
-  node.setSize([Math.max(node.size[0], MIN_WIDTH), node.computeSize()[1]]);
-  acceptDrops(node, subject);
-  chain(widgetOf(node, "folder"), "callback", () => subject.onFolderChanged());
-  chain(node, "onAdded", () => takePlaceOfFormer(node, subject.tray.root, ".pz-tray"));
-  chain(node, "onRemoved", () => subjects.delete(node));
+const subjects = () => placesOf("thumbnails").map(({ part }) => part.subject);
+
+function pictureTray(place) {
+  const subject = new NodePictures(place);
+  hide(widgetOf(place.node, "picture_files")); // the tray shows it
+  place.onChange(["folder"], () => subject.onFolderChanged());
+  if (!place.host.onDragDrop) acceptDrops(place.host, subject); // of several trays on a subgraph node, the first
+  return { subject, root: subject.tray.root, restore: () => subject.refresh() };
 }
 
 /** On the rest of the node, and pasted while it is selected; the tray takes what is dropped on itself. */
@@ -187,10 +170,9 @@ function acceptDrops(node, subject) {
   };
 }
 
-function onExecutionError({ node_id, node_type, exception_message }) {
-  if (node_type !== NODE_TYPE) return;
-  for (const [node, subject] of subjects) {
-    if (String(node_id).split(":").at(-1) === String(node.id)) subject.tray.showError(exception_message?.trim() ?? "");
+function onExecutionError({ node_id, exception_message }) {
+  for (const place of placesOf("thumbnails")) {
+    if (place.isExecution(node_id)) place.part.subject.tray.showError(exception_message?.trim() ?? "");
   }
 }
 
@@ -201,10 +183,6 @@ function someOf(names) {
   const more = names.length - SHOWN_NAMES;
   const shown = listed(names.slice(0, SHOWN_NAMES));
   return more > 0 ? t("tray.and_more", { names: shown, more }) : shown;
-}
-
-function refreshAll() {
-  for (const subject of subjects.values()) subject.refresh();
 }
 
 function hide(widget) {

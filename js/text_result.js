@@ -1,13 +1,16 @@
 /** Shows on the node the text that a run gave: where a file is, what to write in a prompt, a list of tokens. */
 import { app } from "../../scripts/app.js";
-import { chain, loadStyle, takePlaceOfFormer } from "./shared/nodes.js";
+import { loadStyle } from "./shared/nodes.js";
+import { addPart } from "./shared/parts.js";
 import { t } from "./shared/texts.js";
 
 const NODE_TYPES = [
   "PersonalizeSaveConcept", "PersonalizePromptTokens", "PersonalizeManageSteps", "PersonalizeOrthogonalize",
   "PersonalizeSaveViCo",
 ];
-const MIN_HEIGHT = 80;
+const MOST_KEPT = 20_000; // letters of a result in the workflow
+
+addPart({ name: "result", nodeTypes: NODE_TYPES, minHeight: 80, outside: true, order: 3, create: textResult });
 
 app.registerExtension({
   name: "personalize.textResult",
@@ -15,27 +18,32 @@ app.registerExtension({
   setup() {
     loadStyle("./shared/text.css", import.meta.url);
   },
-
-  nodeCreated(node) {
-    if (NODE_TYPES.includes(node.comfyClass)) attach(node);
-  },
 });
 
-function attach(node) {
+function textResult(place) {
   const root = document.createElement("textarea");
   root.className = "pz-text";
   root.readOnly = true;
   root.placeholder = t("result.empty");
   root.setAttribute("aria-label", t("result.label"));
-  const widget = node.addDOMWidget("result", "PERSONALIZE_TEXT", root, {
-    serialize: false, // not into the prompt
-    hideOnZoom: false,
-    hideInPanel: true,
-    getMinHeight: () => MIN_HEIGHT,
-  });
-  widget.serialize = false; // not into the saved workflow
-  chain(node, "onAdded", () => takePlaceOfFormer(node, root, ".pz-text"));
-  chain(node, "onExecuted", (output) => {
-    if (output?.text) root.value = [output.text].flat().join("\n");
-  });
+  return {
+    root,
+    restore() {
+      root.value ||= place.kept("result") ?? "";
+    },
+    executed(output) {
+      if (!output?.text) return;
+      root.value = [output.text].flat().join("\n");
+      place.keep("result", keptPart(root.value));
+    },
+    remember: () => root.value,
+    recall(text) {
+      root.value = text;
+    },
+  };
+}
+
+function keptPart(text) {
+  const left = text.length - MOST_KEPT;
+  return left > 0 ? `${text.slice(0, MOST_KEPT)}\n${t("result.cut", { count: left })}` : text;
 }

@@ -13,11 +13,11 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parent / "tools"))
 
-from environment import chromium, comfyui
+from environment import chromium, comfyui, frontend
 from environment.checks import run_checks
 from environment.jobs import Job, run_pytest, run_queue
 from environment.report import SetupError, say
-from environment.setup import Environment, prepare
+from environment.setup import FOLDER, Environment, prepare
 
 TESTS = Path(__file__).resolve().parent
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
@@ -28,6 +28,7 @@ ON_OLDEST = ["-m", "not server and not browser and not newer and not slow and no
 BY_HAND_ON_OLDEST = ["-m", "by_hand and not newer and not slow"]
 SMOKE = ["-m", "smoke", "-q", "-p", "no:cacheprovider"]
 LABORATORY = ("lab",)
+OF_PAGE_PARTS = ("test_page_lives.py",)
 # Of files and text: nothing that ComfyUI's version could change.
 OWN_CODE = ("test_demo.py", "test_environment.py", "test_foreign_files.py", "test_fuzzed_files.py", "test_jobs.py",
             "test_pages.py", "test_picture_bounds.py", "test_picture_folders.py", "test_placeholders.py")
@@ -50,6 +51,8 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
         help=f"fetch this ComfyUI (default {comfyui.NEWEST}); below the newest only the in-process tests run, "
         f"one of {', '.join(comfyui.RELEASES)}",
     )
+    parser.add_argument("--frontend", metavar="VERSION",
+                        help=f"show ComfyUI's page of this version, as {frontend.NEWEST}, in the tests of the page")
     parser.add_argument("--packs", metavar="FOLDER",
                         help="also test beside other packs, whose checkouts this folder holds; they are only read")
     extent = parser.add_mutually_exclusive_group()
@@ -77,14 +80,22 @@ def provide_browser() -> None:
 
 def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
     """Every test on the newest ComfyUI, and on the oldest those that could tell it from the newest, of which
-    comparisons of mathematics run as on a processor without wide vectors; the longest first."""
+    comparisons of mathematics run as on a processor without wide vectors; the longest first. What the pack draws is
+    also tested in the newest page."""
     quiet = ["-p", "no:cacheprovider", "--durations=15"]
     return [Job("in process", newest, [*quiet, *IN_PROCESS, *ignoring(*LABORATORY)]),
             Job("on the oldest ComfyUI", oldest, [*quiet, *ON_OLDEST, *ignoring(*LABORATORY, *OWN_CODE)]),
             Job("comparisons on the oldest ComfyUI, without wide vectors", oldest,
                 [*quiet, *BY_HAND_ON_OLDEST, *ignoring(*LABORATORY)], NO_WIDE_VECTORS),
             Job("in the page", newest, [*quiet, *IN_PAGE]),
+            Job("in the newest page", newest, [*quiet, *(str(TESTS / name) for name in OF_PAGE_PARTS)],
+                page_of(newest, frontend.NEWEST)),
             Job("the laboratory", newest, [*quiet, *IN_PROCESS, *(str(TESTS / name) for name in LABORATORY)])]
+
+
+def page_of(environment: Environment, version: str | None) -> dict[str, str]:
+    """Variables that make the tests' servers show the page of this version; none for their ComfyUI's own."""
+    return {frontend.VARIABLE: str(frontend.fetch(version, FOLDER, environment.python))} if version else {}
 
 
 def with_smoke_tests() -> list[str]:
@@ -112,7 +123,8 @@ def main() -> int:
             provide_browser()
         if IN_CI and len(sys.argv) == 1:
             return run_queue(ci_jobs(environment, prepare(comfyui.OLDEST)), workers=2) or found
-        return run_pytest(Job("tests", environment, for_pytest + (ON_OLDER if older else []))) or found
+        options = for_pytest + (ON_OLDER if older else [])
+        return run_pytest(Job("tests", environment, options, page_of(environment, own.frontend))) or found
     except SetupError as error:
         print(f"\n{error}", file=sys.stderr)
         return 2

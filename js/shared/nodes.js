@@ -13,19 +13,6 @@ export function chain(owner, name, after) {
   };
 }
 
-/**
- * Nodes 2.0 goes on showing the element of a former node of the same id when a graph replaces another, as undo does.
- * Call it when a node was added to a graph: its own element takes that place.
- * @param selector what both elements match
- */
-export function takePlaceOfFormer(node, root, selector) {
-  const replace = () => {
-    const shown = document.querySelector(`[data-node-id="${node.id}"] ${selector}`);
-    if (shown && shown !== root) shown.replaceWith(root);
-  };
-  requestAnimationFrame(() => requestAnimationFrame(replace)); // when the page has drawn the new graph
-}
-
 /** Adds a style sheet, once, that lies beside the module `base` (its import.meta.url). */
 export function loadStyle(path, base) {
   const address = new URL(path, base).href;

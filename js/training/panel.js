@@ -2,7 +2,7 @@
  * What is drawn on a Train node: a column of sections.
  *
  * A section is {root: its element, render(panel): draws it anew}. It asks the panel for everything: `history` of the run,
- * `node` of the graph, `chosenStep()` and `choose(step)`.
+ * `place` where it is drawn (shared/parts.js), `chosenStep()` and `choose(step)`.
  */
 import { element } from "../shared/dom.js";
 import { t } from "../shared/texts.js";
@@ -16,16 +16,16 @@ const REDRAW_EVERY_MS = 100;
 export class TrainingPanel {
   history = new RunHistory();
   root = element("div", { class: "pz-theme pz-panel", role: "region", "aria-label": t("panel.label") });
-  node;
+  place;
   #choice;
   #redrawTimer = 0;
   #status;
   #chart;
   #sections;
 
-  /** @param node on whose widget the panel lies @param choice {get(): step, set(step)} of what the node returns */
-  constructor(node, choice) {
-    this.node = node;
+  /** @param place see shared/parts.js @param choice {get(): step, set(step)} of what the node returns */
+  constructor(place, choice) {
+    this.place = place;
     this.#choice = choice;
     this.#status = new StatusSection(this);
     this.#chart = new ChartSection(this);
@@ -49,6 +49,12 @@ export class TrainingPanel {
     change(this.history);
     if (!this.history.isRunning) this.#status.forgetCommands();
     this.#redrawTimer ||= setTimeout(() => this.render(), REDRAW_EVERY_MS);
+  }
+
+  /** Go on with a history that is known already, as after undo. */
+  showHistory(history) {
+    this.history = history;
+    this.render();
   }
 
   /** Draw everything now. */

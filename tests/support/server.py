@@ -18,6 +18,7 @@ from pathlib import Path
 
 import websocket
 
+from environment.frontend import VARIABLE as PAGE
 from environment.setup import ONE_THREAD
 
 from .failures import Event, failed, refused
@@ -64,6 +65,8 @@ class ComfyServer:
         command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2],
                    "--base-directory", str(self.base), "--database-url", f"sqlite:///{self.base}/user/comfyui.db",
                    "--disable-auto-launch", "--disable-api-nodes", *self._arguments]
+        if PAGE in os.environ:
+            command += ["--front-end-root", os.environ[PAGE]]
         if not any(argument.startswith("--cache-") for argument in command):
             command.append("--cache-classic")
         inherited = {name: value for name, value in os.environ.items() if name not in ONE_THREAD}

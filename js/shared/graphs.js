@@ -1,0 +1,42 @@
+/** Where nodes are: graphs within graphs, and the workflow that is shown. */
+import { app } from "../../../scripts/app.js";
+
+const rootGraph = () => app.rootGraph ?? app.graph;
+
+/** Nodes on the way to the one that executes: [5, 12] for "5:12", node 12 in the subgraph of node 5; [] for none. */
+export function walk(executionId) {
+  const nodes = [];
+  let graph = rootGraph();
+  for (const id of executionId ? String(executionId).split(":") : []) {
+    const node = graph?.getNodeById(id) ?? graph?.getNodeById(Number(id));
+    if (!node) return [];
+    nodes.push(node);
+    graph = node.subgraph;
+  }
+  return nodes;
+}
+
+/** @param nodes from one in any graph down to one within it @returns its id with those of the first way to it */
+export function executionIdOf(nodes) {
+  const { graph } = nodes[0];
+  const holder = graph && graph !== rootGraph() && subgraphNodes().find(({ subgraph }) => subgraph === graph);
+  if (holder) return executionIdOf([holder, ...nodes]);
+  return nodes.map(({ id }) => id).join(":");
+}
+
+/** Every subgraph node, also those in subgraphs, each once. */
+export function subgraphNodes() {
+  const found = new Set();
+  const visit = (graph) => {
+    for (const node of graph?.nodes ?? []) {
+      if (!node.subgraph || found.has(node)) continue;
+      found.add(node);
+      visit(node.subgraph);
+    }
+  };
+  visit(rootGraph());
+  return [...found];
+}
+
+/** What tells the open workflow from others, once it has been loaded. */
+export const knownWorkflow = () => app.extensionManager?.workflow?.activeWorkflow?.path ?? "";
