@@ -39,6 +39,7 @@ class Place {
   /** @param path the nodes from `host` down to `node`, without `host`; [] on the node itself */
   constructor(kind, node, host = node, path = []) {
     Object.assign(this, { kind, node, host, path, rootId: null });
+    this.isOfFormer = this.isOutside; // whether it may be made anew of a saved node, and not new on the graph
     this.name = [kind.name, ...path.map(({ id }) => id)].join(" ");
     this.part = kind.create(this);
     const { root } = this.part;
@@ -122,8 +123,7 @@ class Place {
     const key = this.#memoryKey();
     if (key !== this.key) {
       this.key = key;
-      const remembered = memory.get(key);
-      if (remembered !== undefined) this.part.recall?.(remembered);
+      if (this.isOfFormer && memory.has(key)) this.part.recall?.(memory.get(key));
     }
     this.part.restore?.();
   }
@@ -176,7 +176,10 @@ function onGraphOpened() {
 function attach(kind, node) {
   const place = new Place(kind, node);
   growToFit(node, kind);
-  chain(node, "onConfigure", () => restoreSoon(place));
+  chain(node, "onConfigure", () => {
+    place.isOfFormer = true;
+    restoreSoon(place);
+  });
   chain(node, "onAdded", () => {
     enter(place);
     syncSoon();
