@@ -28,7 +28,6 @@ ON_OLDEST = ["-m", "not server and not browser and not newer and not slow and no
 BY_HAND_ON_OLDEST = ["-m", "by_hand and not newer and not slow"]
 SMOKE = ["-m", "smoke", "-q", "-p", "no:cacheprovider"]
 LABORATORY = ("lab",)
-OF_PAGE_PARTS = ("test_page_lives.py",)
 # Of files and text: nothing that ComfyUI's version could change.
 OWN_CODE = ("test_demo.py", "test_environment.py", "test_foreign_files.py", "test_fuzzed_files.py", "test_jobs.py",
             "test_pages.py", "test_picture_bounds.py", "test_picture_folders.py", "test_placeholders.py")
@@ -80,16 +79,13 @@ def provide_browser() -> None:
 
 def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
     """Every test on the newest ComfyUI, and on the oldest those that could tell it from the newest, of which
-    comparisons of mathematics run as on a processor without wide vectors; the longest first. What the pack draws is
-    also tested in the newest page."""
+    comparisons of mathematics run as on a processor without wide vectors; the longest first."""
     quiet = ["-p", "no:cacheprovider", "--durations=15"]
     return [Job("in process", newest, [*quiet, *IN_PROCESS, *ignoring(*LABORATORY)]),
             Job("on the oldest ComfyUI", oldest, [*quiet, *ON_OLDEST, *ignoring(*LABORATORY, *OWN_CODE)]),
             Job("comparisons on the oldest ComfyUI, without wide vectors", oldest,
                 [*quiet, *BY_HAND_ON_OLDEST, *ignoring(*LABORATORY)], NO_WIDE_VECTORS),
             Job("in the page", newest, [*quiet, *IN_PAGE]),
-            Job("in the newest page", newest, [*quiet, *(str(TESTS / name) for name in OF_PAGE_PARTS)],
-                page_of(newest, frontend.NEWEST)),
             Job("the laboratory", newest, [*quiet, *IN_PROCESS, *(str(TESTS / name) for name in LABORATORY)])]
 
 

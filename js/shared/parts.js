@@ -278,8 +278,8 @@ function growToFit(node, { minWidth = 0 }) {
   if (size.some((value, i) => value > node.size[i])) node.setSize(size);
 }
 
-/** A run's message may come while another workflow is shown: its parts find it when they are shown again. */
-function onExecuted({ node, display_node, output, prompt_id }) {
+/** ComfyUI tells the node alone. */
+function onExecuted({ node, display_node, output }) {
   const executionId = display_node ?? node;
   for (const place of places) {
     if (place.isOutside && place.isExecution(executionId)) place.part.executed?.(output);
