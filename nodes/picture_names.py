@@ -1,4 +1,4 @@
-"""Which files are pictures, and which hold their captions, told by their names."""
+"""Which files are pictures, and which hold their captions and masks, told by their names."""
 from __future__ import annotations
 
 import os
@@ -10,6 +10,7 @@ SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", 
             ".psd",
             ".sgi", ".dds")
 CAPTION_SUFFIXES = (".txt", ".caption")
+MASK_ENDING = "-masklabel.png"  # as OneTrainer names them
 
 
 def is_picture(name: str) -> bool:
@@ -20,6 +21,16 @@ def is_picture(name: str) -> bool:
 def is_caption(name: str) -> bool:
     """Whether a file of that name can hold a caption."""
     return name.lower().endswith(CAPTION_SUFFIXES)
+
+
+def is_mask(name: str) -> bool:
+    """Whether a file of that name holds the mask of a picture beside it."""
+    return name.lower().endswith(MASK_ENDING)
+
+
+def mask_name(picture: str) -> str:
+    """Name of the file that holds a picture's mask."""
+    return os.path.splitext(picture)[0] + MASK_ENDING
 
 
 def caption_names(picture: str) -> list[str]:

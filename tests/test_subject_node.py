@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from support.drawn_pictures import drawn
 from support.failures import PromptFailed
 
 NAME = "<my-dog>"
@@ -71,6 +72,10 @@ def load_image(name: str) -> dict:
     return {"class_type": "LoadImage", "inputs": {"image": name}}
 
 
+def batch(first: str, second: str) -> dict:
+    return {"class_type": "ImageBatch", "inputs": {"image1": [first, 0], "image2": [second, 0]}}
+
+
 # ---------------------------------------------------------------------- where pictures come from
 @pytest.mark.smoke
 def test_folder(execute, folder):
@@ -100,6 +105,22 @@ def test_chosen_pictures_and_captions(execute, folder):
     values = execute(prompt(folder="dogs", picture_files="3.png\n1.png", captions="{} left\n{} right"), get=GET).values
     assert [(p.name, p.caption) for p in values["subjects"][0].pictures] == [
         ("3.png", f"{NAME} left"), ("1.png", f"{NAME} right")]
+
+
+def test_what_may_spoil_pictures_that_come_by_a_wire_is_said(execute, base, caplog):
+    """The tray shows it of a folder; nothing else could show it of an IMAGE."""
+    said = {}
+    for places in (("orange", "orange", "orange", "blue"), ("orange", "green", "blue", "white")):
+        loaders = {}
+        for pose, place in enumerate(places):
+            drawn(place, pose).save(base / f"input/{place}{pose}.png")
+            loaders[f"load{pose}"] = load_image(f"{place}{pose}.png")
+        loaders |= {"two": batch("load0", "load1"), "three": batch("two", "load2"), "all": batch("three", "load3")}
+        caplog.clear()
+        execute(prompt(loaders, images=["all", 0]), get=GET)
+        said[places[1]] = " ".join(record.message for record in caplog.records if record.name == "personalize")
+    assert "3 of 4 pictures have the same background (picture 1, picture 2, picture 3)" in said["orange"]
+    assert said["green"] == ""
 
 
 def test_what_is_not_used_of_a_folder_is_said(execute, folder, caplog):

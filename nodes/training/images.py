@@ -15,7 +15,7 @@ from .captions import captions_for, read_caption
 from .fingerprint import fingerprint
 from .picture_bounds import at_once, check_sides, count_shown
 from .picture_files import FolderContents, some_of
-from .picture_reading import read_picture
+from .picture_reading import read_mask, read_picture
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ class Prepared:
 
 
 def sources_of(contents: FolderContents, enough: int) -> list[Source]:
-    """The pictures of a folder, each with the caption beside it.
+    """The pictures of a folder, each with the caption and the mask beside it.
 
     enough: pixels on the shorter side; a picture of twice as many or more is read smaller, to save memory.
     Raises ValueError naming the first caption file that cannot be read.
     """
-    return [Source(shown_name(path.name), _reader(path, enough), read_caption(contents.captions.get(path)))
+    return [Source(shown_name(path.name), _reader(path, contents.masks.get(path), enough), read_caption(contents.captions.get(path)))
             for path in contents.pictures]
 
 
@@ -189,10 +189,13 @@ def _together(refused: dict[str, str]) -> str:
     return f"{refused[first].rstrip('.')}; {len(others)} more cannot be used either: {some_of(others)}."
 
 
-def _reader(path: Path, enough: int) -> Callable[[], Loaded]:
+def _reader(path: Path, mask_file: Path | None, enough: int) -> Callable[[], Loaded]:
     def load() -> Loaded:
         read = read_picture(path, enough)
-        return _checked(shown_name(path.name), Loaded(*_flattened(read.channels), read.remark))
+        pixels, mask = _flattened(read.channels)
+        if mask_file is not None:
+            mask = read_mask(mask_file, *pixels.shape[1:])
+        return _checked(shown_name(path.name), Loaded(pixels, mask, read.remark))
 
     return load
 

@@ -15,7 +15,10 @@ from ..types import ConceptType, SubjectType
 from .augment import Augmentation, Fit, Preparation
 from .batch import Subject
 from .images import Source, prepare, sources_from_tensors, sources_of, with_captions
+from .picture_check import NOTES, findings, looks_of_loaded
 from .picture_files import FolderContents, folder_choices, folder_contents, folder_fingerprint, some_of
+
+MOST_CHECKED, SHOWN_FINDINGS = 50, 4
 
 
 class PersonalizeSubject(io.ComfyNode):
@@ -61,7 +64,7 @@ class PersonalizeSubject(io.ComfyNode):
         sources = with_captions(sources, captions, subject_concept.placeholder)
         bar = comfy.utils.ProgressBar(len(sources))
         ready = prepare(sources, how, progress=lambda: bar.update(1))
-        _say_what_is_left_out(contents, ready.remarks)
+        _say(contents, ready.remarks, _findings(sources, how) if images else ())
         chain = tuple(subject for link in previous for subject in link)
         return io.NodeOutput((*chain, Subject(subject_concept, ready.pictures)), ready.pixels, ready.masks)
 
@@ -140,8 +143,17 @@ def _sources(contents: FolderContents, enough: int, images: Sequence[Any], masks
     return sources
 
 
-def _say_what_is_left_out(contents: FolderContents, remarks: Sequence[str]) -> None:
-    sentences = [contents.left_out_sentence(), f"Note: {some_of(remarks)}." if remarks else ""]
+def _findings(sources: Sequence[Source], how: Preparation) -> list[str]:
+    """What may spoil pictures that the tray cannot show, as they come by a wire."""
+    looks = looks_of_loaded(((source.name, source.load()) for source in sources[:MOST_CHECKED]), how.size)
+    found = findings(looks, how.size, how.fit, how.augmentation == "as released")
+    sentences = [one.sentence for one in found if one.code not in NOTES]
+    more = len(sentences) - SHOWN_FINDINGS
+    return sentences[:SHOWN_FINDINGS] + ([f"{more} more remarks."] if more > 0 else [])
+
+
+def _say(contents: FolderContents, remarks: Sequence[str], found: Sequence[str]) -> None:
+    sentences = [contents.left_out_sentence(), f"Note: {some_of(remarks)}." if remarks else "", *found]
     if any(sentences):
         notice(" ".join(filter(None, sentences)))
 

@@ -1,4 +1,4 @@
-"""Pictures and captions in ComfyUI's input folder: finding them, and never leaving it."""
+"""Pictures, captions and masks in ComfyUI's input folder: finding them, and never leaving it."""
 from __future__ import annotations
 
 import os
@@ -11,7 +11,7 @@ import folder_paths
 
 from ..files import version_of
 from ..foreign.text import shown_name
-from ..picture_names import SUFFIXES, caption_names, is_caption, is_picture
+from ..picture_names import SUFFIXES, caption_names, is_caption, is_mask, is_picture, mask_name
 from ..text.embedding_versions import embedding_versions
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "workflows" / "assets"
@@ -23,11 +23,13 @@ _CLUTTER = ("thumbs.db", "desktop.ini")
 class FolderContents:
     """What a folder holds.
 
-    pictures: in natural order. captions: picture → its caption file. left_out: name of a file that is not used → why.
+    pictures: in natural order. captions: picture → its caption file. masks: picture → the file of its mask.
+    left_out: name of a file that is not used → why.
     """
 
     pictures: tuple[Path, ...]
     captions: Mapping[Path, Path] = field(default_factory=dict)
+    masks: Mapping[Path, Path] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def left_out_sentence(self) -> str:
@@ -39,7 +41,7 @@ class FolderContents:
 
 
 def folder_contents(folder: str, names: str = "") -> FolderContents:
-    """Pictures, their captions, and what of the whole folder is left out. The pictures are those in `names`, one a
+    """Pictures, their captions and masks, and what of the whole folder is left out. The pictures are those in `names`, one a
     line, in that order, or all of `folder` in natural order.
 
     folder: inside ComfyUI's input folder; "" with names means the input folder itself, without names no files. A
@@ -52,7 +54,7 @@ def folder_contents(folder: str, names: str = "") -> FolderContents:
     root = picture_folder(folder)
     if wanted:
         pictures = tuple(_picture(root, name, folder) for name in wanted)
-        return FolderContents(pictures, _captions(pictures))
+        return FolderContents(pictures, *_beside(pictures))
     contents = _all_of(root)
     if not contents.pictures:
         raise ValueError(_no_pictures(root, folder, contents))
@@ -67,11 +69,16 @@ def picture_folder(folder: str) -> Path:
     what = f"Folder '{shown_name(folder)}'"
     for root in (Path(folder_paths.get_input_directory()), EXAMPLES):
         for name in dict.fromkeys((folder, folder.strip())):
-            path = _inside(root, name, what)
+            path = inside(root, name, what)
             if os.path.isdir(path):
                 return path
     raise ValueError(f"{what} is not in ComfyUI's input folder; drop pictures on the node or choose a folder that is "
                      "there.")
+
+
+def name_in(root: Path, picture: Path) -> str:
+    """Of a picture of `folder_contents`, as `names` and the page call it."""
+    return os.path.relpath(picture, root).replace(os.sep, "/")
 
 
 def folder_choices() -> list[str]:
@@ -81,13 +88,14 @@ def folder_choices() -> list[str]:
 
 
 def folder_fingerprint(folder: str, names: str) -> str:
-    """Changes when one of the pictures or captions does, or an embedding that a caption names.
+    """Changes when one of the pictures, captions or masks does, or an embedding that a caption names.
 
     Raises ValueError as `folder_contents` does.
     """
     contents = folder_contents(folder, names)
     captions = [Path(file) for file in contents.captions.values()]
-    versions = [version_of(Path(file)) for file in (*contents.pictures, *captions)]
+    files = (*contents.pictures, *captions, *contents.masks.values())
+    versions = [version_of(Path(file)) for file in files]
     return "\n".join([*versions, *map(embedding_versions, captions)])
 
 
@@ -98,13 +106,15 @@ def some_of(names: Sequence[str]) -> str:
 
 
 def _all_of(root: Path) -> FolderContents:
-    pictures, texts, left_out = [], [], {}
+    pictures, texts, masks, left_out = [], [], [], {}
     for entry in _entries(root):
         name = entry.name
         if name.lower() in _CLUTTER or _is(entry.is_dir):
             continue
         if is_caption(name):
             texts.append(name)
+        elif is_mask(name) and not name.startswith("."):
+            masks.append(name)
         elif not is_picture(name):
             if not name.startswith("."):
                 left_out[name] = "no picture"
@@ -113,13 +123,15 @@ def _all_of(root: Path) -> FolderContents:
         elif not _is(entry.is_file):
             left_out[name] = "no file, or a link to one that is gone"
         else:
-            pictures.append(_linked_inside(root, entry))
-    found = _matched(pictures, texts)
+            pictures.append(_linkedinside(root, entry))
+    found, covered = _matched(pictures, texts, caption_names), _matched(pictures, masks, _mask_names)
     used = {path.name for path in found.values()}
     stems = {name for picture in pictures for name in caption_names(picture.name)}
     left_out |= {name: "a second caption" if name.lower() in stems else "a caption without a picture"
                  for name in sorted(texts, key=_natural) if name not in used}
-    return FolderContents(tuple(pictures), found, left_out)
+    used = {path.name for path in covered.values()}
+    left_out |= {name: "a mask without a picture" for name in masks if name not in used}
+    return FolderContents(tuple(pictures), found, covered, left_out)
 
 
 def _is(question: Callable[[], bool]) -> bool:
@@ -139,22 +151,31 @@ def _entries(root: Path) -> list[os.DirEntry]:
                          "or choose another.") from error
 
 
-def _captions(pictures: Sequence[Path]) -> dict[Path, Path]:
-    found: dict[Path, Path] = {}
+def _beside(pictures: Sequence[Path]) -> tuple[dict[Path, Path], dict[Path, Path]]:
+    """Captions and masks of these pictures."""
+    captions: dict[Path, Path] = {}
+    masks: dict[Path, Path] = {}
     for folder in dict.fromkeys(picture.parent for picture in pictures):
-        texts = [entry.name for entry in _entries(folder) if is_caption(entry.name) and _is(entry.is_file)]
-        found |= _matched([picture for picture in pictures if picture.parent == folder], texts)
-    return found
+        here = [picture for picture in pictures if picture.parent == folder]
+        names = [entry.name for entry in _entries(folder) if _is(entry.is_file)]
+        captions |= _matched(here, list(filter(is_caption, names)), caption_names)
+        masks |= _matched(here, list(filter(is_mask, names)), _mask_names)
+    return captions, masks
 
 
-def _matched(pictures: Sequence[Path], texts: Sequence[str]) -> dict[Path, Path]:
-    """Picture → its caption file, whatever the capitals of the names."""
+def _mask_names(picture: str) -> list[str]:
+    return [mask_name(picture).lower()]
+
+
+def _matched(pictures: Sequence[Path], files: Sequence[str],
+             names_of: Callable[[str], list[str]]) -> dict[Path, Path]:
+    """Picture → the first of the files that `names_of` it calls for, whatever the capitals of the names."""
     by_name: dict[str, str] = {}
-    for text in texts:
-        by_name.setdefault(text.lower(), text)
+    for file in files:
+        by_name.setdefault(file.lower(), file)
     found = {}
     for picture in pictures:
-        names = [by_name[name] for name in caption_names(picture.name) if name in by_name]
+        names = [by_name[name] for name in names_of(picture.name) if name in by_name]
         if names:
             found[picture] = picture.with_name(names[0])
     return found
@@ -186,14 +207,14 @@ def _picture(root: Path, name: str, folder: str) -> Path:
     unescaped = name.replace("\\n", "\n").replace("\\r", "\r")
     what = f"Picture '{shown_name(name)}'"
     for candidate in dict.fromkeys((name, name.strip(), unescaped)):
-        path = _inside(root, candidate, what)
+        path = inside(root, candidate, what)
         if os.path.isfile(path):
             return path
     raise ValueError(f"{what} is not in folder '{shown_name(folder)}'; drop it on the node again or remove it from the "
                      "node.")
 
 
-def _linked_inside(root: Path, entry: os.DirEntry) -> Path:
+def _linkedinside(root: Path, entry: os.DirEntry) -> Path:
     """Raises ValueError for a link that leads out of the folder."""
     if entry.is_symlink() and not _leads_into(root, entry.path):
         raise ValueError(
@@ -203,7 +224,7 @@ def _linked_inside(root: Path, entry: os.DirEntry) -> Path:
     return Path(entry.path)
 
 
-def _inside(root: Path, name: str, what: str) -> Path:
+def inside(root: Path, name: str, what: str) -> Path:
     """`name` joined to `root`, proven to stay in it, also through links. Raises ValueError if it does not."""
     path = os.path.join(root, name)
     try:

@@ -21,6 +21,8 @@ from .picture_bounds import LARGEST, check_sides
 MODES_WITH_ALPHA = ("RGBA", "RGBa", "LA", "La", "PA")
 ORIENTATION, BITS_PER_SAMPLE, SAMPLE_FORMAT, UNSIGNED = 274, 258, 339, 1
 MIRRORED = (2, 4, 5, 7)
+LAST_LYING = 4  # orientations above it exchange width and height
+SAME_SHAPE = 0.02
 FULL_LEVELS = (1, 255, 65535, 2**31 - 1, 2**32 - 1)
 
 
@@ -48,6 +50,53 @@ def read_picture(path: Path, enough: int) -> Pixels:
             return Pixels(_channels(image, path, enough), _remark(image, name))
 
 
+def read_mask(path: Path, height: int, width: int) -> Tensor:
+    """(1, height, width) in 0…1 of a file, white or grey on the subject; its transparent parts are outside.
+
+    Raises ValueError naming the file if it is no picture or of another shape than the picture that it belongs to.
+    """
+    channels = read_picture(path, min(height, width)).channels
+    grey = channels[:3].mean(0, keepdim=True) * (channels[3:] if len(channels) > 3 else 1)
+    own_height, own_width = grey.shape[1:]
+    if abs(own_width * height - own_height * width) > SAME_SHAPE * own_height * width:
+        raise ValueError(f"The mask {shown_name(path.name)} is {own_width}×{own_height} but its picture is "
+                         f"{width}×{height}: another shape; make it anew, or remove it.")
+    return F.interpolate(grey[None], (height, width), mode="bilinear", antialias=True)[0].clamp(0, 1)
+
+
+def read_small(path: Path, enough: int) -> tuple[Image.Image, tuple[int, int]]:
+    """The picture of a file as RGB or RGBA, upright, for looking at: with at least `enough` pixels on the shorter side
+    where the file has them; and (width, height) of the file. Raises ValueError as `read_picture`.
+    """
+    name = shown_name(path.name)
+    with _one_sentence(name, path):
+        image = pillow(Image.open, path)
+    with image:
+        check_sides(name, *image.size)
+        turned = image.size[::-1] if _orientation(image) > LAST_LYING else image.size
+        with _one_sentence(name, path):
+            if image.mode.startswith("I") or image.mode == "F":
+                return as_image(_channels(image, path, enough)), turned
+            image.draft("RGB", (enough, enough))
+            _load(image)
+            small = _coloured(_upright(image))
+            return small.reduce(max(1, min(small.size) // enough)), turned
+
+
+def mask_of(image: Image.Image, mask_file: Path | None) -> np.ndarray | None:
+    """(H, W) in 0…1: of the file, else what is opaque of the picture, or None where all of it is."""
+    if mask_file is not None:
+        return read_mask(mask_file, image.height, image.width)[0].numpy()
+    if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
+        return np.asarray(image.getchannel("A"), np.float32) / 255
+    return None
+
+
+def as_image(channels: Tensor) -> Image.Image:
+    """(3 or 4, H, W) in 0…1 as RGB or RGBA."""
+    return Image.fromarray((channels.movedim(0, -1).numpy() * 255).round().astype(np.uint8))
+
+
 def _channels(image: Image.Image, path: Path, enough: int) -> Tensor:
     factor = max(1, min(image.size) // enough)
     if image.mode.startswith("I") or image.mode == "F":
@@ -56,12 +105,16 @@ def _channels(image: Image.Image, path: Path, enough: int) -> Tensor:
     decoded = _as_load_image(image, path) if factor == 1 else None
     if decoded is not None:
         return decoded
-    upright = _upright(image)
+    coloured = _coloured(_upright(image)).reduce(factor)
+    return torch.from_numpy(np.array(coloured)).movedim(-1, 0).float() / 255
+
+
+def _coloured(upright: Image.Image) -> Image.Image:
+    """RGBA where something may be transparent, else RGB."""
     alpha = upright.mode in MODES_WITH_ALPHA or "transparency" in upright.info
     if upright.mode in ("La", "RGBa"):
         upright = upright.convert({"La": "LA", "RGBa": "RGBA"}[upright.mode])
-    upright = upright.convert("RGBA" if alpha else "RGB").reduce(factor)
-    return torch.from_numpy(np.array(upright)).movedim(-1, 0).float() / 255
+    return upright.convert("RGBA" if alpha else "RGB")
 
 
 def _as_load_image(image: Image.Image, path: Path) -> Tensor | None:
