@@ -3,7 +3,12 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { loadStyle, widgetOf } from "./shared/nodes.js";
 import { addPart, placesOf } from "./shared/parts.js";
-import { isCaption, isPicture, listFolder, pictureUrl, unusedFolder, uploadPictures } from "./subject/server.js";
+import { areInFiles, typedCaption, withCaption } from "./subject/captions.js";
+import { openMaskEditor } from "./subject/mask_editor.js";
+import {
+  aboutPictures, checkPictures, isCaption, isPicture, listFolder, maskUrl, pictureUrl, saveCaption, saveMask, startPainting,
+  unusedFolder, uploadPictures,
+} from "./subject/server.js";
 import { PictureTray } from "./subject/tray.js";
 import { listed, t } from "./shared/texts.js";
 
@@ -11,6 +16,7 @@ const NODE_TYPE = "PersonalizeSubject";
 const SHOWN_NAMES = 5;
 const LONGEST_NAME = 50; // letters of a new folder's name
 const RESERVED_BY_WINDOWS = /^(con|prn|aux|nul|(com|lpt)[\d¹²³])$/i;
+const NOTHING = { captions: {}, masks: {}, message: "" };
 const EMPTY = { pictures: [], count: 0, place: "nowhere", message: "", left_out: "" };
 
 /** The pictures of one node. Its widgets `folder` and `picture_files` say which; the tray shows them. */
@@ -18,12 +24,14 @@ class NodePictures {
   #place;
   #listing = EMPTY;
   #refreshes = 0;
+  #checks = 0;
+  #about = NOTHING;
 
   constructor(place) {
     this.#place = place;
     this.tray = new PictureTray({
       add: (files) => this.add(files), remove: (name) => this.#choose(this.#shown().filter((other) => other !== name)),
-      useAll: () => this.#useAll() });
+      useAll: () => this.#useAll(), caption: (name, text) => this.#saveCaption(name, text), paint: (name) => this.#paint(name) });
   }
 
   /** Asks the server again what the folder holds, and shows it. */
@@ -37,6 +45,69 @@ class NodePictures {
     this.tray.showError(listing.message);
     this.tray.showNote(this.#chosen().length ? "" : listing.left_out);
     this.#show();
+    await this.#learn();
+    await this.check();
+  }
+
+  /** Asks the server what may spoil the pictures, as the widgets would have them prepared, and shows it. */
+  async check() {
+    const turn = ++this.#checks;
+    this.#show();
+    const folder = this.#value("folder");
+    const how = { size: Number(this.#value("size")), fit: this.#value("fit"), augmentation: this.#value("augmentation") };
+    const nothing = { findings: null, masked: [] };
+    const isAny = this.#shown().length && !this.#about.message;
+    const found = isAny ? await checkPictures(folder, this.#value("picture_files"), how).catch(() => nothing) : nothing;
+    if (turn !== this.#checks) return;
+    this.tray.showFindings(found.findings);
+    const urls = found.masked.map((name) => [name, maskUrl(folder, name, this.#about.masks[name] ?? "")]);
+    this.tray.showMasks(Object.fromEntries(urls));
+  }
+
+  /** Asks the server for what lies beside the pictures. */
+  async #learn() {
+    const turn = this.#refreshes;
+    const about = this.#shown().length ? await aboutPictures(this.#value("folder"), this.#value("picture_files"))
+      .catch((problem) => ({ ...NOTHING, message: problem.message })) : NOTHING;
+    if (turn !== this.#refreshes) return;
+    this.#about = about;
+    if (about.message) this.tray.showError(about.message);
+    this.#show();
+  }
+
+  async #saveCaption(name, text) {
+    const typed = this.#value("captions");
+    const shown = this.#shown();
+    if (!areInFiles(typed)) {
+      this.#set("captions", withCaption(typed, shown.indexOf(name), text, shown.length));
+      return this.#show();
+    }
+    await this.#tell(() => saveCaption(this.#value("folder"), name, text), () => this.tray.revertCaption(name));
+    await this.#learn();
+  }
+
+  async #paint(name) {
+    const folder = this.#value("folder");
+    await this.#tell(async () => {
+      openMaskEditor(await startPainting(folder, name), (painted) => this.#tell(async () => {
+        await saveMask(folder, name, painted);
+        await this.refresh();
+      }));
+    });
+  }
+
+  /** Does it, and says on the tray why it could not be done. */
+  async #tell(act, undo = () => {}) {
+    this.tray.showBusy(true);
+    try {
+      await act();
+      this.tray.showError("");
+    } catch (failure) {
+      undo();
+      this.tray.showError(failure.message);
+    } finally {
+      this.tray.showBusy(false);
+    }
   }
 
   /** Uploads pictures and captions, into a new folder if none is chosen. */
@@ -107,7 +178,16 @@ class NodePictures {
   #show() {
     const { count, place } = this.#listing;
     const folder = this.#value("folder");
-    this.tray.show(this.#shown().map((name) => ({ name, url: pictureUrl(folder, name, place) })), count);
+    const readOnly = place === "example" ? t("tray.example_stays") : "";
+    const pictures = this.#shown().map((name, number) => (
+      { name, url: pictureUrl(folder, name, place), caption: this.#caption(name, number), readOnly }));
+    const crop = this.#value("augmentation") === "as released" ? "random" : "middle";
+    this.tray.show(pictures, count, this.#value("fit") === "crop" ? crop : "");
+  }
+
+  #caption(name, number) {
+    const typed = this.#value("captions");
+    return areInFiles(typed) ? this.#about.captions[name] ?? "" : typedCaption(typed, number);
   }
 
   #shown() {
@@ -131,7 +211,7 @@ class NodePictures {
 }
 
 addPart({
-  name: "thumbnails", nodeTypes: [NODE_TYPE], minHeight: 190, minWidth: 400, outside: true, order: 1, create: pictureTray });
+  name: "thumbnails", nodeTypes: [NODE_TYPE], minHeight: 240, minWidth: 400, outside: true, order: 1, create: pictureTray });
 
 app.registerExtension({
   name: "personalize.subject",
@@ -150,7 +230,8 @@ const subjects = () => placesOf("thumbnails").map(({ part }) => part.subject);
 function pictureTray(place) {
   const subject = new NodePictures(place);
   hide(widgetOf(place.node, "picture_files")); // the tray shows it
-  place.onChange(["folder"], () => subject.onFolderChanged());
+  place.onChange(["folder", "size", "fit", "augmentation", "captions"],
+    (name) => (name === "folder" ? subject.onFolderChanged() : subject.check()));
   if (!place.host.onDragDrop) acceptDrops(place.host, subject); // of several trays on a subgraph node, the first
   return { subject, root: subject.tray.root, restore: () => subject.refresh() };
 }

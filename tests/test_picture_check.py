@@ -129,7 +129,7 @@ def test_what_the_crop_cuts_off():
     mask[:, 100:400] = 1  # a sixth of it is outside of 150…450
     looks = {"a": looked(wide["a"], mask)}
     [cut] = [one for one in findings(looks, 256, "crop") if one.code.startswith("cut")]
-    assert (cut.code, cut.values["lost"]) == ("cut subject", 17)
+    assert (cut.code, cut.values["lost"]) == ("cut_subject", 17)
     assert not [one for one in findings(looks, 256, "crop", drawn=True) if one.code.startswith("cut")]
 
 

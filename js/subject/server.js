@@ -18,6 +18,33 @@ export async function listFolder(folder) {
   return await answer.json();
 }
 
+/** {captions: {picture: text}, masks: {picture: version}} that lie in files beside the pictures; `names` one a line, or "" */
+export const aboutPictures = (folder, names) => ask("about", { folder, names });
+
+/** {findings: [{code, values, sentence, pictures, is_note}], masked: [pictures with a mask]} */
+export const checkPictures = (folder, names, how) => ask("check", { folder, names, ...how });
+
+/** Into a file beside the picture. */
+export const saveCaption = (folder, name, text) => ask("caption", { folder, name, text });
+
+/** {filename, subfolder, type} of a copy that ComfyUI's mask editor can open */
+export const startPainting = (folder, name) => ask("painting", { folder, name });
+
+/** Takes over what the editor saved as the picture's mask. */
+export const saveMask = (folder, name, painted) => ask("mask", { folder, name, painted });
+
+/** Address of what darkens all but the subject. */
+export const maskUrl = (folder, name, version) =>
+  api.apiURL(`/personalize/pictures/mask?${new URLSearchParams({ folder, name, version })}`);
+
+async function ask(what, body) {
+  const answer = await api.fetchApi(`/personalize/pictures/${what}`, {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  const said = await answer.json().catch(() => ({}));
+  if (!answer.ok) throw new Error(said.message ?? t("tray.server_refused", { status: answer.status }));
+  return said;
+}
+
 /** Address of a picture; `name` may lie in a subfolder of `folder`. */
 export function pictureUrl(folder, name, place) {
   const parts = [...folder.split("/"), ...name.split("/")].filter((part) => part);

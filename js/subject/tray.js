@@ -1,44 +1,80 @@
-/** What is drawn on a Subject node: thumbnails of its pictures, and a place to drop more. */
-import { element, icon, setText } from "../shared/dom.js";
+/** What is drawn on a Subject node: its pictures with captions and masks, and a place to drop more. */
+import { button, element, icon, setPressed, setText } from "../shared/dom.js";
 import { t } from "../shared/texts.js";
+import { Findings, remarksAbout } from "./findings.js";
+import { TrayItem } from "./item.js";
 
 const ACCEPTED = "image/*,.heic,.heif,.tif,.tiff,.tga,.ppm,.pgm,.pbm,.pnm,.pfm,.jp2,.mpo,.pcx,.qoi,.psd,.sgi,.dds,.txt,.caption";
 
 export class PictureTray {
   root = element("div", { class: "pz-theme pz-tray", role: "region", "aria-label": t("tray.label") });
   #actions;
+  /** name → its item */
+  #items = new Map();
+  #found = null;
+  #selected = "";
+  #maskUrls = {};
+  #areMasksShown = true;
   #count = element("span", { class: "pz-state" });
-  #all = element("button", {
-    type: "button", class: "pz-button", title: t("tray.use_all_title"),
-    onclick: () => this.#actions.useAll() });
+  #all = button({ class: "pz-button", title: t("tray.use_all_title"), onclick: () => this.#actions.useAll() });
+  #masks = button({ class: "pz-button", title: t("mask.show_title"), hidden: true, onclick: () => this.#toggleMasks() },
+    t("mask.show"));
   #error = element("div", { class: "pz-error", role: "alert", hidden: true });
   #grid = element("div", { class: "pz-tray-grid", role: "list" });
   #note = element("div", { class: "pz-message", role: "status", hidden: true });
+  #findings = new Findings();
   #hint = element("div", { class: "pz-tray-hint" }, t("tray.hint"));
   #chooser = element("input", {
     type: "file", multiple: "", accept: ACCEPTED, hidden: true, onchange: () => this.#onChosen() });
 
-  /** @param actions {add(files), remove(name), useAll()} */
+  /** @param actions {add(files), remove(name), useAll(), paint(name), caption(name, text)} */
   constructor(actions) {
-    this.#actions = actions;
-    const choose = element("button", {
-      type: "button", class: "pz-button", title: t("tray.choose_title"),
-      onclick: () => this.#chooser.click() }, icon("upload"), ` ${t("tray.choose")}`);
+    this.#actions = { ...actions, select: (name) => this.#select(name) };
+    const choose = button({ class: "pz-button", title: t("tray.choose_title"), onclick: () => this.#chooser.click() },
+      icon("upload"), ` ${t("tray.choose")}`);
     this.root.append(
-      element("div", { class: "pz-row" }, this.#count, element("div", { class: "pz-group" }, this.#all, choose)),
-      this.#error, this.#note, this.#hint, this.#grid, this.#chooser);
+      element("div", { class: "pz-row" }, this.#count, element("div", { class: "pz-group" }, this.#all, this.#masks, choose)),
+      this.#error, this.#note, this.#findings.root, this.#hint, this.#grid, this.#chooser);
     this.root.addEventListener("dragover", (event) => this.#onDrag(event));
     this.root.addEventListener("dragleave", () => this.root.classList.remove("pz-dropping"));
     this.root.addEventListener("drop", (event) => this.#onDrop(event));
   }
 
-  /** @param pictures [{name, url}] @param available how many pictures the folder holds */
-  show(pictures, available) {
+  /** @param pictures [{name, url, caption, readOnly}] @param available how many pictures the folder holds
+   *  @param crop "middle", "random" or "" for none */
+  show(pictures, available, crop) {
     setText(this.#count, t("tray.count", { count: pictures.length }));
     setText(this.#all, t("tray.use_all", { count: available }));
     this.#all.hidden = available <= pictures.length;
     this.#hint.hidden = pictures.length > 0;
-    this.#grid.replaceChildren(...pictures.map((picture) => this.#thumbnail(picture)));
+    const former = this.#items;
+    this.#items = new Map(pictures.map(({ name }) => [name, former.get(name) ?? new TrayItem(name, this.#actions)]));
+    for (const picture of pictures) {
+      this.#items.get(picture.name).show(picture);
+      this.#items.get(picture.name).showCrop(crop);
+    }
+    this.#order([...this.#items.values()].map(({ root }) => root));
+    this.#showMarks();
+  }
+
+  /** @param findings what the server's check found, or null while it is not known */
+  showFindings(findings) {
+    this.#found = findings;
+    this.#showMarks();
+  }
+
+  /** @param urls {picture: address of what darkens all but the subject} */
+  showMasks(urls) {
+    this.#maskUrls = urls;
+    this.#masks.hidden = !Object.keys(urls).length;
+    setPressed(this.#masks, this.#areMasksShown);
+    this.root.classList.toggle("pz-without-masks", !this.#areMasksShown);
+    for (const [name, item] of this.#items) item.showMask(urls[name] ?? "");
+  }
+
+  /** A caption that was not saved stands there again as it was. */
+  revertCaption(name) {
+    this.#items.get(name)?.revert();
   }
 
   /** One sentence, or "" for none. */
@@ -57,14 +93,28 @@ export class PictureTray {
     this.root.setAttribute("aria-busy", String(isBusy));
   }
 
-  #thumbnail({ name, url }) {
-    const picture = element("img", {
-      src: url, alt: name, draggable: "false", onerror: () => item.classList.add("pz-unseen") });
-    const item = element("div", { class: "pz-tray-item", role: "listitem", title: name, "data-name": name },
-      picture, element("span", { class: "pz-tray-name" }, name),
-      element("button", { type: "button", class: "pz-tray-remove", title: t("tray.leave_out_title", { name }),
-        "aria-label": t("tray.leave_out", { name }), onclick: () => this.#actions.remove(name) }, icon("times")));
-    return item;
+  /** Moves only what is not in its place, so that a caption that is being written keeps the cursor. */
+  #order(wanted) {
+    for (const child of [...this.#grid.children]) if (!wanted.includes(child)) child.remove();
+    wanted.forEach((root, place) => {
+      if (this.#grid.children[place] !== root) this.#grid.insertBefore(root, this.#grid.children[place] ?? null);
+    });
+  }
+
+  #select(name) {
+    this.#selected = this.#selected === name ? "" : name;
+    if (this.#selected && remarksAbout(this.#found, name).length) this.#findings.open();
+    this.#showMarks();
+  }
+
+  #showMarks() {
+    this.#findings.show(this.#items.size ? this.#found : null, this.#selected);
+    for (const [name, item] of this.#items) item.showMarks(remarksAbout(this.#found, name), name === this.#selected);
+  }
+
+  #toggleMasks() {
+    this.#areMasksShown = !this.#areMasksShown;
+    this.showMasks(this.#maskUrls);
   }
 
   #onChosen() {

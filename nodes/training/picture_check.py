@@ -43,7 +43,7 @@ SENTENCES: Mapping[str, str] = {
                   "some by pictures from other places, or give masks.",
     "cut": "The crop to a square keeps {kept} % of {name}; if the subject is cut, set fit to pad, or cut the picture "
            "around the subject.",
-    "cut subject": "The crop to a square cuts {lost} % of the subject off {name}; set fit to pad, or cut the picture around "
+    "cut_subject": "The crop to a square cuts {lost} % of the subject off {name}; set fit to pad, or cut the picture around "
                    "the subject.",
     "several": "The mask of {name} has {count} separate parts; if they are several things, mask the subject alone.",
     "unmasked": "Whether a picture shows more than one subject cannot be told of those without a mask ({count}).",
@@ -140,7 +140,7 @@ def _of_one(name: str, look: Look | str, size: int, fit: Fit, drawn: bool) -> li
         found.append(Finding("blurred", {"name": shown}, (name,)))
     kept = min(look.width, look.height) / max(look.width, look.height)
     if fit == "crop" and look.mask and not drawn and look.mask.outside > CUT_SUBJECT:
-        found.append(Finding("cut subject", {"name": shown, "lost": round(100 * look.mask.outside)}, (name,)))
+        found.append(Finding("cut_subject", {"name": shown, "lost": round(100 * look.mask.outside)}, (name,)))
     elif fit == "crop" and not look.mask and kept < 1 - CUT_PICTURE:
         found.append(Finding("cut", {"name": shown, "kept": round(100 * kept)}, (name,)))
     if look.mask and look.mask.parts > 1:

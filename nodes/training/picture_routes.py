@@ -43,8 +43,8 @@ async def list_pictures(request: web.Request) -> dict[str, Any]:
 @ROUTES.post("/personalize/pictures/about")
 @answered
 async def about(request: web.Request) -> dict[str, Any]:
-    """{"folder", "names": one a line, or "" for all} → {"captions": {picture: text}, "masks": {picture: version}}: those that
-    lie in files beside the pictures."""
+    """{"folder", "names": one a line, or "" for all} → {"captions": {picture: text}, "masks": {picture: version}, "message"}:
+    those that lie in files beside the pictures. message: why the pictures cannot be had, or ""."""
     return await _asked(request, lambda body: _about(text_in(body, "folder"), text_in(body, "names")))
 
 
@@ -103,7 +103,10 @@ async def _asked(request: web.Request, answer: Callable[[dict[str, Any]], dict[s
 
 
 def _about(folder: str, names: str) -> dict[str, Any]:
-    contents, root = folder_contents(folder, names), picture_folder(folder)
+    try:
+        contents, root = folder_contents(folder, names), picture_folder(folder)
+    except ValueError as error:
+        return {"captions": {}, "masks": {}, "message": str(error)}
     captions = {}
     for picture, file in contents.captions.items():
         try:
@@ -111,7 +114,7 @@ def _about(folder: str, names: str) -> dict[str, Any]:
         except ValueError:  # the run says it; the page shows that there is one
             captions[name_in(root, picture)] = ""
     return {"captions": captions, "masks": {name_in(root, picture): _version(file)
-                                            for picture, file in contents.masks.items()}}
+                                            for picture, file in contents.masks.items()}, "message": ""}
 
 
 def _version(file: Path) -> str:
