@@ -12,6 +12,7 @@ from personalize.nodes.training.picture_check import SENTENCES, findings, looks_
 from personalize.nodes.training.picture_files import folder_contents, picture_folder
 from personalize.nodes.training.picture_look import background_distance, likeness, look_at, parts_of, sharpness
 from support.drawn_pictures import BACKGROUNDS, again, blurred, drawn, encoded
+from support.page_texts import texts
 
 PLACES = tuple(BACKGROUNDS)
 
@@ -33,19 +34,26 @@ def found(images, size=256, fit="crop", drawn_crops=False) -> dict[str, list[tup
 def sharpness_by_hand(grey: np.ndarray, tile: int = 32) -> float:
     """The same, pixel by pixel in float64, for a picture that is one row of tiles."""
     height, width = grey.shape
-    at = lambda y, x: float(grey[min(max(y, 0), height - 1), min(max(x, 0), width - 1)])
-    shares = []
+
+    def at(y, x):
+        return float(grey[min(max(y, 0), height - 1), min(max(x, 0), width - 1)])
+
+    def blur(y, x, down, right):
+        return sum(at(y + k * down, x + k * right) for k in range(-4, 5)) / 9
+
+    tiles = []
     for left in range(0, width, tile):
         steps = lost = 0.0
         for y, x in itertools.product(range(height), range(left, left + tile)):
             for down, right in ((1, 0), (0, 1)):
-                blur = lambda y, x: sum(at(y + k * down, x + k * right) for k in range(-4, 5)) / 9
                 own = abs(at(y, x) - at(y - down, x - right))
-                soft = abs(blur(y, x) - blur(y - down, x - right)) if (y if down else x) else 0.0
+                soft = 0.0
+                if y * down + x * right:
+                    soft = abs(blur(y, x, down, right) - blur(y - down, x - right, down, right))
                 steps, lost = steps + own, lost + max(0.0, own - soft)
-        shares.append((steps, lost))
-    strongest = max(shares)
-    return strongest[1] / strongest[0]
+        tiles.append((steps, lost))
+    steps, lost = max(tiles)
+    return lost / steps
 
 
 def test_sharpness_is_what_a_loop_computes():
@@ -94,7 +102,8 @@ def test_backgrounds_shuffled_among_sets_are_no_longer_the_same():
     """What finds a background in every set finds none when each set is dealt one picture of every background."""
     sets = [[drawn(place, pose) for pose in range(5)] for place in PLACES]
     dealt = zip(*sets, strict=True)
-    asked = [["background" in found({str(number): image for number, image in enumerate(images)}) for images in group] for group in (sets, dealt)]
+    asked = [["background" in found({str(number): image for number, image in enumerate(images)}) for images in group]
+             for group in (sets, dealt)]
     assert asked == [[True] * 5, [False] * 5]
 
 
@@ -155,17 +164,27 @@ def test_too_few_and_too_many(count, code):
 
 
 def test_every_finding_has_a_sentence_that_ends():
-    looks = {"a": looked(blurred(drawn("grey", 0, 600, 300), 4)), "b": looked(drawn("grey", 1, 90, 80)), "c": "c is broken."}
+    looks = {"a": looked(blurred(drawn("grey", 0, 600, 300), 4)), "b": looked(drawn("grey", 1, 90, 80)),
+             "c": "c is broken."}
     for one in findings(looks, 128, "crop"):
         assert one.sentence.endswith(".") and "{" not in one.sentence, one
-    assert {"cut", "blurred", "small", "unreadable"} <= {one.code for one in findings(looks, 128, "crop")} <= set(SENTENCES)
+    codes = {one.code for one in findings(looks, 128, "crop")}
+    assert {"cut", "blurred", "small", "unreadable"} <= codes <= set(SENTENCES)
+
+
+def test_the_page_says_the_same():
+    english = texts("en")
+    assert {code: english[f"check.{code}"]["other"] for code in SENTENCES} == SENTENCES
+    assert all(f"found.{code}" in english for code in SENTENCES)
 
 
 def test_files_are_measured_once_and_again_when_they_change(folder):
     for pose in range(3):
         (folder / f"{pose}.jpg").write_bytes(encoded(drawn("orange", pose, 1200, 900), quality=90))
     (folder / "broken.png").write_bytes(b"no picture")
-    read = lambda: looks_of(folder_contents("dogs"), picture_folder("dogs"), 256)
+    def read():
+        return looks_of(folder_contents("dogs"), picture_folder("dogs"), 256)
+
     picture_check._look.cache_clear()
     looks = read()
     assert isinstance(looks["broken.png"], str) and "broken.png cannot be read" in looks["broken.png"]
@@ -186,7 +205,8 @@ def test_a_turned_photo_is_measured_upright(folder):
 
 
 def test_thresholds_leave_room_on_both_sides():
-    same = [background_distance(looked(drawn("orange", a)).frame, looked(drawn("orange", a + 1)).frame) for a in range(3)]
+    same = [background_distance(looked(drawn("orange", pose)).frame, looked(drawn("orange", pose + 1)).frame)
+            for pose in range(3)]
     other = [background_distance(looked(drawn(a, 0)).frame, looked(drawn(b, 1)).frame)
              for a, b in itertools.combinations(PLACES, 2)]
     assert 2 * max(same) < picture_check.SAME_BACKGROUND < min(other) / 2

@@ -1,4 +1,4 @@
-"""Captions and masks that are made in the page: saved beside the pictures, found again, and never outside of the folder."""
+"""Captions and masks made in the page: saved beside the pictures, found again, and never outside of the folder."""
 from __future__ import annotations
 
 import numpy as np
@@ -128,11 +128,13 @@ def test_a_link_in_the_place_of_a_caption_is_replaced_not_followed(base, folder,
 
 def test_routes_of_the_tray(server):
     asked = {"folder": "example-toy", "names": ""}
-    status, answer = server.post("/personalize/pictures/check", {**asked, "size": 512, "fit": "crop", "augmentation": "none"})
+    how = {"size": 512, "fit": "crop", "augmentation": "none"}
+    status, answer = server.post("/personalize/pictures/check", asked | how)
     assert status == 200 and set(answer["sizes"]) == {f"toy-{n}.jpg" for n in range(1, 6)}
     assert all(one["sentence"] and set(one["pictures"]) <= set(answer["sizes"]) for one in answer["findings"])
     assert server.post("/personalize/pictures/about", asked) == (200, {"captions": {}, "masks": {}, "message": ""})
-    status, answer = server.post("/personalize/pictures/caption", {"folder": "example-toy", "name": "toy-1.jpg", "text": "a"})
+    caption = {"folder": "example-toy", "name": "toy-1.jpg", "text": "a"}
+    status, answer = server.post("/personalize/pictures/caption", caption)
     assert status == 400 and "stay as they are" in answer["message"]
     for size, fit in (("512", "crop"), (512, "stretch"), (0, "crop"), (10**9, "crop")):
         assert server.post("/personalize/pictures/check", {**asked, "size": size, "fit": fit})[0] == 400

@@ -104,8 +104,8 @@ def sources_of(contents: FolderContents, enough: int) -> list[Source]:
     enough: pixels on the shorter side; a picture of twice as many or more is read smaller, to save memory.
     Raises ValueError naming the first caption file that cannot be read.
     """
-    return [Source(shown_name(path.name), _reader(path, contents.masks.get(path), enough), read_caption(contents.captions.get(path)))
-            for path in contents.pictures]
+    return [Source(shown_name(path.name), _reader(path, contents.masks.get(path), enough),
+                   read_caption(contents.captions.get(path))) for path in contents.pictures]
 
 
 def sources_from_tensors(images: Sequence[Tensor], masks: Sequence[Tensor], first_number: int = 1) -> list[Source]:

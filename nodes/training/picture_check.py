@@ -31,20 +31,21 @@ NOTES = ("unmasked",)  # told when asked, nothing to remedy
 
 SENTENCES: Mapping[str, str] = {
     "none": "There are no pictures yet; drop 4 or 5 of your subject.",
-    "few": "{count} of 4 or 5 pictures: what they have in common besides the subject is learned too; add some from other "
-           "places and sides.",
-    "many": "{count} pictures are many for one subject, each is seen seldom; keep the 5 to 20 best, or train more steps.",
+    "few": "{count} of 4 or 5 pictures: what they have in common besides the subject is learned too; add some from "
+           "other places and sides.",
+    "many": "{count} pictures are many for one subject, each is seen seldom; keep the 5 to 20 best, or train more "
+            "steps.",
     "unreadable": "{sentence}",
     "small": "{name} has {width}×{height} pixels and is enlarged to {size}, which blurs it; use a larger one, or "
              "set size to {fitting}.",
     "blurred": "{name} is blurred, and the blur is learned; use a sharper picture.",
     "alike": "{names} show nearly the same picture, which then counts {count} times; keep the best of them.",
-    "background": "{count} of {of} pictures have the same background ({names}), which is learned with the subject; replace "
-                  "some by pictures from other places, or give masks.",
+    "background": "{count} of {of} pictures have the same background ({names}), which is learned with the subject; "
+                  "replace some by pictures from other places, or give masks.",
     "cut": "The crop to a square keeps {kept} % of {name}; if the subject is cut, set fit to pad, or cut the picture "
            "around the subject.",
-    "cut_subject": "The crop to a square cuts {lost} % of the subject off {name}; set fit to pad, or cut the picture around "
-                   "the subject.",
+    "cut_subject": "The crop to a square cuts {lost} % of the subject off {name}; set fit to pad, or cut the picture "
+                   "around the subject.",
     "several": "The mask of {name} has {count} separate parts; if they are several things, mask the subject alone.",
     "unmasked": "Whether a picture shows more than one subject cannot be told of those without a mask ({count}).",
 }
@@ -52,8 +53,10 @@ SENTENCES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """code: a key of SENTENCES. pictures: names of those it is about, none for the whole set. values: what is filled into
-    the sentence."""
+    """code: a key of SENTENCES. pictures: names of those it is about, none for the whole set.
+
+    values: what is filled into the sentence.
+    """
 
     code: str
     values: Mapping[str, Any] = field(default_factory=dict)
@@ -66,8 +69,11 @@ class Finding:
 
 
 def looks_of(contents: FolderContents, root: Path, size: int) -> dict[str, Look | str]:
-    """Name of each picture in `root` → what was measured of it, or why it cannot be read. A file that has not changed since is not
-    read again. size: side of the squares to train on, in pixels."""
+    """Name of each picture in `root` → what was measured of it, or why it cannot be read. A file that has not changed
+    since is not read again.
+
+    size: side of the squares to train on, in pixels.
+    """
     found: dict[str, Look | str] = {}
     for path in contents.pictures:
         name, mask = name_in(root, path), contents.masks.get(path)

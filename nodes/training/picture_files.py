@@ -41,8 +41,8 @@ class FolderContents:
 
 
 def folder_contents(folder: str, names: str = "") -> FolderContents:
-    """Pictures, their captions and masks, and what of the whole folder is left out. The pictures are those in `names`, one a
-    line, in that order, or all of `folder` in natural order.
+    """Pictures, their captions and masks, and what of the whole folder is left out. The pictures are those in `names`,
+    one a line, in that order, or all of `folder` in natural order.
 
     folder: inside ComfyUI's input folder; "" with names means the input folder itself, without names no files. A
     folder that is not there is looked for among the example pictures that come with the pack.

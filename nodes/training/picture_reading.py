@@ -87,9 +87,10 @@ def mask_of(image: Image.Image, mask_file: Path | None) -> np.ndarray | None:
     """(H, W) in 0…1: of the file, else what is opaque of the picture, or None where all of it is."""
     if mask_file is not None:
         return read_mask(mask_file, image.height, image.width)[0].numpy()
-    if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
-        return np.asarray(image.getchannel("A"), np.float32) / 255
-    return None
+    if image.mode != "RGBA":
+        return None
+    alpha = np.asarray(image.getchannel("A"), np.float32) / 255
+    return alpha if alpha.min() < 1 else None
 
 
 def as_image(channels: Tensor) -> Image.Image:

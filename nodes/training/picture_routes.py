@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 from aiohttp import web
@@ -43,16 +43,18 @@ async def list_pictures(request: web.Request) -> dict[str, Any]:
 @ROUTES.post("/personalize/pictures/about")
 @answered
 async def about(request: web.Request) -> dict[str, Any]:
-    """{"folder", "names": one a line, or "" for all} → {"captions": {picture: text}, "masks": {picture: version}, "message"}:
-    those that lie in files beside the pictures. message: why the pictures cannot be had, or ""."""
+    """{"folder", "names": one a line, or "" for all} → {"captions": {picture: text}, "masks": {picture: version},
+    "message"}: those that lie in files beside the pictures. message: why the pictures cannot be had, or "".
+    """
     return await _asked(request, lambda body: _about(text_in(body, "folder"), text_in(body, "names")))
 
 
 @ROUTES.post("/personalize/pictures/check")
 @answered
 async def check(request: web.Request) -> dict[str, Any]:
-    """{"folder", "names", "size", "fit", "augmentation"} → {"findings": [{"code", "values", "sentence", "pictures", "is_note"}], "sizes":
-    {picture: [width, height]}, "masked": [pictures with a mask in a file or by transparency]}."""
+    """{"folder", "names", "size", "fit", "augmentation"} → {"findings": [{"code", "values", "sentence", "pictures",
+    "is_note"}], "sizes": {picture: [width, height]}, "masked": [pictures with a mask in a file or by transparency]}.
+    """
     return await _asked(request, _checked)
 
 
@@ -127,8 +129,9 @@ def _checked(body: dict[str, Any]) -> dict[str, Any]:
         raise RequestRefused(f"The request's body needs a fit ({', '.join(get_args(Fit))}) and a size in pixels.")
     looks = looks_of(folder_contents(folder, names), picture_folder(folder), size)
     good = {name: look for name, look in looks.items() if not isinstance(look, str)}
+    drawn = body.get("augmentation") == "as released"
     found = [{"code": one.code, "values": one.values, "sentence": one.sentence, "pictures": one.pictures,
-              "is_note": one.code in NOTES} for one in findings(looks, size, fit, body.get("augmentation") == "as released")]
+              "is_note": one.code in NOTES} for one in findings(looks, size, cast(Fit, fit), drawn)]
     return {"findings": found, "sizes": {name: [look.width, look.height] for name, look in good.items()},
             "masked": [name for name, look in good.items() if look.mask]}
 

@@ -29,7 +29,8 @@ def write_caption(folder: str, name: str, text: str) -> None:
     path, contents = _own(folder, name)
     text = " ".join(text.split())
     if len(text.encode("utf-8")) > LARGEST_FILE:
-        raise ValueError(f"The caption of {shown_name(path.name)} is longer than {LARGEST_FILE // 1024} KB; shorten it.")
+        raise ValueError(f"The caption of {shown_name(path.name)} is longer than {LARGEST_FILE // 1024} KB; shorten "
+                         "it.")
     file = contents.captions.get(path, path.with_suffix(".txt"))
     if text or file.exists():
         write_text(file, text)
@@ -51,8 +52,9 @@ def write_mask(folder: str, name: str, mask: np.ndarray) -> bool:
 
 
 def start_painting(folder: str, name: str) -> dict[str, str]:
-    """A copy of the picture in ComfyUI's temp folder, upright, transparent on the subject as ComfyUI's mask editor has it,
-    as {"filename", "subfolder", "type"}. Raises as `write_caption`."""
+    """A copy of the picture in ComfyUI's temp folder, upright, transparent on the subject as ComfyUI's mask editor has
+    it, as {"filename", "subfolder", "type"}. Raises as `write_caption`.
+    """
     path, contents = _own(folder, name)
     image, _ = read_small(path, LARGEST_PAINTING)
     mask = mask_of(image, contents.masks.get(path))
@@ -64,12 +66,13 @@ def start_painting(folder: str, name: str) -> dict[str, str]:
 
 
 def take_painting(folder: str, name: str, painted: Any) -> bool:
-    """What the mask editor saved, as {"filename", "subfolder", "type"}, becomes the picture's mask: what was painted is the
-    subject. True, or False if nothing was painted. Raises as `write_caption`."""
-    if not isinstance(painted, dict) or painted.get("type") not in ("input", "temp"):
+    """What the mask editor saved, as {"filename", "subfolder", "type"}, becomes the picture's mask: what was painted is
+    the subject. True, or False if nothing was painted. Raises as `write_caption`.
+    """
+    if not isinstance(painted, dict) or painted.get("type") != "input":
         raise ValueError("The painted mask is no picture of ComfyUI's input folder; save it in the mask editor again.")
-    root = Path(folder_paths.get_directory_by_type(painted["type"]))
-    file = inside(root, f"{painted.get('subfolder') or ''}/{painted.get('filename') or ''}".lstrip("/"), "The painted mask")
+    name_of_file = f"{painted.get('subfolder') or ''}/{painted.get('filename') or ''}".lstrip("/")
+    file = inside(Path(folder_paths.get_input_directory()), name_of_file, "The painted mask")
     image, _ = read_small(file, LARGEST_PAINTING)
     if image.mode != "RGBA":
         return write_mask(folder, name, np.zeros((1, 1)))
@@ -82,7 +85,8 @@ def _own(folder: str, name: str) -> tuple[Path, FolderContents]:
         raise ValueError("No picture is named.")
     contents = folder_contents(folder, name.replace("\n", "\\n").replace("\r", "\\r"))
     if picture_folder(folder).is_relative_to(EXAMPLES):
-        raise ValueError("The example's pictures stay as they are; drop your own pictures to give them captions and masks.")
+        raise ValueError("The example's pictures stay as they are; drop your own pictures to give them captions and "
+                         "masks.")
     return contents.pictures[0], contents
 
 

@@ -21,7 +21,8 @@ def drawn(background: str, pose: int, width: int = 640, height: int = 480) -> Im
     x, y = draws.uniform(0.4, 0.6) * width, draws.uniform(0.45, 0.65) * height
     pen.ellipse((x - radius, y - radius, x + radius, y + radius), (120, 70, 40))
     for _ in range(60):
-        angle, away, spot = draws.uniform(0, 2 * np.pi), radius * draws.uniform(0, 0.9), radius * draws.uniform(0.03, 0.15)
+        angle, away = draws.uniform(0, 2 * np.pi), radius * draws.uniform(0, 0.9)
+        spot = radius * draws.uniform(0.03, 0.15)
         left, top = x + away * np.cos(angle), y + away * np.sin(angle)
         colour = tuple(draws.integers(0, 255, 3).tolist())
         pen.ellipse((left - spot, top - spot, left + spot, top + spot), colour)
@@ -36,8 +37,10 @@ def blurred(image: Image.Image, pixels: float) -> Image.Image:
 def again(image: Image.Image) -> dict[str, Image.Image]:
     """The same picture as people come by it twice."""
     width, height = image.size
-    return {"smaller": image.resize((width // 2, height // 2)), "JPEG": Image.open(BytesIO(encoded(image, quality=30))),
-            "cropped": image.crop((width // 20, 0, width, height - height // 12)), "mirrored": ImageOps.mirror(image),
+    return {"smaller": image.resize((width // 2, height // 2)),
+            "JPEG": Image.open(BytesIO(encoded(image, quality=30))),
+            "cropped": image.crop((width // 20, 0, width, height - height // 12)),
+            "mirrored": ImageOps.mirror(image),
             "brighter": image.point(lambda level: min(255, level * 5 // 4))}
 
 
