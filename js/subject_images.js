@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 import { loadStyle, widgetOf } from "./shared/nodes.js";
 import { addPart, placesOf } from "./shared/parts.js";
 import { areInFiles, typedCaption, withCaption } from "./subject/captions.js";
+import { makeMasks } from "./subject/make_masks.js";
 import { openMaskEditor } from "./subject/mask_editor.js";
 import {
   aboutPictures, checkPictures, isCaption, isPicture, listFolder, maskUrl, pictureUrl, saveCaption, saveMask, startPainting,
@@ -17,7 +18,8 @@ const SHOWN_NAMES = 5;
 const LONGEST_NAME = 50; // letters of a new folder's name
 const RESERVED_BY_WINDOWS = /^(con|prn|aux|nul|(com|lpt)[\d¹²³])$/i;
 const NOTHING = { captions: {}, masks: {}, message: "" };
-const EMPTY = { pictures: [], count: 0, place: "nowhere", message: "", left_out: "" };
+const UNCHECKED = { findings: null, masked: [], sizes: {} };
+const EMPTY = { pictures: [], count: 0, place: "nowhere", message: "", left_out: "", folder: "" };
 
 /** The pictures of one node. Its widgets `folder` and `picture_files` say which; the tray shows them. */
 class NodePictures {
@@ -26,12 +28,14 @@ class NodePictures {
   #refreshes = 0;
   #checks = 0;
   #about = NOTHING;
+  #found = UNCHECKED;
 
   constructor(place) {
     this.#place = place;
     this.tray = new PictureTray({
       add: (files) => this.add(files), remove: (name) => this.#choose(this.#shown().filter((other) => other !== name)),
-      useAll: () => this.#useAll(), caption: (name, text) => this.#saveCaption(name, text), paint: (name) => this.#paint(name) });
+      useAll: () => this.#useAll(), caption: (name, text) => this.#saveCaption(name, text), paint: (name) => this.#paint(name),
+      makeMasks: () => this.#makeMasks() });
   }
 
   /** Asks the server again what the folder holds, and shows it. */
@@ -41,7 +45,7 @@ class NodePictures {
     const failed = (problem) => ({ ...EMPTY, message: problem.message });
     const listing = folder ? await listFolder(folder).catch(failed) : EMPTY;
     if (turn !== this.#refreshes) return; // a later question has been asked since
-    this.#listing = listing;
+    this.#listing = { ...listing, folder };
     this.tray.showError(listing.message);
     this.tray.showNote(this.#chosen().length ? "" : listing.left_out);
     this.#show();
@@ -52,13 +56,14 @@ class NodePictures {
   /** Asks the server what may spoil the pictures, as the widgets would have them prepared, and shows it. */
   async check() {
     const turn = ++this.#checks;
-    this.#show();
     const folder = this.#value("folder");
+    if (folder !== this.#listing.folder) return; // it has not been asked yet what that one holds
+    this.#show();
     const how = { size: Number(this.#value("size")), fit: this.#value("fit"), augmentation: this.#value("augmentation") };
-    const nothing = { findings: null, masked: [] };
     const isAny = this.#shown().length && !this.#about.message;
-    const found = isAny ? await checkPictures(folder, this.#value("picture_files"), how).catch(() => nothing) : nothing;
+    const found = isAny ? await checkPictures(folder, this.#value("picture_files"), how).catch(() => UNCHECKED) : UNCHECKED;
     if (turn !== this.#checks) return;
+    this.#found = found;
     this.tray.showFindings(found.findings);
     const urls = found.masked.map((name) => [name, maskUrl(folder, name, this.#about.masks[name] ?? "")]);
     this.tray.showMasks(Object.fromEntries(urls));
@@ -93,6 +98,21 @@ class NodePictures {
         await saveMask(folder, name, painted);
         await this.refresh();
       }));
+    });
+  }
+
+  /** Of pictures without one; masks that a person made stay. */
+  async #makeMasks() {
+    const { masked, sizes } = this.#found;
+    const wanted = this.#shown().filter((name) => sizes[name] && !masked.includes(name));
+    const pictures = wanted.map((name) => ({ name, width: sizes[name][0], height: sizes[name][1] }));
+    if (!pictures.length) return this.tray.showNote(t("mask.all_there"));
+    await this.#tell(async () => {
+      const folder = this.#value("folder");
+      const count = await makeMasks(this.#place.executionId, folder, Number(this.#value("size")), pictures, (problem) => {
+        this.refresh().then(() => problem && this.tray.showError(problem));
+      });
+      this.tray.showNote(t("mask.queued", { count }));
     });
   }
 
@@ -211,7 +231,7 @@ class NodePictures {
 }
 
 addPart({
-  name: "thumbnails", nodeTypes: [NODE_TYPE], minHeight: 240, minWidth: 400, outside: true, order: 1, create: pictureTray });
+  name: "thumbnails", nodeTypes: [NODE_TYPE], minHeight: 320, minWidth: 400, outside: true, order: 1, create: pictureTray });
 
 app.registerExtension({
   name: "personalize.subject",

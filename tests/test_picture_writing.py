@@ -10,6 +10,7 @@ from personalize.nodes.training.picture_files import EXAMPLES, folder_contents, 
 from personalize.nodes.training.picture_writing import start_painting, take_painting, write_caption, write_mask
 from support import picture_zoo as zoo
 from support.drawn_pictures import drawn, encoded
+from support.failures import PromptFailed
 from support.pictures import sources_from_files
 
 PNG = zoo.saved(zoo.RGB, "PNG")
@@ -140,3 +141,30 @@ def test_routes_of_the_tray(server):
         assert server.post("/personalize/pictures/check", {**asked, "size": size, "fit": fit})[0] == 400
     status, answer = server.post("/personalize/pictures/about", {"folder": "../output", "names": ""})
     assert status == 200 and "outside" in answer["message"]
+
+
+def save_masks(masks: list, **inputs) -> dict:
+    loaders = {f"mask{i}": {"class_type": "LoadImageMask", "inputs": {"image": name, "channel": "red"}}
+               for i, name in enumerate(masks)}
+    return {**loaders, "save": {"class_type": "PersonalizeSaveMasks", "inputs": {
+        "masks": ["mask0", 0], "folder": "dogs", "picture_files": "", **inputs}}}
+
+
+def test_save_masks_puts_them_where_subject_finds_them(execute, base, folder, picture):
+    Image.fromarray((MASK * 255).astype(np.uint8)).convert("RGB").save(base / "input/white.png")
+    assert execute(save_masks(["white.png"])).status == "success"
+    [loaded] = [source.load() for source in sources_from_files("dogs", "", 1000)]
+    assert torch.equal(loaded.mask[0], torch.from_numpy(MASK))
+
+
+@pytest.mark.parametrize("size, level, sentence", [
+    ((90, 30), 255, "is 90×30 but the picture .*another shape"),
+    ((zoo.WIDTH, zoo.HEIGHT), 0, "mask for 1.png is empty")])
+def test_save_masks_writes_nothing_that_does_not_fit(execute, base, folder, picture, size, level, sentence):
+    Image.new("RGB", size, (level,) * 3).save(base / "input/wrong.png")
+    with pytest.raises(PromptFailed, match=sentence):
+        execute(save_masks(["wrong.png"]))
+    (folder / "2.png").write_bytes(PNG)
+    with pytest.raises(PromptFailed, match="There are 1 masks for 2 pictures"):
+        execute(save_masks(["wrong.png"]))
+    assert len(folder_contents("dogs").masks) == 0

@@ -11,7 +11,8 @@ from PIL import Image
 
 from support.browser import open_page
 from support.drawn_pictures import BACKGROUNDS, blurred, drawn, encoded
-from support.subject_page import opened
+from support.subject_page import Tray, fit_into_view, opened
+from support.training_page import training_prompt
 
 # What ComfyUI's mask editor says of a browser without a graphics card, and while it is laid out.
 OF_THE_EDITOR = re.compile(r"TypeGPU|No available adapters|pan/zoom")
@@ -145,8 +146,38 @@ def test_a_mask_is_painted_with_comfyuis_own_editor_shown_and_used(ui, dogs, ser
     assert tray.names() == names, "a mask is no picture"
     overlay = np.asarray(Image.open(BytesIO(ui.page.request.get(server.url + shade.get_attribute("src")).body())))
     assert overlay[10, 10, 3] > 100 and overlay[128, 128, 3] == 0
-    tray.root.get_by_role("button", name="Masks").click()
+    tray.root.get_by_role("button", name="Masks", exact=True).click()
     assert not shade.is_visible()
-    tray.root.get_by_role("button", name="Masks").click()
+    tray.root.get_by_role("button", name="Masks", exact=True).click()
     assert shade.is_visible() and not tray.root.locator("[data-name='b.jpg'] .pz-tray-mask").is_visible()
     tray.root.get_by_role("button", name="Change the mask of a.jpg").wait_for(state="attached")
+
+
+def test_masks_are_made_with_the_model_of_train(ui, dogs):
+    names = save(dogs, a=drawn("orange", 0, 320, 256), b=drawn("green", 1, 256, 256))
+    Image.new("L", (256, 256), 255).save(dogs / "b-masklabel.png")
+    prompt = training_prompt("masked")
+    prompt["4"]["inputs"] |= {"folder": "dogs", "size": 128}
+    del prompt["4"]["inputs"]["images"]
+    ui.js("prompt => window.app.loadApiJson(prompt, 'train')", prompt)
+    tray = Tray(ui)
+    fit_into_view(ui, tray)
+    tray.wait_for(names)
+    said(tray)
+    tray.root.get_by_role("button", name="Make masks").click()
+    tray.root.get_by_text("The mask of 1 picture is being made.").wait_for(timeout=20_000)
+    tray.root.locator("[data-name='a.jpg'] .pz-tray-mask").wait_for(timeout=60_000)
+    mask = Image.open(dogs / "a-masklabel.png")
+    assert mask.size == (160, 128) and 0 < np.asarray(mask).mean() < 255
+    assert np.asarray(Image.open(dogs / "b-masklabel.png")).min() == 255, "a mask that was there stays"
+    tray.root.get_by_role("button", name="Make masks").click()
+    tray.root.get_by_text("Every picture has a mask").wait_for(timeout=20_000)
+
+
+def test_masks_cannot_be_made_without_a_model(ui, dogs):
+    names = save(dogs, a=drawn("orange", 0, 96, 96))
+    tray = opened(ui, folder="dogs")
+    tray.wait_for(names)
+    said(tray)
+    tray.root.get_by_role("button", name="Make masks").click()
+    tray.wait_for_error("Connect this Subject to Train first: its model makes the masks.")

@@ -24,7 +24,7 @@ export class TrayItem {
     this.#thumb = button({ class: "pz-tray-thumb", title: name, onclick: () => actions.select(name) },
       this.#image, this.#mask, this.#crop, element("span", { class: "pz-tray-name" }, name), this.#mark);
     this.#paint = button({ class: "pz-tray-tool pz-tray-paint", onclick: () => actions.paint(name) }, icon("pencil"));
-    this.#text = element("textarea", { class: "pz-tray-caption", rows: "2", placeholder: t("tray.caption"),
+    this.#text = element("textarea", { class: "pz-tray-caption", rows: "1", placeholder: t("tray.caption"),
       "aria-label": t("tray.caption_of", { name }), spellcheck: "false",
       onkeydown: (event) => this.#onKey(event), onblur: () => this.#save() });
     this.root = element("div", { class: "pz-tray-item", role: "listitem", "data-name": name }, this.#thumb, this.#paint,
@@ -42,7 +42,7 @@ export class TrayItem {
     }
     this.#paint.hidden = Boolean(readOnly);
     this.#text.readOnly = Boolean(readOnly);
-    this.#text.title = readOnly || t("tray.caption_title");
+    this.#text.title = [caption, readOnly || t("tray.caption_title")].filter(Boolean).join("\n");
     const isEdited = this.#text.value !== this.#caption;
     this.#caption = caption;
     if (!isEdited) this.#text.value = caption;

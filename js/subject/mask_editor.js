@@ -15,7 +15,8 @@ export function openMaskEditor(picture, onSaved) {
   image.src = api.apiURL(`/view?${new URLSearchParams(picture)}`);
   let images = [picture];
   const node = {
-    id: STAND_IN, imgs: [image], imageIndex: 0, widgets: [], properties: {}, previewMediaType: "image", graph: null,
+    id: STAND_IN, imgs: [image], imageIndex: 0, widgets: [], properties: {}, previewMediaType: "image",
+    graph: { setDirtyCanvas() {} },
     get images() { return images; },
     set images(saved) {
       images = saved;

@@ -19,6 +19,8 @@ export class PictureTray {
   #all = button({ class: "pz-button", title: t("tray.use_all_title"), onclick: () => this.#actions.useAll() });
   #masks = button({ class: "pz-button", title: t("mask.show_title"), hidden: true, onclick: () => this.#toggleMasks() },
     t("mask.show"));
+  #make = button({ class: "pz-button", title: t("mask.make_title"), hidden: true, onclick: () => this.#actions.makeMasks() },
+    t("mask.make"));
   #error = element("div", { class: "pz-error", role: "alert", hidden: true });
   #grid = element("div", { class: "pz-tray-grid", role: "list" });
   #note = element("div", { class: "pz-message", role: "status", hidden: true });
@@ -27,13 +29,13 @@ export class PictureTray {
   #chooser = element("input", {
     type: "file", multiple: "", accept: ACCEPTED, hidden: true, onchange: () => this.#onChosen() });
 
-  /** @param actions {add(files), remove(name), useAll(), paint(name), caption(name, text)} */
+  /** @param actions {add(files), remove(name), useAll(), makeMasks(), paint(name), caption(name, text)} */
   constructor(actions) {
     this.#actions = { ...actions, select: (name) => this.#select(name) };
     const choose = button({ class: "pz-button", title: t("tray.choose_title"), onclick: () => this.#chooser.click() },
       icon("upload"), ` ${t("tray.choose")}`);
     this.root.append(
-      element("div", { class: "pz-row" }, this.#count, element("div", { class: "pz-group" }, this.#all, this.#masks, choose)),
+      element("div", { class: "pz-row" }, this.#count, element("div", { class: "pz-group" }, this.#all, this.#masks, this.#make, choose)),
       this.#error, this.#note, this.#findings.root, this.#hint, this.#grid, this.#chooser);
     this.root.addEventListener("dragover", (event) => this.#onDrag(event));
     this.root.addEventListener("dragleave", () => this.root.classList.remove("pz-dropping"));
@@ -47,6 +49,7 @@ export class PictureTray {
     setText(this.#all, t("tray.use_all", { count: available }));
     this.#all.hidden = available <= pictures.length;
     this.#hint.hidden = pictures.length > 0;
+    this.#make.hidden = !pictures.some(({ readOnly }) => !readOnly);
     const former = this.#items;
     this.#items = new Map(pictures.map(({ name }) => [name, former.get(name) ?? new TrayItem(name, this.#actions)]));
     for (const picture of pictures) {

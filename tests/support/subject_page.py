@@ -75,9 +75,14 @@ def opened(ui, **inputs) -> Tray:
     prompt["2"]["inputs"].update(inputs)
     ui.js("prompt => window.app.loadApiJson(prompt, 'subject')", prompt)
     tray = Tray(ui)
-    for _ in range(10):  # a busy page lays the nodes out after it has fitted them into view
+    fit_into_view(ui, tray)
+    return tray
+
+
+def fit_into_view(ui, tray: Tray) -> None:
+    """A busy page lays the nodes out after it has fitted them into view."""
+    for _ in range(10):
         ui.command("Comfy.Canvas.FitView")
         ui.settle(500)
         if tray.root.is_visible():
             break
-    return tray
