@@ -1,12 +1,12 @@
 /** ComfyUI's own mask editor for a picture that no node shows. */
-import { ComfyApp } from "../../../scripts/app.js";
+import { app, ComfyApp } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { t } from "../shared/texts.js";
 
 const STAND_IN = "personalize-mask";
 
 /**
- * Opens the editor. It works on a node's pictures, so it gets a stand-in that is in no graph.
+ * Opens the editor. It works on a node's pictures, so it gets a stand-in, which no graph has.
  * @param picture {filename, subfolder, type} @param onSaved called with the same of what was painted
  */
 export function openMaskEditor(picture, onSaved) {
@@ -16,7 +16,7 @@ export function openMaskEditor(picture, onSaved) {
   let images = [picture];
   const node = {
     id: STAND_IN, imgs: [image], imageIndex: 0, widgets: [], properties: {}, previewMediaType: "image",
-    graph: { setDirtyCanvas() {} },
+    graph: app.rootGraph ?? app.graph, // whose widgets newer editors ask for
     get images() { return images; },
     set images(saved) {
       images = saved;
