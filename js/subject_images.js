@@ -18,6 +18,7 @@ const SHOWN_NAMES = 5;
 const LONGEST_NAME = 50; // letters of a new folder's name
 const RESERVED_BY_WINDOWS = /^(con|prn|aux|nul|(com|lpt)[\d¹²³])$/i;
 const NOTHING = { captions: {}, masks: {}, message: "" };
+const PAUSE = 150; // ms: a number that is being turned is asked for once
 const UNCHECKED = { findings: null, masked: [], sizes: {} };
 const EMPTY = { pictures: [], count: 0, place: "nowhere", message: "", left_out: "", folder: "" };
 
@@ -49,16 +50,16 @@ class NodePictures {
     this.tray.showError(listing.message);
     this.tray.showNote(this.#chosen().length ? "" : listing.left_out);
     this.#show();
-    await this.#learn();
-    await this.check();
+    this.#learn().then(() => this.check()); // nobody waits for it
   }
 
   /** Asks the server what may spoil the pictures, as the widgets would have them prepared, and shows it. */
   async check() {
     const turn = ++this.#checks;
     const folder = this.#value("folder");
-    if (folder !== this.#listing.folder) return; // it has not been asked yet what that one holds
     this.#show();
+    await new Promise((resolve) => setTimeout(resolve, PAUSE));
+    if (turn !== this.#checks || folder !== this.#listing.folder) return;
     const how = { size: Number(this.#value("size")), fit: this.#value("fit"), augmentation: this.#value("augmentation") };
     const isAny = this.#shown().length && !this.#about.message;
     const found = isAny ? await checkPictures(folder, this.#value("picture_files"), how).catch(() => UNCHECKED) : UNCHECKED;
@@ -154,8 +155,15 @@ class NodePictures {
     }
   }
 
-  /** The folder was changed by hand: the names chosen from the former one mean nothing in it. */
-  onFolderChanged() {
+  /** A widget was changed by hand. */
+  onChanged(name) {
+    if (name === "folder") this.#onFolderChanged();
+    else if (name === "captions") this.#show();
+    else this.check();
+  }
+
+  /** The names chosen from the former folder mean nothing in this one. */
+  #onFolderChanged() {
     this.#set("picture_files", "");
     this.refresh();
   }
@@ -196,8 +204,8 @@ class NodePictures {
   }
 
   #show() {
-    const { count, place } = this.#listing;
-    const folder = this.#value("folder");
+    const { count, place, folder } = this.#listing;
+    if (folder !== this.#value("folder")) return; // it has not been asked yet what that one holds
     const readOnly = place === "example" ? t("tray.example_stays") : "";
     const pictures = this.#shown().map((name, number) => (
       { name, url: pictureUrl(folder, name, place), caption: this.#caption(name, number), readOnly }));
@@ -251,7 +259,7 @@ function pictureTray(place) {
   const subject = new NodePictures(place);
   hide(widgetOf(place.node, "picture_files")); // the tray shows it
   place.onChange(["folder", "size", "fit", "augmentation", "captions"],
-    (name) => (name === "folder" ? subject.onFolderChanged() : subject.check()));
+    (name) => subject.onChanged(name));
   if (!place.host.onDragDrop) acceptDrops(place.host, subject); // of several trays on a subgraph node, the first
   return { subject, root: subject.tray.root, restore: () => subject.refresh() };
 }

@@ -3,11 +3,11 @@ import { element, icon, setText } from "../shared/dom.js";
 import { listed, t } from "../shared/texts.js";
 
 export class Findings {
-  #line = element("span");
+  #line = element("span", { role: "status" });
   #icon = element("span", { class: "pz-tray-sign" });
   #list = element("ul");
   root = element("details", { class: "pz-message pz-tray-findings", hidden: true },
-    element("summary", { role: "status" }, this.#icon, this.#line), this.#list);
+    element("summary", {}, this.#icon, this.#line), this.#list);
 
   /** @param findings of the server's check, or null while there are none @param selected name of a picture, or "" */
   show(findings, selected) {
