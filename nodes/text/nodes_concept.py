@@ -12,6 +12,7 @@ from .concept_files import load_concept, save_concept
 from .embedding_files import KIND, embedding_names, file_stems, find_embedding, load_embedding, prompt_text
 from .embedding_layouts import LAYOUTS, SAFETENSORS
 from .encoders import text_encoders
+from .prompts import SLOT
 
 NONE = "none"
 LARGEST_COUNT = 64  # of 75 words that fit into one chunk of a prompt
@@ -43,8 +44,12 @@ class PersonalizeConcept(io.ComfyNode):
                 io.Combo.Input("embedding", options=[NONE, *embedding_names()], default=NONE,
                                tooltip="Embedding of the embeddings folder to start from in place of the initial "
                                        "words, for example an earlier result; none: the initial words.")],
-            outputs=[ConceptType.Output(display_name="concept", tooltip="The concept: for Subject, Apply Concept and "
-                                                                        "losses.")])
+            outputs=[
+                ConceptType.Output(display_name="concept", tooltip="The concept: for Subject, Apply Concept and "
+                                                                   "losses."),
+                io.String.Output(display_name="placeholder", tooltip="The word that prompts call it by."),
+                io.String.Output(display_name="class_words", tooltip="What the subject is: for words and class_words "
+                                                                     "of other nodes.")])
 
     @classmethod
     def validate_inputs(cls, embedding) -> bool | str:
@@ -65,10 +70,10 @@ class PersonalizeConcept(io.ComfyNode):
         check_placeholder(placeholder, class_words)
         concept = Concept(placeholder, class_words, initial_words or class_words, vector_count)
         if embedding == NONE:
-            return io.NodeOutput((concept,))
+            return io.NodeOutput((concept,), placeholder, class_words)
         path = find_embedding(embedding)
         started = concept.with_vectors(load_embedding(path)[0], {"started_from": prompt_text(path)})
-        return io.NodeOutput((started,))
+        return io.NodeOutput((started,), placeholder, class_words)
 
 
 class PersonalizeApplyConcept(io.ComfyNode):
@@ -115,9 +120,8 @@ class PersonalizeSaveConcept(io.ComfyNode):
                     "name",
                     default="",
                     tooltip="File name without extension, also with a folder, as "
-                    "dogs/rex. Empty: made of the placeholder. If another "
-                    "file has the name, -2, -3 and so on is added; nothing is "
-                    "ever overwritten.",
+                    "dogs/rex. {} becomes the placeholder without brackets, as in {}-vico; empty: it alone. If another "
+                    "file has the name, -2, -3 and so on is added; nothing is ever overwritten.",
                 ),
                 io.Combo.Input(
                     "format",
@@ -144,14 +148,16 @@ class PersonalizeSaveConcept(io.ComfyNode):
         """Says of a name before anything runs that nothing could be saved by it."""
         if name is None or not name.strip():
             return True
-        return saving_problem(KIND, name, "The file name") or True
+        return saving_problem(KIND, name.replace(SLOT, "word"), "The file name") or True
 
     @classmethod
     def execute(cls, concept, name, format=SAFETENSORS) -> io.NodeOutput:
         """One file per concept of the wire."""
         name = name.strip()
         stems = file_stems([each.placeholder for each in concept])
-        if name:
+        if SLOT in name:
+            stems = {word: name.replace(SLOT, stem) for word, stem in stems.items()}
+        elif name:
             stems = {word: f"{name}-{stem}" if len(concept) > 1 else name for word, stem in stems.items()}
         paths = [save_concept(each, stems[each.placeholder], format) for each in concept]
         texts = [prompt_text(path) for path in paths]
@@ -183,7 +189,9 @@ class PersonalizeLoadConcept(io.ComfyNode):
             outputs=[
                 ConceptType.Output(display_name="concept",
                                    tooltip="The concept: for Apply Concept, losses, more training."),
-                io.String.Output(display_name="placeholder", tooltip="The word that prompts call it by.")])
+                io.String.Output(display_name="placeholder", tooltip="The word that prompts call it by."),
+                io.String.Output(display_name="class_words", tooltip="What the subject is, as the file or class_words "
+                                                                     "says.")])
 
     @classmethod
     def validate_inputs(cls, embedding) -> bool | str:
@@ -200,7 +208,7 @@ class PersonalizeLoadConcept(io.ComfyNode):
         """The concept, a chain of one link."""
         encoders = text_encoders(clip) if clip is not None else ()
         concept = load_concept(find_embedding(embedding), placeholder.strip(), class_words.strip(), encoders)
-        return io.NodeOutput((concept,), concept.placeholder)
+        return io.NodeOutput((concept,), concept.placeholder, concept.class_words)
 
 
 def _validated(embedding: str | None) -> bool | str:

@@ -27,6 +27,7 @@ from .preview import draw_preview
 from .progress import Live
 from .run_folder import RunFolder
 from .run_key import run_key
+from .run_name import run_name
 from .saved_steps import kept_files
 from .saving import Learned, NotSaved, Saver
 
@@ -35,8 +36,8 @@ from .saving import Learned, NotSaved, Saver
 class Job(Plan):
     """A plan, and what is saved on the way.
 
-    name: of the run. save_every, preview_every: steps between saved files and between previews, 0 for only at the end
-    and for none. preview_prompt: its {} becomes the first subject's placeholder.
+    name: of the run; empty for `run_name`. save_every, preview_every: steps between saved files and between previews,
+    0 for only at the end and for none. preview_prompt: its {} becomes the first subject's placeholder.
     start_over: forget what an earlier run with the same plan has done.
     use_step: return the files saved at this step in place of the last one; 0 for the last. node: id of the Train node.
     """
@@ -57,7 +58,7 @@ def run_job(job: Job) -> Outcome:
     saved before the exception goes on. Raises ValueError with one sentence for input that cannot be trained.
     """
     _check(job)
-    folder = RunFolder(job.name, run_key(job))
+    folder = folder_of(job)
     if job.use_step:
         return saved_outcome(job, folder, job.use_step)
     with Live(folder.run, job.name, job.node, job.settings.steps) as live, _telling_failure(live):
@@ -68,6 +69,11 @@ def run_job(job: Job) -> Outcome:
             check_places(folder, [s.concept for s in job.subjects], kinds, job.settings.steps)
         with open_training(job, resumed) as trainer:
             return _Run(job, folder, live, trainer).finish(resumed)
+
+
+def folder_of(job: Job) -> RunFolder:
+    """Where the job's run keeps what it leaves."""
+    return RunFolder(job.name.strip() or run_name(job.subjects, job.parts), run_key(job))
 
 
 def _resumed(job: Job, folder: RunFolder) -> State | None:

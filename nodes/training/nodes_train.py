@@ -45,8 +45,8 @@ class PersonalizeTrain(io.ComfyNode):
                                tooltip="What training strives for. Not connected: the diffusion loss alone."),
                 RecipeType.Input("recipe", optional=True,
                                  tooltip="Which prompts go with the pictures. Not connected: a photo of a {}"),
-                io.String.Input("name", default="my-subject", tooltip="Name of the run; its files and folders begin "
-                                                                      "with it."),
+                io.String.Input("name", default="", tooltip="Name of the run, with which its files and folders begin. "
+                                                            "Empty: the word, and what is trained: my-dog-lora."),
                 io.Combo.Input("preset", options=[CUSTOM, *PRESETS],
                                tooltip="A paper's own numbers for steps, batch size, optimiser, weight decay, "
                                        "schedule, warm-up and clipping; they take the place of what is set below. "
@@ -101,7 +101,7 @@ class PersonalizeTrain(io.ComfyNode):
     def validate_inputs(cls, name=None) -> bool | str:
         """Says before anything runs that no folder can have this name."""
         try:
-            return name is None or bool(safe_name(name, "The name", ROOM_FOR_STEP))
+            return not (name and name.strip()) or bool(safe_name(name, "The name", ROOM_FOR_STEP))
         except ValueError as error:
             return str(error)
 
@@ -116,9 +116,9 @@ class PersonalizeTrain(io.ComfyNode):
                             clip_gradients, seed, gradient_checkpointing)
         settings = replace(settings, **PRESETS.get(preset, {}))
         terms = (*(loss or (DiffusionLoss(),)), *prior_terms(subject))
-        job = Job(model, clip, vae, tuple(subject), tuple(trainable), terms,
-                  recipe or TemplateRecipe(), settings, precision, name, save_every, preview_every, preview_prompt,
-                  resume == "start over", use_step, cls.hidden.unique_id)
+        job = Job(model, clip, vae, tuple(subject), tuple(trainable), terms, recipe or TemplateRecipe(), settings,
+                  precision, name, save_every, preview_every, preview_prompt, resume == "start over", use_step,
+                  cls.hidden.unique_id)
         outcome = run_job(job)
         if outcome.weights:
             model, _ = comfy.sd.load_lora_for_models(model, None, outcome.weights, 1.0, 0.0)

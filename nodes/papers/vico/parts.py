@@ -87,6 +87,11 @@ class ImageAttentionPart(TrainablePart):
     weight_decay: float | None = None
     keeps: ClassVar = ((FOLDER, FILE),)
 
+    @property
+    def label(self) -> str:
+        """For the name of a run."""
+        return "vico"
+
     def attach(self, run: TrainingRun) -> AttachedImageAttention:
         """Float32 blocks with random weights, as the authors start. Raises ValueError if the model has some already."""
         if run.model.get_wrappers(WrappersMP.DIFFUSION_MODEL, KEY):

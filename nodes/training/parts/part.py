@@ -82,6 +82,11 @@ class TrainablePart:
 
     keeps: ClassVar[tuple[tuple[str, str], ...]] = ()
 
+    @property
+    def label(self) -> str:
+        """What it adds to the name of a run that nobody named, such as "lora"; "" for the vectors of words."""
+        return ""
+
     def attach(self, run: TrainingRun) -> AttachedPart:
         """Creates the float32 parameters on the run's clones; called before the models are loaded."""
         raise NotImplementedError

@@ -42,6 +42,11 @@ class UNetPart(TrainablePart):
     weight_decay: float | None = None
     keeps: ClassVar = (WEIGHTS,)
 
+    @property
+    def label(self) -> str:
+        """For the name of a run."""
+        return "unet"
+
     def attach(self, run: TrainingRun) -> AttachedWeights:
         """Differences of zero for every weight and bias. Raises ValueError if the weights are quantised."""
         changes = {}
@@ -73,6 +78,11 @@ class AdapterPart(TrainablePart):
     lr: float = 1e-4
     weight_decay: float | None = None
     keeps: ClassVar = (WEIGHTS,)
+
+    @property
+    def label(self) -> str:
+        """For the name of a run."""
+        return self.algorithm.lower()
 
     def attach(self, run: TrainingRun) -> AttachedWeights:
         """Adapters that start as the identity. Raises ValueError if this ComfyUI has no such algorithm, or the model

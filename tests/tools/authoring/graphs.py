@@ -20,12 +20,12 @@ PROMPTS = {"kind": "inanimate", "background": True, "action": True, "outfit": Tr
            "file": "none", "own_prompts": ""}
 CORE = {"formulas": "as released", "embedding_weight": 1.0, "attention_weight": 1.0, "attention": "exact",
         "first_step": 1, "last_step": 0}
-TRAIN = {"micro_batch": 0, "optimizer": "AdamW", "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 0,
+TRAIN = {"name": "", "micro_batch": 0, "optimizer": "AdamW", "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 0,
          "clip_gradients": 0.0, "seed": 0, "precision": "auto", "gradient_checkpointing": False,
          "preview_prompt": "a photo of {}", "resume": "continue", "use_step": 0}
-TRAIN_1 = {**TRAIN, "name": "example-toy", "preset": STAGE_1, "steps": 300, "batch_size": 6, "save_every": 50,
+TRAIN_1 = {**TRAIN, "preset": STAGE_1, "steps": 300, "batch_size": 6, "save_every": 50,
            "preview_every": 50}
-TRAIN_2 = {**TRAIN, "name": "example-toy-unet", "preset": STAGE_2, "steps": 1000, "batch_size": 4, "micro_batch": 1,
+TRAIN_2 = {**TRAIN, "preset": STAGE_2, "steps": 1000, "batch_size": 4, "micro_batch": 1,
            "save_every": 200, "preview_every": 200}
 SAMPLER = {"seed": 1, "steps": 25, "cfg": 7.5, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1.0}
 LATENT = {"width": 512, "height": 512, "batch_size": 1}
@@ -46,12 +46,16 @@ LEARN_WORD = (
 )
 
 
-def draw_and_keep(first: int, x: int, train: str, prefix: str) -> tuple[Node, ...]:
-    """Eight nodes with ids from `first` on, at column `x`: what the Train node `train` gives, drawn and saved."""
+def draw_and_keep(first: int, x: int, train: str, graph: str, scene: str | tuple[str, int] = SCENE
+                  ) -> tuple[Node, ...]:
+    """Eight nodes with ids from `first` on, at column `x`: what the Train node `train` gives, drawn and saved.
+
+    graph: name of the workflow. scene: the prompt, or the node that gives it.
+    """
     apply, prompt, negative, latent, sampler, decode, save, keep = (str(first + number) for number in range(8))
     return (
         Node(apply, "PersonalizeApplyConcept", (x, 80), {"clip": ("1", 1), "concept": (train, 0)}, size=(400, 80)),
-        Node(prompt, "CLIPTextEncode", (x, 220), {"clip": (apply, 0), "text": SCENE}, "Prompt", (400, 130), GREEN),
+        Node(prompt, "CLIPTextEncode", (x, 220), {"clip": (apply, 0), "text": scene}, "Prompt", (400, 130), GREEN),
         Node(negative, "CLIPTextEncode", (x, 410), {"clip": (apply, 0), "text": ""}, "Negative prompt", (400, 110),
              RED),
         Node(latent, "EmptyLatentImage", (x, 580), LATENT, size=(400, 130)),
@@ -59,7 +63,8 @@ def draw_and_keep(first: int, x: int, train: str, prefix: str) -> tuple[Node, ..
             "model": (train, 1), "positive": (prompt, 0), "negative": (negative, 0), "latent_image": (latent, 0),
             **SAMPLER}, size=(400, 290)),
         Node(decode, "VAEDecode", (x, 1120), {"samples": (sampler, 0), "vae": ("1", 2)}, size=(400, 80)),
-        Node(save, "SaveImage", (x + 460, 80), {"images": (decode, 0), "filename_prefix": prefix}, size=(460, 540)),
+        Node(save, "SaveImage", (x + 460, 80), {"images": (decode, 0), "filename_prefix": f"personalize/{graph}"},
+             size=(460, 540)),
         Node(keep, "PersonalizeSaveConcept", (x + 460, 680), {
             "concept": (train, 0), "name": "", "format": "safetensors"}, size=(460, 200)))
 
@@ -78,15 +83,15 @@ Without the checkpoint ComfyUI offers to download it (2 GB).
 **Memory.** 8 GB: set *micro_batch* to 2. 6 GB: 1, and *gradient_checkpointing* on.
 
 **After that**: click the preview you like best and press Run again: *Train* returns that step. *Save Concept* shows \
-what to write in any prompt, also without this pack: **embedding:example-toy**, of your word `<my-dog>` \
-**embedding:my-dog**; saved again it becomes *-2*, *-3*.
+what to write in any prompt, also without this pack: of the word `<my-dog>` **embedding:my-dog**; saved again it \
+becomes *-2*, *-3*.
 """
 
 TRAIN_EMBEDDING = Graph("train_embedding_core", nodes=(
     *LEARN_WORD,
     Node("8", "PersonalizeTrain", (960, 80), {
         **CHECKPOINT_WIRES, "subject": ("3", 0), "trainable": ("4", 0), "loss": ("7", 0), **TRAIN_1}, size=(580, 1120)),
-    *draw_and_keep(9, 1600, train="8", prefix="personalize/example-toy"),
+    *draw_and_keep(9, 1600, train="8", graph="train_embedding_core"),
     Node("17", "LossGraphNode", (2060, 940), {"loss": ("8", 3), "filename_prefix": "loss_graph"}, size=(460, 260)),
 ), groups=(
     Group("1 · Your subject", (20, 0, 440, 1280)),
@@ -129,16 +134,17 @@ TRAIN_LORA = Graph("train_lora", nodes=(
     Node("7", "PersonalizeTrainingPrompts", (500, 790), TEMPLATES, size=(400, 220)),
     Node("8", "PersonalizeTrain", (960, 80), {
         **CHECKPOINT_WIRES, "subject": ("3", 0), "trainable": ("5", 0), "loss": ("6", 0), "recipe": ("7", 0), **TRAIN,
-        "name": "example-toy-lora", "preset": "custom", "steps": 600, "batch_size": 4, "save_every": 100,
+        "preset": "custom", "steps": 600, "batch_size": 4, "save_every": 100,
         "preview_every": 100}, size=(580, 1120)),
-    *draw_and_keep(9, 1600, train="8", prefix="personalize/example-toy-lora"),
+    *draw_and_keep(9, 1600, train="8", graph="train_lora", scene=("18", 0)),
     Node("17", "PersonalizePromptTokens", (2060, 940), {
-        "clip": ("1", 1), "concept": ("8", 0), "prompt": SCENE, "neighbours": 5}, size=(460, 260)),
+        "clip": ("1", 1), "concept": ("8", 0), "prompt": ("18", 0), "neighbours": 5}, size=(460, 260)),
+    Node("18", "PrimitiveStringMultiline", (1600, 1300), {"value": SCENE}, "Prompt", (400, 130), GREEN),
 ), groups=(
-    Group("1 · Your subject", (20, 0, 440, 1280)),
-    Group("2 · What to learn", (480, 0, 440, 1280)),
-    Group("3 · Train", (940, 0, 620, 1280)),
-    Group("4 · Draw it, keep it", (1580, 0, 960, 1280)),
+    Group("1 · Your subject", (20, 0, 440, 1460)),
+    Group("2 · What to learn", (480, 0, 440, 1460)),
+    Group("3 · Train", (940, 0, 620, 1460)),
+    Group("4 · Draw it, keep it", (1580, 0, 960, 1460)),
 ), notes=(Note(TRAIN_LORA_NOTE, at=(-410, 40), size=(400, 460)),), pictured=(0, -20, 1580, 1320))
 
 TWO_STAGE_NOTE = """\
@@ -165,7 +171,7 @@ TWO_STAGE = Graph("core_two_stage", nodes=(
     Node("11", "PersonalizeTrain", (2060, 80), {
         **CHECKPOINT_WIRES, "subject": ("8", 4), "trainable": ("10", 0), **TRAIN_2},
         title="Train: stage 2", size=(560, 1120)),
-    *draw_and_keep(12, 2700, train="11", prefix="personalize/example-toy-unet"),
+    *draw_and_keep(12, 2700, train="11", graph="core_two_stage"),
 ), groups=(
     Group("1 · Your subject", (20, 0, 440, 1280)),
     Group("2 · Stage 1: the word", (480, 0, 1060, 1280)),

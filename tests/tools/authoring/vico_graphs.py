@@ -21,7 +21,6 @@ from .graphs import (
 )
 
 GIRL = "<example-girl>"
-NAME = EMBEDDING.removesuffix(".safetensors")
 ALL_PICTURES = {**PICTURES, "fit": "squash", "augmentation": "none", "variants": 1}
 TRAIN_VICO = {"learning_rate": 1e-5, "embedding_learning_rate": 0.005, "placement": "decoder", "object_mask": "Eq. 5"}
 REGULARISATION = {"weight": 0.0005, "target": "end of text", "placement": "decoder", "first_step": 1, "last_step": 0}
@@ -33,10 +32,10 @@ APPLY = {"words": "", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0,
 MASKS = {"show": "each step", "opacity": 0.6}
 
 
-def learning(subject: str, x: int, first: int, name: str, run: dict[str, object] = RUN) -> tuple[Node, ...]:
+def learning(subject: str, x: int, first: int, run: dict[str, object] = RUN) -> tuple[Node, ...]:
     """Six nodes with ids from `first` on and the prompts' with id 30, at column `x`: what is learned, what for, Train.
 
-    subject: id of the last Subject. name: of the run. run: Train's numbers.
+    subject: id of the last Subject. run: Train's numbers.
     """
     vico, diffusion, end, prompts, references, train = (str(first + number) for number in range(6))
     return (
@@ -50,7 +49,7 @@ def learning(subject: str, x: int, first: int, name: str, run: dict[str, object]
         Node(references, "PersonalizeTrainingReferences", (x, 1400), {"recipe": (prompts, 0)}, size=(400, 60)),
         Node(train, "PersonalizeTrain", (x + 460, 80), {
             **CHECKPOINT_WIRES, "subject": (subject, 0), "trainable": (vico, 0), "loss": (end, 0),
-            "recipe": (references, 0), "name": name, **run}, size=(580, 1120)))
+            "recipe": (references, 0), **run}, size=(580, 1120)))
 
 
 def drawing(x: int, first: int, concept: tuple[str, int], model: tuple[str, int], image: tuple[str, int],
@@ -98,13 +97,13 @@ TRAIN_VICO_GRAPH = Graph("vico_train", nodes=(
     Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
     Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
     Node("3", "PersonalizeSubject", (40, 540), {"concept": ("2", 0), **ALL_PICTURES}, size=(400, 640)),
-    *learning("3", 500, first=4, name=NAME),
+    *learning("3", 500, first=4),
     Node("10", "ImageFromBatch", (1600, 850), {"image": ("3", 1), "batch_index": 0, "length": 1}, "Reference",
          (400, 110)),
     *drawing(1600, first=11, concept=("9", 0), model=("9", 1), image=("10", 0), scene=SCENE,
-             prefix=f"personalize/{NAME}"),
+             prefix="personalize/vico_train"),
     Node("20", "PersonalizeSaveConcept", (1600, 1020), {
-        "concept": ("9", 0), "name": NAME, "format": "safetensors"}, size=(400, 180)),
+        "concept": ("9", 0), "name": "{}-vico", "format": "safetensors"}, size=(400, 180)),
 ), groups=(
     Group("1 · Your subject", (20, 0, 440, 1500)),
     Group("2 · What to learn", (480, 0, 440, 1500)),
@@ -150,7 +149,7 @@ and each has its own mask. It helps where one picture does not show all of the s
 TWO_OBJECTS_NOTE = """\
 **Two subjects, one set of image blocks** (ViCo, Appendix J). The two *Subject* nodes take turns in the training. Then \
 each is shown its own reference: the first at *image*, the second at *image_2*; the mask of each comes from its own \
-word. 800 steps in place of 400, since each subject is in half of them.
+word, in the order in which they were trained. 800 steps in place of 400, since each subject is in half of them.
 
 The second subject has one picture only, the drawn girl of ComfyUI: it is its own reference. **Your own**: name both \
 in *Concept*, drop pictures on *First subject*, and choose one in *Load Image* for the second.
@@ -158,8 +157,8 @@ in *Concept*, drop pictures on *First subject*, and choose one in *Load Image* f
 **Say what each is**, as this prompt does: the class after its word keeps two subjects apart that would take each \
 other's shape.
 
-Try also *in the style of*: a {toy} in the style of {girl}.
-""".replace("{toy}", f"`{SUBJECT}`").replace("{girl}", f"`{GIRL}`")
+Try also *in the style of* between the two words.
+"""
 
 TWO_OBJECTS = Graph("vico_two_objects", nodes=(
     Node("1", "CheckpointLoaderSimple", (-420, 80), LOADER, size=(400, 120)),
@@ -171,14 +170,14 @@ TWO_OBJECTS = Graph("vico_two_objects", nodes=(
     Node("22", "PersonalizeSubject", (-420, 880), {
         "concept": ("20", 0), "images": ("21", 0), "previous": ("3", 0), **ALL_PICTURES, "folder": ""},
         "Second subject", (400, 320)),
-    *learning("22", 500, first=4, name="example-two-objects", run={
+    *learning("22", 500, first=4, run={
         **RUN, "preset": "custom", "steps": 800, "save_every": 100}),
     Node("10", "ImageFromBatch", (1600, 850), {"image": ("3", 1), "batch_index": 0, "length": 1}, "First reference",
          (400, 110)),
     *drawing(1600, first=11, concept=("9", 0), model=("9", 1), image=("10", 0),
              scene=f"a photo of a {SUBJECT} toy beside a {GIRL} girl on a pebble beach",
-             prefix="personalize/example-two-objects",
-             second={"image_2": ("21", 0), "words": SUBJECT, "words_2": GIRL}),
+             prefix="personalize/vico_two_objects",
+             second={"image_2": ("21", 0)}),
 ), groups=(
     Group("1 · Two subjects", (-440, 0, 900, 1500)),
     Group("2 · What to learn", (480, 0, 440, 1500)),

@@ -21,8 +21,8 @@ HARMONIZED = """\
 the subject's looks back from *Visual only*, a picture that knows no prompt. *Show Masks* shows where it acts.
 """
 WORDS = """
-**For your subject**: drop a picture on *Reference picture*; *Concept* only names its folder. Write what it shows into \
-the prompt, and into *words* of both nodes.
+**For your subject**: drop a picture on *Reference picture*, and say at *Concept* what it shows: the other nodes take \
+it from there. Write the same into the prompt.
 """
 
 
@@ -85,12 +85,12 @@ HARMONIZE_IP_ADAPTER = Graph("harmonize_ip_adapter", nodes=(
     *drawing(10, 1420, TOP, "IP-Adapter", {"model": ("9", 0), "positive": ("6", 0), "negative": ("7", 0),
                                            "latent": ("8", 0), "vae": ("1", 2)}, SAMPLER),
     Node("13", "PersonalizeOrthogonalize", (500, BOTTOM), {
-        "conditioning": ("6", 0), "visual_tokens": ("5", 0), "words": "toy", **ORTHOGONAL}, size=(400, 420)),
+        "conditioning": ("6", 0), "visual_tokens": ("5", 0), "words": ("24", 2), **ORTHOGONAL}, size=(400, 420)),
     Node("14", "PersonalizeApplyIPAdapter", (960, BOTTOM), {
         "model": ("1", 0), "ip_adapter": ("2", 0), "visual_tokens": ("13", 1), "branch_tokens": ("5", 0),
         "strength": 1.0, **WHOLE_RUN}, size=(400, 220)),
     Node("15", "PersonalizeSelfAttentionSwap", (960, BOTTOM + 280), {
-        "model": ("14", 0), "positive": ("23", 0), "negative": ("7", 0), "words": "toy", **SWAP}, size=(400, 480)),
+        "model": ("14", 0), "positive": ("23", 0), "negative": ("7", 0), "words": ("24", 2), **SWAP}, size=(400, 480)),
     *drawing(16, 1420, BOTTOM, "IP-Adapter harmonized", {
         "model": ("15", 0), "positive": ("6", 0), "negative": ("7", 0), "latent": ("8", 0), "vae": ("1", 2)}, SAMPLER),
     *what_the_swap_saw(19, 1420, BOTTOM, swap="15", sampler="16", vae=("1", 2)),
@@ -106,8 +106,7 @@ BLIP_DIFFUSION_NOTE = HARMONIZED + WORDS + """
 **Files**: all of `Salesforce/blipdiffusion` in models/diffusers/blipdiffusion, and `vocab.txt` of \
 `bert-base-uncased` in its folder *qformer*. Its U-Net, text encoder and VAE are its own: *DiffusersLoader* gives them.
 
-**Your picture**: say at *Encode Picture* what it shows; in the prompt, {} stands for the picture and the word after \
-it for what to draw.
+**The prompt**: {} stands for the picture and the word after it for what to draw.
 """
 
 HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", nodes=(
@@ -116,7 +115,7 @@ HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", nodes=(
     Node("2", "PersonalizeLoadBlipDiffusion", (40, 260), {"folder": BLIP_DIFFUSION}, size=(400, 80)),
     *reference(20, 400, fit="crop"),
     Node("4", "PersonalizeEncodePictureBlipDiffusion", (40, 1340), {
-        "blip_diffusion": ("2", 0), "image": ("21", 1), "class_words": "toy", "fit": "crop", "combine": "average"},
+        "blip_diffusion": ("2", 0), "image": ("21", 1), "class_words": ("20", 2), "fit": "crop", "combine": "average"},
          size=(400, 190)),
     Node("5", "PersonalizeEncodePromptWithPicture", (500, TOP), {
         "clip": ("1", 1), "visual_tokens": ("4", 0), "prompt": "a {} toy swimming in a river", "repeats": 0,
@@ -126,10 +125,10 @@ HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", nodes=(
     Node("7", "EmptyLatentImage", (500, 570), LATENT, size=(400, 130)),
     *drawing(8, 1420, TOP, "BLIP-Diffusion", {"model": ("1", 0), "positive": ("5", 0), "negative": ("6", 0),
                                               "latent": ("7", 0), "vae": ("1", 2)}, SAMPLER),
-    Node("11", "PersonalizeOrthogonalize", (500, BOTTOM), {"conditioning": ("5", 0), "words": "toy", **ORTHOGONAL},
+    Node("11", "PersonalizeOrthogonalize", (500, BOTTOM), {"conditioning": ("5", 0), "words": ("20", 2), **ORTHOGONAL},
          size=(400, 420)),
     Node("12", "PersonalizeSelfAttentionSwap", (960, BOTTOM), {
-        "model": ("1", 0), "positive": ("5", 1), "negative": ("6", 0), "words": "toy", **SWAP}, size=(400, 480)),
+        "model": ("1", 0), "positive": ("5", 1), "negative": ("6", 0), "words": ("20", 2), **SWAP}, size=(400, 480)),
     *drawing(13, 1420, BOTTOM, "BLIP-Diffusion harmonized", {
         "model": ("12", 0), "positive": ("11", 0), "negative": ("6", 0), "latent": ("7", 0), "vae": ("1", 2)}, SAMPLER),
     *what_the_swap_saw(16, 1420, BOTTOM, swap="12", sampler="13", vae=("1", 2)),
