@@ -16,6 +16,7 @@ from .concept import Concept, initial_vectors
 from .encoder_kinds import ClipEncoder, TextEncoder
 from .encoders import text_encoders
 from .placeholders import EMBEDDING, Found, Placeholders, filled
+from .unsaid import tell_unsaid
 
 # The classes that are added to: of one encoder, and of all.
 _Tokenizer, _Tokenizers = (SDTokenizer, SD1Tokenizer) if TYPE_CHECKING else (object, object)
@@ -197,12 +198,19 @@ class _TaughtTokenizers(_Taught, _Tokenizers):
     def tokenize_with_weights(self, text: Any, *args, **kwargs):
         """As the class does; says which words are lost if another pack has put its own tokenizers in their place."""
         tokens = super().tokenize_with_weights(text, *args, **kwargs)
-        lost = self._lost([text] if isinstance(text, str) else text, tokens)
+        texts = [text] if isinstance(text, str) else list(text)
+        self._tell_unsaid(texts)
+        lost = self._lost(texts, tokens)
         if lost:
             notice(f"{' and '.join(lost)} was taught by Apply Concept, but this node splits prompts by rules of its "
                    "own that know no taught words. Encode the prompt with CLIP Text Encode, or save the concept and "
                    "write embedding: and its name here.")
         return tokens
+
+    def _tell_unsaid(self, texts: Sequence[str]) -> None:
+        taught = [each for each in vars(self).values() if isinstance(each, _TaughtTokenizer)]
+        if taught and not any(taught[0].words_in(text) for text in texts):
+            tell_unsaid(texts, taught[0].words.words)
 
     def _lost(self, texts: Sequence[str], tokens) -> list[str]:
         replaced = [each for each in vars(self).values()

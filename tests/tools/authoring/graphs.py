@@ -20,8 +20,8 @@ PROMPTS = {"kind": "inanimate", "background": True, "action": True, "outfit": Tr
            "file": "none", "own_prompts": ""}
 CORE = {"formulas": "as released", "embedding_weight": 1.0, "attention_weight": 1.0, "attention": "exact",
         "first_step": 1, "last_step": 0}
-TRAIN = {"name": "", "micro_batch": 0, "optimizer": "AdamW", "weight_decay": 0.01, "schedule": "constant", "warmup_steps": 0,
-         "clip_gradients": 0.0, "seed": 0, "precision": "auto", "gradient_checkpointing": False,
+TRAIN = {"name": "", "micro_batch": 0, "optimizer": "AdamW", "weight_decay": 0.01, "schedule": "constant",
+         "warmup_steps": 0, "clip_gradients": 0.0, "seed": 0, "precision": "auto", "gradient_checkpointing": False,
          "preview_prompt": "a photo of {}", "resume": "continue", "use_step": 0}
 TRAIN_1 = {**TRAIN, "preset": STAGE_1, "steps": 300, "batch_size": 6, "save_every": 50,
            "preview_every": 50}
