@@ -61,13 +61,13 @@ def answered(handle: Callable[[web.Request], Awaitable[Any]]) -> Callable[[web.R
     return respond
 
 
-async def json_object(request: web.Request) -> dict[str, Any]:
-    """The JSON object in the request's body. Raises RequestRefused without one, or for more than LARGEST_BODY bytes."""
-    if (request.content_length or 0) > LARGEST_BODY:
-        raise _too_long()
+async def json_object(request: web.Request, most: int = LARGEST_BODY) -> dict[str, Any]:
+    """The JSON object in the request's body. Raises RequestRefused without one, or for more than `most` bytes."""
+    if (request.content_length or 0) > most:
+        raise _too_long(most)
     try:
-        await request.content.readexactly(LARGEST_BODY + 1)
-        raise _too_long()
+        await request.content.readexactly(most + 1)
+        raise _too_long(most)
     except asyncio.IncompleteReadError as whole:
         body = whole.partial
     try:
@@ -91,5 +91,5 @@ def shortened(text: str) -> str:
     return short(text, LONGEST_ECHO + 1)
 
 
-def _too_long() -> RequestRefused:
-    return RequestRefused(f"The request's body is longer than {LARGEST_BODY // 1024} KB.", 413)
+def _too_long(most: int) -> RequestRefused:
+    return RequestRefused(f"The request's body is longer than {most // 1024} KB.", 413)

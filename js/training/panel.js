@@ -7,6 +7,7 @@
 import { element } from "../shared/dom.js";
 import { t } from "../shared/texts.js";
 import { ChartSection } from "./chart_section.js";
+import { EstimateSection } from "./estimate.js";
 import { RunHistory } from "./history.js";
 import { PreviewStrip } from "./previews.js";
 import { StatusSection } from "./status.js";
@@ -29,7 +30,7 @@ export class TrainingPanel {
     this.#choice = choice;
     this.#status = new StatusSection(this);
     this.#chart = new ChartSection(this);
-    this.#sections = [this.#status, this.#chart, new PreviewStrip(this)];
+    this.#sections = [this.#status, new EstimateSection(this), this.#chart, new PreviewStrip(this)];
     this.root.append(...this.#sections.map((section) => section.root));
     this.render();
   }

@@ -44,6 +44,11 @@ class DiffusionLoss:
     name: str = "diffusion"
     stream: ClassVar[Stream] = "subject"
 
+    @property
+    def uses_masks(self) -> bool:
+        """Whether the pictures' masks change it."""
+        return self.background != 1
+
     def needs(self, batch: Batch, text: TextSide, rng: torch.Generator) -> Needs:
         """One pass of the denoiser over the rows of the step."""
         return Needs(passes={"prediction": denoising_pass(batch, text)})

@@ -17,6 +17,7 @@ from ..text.placeholders import filled
 from .assembly import open_training
 from .dataset import check_vae
 from .failures import OutOfMemory, TrainingDiverged, is_out_of_memory
+from .idle import tell_idle
 from .loop import State, Trainer
 from .optimizer import state_size
 from .outcome import Outcome, known_report, saved_outcome
@@ -120,6 +121,7 @@ class _Run:
 
     def _train(self) -> None:
         trainer, done, steps = self.trainer, self.trainer.step, self.job.settings.steps
+        tell_idle(self.job)
         trainer.rehearse()
         if _due(done, self.job.preview_every) and done not in [p["step"] for p in self.live.report["previews"]]:
             self._preview(done)  # also one that a killed run has not come to

@@ -44,9 +44,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
             if value is not None}
 
 
+def kept_tensors(name: str) -> int:
+    """Tensors that an optimiser keeps of every parameter."""
+    return _KEPT.get(name, 2)
+
+
 def state_size(name: str, groups: Sequence[ParamGroup]) -> tuple[int, int]:
     """Bytes and number of the tensors that `optimizer_tensors` will return after the first step."""
-    kept, parameters = _KEPT.get(name, 2), [p for group in groups for p in group.params]
+    kept, parameters = kept_tensors(name), [p for group in groups for p in group.params]
     return kept * sum(p.nbytes for p in parameters), (kept + 1) * len(parameters)
 
 

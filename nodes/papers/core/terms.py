@@ -67,6 +67,11 @@ class ContextAttentionLoss:
     name: str = "context attention"
     stream: ClassVar[Stream] = "subject"
 
+    @property
+    def passes(self) -> tuple[int, int]:
+        """Passes of the denoiser for each row beside the diffusion loss's, with a gradient and without."""
+        return (0, 0) if self.estimate else (1, 1)
+
     def check(self, subjects: Sequence[Subject], text: TextSide) -> None:
         """Raises ValueError if a template cannot be compared, whenever it may be drawn."""
         _check_templates(self.templates, [subject.concept for subject in subjects], text)

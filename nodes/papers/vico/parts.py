@@ -57,6 +57,11 @@ class WithReferences:
 
     recipe: Recipe
 
+    @property
+    def captions(self) -> bool:
+        """Whether pictures' own captions take the place of prompts."""
+        return getattr(self.recipe, "captions", True)
+
     def rows(self, subjects: Sequence[Subject], step: int, size: int, seed: int) -> Mapping[Stream, tuple[Row, ...]]:
         """The streams of the other recipe and the stream "reference"."""
         streams = self.recipe.rows(subjects, step, size, seed)
@@ -91,6 +96,13 @@ class ImageAttentionPart(TrainablePart):
     def label(self) -> str:
         """For the name of a run."""
         return "vico"
+
+    rows_beside: ClassVar = 1  # a reference for every row
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether the pictures' masks change it."""
+        return self.given_masks
 
     def attach(self, run: TrainingRun) -> AttachedImageAttention:
         """Float32 blocks with random weights, as the authors start. Raises ValueError if the model has some already."""

@@ -34,6 +34,11 @@ class ReferenceAttentionLoss:
     name: str = "reference attention"
     stream: ClassVar[Stream] = "subject"
 
+    @property
+    def uses_masks(self) -> bool:
+        """Whether the pictures' masks change it."""
+        return self.target == "given mask"
+
     def needs(self, batch: Batch, text: TextSide, rng: torch.Generator) -> Needs:
         """Maps of the run on the references that the image blocks' part makes beside the subject's pass."""
         if REFERENCE not in batch.rows:
