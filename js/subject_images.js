@@ -239,7 +239,8 @@ class NodePictures {
 }
 
 addPart({
-  name: "thumbnails", nodeTypes: [NODE_TYPE], minHeight: 320, minWidth: 400, outside: true, order: 1, create: pictureTray });
+  name: "thumbnails", nodeTypes: [NODE_TYPE], minHeight: 320, minWidth: 400, outside: true, order: 1, first: true,
+  create: pictureTray });
 
 app.registerExtension({
   name: "personalize.subject",

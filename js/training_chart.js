@@ -14,7 +14,7 @@ const STYLES = ["./shared/theme.css", "./vendor/uplot-1.6.32/uPlot.min.css", "./
 const queuedNames = new WeakMap();
 
 addPart({
-  name: "training", nodeTypes: ["PersonalizeTrain"], minHeight: 500, minWidth: 540, outside: true, order: 2,
+  name: "training", nodeTypes: ["PersonalizeTrain"], minHeight: 340, minWidth: 540, outside: true, order: 2, first: true,
   create: trainingPanel });
 
 // Not in setup(): a page that is loaded during a training gets messages before that.

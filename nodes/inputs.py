@@ -12,6 +12,13 @@ SIZE_STEP = 8
 LARGEST_SIZE = 2048
 
 
+def advanced(*inputs) -> list:
+    """The inputs, marked as those that few people change: the page folds them away."""
+    for each in inputs:
+        each.advanced = True
+    return list(inputs)
+
+
 def percent_inputs(start: float = 0.0, end: float = 1.0, of_start: str = "", of_end: str = "") -> list:
     """start_percent and end_percent: the part of the sampling schedule in which something acts, as core counts it."""
     return [_percent("start_percent", start, "begins to act", "0 is pure noise", of_start),
@@ -47,7 +54,7 @@ def prompt_again_inputs() -> list:
         io.Clip.Input("clip", optional=True,
                       tooltip="Only together with prompt, where the prompt was not encoded by Encode with Spans: the "
                               "CLIP that encodes it, with the concept applied."),
-        io.String.Input("prompt", default="", optional=True, multiline=True,
+        io.String.Input("prompt", default="", optional=True, multiline=True, advanced=True,
                         tooltip="Only together with clip: the text of that prompt once more, in which the words are "
                                 "looked up.")]
 
@@ -64,11 +71,11 @@ def check_prompt_again(clip, prompt: str | None) -> None:
 
 def step_inputs(remark: str = "") -> list:
     """first_step and last_step: the training steps in which something acts."""
-    return [
+    return advanced(
         io.Int.Input("first_step", default=1, min=1, max=100000,
                      tooltip=f"First training step at which it acts. {remark}".strip()),
         io.Int.Input("last_step", default=0, min=0, max=100000,
-                     tooltip=f"Last training step at which it acts; 0: to the end. {remark}".strip())]
+                     tooltip=f"Last training step at which it acts; 0: to the end. {remark}".strip()))
 
 
 def weight_input(default: float, tooltip: str, name: str = "weight", step: float = 0.01):

@@ -13,6 +13,18 @@ export function chain(owner, name, after) {
   };
 }
 
+/**
+ * Puts a widget that is not saved above the node's others. The page saves values by the widget's place, also that of one
+ * without a value: a workflow is to be read as before, so that no place is left for it.
+ */
+export function putFirst(node, widget) {
+  node.widgets.splice(node.widgets.indexOf(widget), 1);
+  node.widgets.unshift(widget);
+  chain(node, "onSerialize", (saved) => {
+    saved.widgets_values = node.widgets.filter(({ serialize }) => serialize !== false).map(({ value }) => value ?? null);
+  });
+}
+
 /** Adds a style sheet, once, that lies beside the module `base` (its import.meta.url). */
 export function loadStyle(path, base) {
   const address = new URL(path, base).href;

@@ -5,7 +5,7 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { element } from "./dom.js";
-import { chain, loadStyle } from "./nodes.js";
+import { chain, loadStyle, putFirst } from "./nodes.js";
 import { adoptWidget, dropWidget, promotedWidget } from "./promoted.js";
 import { executionIdOf, knownWorkflow, subgraphNodes, walk } from "./graphs.js";
 
@@ -24,8 +24,8 @@ let isSyncing = false;
  * - executed: the node ran, its output for the page
  * - remember, recall: what the next node in its place can show at once, as after undo; null for nothing
  *
- * @param kind {name, nodeTypes, minHeight, minWidth?, outside?: also on subgraph nodes that hold the node,
- *   create(place): part}
+ * @param kind {name, nodeTypes, minHeight, minWidth?, first?: above the node's widgets, outside?: also on subgraph nodes
+ *   that hold the node, create(place): part}
  */
 export function addPart(kind) {
   kinds.push(kind);
@@ -175,6 +175,7 @@ function onGraphOpened() {
 
 function attach(kind, node) {
   const place = new Place(kind, node);
+  if (kind.first) putFirst(node, place.drawn);
   growToFit(node, kind);
   chain(node, "onConfigure", () => {
     place.isOfFormer = true;

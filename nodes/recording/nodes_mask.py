@@ -28,7 +28,8 @@ class PersonalizeSubjectMask(io.ComfyNode):
             node_id="PersonalizeSubjectMask", display_name="Subject Mask", category=CATEGORY, is_output_node=True,
             description="The mask of a subject from the model's own attention to its word, in a sampled picture or "
                         "in one of yours. Needs no segmentation model.",
-            search_aliases=["segment", "SAM", "attention mask", "foreground", "background removal"],
+            search_aliases=["mask from words", "auto mask", "segment", "SAM", "attention mask", "foreground",
+                            "background removal", "face mask"],
             inputs=[
                 *record_inputs(),
                 words_input("The recorded words whose mask is wanted: a placeholder or a class word. Empty: the first "

@@ -29,7 +29,7 @@ class PersonalizeRecordAttention(io.ComfyNode):
             node_id="PersonalizeRecordAttention", display_name="Record Attention", category=CATEGORY,
             description="Records where the model looks for each word while a sampler draws, for Show Attention and "
                         "Subject Mask. The picture stays the same, bit for bit. Put it last before the sampler.",
-            search_aliases=["attention map", "heat map", "DAAM", "cross attention", "interpretability"],
+            search_aliases=["attention map", "heat map", "heatmap", "DAAM", "cross attention", "interpretability"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that the sampler is to use: SD1.x, SD2.x, SDXL, Lumina 2 or "
                                                "Z-Image."),
@@ -71,7 +71,7 @@ class PersonalizeAttentionOfLatent(io.ComfyNode):
             description="Where the model looks for each word in a picture you already have: its latent is noised at "
                         "the timesteps you choose, and the model looks at each once. For Show Attention and Subject "
                         "Mask.",
-            search_aliases=["attention map", "heat map", "DAAM", "real image", "segmentation"],
+            search_aliases=["attention map", "heat map", "heatmap", "DAAM", "real image", "segmentation"],
             inputs=[
                 io.Model.Input("model", tooltip="SD1.x, SD2.x, SDXL, Lumina 2 or Z-Image."),
                 io.Conditioning.Input("conditioning",

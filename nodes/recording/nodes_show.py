@@ -42,7 +42,8 @@ class PersonalizeShowAttention(io.ComfyNode):
             node_id="PersonalizeShowAttention", display_name="Show Attention", category=CATEGORY, is_output_node=True,
             description="Draws where the model looked for each word: heat maps, alone or over the picture, averaged or "
                         "for each step or layer.",
-            search_aliases=["attention map", "heat map", "DAAM", "cross attention", "interpretability"],
+            search_aliases=["attention map", "heat map", "heatmap", "DAAM", "cross attention", "interpretability",
+                            "what the model looks at"],
             inputs=[
                 *record_inputs(),
                 io.Combo.Input("show", options=[MEAN, EACH_STEP, EACH_LAYER],

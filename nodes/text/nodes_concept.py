@@ -27,7 +27,8 @@ class PersonalizeConcept(io.ComfyNode):
             node_id="PersonalizeConcept", display_name="Concept", category="personalize/text",
             description="Names a subject: the made-up word that prompts will call it by, what it is, and the words or "
                         "the embedding that training starts from.",
-            search_aliases=["placeholder", "textual inversion", "token", "embedding", "subject"],
+            search_aliases=["placeholder", "trigger word", "textual inversion", "token", "embedding", "subject",
+                            "character", "new word", "name"],
             inputs=[
                 io.String.Input("placeholder", default="<my-dog>",
                                 tooltip="Made-up word that stands for the subject in prompts: one word without spaces, "
@@ -86,7 +87,7 @@ class PersonalizeApplyConcept(io.ComfyNode):
             description="Gives a CLIP with which CLIP Text Encode, and any other node that encodes prompts, "
                         "understands the concept's placeholder: with CLIP text encoders exactly as embedding:name of "
                         "a saved file, with others as an ordinary word. Several can follow each other.",
-            search_aliases=["use embedding", "textual inversion", "placeholder"],
+            search_aliases=["use embedding", "textual inversion", "placeholder", "trigger word", "use character"],
             inputs=[
                 io.Clip.Input("clip", tooltip="Text encoder of the checkpoint the concept was trained on, or of one of "
                                               "the same family. It stays as it is."),
@@ -113,7 +114,7 @@ class PersonalizeSaveConcept(io.ComfyNode):
             is_output_node=True,
             description="Saves a concept as an ordinary embedding file in ComfyUI's embeddings folder. Stock nodes use "
             "it without this pack: paste the text this node gives into any prompt.",
-            search_aliases=["save embedding", "export embedding", "textual inversion"],
+            search_aliases=["save embedding", "export embedding", "textual inversion", "save character", "export"],
             inputs=[
                 ConceptType.Input("concept", tooltip="A trained or loaded concept."),
                 io.String.Input(
@@ -174,7 +175,8 @@ class PersonalizeLoadConcept(io.ComfyNode):
             node_id="PersonalizeLoadConcept", display_name="Load Concept", category="personalize/text",
             description="Reads an embedding file as a concept: files of this pack with their settings, and those of "
                         "Textual Inversion, A1111, diffusers, kohya, CoRe, ViCo, and embeddings inside LoRA files.",
-            search_aliases=["load embedding", "import embedding", "textual inversion"],
+            search_aliases=["load embedding", "import embedding", "textual inversion", "load textual inversion",
+                            "load character"],
             inputs=[
                 io.Combo.Input("embedding", options=embedding_names(),
                                tooltip="File of ComfyUI's embeddings folder. New files are listed after the page is "

@@ -42,15 +42,16 @@ class PersonalizePromptSet(io.ComfyNode):
             node_id="PersonalizePromptSet", display_name="Prompt Set", category="personalize/text",
             description="Prompts with a slot {} for the subject, from which losses and measurements draw: a bundled "
                         "set, your own, or both.",
-            search_aliases=["templates", "regularization prompts", "prompt list"],
+            search_aliases=["templates", "regularization prompts", "prompt list", "prompt styles", "wildcards"],
             inputs=[
                 io.Combo.Input("kind", options=[*BUNDLED, NONE], default="animate",
                                tooltip="Bundled prompts for people and animals (animate, 100), for objects (inanimate, "
                                        "100), or for any subject (universal, 50), as in CoRe's three lists; pictures: "
                                        "81 to train with, as many as Textual Inversion and ViCo have, for Training "
                                        "Prompts. none: only your own."),
-                *(io.Boolean.Input(kind, default=True, tooltip=tooltip) for kind, tooltip in _CONTENT_TOOLTIPS.items()),
-                io.Combo.Input("file", options=[NONE, *_text_files()], default=NONE,
+                *(io.Boolean.Input(kind, default=True, advanced=True, tooltip=tooltip)
+                  for kind, tooltip in _CONTENT_TOOLTIPS.items()),
+                io.Combo.Input("file", options=[NONE, *_text_files()], default=NONE, advanced=True,
                                tooltip="Text file of ComfyUI's input folder with prompts of your own, one a line, each "
                                        "with exactly one {}. A line such as [action] gives the kind of those after it; "
                                        "# starts a comment."),

@@ -35,6 +35,7 @@ class PersonalizeTrainEmbedding(io.ComfyNode):
             display_name="Train Embedding",
             category=CATEGORY,
             description="Trains the vectors that the subjects' placeholders stand for; no weight of the model changes.",
+            search_aliases=["textual inversion", "train textual inversion", "train token", "learn a word"],
             inputs=[
                 learning_rate_input(5e-3, "CoRe: 0.005. Textual Inversion: 0.005 times GPUs times batch size, 0.04 in "
                                           "its paper."),
@@ -67,6 +68,7 @@ class PersonalizeTrainUNet(io.ComfyNode):
             node_id="PersonalizeTrainUNet", display_name="Train U-Net", category=CATEGORY,
             description="Trains every weight of the U-Net, CoRe's second stage: about 16 bytes of memory a parameter "
                         "with AdamW, 14 GB for SD1.5. The loaded model stays as it is; the differences are saved.",
+            search_aliases=["dreambooth", "full fine-tune", "finetune", "train checkpoint", "train whole model"],
             inputs=[learning_rate_input(2e-6, "CoRe's second stage: 0.000002."),
                     previous_parts_input()],
             outputs=[parts_output()])
@@ -85,10 +87,11 @@ class PersonalizeTrainAdapter(io.ComfyNode):
         """The node's inputs and outputs."""
         return io.Schema(
             node_id="PersonalizeTrainAdapter",
-            display_name="Train Adapter",
+            display_name="Train Adapter (LoRA)",
             category=CATEGORY,
             description="Trains a small adapter of the U-Net's weights: more identity than an embedding alone, far "
             "less memory than the whole U-Net.",
+            search_aliases=["train lora", "lora training", "lokr", "loha", "oft", "lycoris", "peft", "low rank"],
             inputs=[
                 io.Combo.Input(
                     "algorithm",
@@ -139,6 +142,7 @@ class PersonalizeDiffusionLoss(io.ComfyNode):
             node_id="PersonalizeDiffusionLoss", display_name="Diffusion Loss", category=CATEGORY,
             description="How well the model restores the subject's pictures from noise. Train uses it when no loss is "
                         "connected.",
+            search_aliases=["denoising loss", "mse loss", "masked training", "masked loss", "min snr", "debiased"],
             inputs=[
                 weight_input(1.0, "Multiplies this loss. All papers: 1."),
                 io.Float.Input("background_weight", default=1.0, min=0.0, max=1.0, step=0.01,
@@ -170,6 +174,7 @@ class PersonalizeTrainingPrompts(io.ComfyNode):
         return io.Schema(
             node_id="PersonalizeTrainingPrompts", display_name="Training Prompts", category=CATEGORY,
             description="The prompts that Train shows with the pictures; without this node it is 'a photo of a {}'.",
+            search_aliases=["captions", "caption", "instance prompt", "prompt templates", "recipe"],
             inputs=[
                 io.String.Input("prompts", multiline=True, default="\n".join(PHOTO),
                                 tooltip="One prompt a line, each with one {} where the placeholder goes. CoRe uses the "

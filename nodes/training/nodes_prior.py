@@ -29,7 +29,8 @@ class PersonalizePriorPictures(io.ComfyNode):
             description="Keeps what the model knows of the class while it learns a subject of it: pictures of the "
                         "class, best drawn by the model itself, are trained beside the subject's (DreamBooth's prior "
                         "preservation). Put it between Subject and Train.",
-            search_aliases=["prior preservation", "class images", "regularization images", "dreambooth"],
+            search_aliases=["prior preservation", "class images", "regularization images", "dreambooth",
+                            "overfit", "language drift"],
             inputs=[
                 SubjectType.Input("subject", tooltip="From Subject; of a chain, the last subject gets the pictures."),
                 io.Image.Input("images", tooltip="Pictures of the class: a batch, or a list of different sizes, which "

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import comfy.utils
 from comfy_api.latest import io
 
-from ..inputs import seed_input, size_input
+from ..inputs import advanced, seed_input, size_input
 from ..notice import notice
 from ..text.concept import Concept
 from ..text.embedding_versions import embedding_versions
@@ -30,6 +30,8 @@ class PersonalizeSubject(io.ComfyNode):
             node_id="PersonalizeSubject", display_name="Subject", category="personalize/training", is_input_list=True,
             description="Pictures of one subject, made one size, for Train. Drop 4 or 5 pictures on the node, choose a "
                         "folder of ComfyUI's input folder, or connect images.",
+            search_aliases=["dataset", "training images", "load images from a folder", "image folder", "pictures",
+                            "photos", "character", "person", "face", "style", "captions", "instance images"],
             inputs=[*_picture_inputs(), *_preparation_inputs(), *_optional_inputs()],
             outputs=[
                 SubjectType.Output(display_name="subject",
@@ -86,19 +88,19 @@ def _preparation_inputs() -> list:
             "Side of the square pictures in pixels, a multiple of the model's latent pixel, mostly 8. 512 for "
                     "SD1.x and SD2.x base (the paper's value), 768 for SD2.x with v-prediction, 1024 for SDXL."),
         io.Combo.Input(
-            "fit", options=list(get_args(Fit)), default="crop",
+            "fit", options=list(get_args(Fit)), default="crop", advanced=True,
             tooltip="What happens to a picture that is not square: crop to its middle, pad with grey, or squash, which "
                     "distorts. With the augmentation 'as released' the crop lies at a random place."),
         io.Combo.Input(
-            "augmentation", options=list(get_args(Augmentation)), default="as released",
+            "augmentation", options=list(get_args(Augmentation)), default="as released", advanced=True,
             tooltip="none: the picture as it is. flip: also mirrored; not for subjects with writing. as released: as "
                     "CoRe's authors do, turned by -45…45° 3 times of 4 (black corners), mirrored once in 4, cropped at "
                     "random."),
         io.Int.Input(
-            "variants", default=16, min=1, max=256,
+            "variants", default=16, min=1, max=256, advanced=True,
             tooltip="Versions of each picture that 'as released' draws, 1…256; the authors draw anew at every step. "
                     "Each is made and encoded once, before the first step, and kept as a latent."),
-        seed_input("Start of what 'as released' draws: the same seed gives the same versions."),
+        *advanced(seed_input("Start of what 'as released' draws: the same seed gives the same versions.")),
     ]
 
 
@@ -116,7 +118,7 @@ def _optional_inputs() -> list:
             tooltip="File names in the folder, one a line, to use only these; empty for all. The node keeps its choice "
                     "of thumbnails here."),
         io.String.Input(
-            "captions", optional=True, default="", multiline=True,
+            "captions", optional=True, default="", multiline=True, advanced=True,
             tooltip="One line for each picture, in order, holding the placeholder or {}; an empty line for none. If "
                     "all is empty, .txt or .caption files beside the pictures are read; [filewords] means their text, "
                     "and one line with it counts for all. Pictures without a caption are trained with the prompts of "

@@ -31,7 +31,7 @@ class PersonalizeLoadIPAdapter(io.ComfyNode):
         return io.Schema(
             node_id="PersonalizeLoadIPAdapter", display_name="Load IP-Adapter", category=CATEGORY,
             description="Reads an IP-Adapter file (base, plus or full face, of SD1.5 or SDXL) from models/ipadapter.",
-            search_aliases=["ipadapter", "image prompt", "reference picture"],
+            search_aliases=["ipadapter", "image prompt", "reference picture", "reference image", "face"],
             inputs=[io.Combo.Input("file", options=file_names(IP_ADAPTER_FOLDER),
                                    tooltip="File of models/ipadapter, for example ip-adapter-plus_sd15.safetensors; "
                                            "for the family of the checkpoint. FaceID files cannot be used.")],
@@ -64,7 +64,7 @@ class PersonalizeEncodePictureIPAdapter(io.ComfyNode):
             node_id="PersonalizeEncodePictureIPAdapter", display_name="Encode Picture (IP-Adapter)", category=CATEGORY,
             description="Turns a reference picture into visual tokens as IP-Adapter does: 4 (base), 16 (plus) or 257 "
                         "(full face) vectors that a model can attend to.",
-            search_aliases=["ipadapter", "image prompt", "reference picture", "visual tokens"],
+            search_aliases=["ipadapter", "image prompt", "reference picture", "reference image", "visual tokens"],
             inputs=[
                 IPAdapterType.Input("ip_adapter", tooltip="From Load IP-Adapter."),
                 io.ClipVision.Input("clip_vision", tooltip="The CLIP Vision that the file was trained with, from Load "
@@ -103,7 +103,8 @@ class PersonalizeApplyIPAdapter(io.ComfyNode):
             node_id="PersonalizeApplyIPAdapter", display_name="Apply IP-Adapter", category=CATEGORY,
             description="Gives a model IP-Adapter's attention to a picture's tokens beside the attention to the text. "
                         "The model that comes in stays as it is.",
-            search_aliases=["ipadapter", "image prompt", "decoupled cross-attention"],
+            search_aliases=["ipadapter", "image prompt", "reference image", "style transfer",
+                            "decoupled cross-attention"],
             inputs=[
                 io.Model.Input("model", tooltip="SD1.x or SDXL, also with LoRAs and other patches."),
                 IPAdapterType.Input("ip_adapter", tooltip="From Load IP-Adapter, of the model's family."),

@@ -7,6 +7,7 @@ import comfy.utils
 from comfy_api.latest import io
 
 from ...inputs import (
+    advanced,
     batch_size_input,
     learning_rate_input,
     losses_output,
@@ -40,15 +41,15 @@ class PersonalizeCoReLoss(io.ComfyNode):
             description="Keeps the subject's word from disturbing the rest of a prompt: in prompts of every kind, the "
                         "other words must be encoded, and attended to, as they are with the class word. Chain it "
                         "after Diffusion Loss.",
-            search_aliases=["context regularization", "editability", "prompt following", "regularization"],
+            search_aliases=["context regularization", "editability", "prompt following", "regularization", "overfit"],
             inputs=[
                 PromptSetType.Input("prompt_set",
                                     tooltip="Prompts in which the subject's word is compared with its class words; a "
                                             "new one is drawn in each step. CoRe: the set of the subject's kind, "
                                             "about 100 prompts."),
-                _formulas_input("as released: the authors' code, cosine over the tokens, squares of every layer, sum "
-                                "over 6 rows. Eqs. 3–4: the paper's equations, cosine over the features, square of the "
-                                "mean over all layers."),
+                *advanced(_formulas_input(
+                    "as released: the authors' code, cosine over the tokens, squares of every layer, sum over 6 rows. "
+                    "Eqs. 3–4: the paper's equations, cosine over the features, square of the mean over all layers.")),
                 _times_lambda("embedding_weight", "λ_emb of the context embedding loss",
                               [each.embedding for each in FORMULAS.values()]),
                 _times_lambda("attention_weight", "λ_attn of the context attention loss",
@@ -102,11 +103,12 @@ class PersonalizeCoReTestTime(io.ComfyNode):
                                 tooltip="The prompt to draw, with the placeholder in one place, or with {} for it."),
                 steps_input(10, "Steps of the optimiser. CoRe: 10."),
                 learning_rate_input(5e-4, "CoRe: 0.0005.", of=", AdamW"),
-                _formulas_input("The authors' code or the paper's equations, as for CoRe Loss."),
-                batch_size_input(6, "Noised latents a step looks at. CoRe: 6. Fewer are faster."),
-                size_input(512, "Side in pixels of the square of noise that is looked at when neither latent nor "
-                                "subject is connected, as the checkpoint was trained: 512 for SD1.x and SD2 base, 768 "
-                                "for SD2 with v-prediction, 1024 for SDXL."),
+                *advanced(
+                    _formulas_input("The authors' code or the paper's equations, as for CoRe Loss."),
+                    batch_size_input(6, "Noised latents a step looks at. CoRe: 6. Fewer are faster."),
+                    size_input(512, "Side in pixels of the square of noise that is looked at when neither latent nor "
+                                    "subject is connected, as the checkpoint was trained: 512 for SD1.x and SD2 base, "
+                                    "768 for SD2 with v-prediction, 1024 for SDXL.")),
                 seed_input("Start of the draws of noise and timesteps."),
                 io.Latent.Input("latent", optional=True,
                                 tooltip="Latents to noise and look at, for example of a first picture. Empty ones give "

@@ -42,7 +42,7 @@ class PersonalizeOrthogonalize(io.ComfyNode):
                                tooltip="Which tokens of the prompt span the text's subspace: its words; with them the "
                                        "end token; or also start and padding. The paper says: all text tokens but "
                                        "those of the subject."),
-                io.Int.Input("last_tokens", default=0, min=0, max=100000,
+                io.Int.Input("last_tokens", default=0, min=0, max=100000, advanced=True,
                              tooltip="How many of the conditioning's last tokens are visual, where no node of this "
                                      "pack put them there: 729 after Apply Style Model with Redux. 0: it knows by "
                                      "itself, or visual_tokens is connected."),

@@ -9,7 +9,7 @@ from ...attention.branch import Branch, Noise
 from ...attention.mask_inputs import mask_method_inputs
 from ...attention.masks import MaskMethod
 from ...attention.words import words_of
-from ...inputs import check_percents, percent_inputs, prompt_again_inputs, strength_input, words_input
+from ...inputs import advanced, check_percents, percent_inputs, prompt_again_inputs, strength_input, words_input
 from ...recording.record import Record
 from ...text.embedding_versions import embedding_versions
 from ...text.layout import parse_words
@@ -37,7 +37,8 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                         "lets your picture's self-attention take keys and values from it: the subject keeps its looks "
                         "in a new pose (Eqs. 4 and 5 of Harmonizing Visual and Textual Embeddings). For the model "
                         "input of a sampler.",
-            search_aliases=["harmonize", "mutual self-attention", "identity", "consistent subject", "masactrl"],
+            search_aliases=["harmonize", "mutual self-attention", "identity", "consistent subject",
+                            "consistent character", "same face", "masactrl"],
             inputs=[
                 io.Model.Input("model", tooltip="Model of the sampler, SD1.x, SD2.x or SDXL."),
                 io.Conditioning.Input("positive",
@@ -50,26 +51,26 @@ class PersonalizeSelfAttentionSwap(io.ComfyNode):
                 *percent_inputs(0.2, of_start="Paper: 0.2, after 20 of 100 steps.", of_end="Paper: 1."),
                 strength_input("How much of the swapped attention is taken inside the mask, 0 to 1; 0 is off. Paper: "
                                "1."),
-                io.Combo.Input("swap_layers", options=list(SWAP_LAYERS), default="all",
+                io.Combo.Input("swap_layers", options=list(SWAP_LAYERS), default="all", advanced=True,
                                tooltip="Self-attention layers that are swapped: all; those of the decoder; of its "
                                        "finer levels; or of the encoder. Paper: the self-attention layers."),
                 io.Combo.Input("where", options=[SUBJECT, EVERYWHERE], default=SUBJECT,
                                tooltip="subject: inside the subject's mask, Eq. 5. everywhere: in the whole picture, "
                                        "Eq. 4. Paper: subject."),
-                *mask_method_inputs("Paper: a fixed one that it does not name."),
-                io.Combo.Input("mask_layers", options=[COARSE, ALL_LAYERS], default=COARSE,
+                *advanced(*mask_method_inputs("Paper: a fixed one that it does not name.")),
+                io.Combo.Input("mask_layers", options=[COARSE, ALL_LAYERS], default=COARSE, advanced=True,
                                tooltip="Whose attention gives the mask: the coarsest layers with at least 16 pixels on "
                                        "the longer side, or all."),
-                io.Combo.Input("mask_steps", options=[SO_FAR, NEWEST], default=SO_FAR,
+                io.Combo.Input("mask_steps", options=[SO_FAR, NEWEST], default=SO_FAR, advanced=True,
                                tooltip="Which steps' attention gives the mask: the mean of all so far, or the newest "
                                        "alone."),
-                io.Combo.Input("halves", options=list(get_args(Halves)), default=BOTH,
+                io.Combo.Input("halves", options=list(get_args(Halves)), default=BOTH, advanced=True,
                                tooltip="both: the negative side takes keys and values from the branch's negative side. "
                                        "conditional: only the positive side swaps."),
-                io.Combo.Input("noise", options=list(get_args(Noise)), default="shared",
+                io.Combo.Input("noise", options=list(get_args(Noise)), default="shared", advanced=True,
                                tooltip="shared: the branch starts from the picture's noise. own: from other noise, "
                                        "which follows from the sampler's seed."),
-                io.Combo.Input("guidance", options=[GUIDED, UNGUIDED], default=GUIDED,
+                io.Combo.Input("guidance", options=[GUIDED, UNGUIDED], default=GUIDED, advanced=True,
                                tooltip="guided: the branch has the sampler's guidance and needs a negative. unguided: "
                                        "it follows its positive alone, which takes about a quarter less time in all."),
                 io.Conditioning.Input("negative", optional=True,

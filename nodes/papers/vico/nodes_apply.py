@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ...inputs import (
+    advanced,
     check_percents,
     check_prompt_again,
     percent_inputs,
@@ -82,7 +83,8 @@ class PersonalizeApplyViCo(io.ComfyNode):
             description="Lets a model look at a reference picture of your subject while it draws, so that fine detail "
                         "is kept. The subject's own pixels are found by the attention to its word. The model that "
                         "comes in stays as it is.",
-            search_aliases=["image attention", "reference picture", "visual condition", "personalization"],
+            search_aliases=["image attention", "reference picture", "visual condition", "personalization",
+                            "consistent character", "fine detail"],
             inputs=[
                 io.Model.Input("model", tooltip="The kind of model that ViCo was trained on, also with LoRAs, "
                                                 "ControlNets and other patches."),
@@ -95,21 +97,21 @@ class PersonalizeApplyViCo(io.ComfyNode):
                             "trained with, else the learned word in the prompt."),
                 strength_input("How much the reference counts, 0 to 1; 0 is off. ViCo: 1."),
                 *percent_inputs(of_start="ViCo: 0.", of_end="ViCo: 1."),
-                io.Combo.Input("object_mask", options=[AS_TRAINED, *MASKS],
+                io.Combo.Input("object_mask", options=[AS_TRAINED, *MASKS], advanced=True,
                                tooltip="How the subject is cut out of the reference. Eq. 5: Otsu's threshold, the rest "
                                        "adds nothing. as released: the authors' ten thresholds, the rest is left out "
                                        "of the softmax. none: no mask. as trained: as the file says; for the authors' "
                                        "files as released."),
-                io.Combo.Input("halves", options=list(get_args(Halves)),
+                io.Combo.Input("halves", options=list(get_args(Halves)), advanced=True,
                                tooltip="Which side of the guidance looks at the reference. both: each with its own "
                                        "prompt, as released. shared: both, seen once with the positive prompt; "
                                        "faster. conditional: only the positive one."),
-                io.Int.Input("reuse_steps", default=1, min=1, max=100,
+                io.Int.Input("reuse_steps", default=1, min=1, max=100, advanced=True,
                              tooltip="Steps that share one look at the reference, 1 to 100: more are faster, with a "
                                      "slightly different picture. ViCo: 1."),
-                size_input(0, "Side in pixels of the square that the reference is made into. 0: as in the training; "
-                              "512 for the authors' files.", least=0),
-                io.Combo.Input("fit", options=list(get_args(Fit)), default="squash",
+                *advanced(size_input(0, "Side in pixels of the square that the reference is made into. 0: as in the "
+                                        "training; 512 for the authors' files.", least=0)),
+                io.Combo.Input("fit", options=list(get_args(Fit)), default="squash", advanced=True,
                                tooltip="What happens to a reference that is not square: crop to its middle, pad with "
                                        "grey, or squash, as released."),
                 io.Mask.Input("mask", optional=True,
