@@ -27,10 +27,9 @@ app.registerExtension({
 });
 
 const isAdvanced = (widget) => Boolean(widget.options?.advanced);
-const isClassic = () => !globalThis.LiteGraph?.vueNodesMode;
 
 function fold(node) {
-  const isFolded = (widget) => isClassic() && !node.showAdvanced && !isAllShown && isAway(node, widget);
+  const isFolded = (widget) => !node.showAdvanced && !isAllShown && isAway(node, widget);
   only(node, "isWidgetVisible", isFolded);
   only(node, "isWidgetRowVisible", isFolded); // of newer pages: what takes up a row
   const layout = node.getLayoutWidgets;

@@ -77,7 +77,7 @@ class PersonalizeTrain(io.ComfyNode):
                              tooltip="Steps between saved embeddings. 0: only at the end. CoRe: 50."),
                 io.Int.Input("preview_every", default=50, min=0, max=100000, advanced=True,
                              tooltip="Steps between preview pictures, from step 0. 0: none."),
-                io.String.Input("preview_prompt", default="a photo of {}",
+                io.String.Input("preview_prompt", default="a photo of {}", advanced=True,
                                 tooltip="Prompt of the previews; {} becomes the placeholder."),
                 io.Combo.Input("resume", options=["continue", "start over"], advanced=True,
                                tooltip="continue: go on where a stopped run with the same settings ended, or return "
