@@ -34,7 +34,7 @@ app.registerExtension({
   },
 });
 
-/** The page's palettes come back to this table with each theme, empty for kinds that they do not know; one that does wins. */
+/** Each theme writes its colours into this table, none for kinds that it does not know; one that does wins. */
 function provide(table, type, [onDark, onLight]) {
   let ofPalette = "";
   Object.defineProperty(table, type, {
@@ -47,8 +47,9 @@ function provide(table, type, [onDark, onLight]) {
 
 /** For Nodes 2.0, whose palettes set the same variables on the page's element. */
 function styleSheet() {
-  const rules = (index) => Object.entries(COLOURS).map(([type, colours]) => `--color-datatype-${type}: ${colours[index]};`);
+  const variable = (index) => ([type, colours]) => `--color-datatype-${type}: ${colours[index]};`;
+  const rule = (where, index) => [where, "{", ...Object.entries(COLOURS).map(variable(index)), "}"].join(" ");
   const sheet = document.createElement("style");
-  sheet.textContent = `:root { ${rules(1).join(" ")} } :root.${DARK} { ${rules(0).join(" ")} }`;
+  sheet.append(rule(":root", 1), rule(`:root.${DARK}`, 0));
   return sheet;
 }

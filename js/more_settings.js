@@ -1,8 +1,9 @@
 /**
- * Folds what ComfyUI's schema calls advanced, in classic nodes, which show every input else. Nodes 2.0 does so by itself;
- * both keep in `showAdvanced` of a node, which is saved with the workflow, whether it is open.
+ * Folds what ComfyUI's schema calls advanced, in classic nodes, which show every input else. Nodes 2.0 does so by
+ * itself; both keep in `showAdvanced` of a node, which is saved with the workflow, whether it is open.
  */
 import { app } from "../../scripts/app.js";
+import { t } from "./shared/texts.js";
 
 const SHOW_ALL = "Comfy.Node.AlwaysShowAdvancedWidgets"; // a setting of ComfyUI's
 const OURS = /^Personalize/;
@@ -69,6 +70,8 @@ function addSwitch(node) {
   const widget = node.addWidget("button", "more_settings", null, toggle, { serialize: false, canvasOnly: true });
   widget.serialize = false;
   Object.defineProperty(widget, "label", {
-    get: () => (node.showAdvanced ? "Show fewer settings" : `Show ${length} more settings`), set() {}, configurable: true,
+    get: () => t(node.showAdvanced ? "settings.fewer" : "settings.more", { count: length }),
+    set() {},
+    configurable: true,
   });
 }

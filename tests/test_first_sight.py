@@ -41,7 +41,8 @@ SOCKET = """() => { const node = window.app.graph.nodes[0], dot = document.creat
     const dots = [...document.querySelectorAll(`[data-node-id="${node.id}"] .slot-dot`)];
     return dots.map(each => getComputedStyle(each).backgroundColor)[0]; }"""
 ID = "type => window.app.graph.nodes.find(node => node.type === type).id"
-SWITCH = """type => { const node = window.app.graph.nodes.find(node => node.type === type), {ds, canvas} = window.app.canvas;
+SWITCH = """type => { const node = window.app.graph.nodes.find(node => node.type === type);
+    const {ds, canvas} = window.app.canvas;
     const row = node.widgets.find(widget => widget.name === 'more_settings'), view = canvas.getBoundingClientRect();
     return [view.x + (node.pos[0] + node.size[0] / 2 + ds.offset[0]) * ds.scale,
             view.y + (node.pos[1] + row.last_y + 10 + ds.offset[1]) * ds.scale]; }"""
@@ -125,7 +126,7 @@ def test_values_are_saved_in_the_order_of_the_schema(ui):
     assert subject[:3] == ["", 512, "crop"] and len(subject) == 9 and None not in subject
 
 
-# --------------------------------------------------------------------------------------------------------------- colours
+# ------------------------------------------------------------------------------------------------------- colours
 def linear(colour: str) -> np.ndarray:
     """#rrggbb as light."""
     value = np.array([int(colour[at:at + 2], 16) for at in (1, 3, 5)]) / 255

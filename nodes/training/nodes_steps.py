@@ -29,7 +29,8 @@ class PersonalizeManageSteps(io.ComfyNode):
             description="Lists all that a run of Train saved, with sizes: embeddings, trained weights, states to "
             "continue from, previews, records. Deletes the steps you do not need, or all of it. It touches only files "
             "that this pack has written.",
-            search_aliases=["checkpoints", "delete embeddings", "clean up", "training steps", "disk space", "saved steps"],
+            search_aliases=["checkpoints", "delete embeddings", "clean up", "training steps", "disk space",
+                            "saved steps"],
             inputs=[
                 io.Combo.Input("run", options=run_names(), tooltip="Run of Train: the name of its folders."),
                 io.Combo.Input(

@@ -32,8 +32,9 @@ class PersonalizeTrain(io.ComfyNode):
             description="Learns the subjects from their pictures. The models stay as they are; the results are "
                         "ordinary embedding and LoRA files, saved on the way and at the end. With unchanged settings "
                         "it returns what it has learned without training again, also after a restart.",
-            search_aliases=["train", "learn", "teach", "personalize", "textual inversion", "dreambooth", "lora training",
-                            "train lora", "fine-tune", "finetune", "character", "style", "face", "kohya", "trainer"],
+            search_aliases=["train", "learn", "teach", "personalize", "textual inversion", "dreambooth",
+                            "lora training", "train lora", "fine-tune", "finetune", "character", "style",
+                            "face", "kohya", "trainer"],
             inputs=[
                 io.Model.Input("model", tooltip="SD1.x, SD2.x, SDXL, Lumina 2 or Z-Image, also with LoRAs and "
                                      "other nodes' patches."),
