@@ -1,5 +1,5 @@
 /**
- * Colours of the sockets and wires that the pack adds: one for each kind, apart from each other for every kind of sight
+ * Colours of the slots and wires that the pack adds: one for each kind, apart from each other for every kind of sight
  * and from ComfyUI's own, and with three times the contrast of what lies behind them.
  */
 import { app } from "../../scripts/app.js";

@@ -178,6 +178,6 @@ def test_templates_fill_in_every_widget(schemas):
 def test_the_page_asks_for_widgets_that_are_there(inputs):
     scripts = [path for path in (PACK / "js").rglob("*.js") if "vendor" not in path.parts]
     asked = {(path.name, name) for path in scripts for name in re.findall(
-        r"(?:widgetOf\([\w.#]+, |#value\(|#set\(|\.(?:setW|w)idget\(|typed(?:Value|Text)\(\w+, )\"(\w+)\"",
+        r"(?:widgetOf\([\w.#]+, |#value\(|#set\(|\.?(?:[sS]etW|\.w)idget\(|typed(?:Value|Text)\(\w+, )\"(\w+)\"",
         path.read_text(encoding="utf-8"))}
     assert len(asked) > 4 and {each for each in asked if each[1] not in inputs} == set()
