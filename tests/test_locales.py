@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from authoring.locales import LANGUAGES, SYNTAX, catalog, differences, files
 from support.page_texts import LOCALES, PACK, calls, holes, texts
 
 SHOWN = ['element("p", { title: "Hello" })', 'element("p", {}, "Hello")', 'setText(node, `Hello ${name}`)',
@@ -16,7 +17,12 @@ SHOWN = ['element("p", { title: "Hello" })', 'element("p", {}, "Hello")', 'setTe
 NOT_SHOWN = ['element("p", { class: "pz-row wide" }, ` ${t("tray.hint")}`)', 'node.setAttribute("type", "submit")',
              'console.error("it went wrong")', 'body.append("type", "input")', 'setText(node, kind === "now" ? a : b)']
 ENGLISH = texts("en")
-LANGUAGES = sorted(folder.name for folder in LOCALES.iterdir())
+WRITE = "translate it in tests/tools/authoring/translations/, then run authoring.locales (CONTRIBUTING.md)"
+
+
+@pytest.fixture(scope="module")
+def schemas(node_classes):
+    return [cls.GET_SCHEMA() for cls in node_classes]
 
 
 def wanted(call):
@@ -41,6 +47,29 @@ def test_a_text_gets_the_values_that_stand_in_it():
             needed = set().union(*(holes(ENGLISH[key]) for key in wanted(call)))
             numbers = {"count"} & call.values
             assert call.values - numbers == needed - numbers, f"{call.place}: values for {sorted(needed)}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_english_text_of_now_is_translated(language, schemas):
+    changed = differences(language, schemas)
+    assert not changed["missing"], WRITE
+    assert not changed["left over"], f"not said any more: {WRITE}"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_files_are_written_from_the_translations(language, schemas):
+    for path, text in files(language, schemas).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path} is old: run authoring.locales (CONTRIBUTING.md)"
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_older_pages_can_show_the_texts_of_nodes(language):
+    known = catalog(language)
+    assert not [text for kind in ("node", "name", "category") for text in known[kind].values() if SYNTAX.search(text)]
+
+
+def test_the_folders_are_those_of_the_languages():
+    assert sorted(folder.name for folder in LOCALES.iterdir()) == sorted(["en", *LANGUAGES])
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
