@@ -6,7 +6,7 @@ import { t } from "./shared/texts.js";
 
 const NODE_TYPES = [
   "PersonalizeSaveConcept", "PersonalizePromptTokens", "PersonalizeManageSteps", "PersonalizeOrthogonalize",
-  "PersonalizeSaveViCo",
+  "PersonalizeSaveViCo", "PersonalizeExportStep",
 ];
 const MOST_KEPT = 20_000; // letters of a result in the workflow
 

@@ -43,6 +43,7 @@ function trainingPanel(place) {
   return {
     panel,
     root: panel.root,
+    moreHeight: () => panel.moreHeight,
     restore: () => restore(place),
     executed: (output) => showResult(place, output),
     remember: () => panel.history,

@@ -12,7 +12,9 @@ from .locations import OUTPUT, first_folder, folders_of, kinds
 from .weight_files import read_metadata
 
 RUNS = "personalize"  # folder of all runs in ComfyUI's output folder
-RECORDS = ("report.json", "losses.csv")
+EXPORTS = "exports"  # folder in it of what was exported, which are no runs
+SETTINGS, WORKFLOW = "settings.json", "workflow.json"
+_RECORD = re.compile(r"(?:report|settings|workflow)\.json|losses\.csv|photograph-\d+\.jpg")
 _RUN = re.compile(r".+-[0-9a-f]{8}")
 _STEP = re.compile(r"(.+)-(\d{6,9})(?:-\d+)?\.(?:safetensors|png)")
 
@@ -24,7 +26,8 @@ class RunFile:
     """A file of a run.
 
     kind: "output" or the kind of model folder it is in. what: "embedding" has a placeholder; "weights" are a LoRA or
-    what else a part of the training keeps; "record" is the report or the table of losses, of step None.
+    what else a part of the training keeps; "record" is what belongs to no step: report, losses, settings,
+    workflow and photographs; of step None.
     stem: name of the file without the step. size: bytes. text: the placeholder of an embedding, else "".
     """
 
@@ -53,7 +56,8 @@ def run_names() -> list[str]:
     runs = [path.parent.relative_to(folder) for folder in folders_of("embeddings")
             for path in folder.rglob("*.safetensors") if _STEP.fullmatch(path.name)]
     root = first_folder(OUTPUT) / RUNS
-    runs += [folder.relative_to(root) for folder in root.rglob("*") if folder.is_dir() and _output_files(folder)]
+    runs += [folder.relative_to(root) for folder in root.rglob("*") if folder.is_dir() and _output_files(folder)
+             and not folder.is_relative_to(root / EXPORTS)]
     runs += [folder.relative_to(root) for kind in kinds() for root in folders_of(kind) for folder in root.glob("*")
              if _RUN.fullmatch(folder.name) and any(_STEP.fullmatch(path.name)
                                                     for path in folder.glob("*.safetensors"))]
@@ -88,7 +92,7 @@ def _output_files(folder: Path) -> list[RunFile]:
         match = _STEP.fullmatch(path.name)
         if match and (match[1] == "preview" or match[1] == "state" and "fingerprint" in _metadata(path)):
             files.append(RunFile(path, OUTPUT, match[1], match[1], int(match[2]), _size(path)))
-        elif path.name in RECORDS:
+        elif _RECORD.fullmatch(path.name):
             files.append(RunFile(path, OUTPUT, "record", path.stem, None, _size(path)))
     return files
 

@@ -25,7 +25,7 @@ from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.part import Artifact, AttachedPart, ParamGroup, TrainablePart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.plan import Settings
-from personalize.nodes.training.preview import draw_preview
+from personalize.nodes.training.preview import Painter, preview_noise
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.training.session import training_session
 from support.trainings import (
@@ -235,9 +235,13 @@ TAUGHT = (EmbeddingPart(), MapperPart())
 def test_a_parts_word_is_drawn_in_previews_and_again_from_its_file(sd15):
     prompt, drawn = "a photo of a <my-dog> with <pose>", {}
 
+    def draw(session, vectors):
+        noise = preview_noise(session.model, (64, 64), seed=0)
+        return Painter(session, sd15.vae, vectors, [prompt]).draw(prompt, noise, session.family.preview, seed=0)
+
     def each_step(trainer, record):
         for name, vectors in (("shown", trainer.shown_vectors()), ("as text", trainer.vectors())):
-            drawn[name] = draw_preview(trainer.session, sd15.vae, prompt, vectors, (64, 64), seed=0)
+            drawn[name] = draw(trainer.session, vectors)
         drawn["files"], drawn["word"] = trainer.files(), trainer.vectors()
         return False
 
@@ -246,7 +250,7 @@ def test_a_parts_word_is_drawn_in_previews_and_again_from_its_file(sd15):
     assert (file.kind, file.name) in MapperPart.keeps
     pose = {key: torch.full((1, 3), 0.5) @ tensor for key, tensor in file.tensors.items()}
     with training_session(sd15.model, sd15.clip) as session:
-        again = draw_preview(session, sd15.vae, prompt, {**drawn["word"], "<pose>": pose}, (64, 64), seed=0)
+        again = draw(session, {**drawn["word"], "<pose>": pose})
     torch.testing.assert_close(again, drawn["shown"], atol=1e-3, rtol=0)
     assert (drawn["as text"] - drawn["shown"]).abs().max() > 0.01
 

@@ -67,11 +67,11 @@ def test_everything_is_listed_with_its_size(sd15, manage):
                       subjects=(subject(), subject(placeholder="my-dog!")))
     before = there(name)
     lines, texts = manage(name)
-    assert there(name) == before and len(before) == 3 * 4 + 5, "the large state only of the last step"
+    assert there(name) == before and len(before) == 3 * 4 + 5 + 7, "the large state only of the last step"
     sizes = {path.name: path.stat().st_size for folder in folders(name).values() for path in folder.glob("*")}
-    assert lines[0] == f"{name}: 17 files, {shown(sum(sizes.values()))}"
+    assert lines[0] == f"{name}: 24 files, {shown(sum(sizes.values()))}"
     assert [line.split("  ")[0] for line in lines[1:]] == [
-        "step 0", *["step 1"] * 4, *["step 2"] * 4, *["step 3"] * 6, *["record"] * 2]
+        "step 0", *["step 1"] * 4, *["step 2"] * 4, *["step 3"] * 6, *["record"] * 9]
     for line in lines[1:]:
         stem = line.split("  ")[1].split(" ")[0].rsplit("/", 1)[1]
         assert line.endswith(f"  {shown(sizes.get(stem) or sizes[stem + '.safetensors'])}"), line
@@ -100,9 +100,10 @@ def test_a_run_is_found_by_any_of_its_files(sd15, manage, tmp_path):
 def test_steps_are_deleted_with_all_that_belongs_to_them(sd15, manage):
     _, name = trained(sd15, "manage-some")
     lines, texts = manage(name, DELETE, "1, 3-9")
-    assert re.fullmatch(rf"{name}: 6 files, [\d.]+ MB; 7 files, [\d.]+ MB deleted", lines[0])
+    assert re.fullmatch(rf"{name}: 10 files, [\d.]+ MB; 7 files, [\d.]+ MB deleted", lines[0])
     assert there(name) == ["embeddings/my-dog-000002.safetensors", "loras/weights-000002.safetensors",
-                           "output/losses.csv", "output/preview-000000.png", "output/report.json",
+                           "output/losses.csv", *(f"output/photograph-{number}.jpg" for number in (1, 2, 3)),
+                           "output/preview-000000.png", "output/report.json", "output/settings.json",
                            "output/state-000002.safetensors"]
     assert texts == [f"embedding:{name}/my-dog-000002"] and lines[-1] == "Run again, Train trains on from step 2."
 
@@ -130,7 +131,7 @@ def test_what_is_left_can_be_used_and_continued(sd15, manage, steps_taken):
 def test_the_whole_run_is_deleted_and_trains_anew(sd15, manage, steps_taken):
     job, name = trained(sd15, "manage-whole")
     lines, texts = manage(name, WHOLE)
-    assert re.fullmatch(rf"{name}: 0 files, 0 bytes; 13 files, [\d.]+ MB deleted", lines[0]) and len(lines) == 1
+    assert re.fullmatch(rf"{name}: 0 files, 0 bytes; 17 files, [\d.]+ MB deleted", lines[0]) and len(lines) == 1
     assert not texts and not any(folder.exists() for folder in folders(name).values()) and name not in run_names()
     del steps_taken[:]
     run(job)

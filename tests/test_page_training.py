@@ -36,7 +36,7 @@ def test_run_previews_and_use_of_a_step(any_ui, start, server, request):
 
     panel.root.locator("[data-step='4']").click()
     viewer = any_ui.page.get_by_role("dialog", name="step 4")
-    assert viewer.locator("img.pz-large").evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
+    assert viewer.locator(".pz-current img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 64
     text = viewer.get_by_label("Text for the prompt").input_value()
     assert (server.base / "models/embeddings" / f"{text.removeprefix('embedding:')}.safetensors").is_file()
     assert panel.widget("use_step") == 0, "looking at a step does not use it"
@@ -50,7 +50,7 @@ def test_run_previews_and_use_of_a_step(any_ui, start, server, request):
 
     finished(any_ui)
     assert panel.text("state").endswith("Step 6 of 6"), "the chart stays, nothing was trained"
-    assert panel.root.locator("[data-step='4']").get_attribute("aria-pressed") == "true"
+    assert panel.root.locator(".pz-chosen").inner_text().strip() == "step 4, chosen"
     panel.root.get_by_role("button", name="last", exact=True).click()
     assert panel.widget("use_step") == 0
 

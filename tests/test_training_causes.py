@@ -14,7 +14,6 @@ from personalize.nodes.families.unet import UNet
 from personalize.nodes.papers.core.nodes import PersonalizeCoReTestTime
 from personalize.nodes.text.concept import Concept, initial_vectors
 from personalize.nodes.text.vectors import WordVectors
-from personalize.nodes.training import job as job_module
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.failures import OutOfMemory, TrainingDiverged
 from personalize.nodes.training.parts.embedding import EmbeddingPart
@@ -220,7 +219,7 @@ def test_an_interruption_while_a_preview_is_drawn_is_one(sd15, monkeypatch):
     error = comfy.model_management.InterruptProcessingException()
     with pytest.raises(type(error)):
         run(make_job(sd15, "cause-interrupted", vae=Vae(sd15.vae, "decode", error=error), preview_every=1))
-    assert not job_module.mm.in_training
+    assert not comfy.model_management.in_training
 
 
 def refine(checkpoint, **inputs):

@@ -18,8 +18,9 @@ const restoring = new Set();
 let isSyncing = false;
 
 /**
- * Draws a part on nodes. A part is {root, restore?(), executed?(output), remember?(), recall?(remembered)}:
+ * Draws a part on nodes. A part is {root, moreHeight?(), restore?(), executed?(output), remember?(), recall?(remembered)}:
  * - root: the element
+ * - moreHeight: pixels that it needs now beside the kind's minHeight; `place.grow()` after it has become more
  * - restore: a life of the node begins, or the server came back: show what is true now
  * - executed: the node ran, its output for the page
  * - remember, recall: what the next node in its place can show at once, as after undo; null for nothing
@@ -49,7 +50,7 @@ class Place {
       serialize: false, // not into the prompt
       hideOnZoom: false,
       hideInPanel: true, // the side panel would draw it a second time and change its width
-      getMinHeight: () => kind.minHeight,
+      getMinHeight: () => kind.minHeight + (this.part.moreHeight?.() ?? 0),
     });
     this.drawn.serialize = false; // not into the saved workflow
     letCanvasHaveWheelAndMiddleButton(root);
@@ -71,6 +72,11 @@ class Place {
     widget.value = value;
     widget.callback?.(value);
     this.host.setDirtyCanvas(true, true);
+  }
+
+  /** Makes the node as high as its parts need. */
+  grow() {
+    growToFit(this.host, this.kind);
   }
 
   /** Calls `react` whenever one of these widgets is changed. */

@@ -14,8 +14,12 @@ export class RunHistory {
   total = 0;
   /** Step records in order, of many a part: {step, loss, parts, norms, lr, seconds_left}; null in place of NaN. */
   records = [];
-  /** Preview pictures in order: {step, image: {filename, subfolder, type}, version}. */
+  /** Drawn pictures by step: {step, prompt, noise, image: {filename, subfolder, type}, version}. */
   previews = [];
+  /** Photographs of the subjects: {image, version}. */
+  photographs = [];
+  /** What pictures take, as the server says: {seconds, share, expected, bound, every, asked, pictures, wanted}. */
+  cost = null;
   /** Saved files in order: {step, embeddings: ["embedding:…"], files, isWhole: nothing was too large to be saved}. */
   saved = [];
   /** "idle", "preparing" (the node runs, no step yet) or "training". */
@@ -47,7 +51,9 @@ export class RunHistory {
     const handlers = {
       start: () => this.#start(data),
       step: () => this.#step(data),
-      preview: () => insertByStep(this.previews, { step: data.step, image: data.image, version: Date.now() }),
+      preview: () => insertPicture(this.previews, pictureEntry(data, Date.now())),
+      photographs: () => (this.photographs = data.images.map((image) => ({ image, version: Date.now() }))),
+      cost: () => (this.cost = data.cost),
       saved: () => insertByStep(this.saved, savedEntry(data)),
       end: () => this.#end(data),
       error: () => this.fail(data.message),
@@ -88,10 +94,13 @@ export class RunHistory {
     const last = records.at(-1)?.step ?? 0;
     const isSameRun = data.run === this.run;
     if (isSameRun && this.isRunning) records.push(...this.records.filter((record) => record.step > last));
-    const known = isSameRun ? this.previews : [];
+    const known = new Map(isSameRun ? [...this.previews, ...this.photographs].map((each) => [nameOf(each), each]) : []);
+    const versionOf = (each) => known.get(nameOf(each))?.version ?? Date.now();
     this.run = data.run ?? this.run;
     this.records = records;
-    this.previews = [...(data.previews ?? [])].sort(bySteps).map((preview) => withVersion(preview, known));
+    this.previews = [...(data.previews ?? [])].sort(bySteps).map((entry) => pictureEntry(entry, versionOf(entry)));
+    this.photographs = (data.photographs ?? []).map((image) => ({ image, version: versionOf({ image }) }));
+    this.cost = data.picture_cost ?? null;
     this.saved = [...(data.saved ?? [])].sort(bySteps).map(savedEntry);
     this.message = data.message ?? "";
     this.total = data.total ?? records.at(-1)?.total ?? last;
@@ -103,6 +112,8 @@ export class RunHistory {
     this.records = before(this.records);
     this.previews = before(this.previews);
     this.saved = before(this.saved);
+    if (data.run !== this.run) this.photographs = [];
+    this.cost = null;
     this.run = data.run;
     this.total = data.total;
     this.phase = "training";
@@ -148,8 +159,15 @@ function insertByStep(entries, entry) {
   entries.splice(isKnown ? index - 1 : index, isKnown ? 1 : 0, entry);
 }
 
-/** A new version makes the browser fetch a file of the same name again. */
-function withVersion(preview, known) {
-  const before = known.find(({ step, image }) => step === preview.step && image?.filename === preview.image?.filename);
-  return { step: preview.step, image: preview.image, version: before?.version ?? Date.now() };
+/** A version makes the browser fetch a file of the same name again. */
+const pictureEntry = ({ step, image, prompt, noise }, version) => ({
+  step, image, prompt: prompt ?? "", noise: noise ?? 0, version });
+
+const nameOf = ({ image }) => image?.filename;
+
+/** Keeps pictures by step, those of a step as they came, with one of each name: the newer one. */
+function insertPicture(entries, entry) {
+  const known = entries.findIndex((other) => other.step === entry.step && nameOf(other) === nameOf(entry));
+  if (known >= 0) entries[known] = entry;
+  else entries.splice(entries.findLastIndex((other) => other.step <= entry.step) + 1, 0, entry);
 }

@@ -8,11 +8,12 @@ import { element } from "../shared/dom.js";
 import { t } from "../shared/texts.js";
 import { ChartSection } from "./chart_section.js";
 import { EstimateSection } from "./estimate.js";
+import { PictureGrid } from "./grid.js";
 import { RunHistory } from "./history.js";
-import { PreviewStrip } from "./previews.js";
 import { StatusSection } from "./status.js";
 
 const REDRAW_EVERY_MS = 100;
+const ONE_ROW = 108; // pixels of pictures that the panel always has room for
 
 export class TrainingPanel {
   history = new RunHistory();
@@ -22,6 +23,7 @@ export class TrainingPanel {
   #redrawTimer = 0;
   #status;
   #chart;
+  #pictures;
   #sections;
 
   /** @param place see shared/parts.js @param choice {get(): step, set(step)} of what the node returns */
@@ -30,7 +32,8 @@ export class TrainingPanel {
     this.#choice = choice;
     this.#status = new StatusSection(this);
     this.#chart = new ChartSection(this);
-    this.#sections = [this.#status, new EstimateSection(this), this.#chart, new PreviewStrip(this)];
+    this.#pictures = new PictureGrid(this);
+    this.#sections = [this.#status, new EstimateSection(this), this.#chart, this.#pictures];
     this.root.append(...this.#sections.map((section) => section.root));
     this.render();
   }
@@ -63,6 +66,11 @@ export class TrainingPanel {
     clearTimeout(this.#redrawTimer);
     this.#redrawTimer = 0;
     for (const section of this.#sections) section.render(this);
+  }
+
+  /** Pixels that it needs beside those which a panel always has. */
+  get moreHeight() {
+    return Math.max(0, this.#pictures.height - ONE_ROW);
   }
 
   /** The theme's colours are others now. */

@@ -11,6 +11,15 @@ export async function sendCommand(run, command) {
   return (await answer.json()).message ?? "";
 }
 
+/** Lets the server put a saved step into a folder of its own; a sentence that says where. */
+export async function exportStep(run, step) {
+  const answer = await api.fetchApi("/personalize/export", {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ run, step }) });
+  const { message } = await answer.json();
+  if (!answer.ok) throw new Error(message);
+  return message;
+}
+
 /** Runs in progress: [{run, name, node}]. */
 export async function fetchRunsInProgress() {
   const answer = await api.fetchApi("/personalize/runs");

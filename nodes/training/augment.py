@@ -63,11 +63,11 @@ def prepared(picture: Tensor, how: Preparation, index: int) -> Iterator[Tensor]:
     """
     if how.augmentation == "as released":
         draws = torch.rand(how.variants, 5, generator=generator(how.seed, "augmentation", index)).tolist()
-        picture = _not_longer(_shrunk(picture, how.enough), MOST_TIMES_ENOUGH * how.enough)
+        picture = not_longer(_shrunk(picture, how.enough), MOST_TIMES_ENOUGH * how.enough)
         yield from (as_released(picture, how.fit, how.size, *draw) for draw in draws)
         return
     if how.fit == "pad":
-        picture = _not_longer(picture, MOST_TIMES_ENOUGH * how.enough)
+        picture = not_longer(picture, MOST_TIMES_ENOUGH * how.enough)
     plain = fitted(picture, how.fit, how.size)
     yield plain
     if how.augmentation == "flip":
@@ -147,7 +147,7 @@ def _shrunk(picture: Tensor, shorter_side: int) -> Tensor:
     return _resized(picture, shorter_side / min(picture.shape[1:]))
 
 
-def _not_longer(picture: Tensor, longer_side: int) -> Tensor:
+def not_longer(picture: Tensor, longer_side: int) -> Tensor:
     """A smaller version of a long picture, as the square canvas that holds it turned or padded grows with its
     length."""
     return _resized(picture, longer_side / max(picture.shape[1:]))

@@ -39,6 +39,9 @@ class Picture(Protocol):
     def masked(self) -> bool:
         """Whether there are masks."""
 
+    def photograph(self, longest_side: int) -> Tensor:
+        """The picture as it came, (H, W, 3) in 0…1, smaller if it is longer."""
+
     def made(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Variants, augmented versions of the same picture, as many at a time as memory should hold: (n, H, W, 3)
         float32 in 0…1, and masks (n, H, W) in 0…1, 1 on the subject, or None."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..foreign.text import shown_name
-from .augment import CHANNELS, GREY, Preparation, prepared
+from .augment import CHANNELS, GREY, Preparation, not_longer, prepared
 from .captions import captions_for, read_caption
 from .fingerprint import fingerprint
 from .picture_bounds import at_once, check_sides, count_shown
@@ -72,6 +72,10 @@ class SourcePicture:
     def size(self) -> tuple[int, int]:
         """Of the squares."""
         return self.how.size, self.how.size
+
+    def photograph(self, longest_side: int) -> Tensor:
+        """Reads again. Raises ValueError if the picture is not good any more."""
+        return not_longer(self.source.load().pixels, longest_side).movedim(0, -1)
 
     def made(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Reads and prepares. Raises ValueError if the picture is another one than before, or as `prepare` does."""

@@ -5,17 +5,15 @@ import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import comfy.model_management as mm
+from typing import Any
 
 from ..files import in_use
-from ..notice import notice
 from ..text.concept import Concept
 from ..text.embedding_files import file_stems
 from ..text.encoders import text_encoders
-from ..text.placeholders import filled
 from .assembly import open_training
 from .dataset import check_vae
+from .drawing import RunPictures
 from .failures import OutOfMemory, TrainingDiverged, is_out_of_memory
 from .idle import tell_idle
 from .loop import State, Trainer
@@ -24,13 +22,13 @@ from .outcome import Outcome, known_report, saved_outcome
 from .parts.part import WEIGHTS, Artifact
 from .plan import Plan
 from .preflight import Saves, check_places, check_room, clear_away
-from .preview import draw_preview
 from .progress import Live
 from .run_folder import RunFolder
 from .run_key import run_key
 from .run_name import run_name
 from .saved_steps import kept_files
 from .saving import Learned, NotSaved, Saver
+from .validation import Validation
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,8 @@ class Job(Plan):
     """A plan, and what is saved on the way.
 
     name: of the run; empty for `run_name`. save_every, preview_every: steps between saved files and between previews,
-    0 for only at the end and for none. preview_prompt: its {} becomes the first subject's placeholder.
+    0 for only at the end and for none. preview_prompt: its {} becomes the first subject's placeholder. validation: the
+    pictures in place of that one, None for it. workflow: that the job was started from, as the page saves it.
     start_over: forget what an earlier run with the same plan has done.
     use_step: return the files saved at this step in place of the last one; 0 for the last. node: id of the Train node.
     """
@@ -50,6 +49,8 @@ class Job(Plan):
     start_over: bool = False
     use_step: int = 0
     node: str | None = None
+    validation: Validation | None = None
+    workflow: Any = None
 
 
 def run_job(job: Job) -> Outcome:
@@ -102,6 +103,10 @@ class _Run:
     def __init__(self, job: Job, folder: RunFolder, live: Live, trainer: Trainer):
         self.job, self.folder, self.live, self.trainer = job, folder, live, trainer
         self.saver = Saver(folder, live, job.settings.steps)
+        words = [subject.concept.placeholder for subject in job.subjects]
+        single = Validation((job.preview_prompt,))
+        self.pictures = RunPictures(trainer, job.vae, job.validation or single, words if job.validation else words[:1],
+                                    job.preview_every, self.saver)
 
     def finish(self, resumed: State | None) -> Outcome:
         """Trains up to the last step, from where an earlier run has come to."""
@@ -114,6 +119,7 @@ class _Run:
         if done < job.settings.steps:
             check_room(self.folder, self._saves())
             with in_use(self.folder.path):
+                self.saver.save_about(job, job.workflow)
                 self._train()
         else:
             self._save(last=True, state_too=False)
@@ -123,8 +129,7 @@ class _Run:
         trainer, done, steps = self.trainer, self.trainer.step, self.job.settings.steps
         tell_idle(self.job)
         trainer.rehearse()
-        if _due(done, self.job.preview_every) and done not in [p["step"] for p in self.live.report["previews"]]:
-            self._preview(done)  # also one that a killed run has not come to
+        self.pictures.begin()
         try:
             trainer.run(self._after_step)
         except (TrainingDiverged, OutOfMemory) as error:
@@ -134,6 +139,7 @@ class _Run:
             if trainer.step > done:
                 self.live.send("end", step=trainer.step, total=steps, stopped=True, message=self._saved_in_the_end())
             raise
+        self.pictures.end()
         message = self._save(last=True)
         self.live.send("end", step=trainer.step, total=steps, message=message, stopped=trainer.step < steps)
 
@@ -150,34 +156,8 @@ class _Run:
         last = step == job.settings.steps
         if not last and (_due(step, job.save_every) or self.live.take("save")):
             self._save(last=False)
-        if job.preview_every and (_due(step, job.preview_every) or last) or self.live.take("sample"):
-            self._preview(step)
+        self.pictures.after_step(step, now=self.live.take("sample"))
         return not self.live.take("stop")
-
-    def _preview(self, step: int) -> None:
-        """A picture that cannot be drawn is left out, and training goes on."""
-        session, size = self.trainer.session, self.job.subjects[0].pictures[0].size
-        prompt = filled(self.job.preview_prompt, self.job.subjects[0].concept.placeholder)
-        failed = None
-        try:
-            picture = draw_preview(session, self.job.vae, prompt, self.trainer.shown_vectors(), size,
-                                   self.job.settings.seed)
-        except mm.InterruptProcessingException:
-            raise
-        except Exception as error:
-            failed = (
-                "drawing it does not fit into memory beside the training; set preview_every to 0, or size of "
-                "Subject lower"
-                if is_out_of_memory(error)
-                else str(error).strip().rstrip(".") or type(error).__name__
-            )
-        # only now, as the error held what was drawn so far
-        mm.soft_empty_cache()
-        session.load()
-        if failed is None:
-            self.saver.save_preview(picture, step)
-        else:
-            notice(f"The preview at step {step} is left out: {failed}. Training goes on.")
 
     def _saves(self) -> Saves:
         """What is still to be saved."""
@@ -188,10 +168,10 @@ class _Run:
             more = state_size(job.settings.optimizer, trainer.groups)
             size, count = size + more[0], count + more[1]
         ahead = range(done + 1, steps + 1)
-        pictures = [step for step in range(done, steps + 1) if _due(step, job.preview_every)]
+        pictures = len([step for step in range(done, steps + 1) if _due(step, job.preview_every)])
         return Saves([step for step in ahead if _due(step, job.save_every) or step == steps], self._concepts(steps),
-                     [Artifact(*WEIGHTS, trainer.weights()), *trainer.files()], size, count, len(pictures),
-                     3 * math.prod(job.subjects[0].pictures[0].size))
+                     [Artifact(*WEIGHTS, trainer.weights()), *trainer.files()], size, count,
+                     pictures * len(self.pictures.scenes), 3 * math.prod(self.pictures.size))
 
     def _save(self, last: bool, state_too: bool = True) -> str:
         """Returns the sentence that says where everything is. Raises NotSaved."""

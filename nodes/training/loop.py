@@ -92,6 +92,16 @@ class Trainer:
             self._gradients(self.batch(step), False)
             self.optimizer.zero_grad(set_to_none=True)
 
+    def seconds_of_a_step(self) -> float:
+        """What the next step takes: its gradients are computed twice and forgotten, as the first time makes ready."""
+        for _ in range(2):
+            started = time.monotonic()
+            self._gradients(self.batch(self.step + 1), False)
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.session.device.type == "cuda":
+                torch.cuda.synchronize(self.session.device)
+        return time.monotonic() - started
+
     def state(self) -> State:
         """All that a resumed run needs. Every random draw follows from seed and step."""
         tensors = {f"part.{i}.{name}": t for i, part in enumerate(self.parts) for name, t in part.state_dict().items()}

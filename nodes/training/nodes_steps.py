@@ -27,7 +27,7 @@ class PersonalizeManageSteps(io.ComfyNode):
             category="personalize/training",
             is_output_node=True,
             description="Lists all that a run of Train saved, with sizes: embeddings, trained weights, states to "
-            "continue from, previews, records. Deletes the steps you do not need, or all of it. It touches only files "
+            "continue from, pictures, records. Deletes the steps you do not need, or all of it. It touches only files "
             "that this pack has written.",
             search_aliases=["checkpoints", "delete embeddings", "clean up", "training steps", "disk space",
                             "saved steps"],

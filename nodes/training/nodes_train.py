@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..inputs import batch_size_input, seed_input, steps_input
 from ..names import ROOM_FOR_STEP, safe_name
-from ..types import ConceptType, LossType, RecipeType, SubjectType, TrainableType
+from ..types import ConceptType, LossType, RecipeType, SubjectType, TrainableType, ValidationType
 from .batch import with_concepts
 from .diffusion import DiffusionLoss
 from .job import Job, run_job
@@ -86,6 +86,9 @@ class PersonalizeTrain(io.ComfyNode):
                 io.Int.Input("use_step", default=0, min=0, max=100000, advanced=True,
                              tooltip="Return the files saved at this step, without training. 0: train to the last "
                                      "step. A whole U-Net is saved at the last step only."),
+                ValidationType.Input("validation", optional=True,
+                                     tooltip="Several pictures at each preview in place of preview_prompt's one, from "
+                                             "Validation Pictures."),
             ],
             outputs=[
                 ConceptType.Output(display_name="concept", tooltip="The subjects with what was learned: for Apply "
@@ -113,7 +116,7 @@ class PersonalizeTrain(io.ComfyNode):
                 micro_batch: int, optimizer: str, weight_decay: float, schedule: str, warmup_steps: int,
                 clip_gradients: float, seed: int, precision: str, gradient_checkpointing: bool, save_every: int,
                 preview_every: int, preview_prompt: str, resume: str, use_step: int, loss=None,
-                recipe=None) -> io.NodeOutput:
+                recipe=None, validation=None) -> io.NodeOutput:
         """Trains or returns what is already learned."""
         settings = Settings(steps, batch_size, micro_batch, optimizer, weight_decay, schedule, warmup_steps,
                             clip_gradients, seed, gradient_checkpointing)
@@ -121,7 +124,8 @@ class PersonalizeTrain(io.ComfyNode):
         terms = (*(loss or (DiffusionLoss(),)), *prior_terms(subject))
         job = Job(model, clip, vae, tuple(subject), tuple(trainable), terms, recipe or TemplateRecipe(), settings,
                   precision, name, save_every, preview_every, preview_prompt, resume == "start over", use_step,
-                  cls.hidden.unique_id)
+                  cls.hidden.unique_id, validation,
+                  (cls.hidden.extra_pnginfo or {}).get("workflow") or cls.hidden.prompt)
         outcome = run_job(job)
         if outcome.weights:
             model, _ = comfy.sd.load_lora_for_models(model, None, outcome.weights, 1.0, 0.0)

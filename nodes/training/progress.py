@@ -79,6 +79,11 @@ class Live:
             self._commands.discard(command)
             return given
 
+    def given(self, command: Command) -> bool:
+        """Whether the command waits to be taken."""
+        with self._lock:
+            return command in self._commands
+
     def step(self, record: dict) -> None:
         """One optimiser step is done."""
         step, total = record["step"], record["total"]

@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from ..page import RequestRefused, answered, json_object, shortened, text_in
+from .export import export_step
 from .presets import PRESETS
 from .progress import RUNS, shown_report
 from .run_folder import saved_report
@@ -50,6 +51,21 @@ async def report(request: web.Request) -> dict[str, Any]:
 async def runs(request: web.Request) -> list[dict[str, Any]]:
     """Runs in progress: [{"run", "name", "node"}]."""
     return [{"run": live.run, "name": live.name, "node": live.node} for live in RUNS.in_progress()]
+
+
+@ROUTES.post("/personalize/export")
+@answered
+async def export(request: web.Request) -> dict[str, Any]:
+    """{"run", "step"} → {"ok", "message"}: a saved step becomes a folder, and the message says where."""
+    body = await json_object(request)
+    run, step = text_in(body, "run"), body.get("step")
+    if type(step) is not int or step < 0:
+        raise RequestRefused("The request's body has no whole number 'step'.")
+    try:
+        exported = await asyncio.to_thread(export_step, run, step)
+    except (ValueError, OSError) as error:
+        raise RequestRefused(str(error)) from error
+    return {"ok": True, "message": exported.sentence}
 
 
 @ROUTES.get("/personalize/presets")

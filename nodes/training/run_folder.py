@@ -1,4 +1,4 @@
-"""What a run leaves on the disk: resumable state, losses, previews, and its files in ComfyUI's model folders."""
+"""What a run leaves on the disk: resumable state, losses, and its files in ComfyUI's model folders."""
 from __future__ import annotations
 
 import csv
@@ -8,16 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
-from ..files import MARK, NotWritten, write_file, write_safetensors, write_text
+from ..files import MARK, NotWritten, write_safetensors, write_text
 from ..foreign.text import read_text
 from ..locations import first_folder, location_of, path_at
 from ..names import ROOM_FOR_STEP, safe_name
 from ..notice import notice
-from ..run_files import RUNS, output_folder
+from ..run_files import output_folder
 from ..text.concept import Concept
 from ..text.concept_files import concept_metadata
 from ..text.embedding_files import embeddings_folder, file_stems, prompt_text, save_embedding
@@ -100,17 +98,6 @@ class RunFolder:
     def save_report(self, report: Mapping[str, Any]) -> dict[str, str]:
         """Writes report.json and losses.csv; returns their paths."""
         return _write_report(self.path, report)
-
-    def preview_path(self, step: int) -> Path:
-        """Where the preview after `step` goes."""
-        return self.path / f"preview-{step:06d}.png"
-
-    def save_preview(self, image: Tensor, step: int) -> dict[str, str]:
-        """Writes a picture (H, W, 3) in 0…1; returns how the page asks the server for it."""
-        pixels = (image.clamp(0, 1).cpu().numpy() * 255).round().astype(np.uint8)
-        path = write_file(self.preview_path(step),
-                          lambda unfinished: Image.fromarray(pixels).save(unfinished, format="PNG"))
-        return preview_image(self.run, path.name)
 
     def save_step(self, step: int, concepts: Sequence[Concept], weights: Mapping[str, Tensor], last: bool,
                   artifacts: Sequence[Artifact] = (), attempts: Attempts | None = None) -> dict[str, Any]:
@@ -196,11 +183,6 @@ def _write_report(folder: Path, report: Mapping[str, Any]) -> dict[str, str]:
     for error in attempts.failed:
         raise error
     return {"json": str(json_path), "csv": str(csv_path)}
-
-
-def preview_image(run: str, name: str) -> dict[str, str]:
-    """How the page asks the server for a preview of a run."""
-    return {"filename": name, "subfolder": f"{RUNS}/{run}", "type": "output"}
 
 
 def bytes_of(artifact: Artifact) -> int:

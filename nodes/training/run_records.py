@@ -147,10 +147,14 @@ def _is_place(place: Any) -> bool:
 
 
 def _is_preview(entry: Any) -> bool:
-    image = entry.get("image") if isinstance(entry, dict) else None
-    return (isinstance(image, dict) and _is_number_of_step(entry.get("step"))
-            and all(isinstance(part, str) for part in image.values())
+    return (isinstance(entry, dict) and _is_image(entry.get("image")) and _is_number_of_step(entry.get("step"))
+            and isinstance(entry.get("prompt", ""), str) and _is_number_of_step(entry.get("noise", 0)))
+
+
+def _is_image(image: Any) -> bool:
+    return (isinstance(image, dict) and all(isinstance(part, str) for part in image.values())
             and re.fullmatch(r"[\w.-]+", image.get("filename", "")) is not None)
 
 
-_ENTRIES: dict[str, Check] = {"history": _is_step, "saved": _is_saved, "previews": _is_preview}
+_ENTRIES: dict[str, Check] = {"history": _is_step, "saved": _is_saved, "previews": _is_preview,
+                              "photographs": _is_image}

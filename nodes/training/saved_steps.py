@@ -11,13 +11,13 @@ from typing import Any
 from ..run_files import RunFile, files_of_run
 from ..text.embedding_files import prompt_text
 from .parts.part import WEIGHTS, TrainablePart
-from .run_folder import preview_image
+from .run_pictures import drawn_entry, in_order, photographs_of
 
 Report = Mapping[str, Any]
 
 
 def reconciled(report: Report, words: Sequence[str], parts: Sequence[TrainablePart]) -> dict[str, Any]:
-    """The report of a run with those saved steps and previews that are there.
+    """The report of a run with those saved steps and pictures that are there.
 
     words: placeholders of the subjects, in order. parts: what the run trains; tells which files belong to a step.
     """
@@ -28,11 +28,12 @@ def reconciled(report: Report, words: Sequence[str], parts: Sequence[TrainablePa
         entry = _entry_of(step, [file for file in files if file.step == step], words, kept)
         if entry:
             saved[step] = entry
-    there = {file.step: file.path.name for file in files if file.what == "preview" and file.step is not None}
-    previews = {step: {"step": step, "image": preview_image(report["run"], name)} for step, name in there.items()}
-    previews.update((preview["step"], preview) for preview in report["previews"] if preview["step"] in there)
-    return {**report, "saved": [saved[step] for step in sorted(saved)],
-            "previews": [previews[step] for step in sorted(previews)]}
+    known = {entry["image"]["filename"]: entry for entry in report["previews"]}
+    drawn = [file for file in files if file.what == "preview" and file.step is not None]
+    previews = [known.get(file.path.name) or drawn_entry(report["run"], file) for file in drawn]
+    mended = {**report, "saved": [saved[step] for step in sorted(saved)], "previews": in_order(previews),
+              "photographs": photographs_of(report["run"])}
+    return mended if mended["photographs"] else {name: mended[name] for name in mended if name != "photographs"}
 
 
 def kept_files(parts: Sequence[TrainablePart]) -> list[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Saving a run step by step: everything is tried though something fails, and what failed is told."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,12 @@ from ..locations import readable_path
 from ..notice import notice
 from ..text.concept import Concept
 from .parts.part import Artifact
+from .plan import Plan
 from .progress import Live
 from .run_folder import LARGEST_STATE_PER_SAVE, Attempts, RunFolder
+from .run_pictures import in_order, save_drawn, save_photograph
+from .run_settings import save_settings, save_workflow
+from .validation import Scene
 
 
 class NotSaved(OSError):
@@ -67,15 +71,34 @@ class Saver:
         self._tell(attempts.failed)
         return message
 
-    def save_preview(self, picture: Tensor, step: int) -> None:
-        """Writes and shows a picture (H, W, 3) in 0…1."""
+    def save_about(self, plan: Plan, workflow: Any) -> None:
+        """Writes what the run is made with. workflow: None where there is none."""
+        self._attempt(save_settings, self.folder.run, plan)
+        if workflow:
+            self._attempt(save_workflow, self.folder.run, workflow)
+
+    def save_drawn(self, picture: Tensor, step: int, number: int, scene: Scene) -> None:
+        """Writes and shows picture `number` (from 0) of a step, (H, W, 3) in 0…1."""
+        entry = self._attempt(save_drawn, self.folder.run, picture, step, number, scene)
+        if entry:
+            name, report = entry["image"]["filename"], self.live.report
+            others = [each for each in report["previews"] if each["image"]["filename"] != name]
+            report["previews"] = in_order([*others, entry])
+            self.live.send("preview", **entry)
+
+    def save_photographs(self, pictures: Iterable[Tensor]) -> None:
+        """Writes and shows photographs of the subjects, (H, W, 3) in 0…1."""
+        images = [self._attempt(save_photograph, self.folder.run, picture, number)
+                  for number, picture in enumerate(pictures, 1)]
+        self.live.report["photographs"] = list(filter(None, images))
+        self.live.send("photographs", images=self.live.report["photographs"])
+
+    def _attempt(self, write: Callable[..., Any], *args: Any) -> Any:
+        """What `write(*args)` returns, or None after telling that it could not be written."""
         attempts = Attempts()
-        image = attempts(self.folder.save_preview, picture, step)
+        written = attempts(write, *args)
         self._tell(attempts.failed)
-        if image:
-            preview = {"step": step, "image": image}
-            self.live.report["previews"] = [p for p in self.live.report["previews"] if p["step"] != step] + [preview]
-            self.live.send("preview", **preview)
+        return written
 
     def _message(self, saved: Mapping[str, Any], lost: Sequence[NotWritten]) -> str:
         files = ", ".join(readable_path(Path(file)) for file in (*saved["files"], *saved["part_files"]))

@@ -41,10 +41,10 @@ def failing_writes(fails: Callable[[int, Path], bool], error: int = FULL,
         flush(unfinished)
 
     with pytest.MonkeyPatch.context() as patch:
-        from personalize.nodes.training import run_folder
+        from personalize.nodes.training import export, run_pictures
 
-        patch.setattr(files, "write_file", counted)
-        patch.setattr(run_folder, "write_file", counted)
+        for module in (files, export, run_pictures):
+            patch.setattr(module, "write_file", counted)
         patch.setattr(files, "_flush_to_disk", refused)
         patch.setattr(files, "RETRY_SECONDS", retry_seconds)
         yield writes

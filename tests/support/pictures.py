@@ -37,6 +37,10 @@ class MadePicture:
         """Whether masks were given."""
         return self.masks is not None
 
+    def photograph(self, longest_side: int) -> Tensor:
+        """The first variant."""
+        return self.variants[0]
+
     def made(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """What was given, all at once."""
         yield self.variants, self.masks
