@@ -10,7 +10,11 @@ const NODE_TYPES = [
 ];
 const MOST_KEPT = 20_000; // letters of a result in the workflow
 
-addPart({ name: "result", nodeTypes: NODE_TYPES, minHeight: 80, outside: true, order: 3, create: textResult });
+const textOf = (output) => (output?.text ? [output.text].flat().join("\n") : "");
+
+addPart({
+  name: "result", nodeTypes: NODE_TYPES, minHeight: 80, outside: true, order: 3, create: textResult,
+  rememberedOf: textOf });
 
 app.registerExtension({
   name: "personalize.textResult",
@@ -32,13 +36,14 @@ function textResult(place) {
       root.value ||= place.kept("result") ?? "";
     },
     executed(output) {
-      if (!output?.text) return;
-      root.value = [output.text].flat().join("\n");
+      if (!textOf(output)) return;
+      root.value = textOf(output);
       place.keep("result", keptPart(root.value));
     },
     remember: () => root.value,
     recall(text) {
       root.value = text;
+      place.keep("result", keptPart(text));
     },
   };
 }

@@ -229,9 +229,7 @@ def test_a_step_without_its_weights_is_shown_but_not_used(panel):
 @pytest.mark.parametrize("output", [{}, {"personalize_training": []}, {"personalize_training": [{}]},
                                     {"personalize_training": [{"run": "x", "history": [{"step": 1}]}]}])
 def test_results_without_content_do_no_harm(classic_panel, output):
-    classic_panel.ui.js("([id, output]) => window.app.graph.getNodeById(id).onExecuted(output)",
-                        [classic_panel.node_id, output])
-    classic_panel.ui.settle(300)
+    classic_panel.event("executed", {"node": classic_panel.node_id, "output": output})
     assert classic_panel.root.is_visible()
 
 

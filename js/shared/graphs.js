@@ -39,4 +39,8 @@ export function subgraphNodes() {
 }
 
 /** What tells the open workflow from others, once it has been loaded. */
-export const knownWorkflow = () => app.extensionManager?.workflow?.activeWorkflow?.path ?? "";
+export const openWorkflow = () => ({
+  id: rootGraph()?.id ?? "", path: app.extensionManager?.workflow?.activeWorkflow?.path ?? "" });
+
+/** Whether a graph is the one that is open, or defined in it. */
+export const isOfWorkflow = (graph) => graph === rootGraph() || rootGraph()?.subgraphs?.get(graph?.id) === graph;

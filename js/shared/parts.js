@@ -5,15 +5,19 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { element } from "./dom.js";
+import { keepKeys } from "./keys.js";
 import { chain, loadStyle, putFirst } from "./nodes.js";
+import { listed } from "./texts.js";
 import { adoptWidget, dropWidget, promotedWidget } from "./promoted.js";
-import { executionIdOf, knownWorkflow, subgraphNodes, walk } from "./graphs.js";
+import { executionIdOf, isOfWorkflow, openWorkflow, subgraphNodes, walk } from "./graphs.js";
 
 const kinds = [];
 /** All that are in a graph. */
 const places = new Set();
 /** What parts showed last while this page is open, by workflow and node: undo makes nodes anew. */
 const memory = new Map();
+/** prompt's id → the workflow that it was queued from, as another may be shown when it runs */
+const origins = new Map();
 const restoring = new Set();
 let isSyncing = false;
 
@@ -26,7 +30,8 @@ let isSyncing = false;
  * - remember, recall: what the next node in its place can show at once, as after undo; null for nothing
  *
  * @param kind {name, nodeTypes, minHeight, minWidth?, first?: above the node's widgets, outside?: also on subgraph nodes
- *   that hold the node, create(place): part}
+ *   that hold the node, order?: of parts on a subgraph node, create(place): part, rememberedOf?(output): what to recall of a
+ *   run that ended while another workflow was shown}
  */
 export function addPart(kind) {
   kinds.push(kind);
@@ -39,7 +44,7 @@ export const placesOf = (name) => [...places].filter(({ kind }) => kind.name ===
 class Place {
   /** @param path the nodes from `host` down to `node`, without `host`; [] on the node itself */
   constructor(kind, node, host = node, path = []) {
-    Object.assign(this, { kind, node, host, path, rootId: null });
+    Object.assign(this, { kind, node, host, path });
     this.isOfFormer = this.isOutside; // whether it may be made anew of a saved node, and not new on the graph
     this.name = [kind.name, ...path.map(({ id }) => id)].join(" ");
     this.part = kind.create(this);
@@ -54,6 +59,7 @@ class Place {
     });
     this.drawn.serialize = false; // not into the saved workflow
     letCanvasHaveWheelAndMiddleButton(root);
+    keepKeys(root);
   }
 
   get isOutside() {
@@ -126,7 +132,8 @@ class Place {
   restore() {
     if (!places.has(this)) return;
     this.watchWidgets();
-    const key = this.#memoryKey();
+    this.#nameForScreenReaders();
+    const key = memoryKey(openWorkflow(), this.kind, this.isOutside, this.executionId);
     if (key !== this.key) {
       this.key = key;
       if (this.isOfFormer && memory.has(key)) this.part.recall?.(memory.get(key));
@@ -139,13 +146,15 @@ class Place {
     if (this.key && remembered) memory.set(this.key, remembered);
   }
 
-  #memoryKey() {
-    const nodes = [this.host, ...this.path].map(({ graph, id }) => `${graph?.id}:${id}`);
-    return [this.rootId, knownWorkflow(), this.kind.name, ...nodes].join(" ");
-  }
-
   #address() {
     return this.path.map(({ id }) => id).join(":");
+  }
+
+  /** Of several trays or panels each has the name of its node. */
+  #nameForScreenReaders() {
+    const { root } = this.part;
+    this.label ??= root.getAttribute("aria-label");
+    if (this.label) root.setAttribute("aria-label", listed([this.label, this.node.title]));
   }
 
   /** Whether what is kept with the node can only be meant for this subgraph node. */
@@ -161,6 +170,7 @@ app.registerExtension({
     loadStyle("./parts.css", import.meta.url);
     chain(app.canvas, "onDrawForeground", () => places.forEach(mountWhereMissing));
     app.canvas.canvas.addEventListener("litegraph:set-graph", onGraphOpened);
+    noteOrigins();
     api.addEventListener("executed", ({ detail }) => onExecuted(detail));
     api.addEventListener("reconnected", () => places.forEach(restoreSoon));
   },
@@ -191,7 +201,6 @@ function attach(kind, node) {
     enter(place);
     syncSoon();
   });
-  chain(node, "onExecuted", (output) => place.part.executed?.(output));
   chain(node, "onRemoved", () => {
     leave(place);
     syncSoon();
@@ -207,8 +216,10 @@ function onSubgraphNode(node) {
   });
 }
 
+const memoryKey = ({ id, path }, kind, isOutside, executionId) => (
+  [id, path, kind.name, isOutside ? "outer" : "own", executionId].join(" "));
+
 function enter(place) {
-  place.rootId = app.rootGraph?.id ?? app.graph?.id;
   places.add(place);
   restoreSoon(place);
 }
@@ -236,6 +247,7 @@ function syncSoon() {
   isSyncing = true;
   setTimeout(() => {
     isSyncing = false;
+    for (const place of [...places]) if (!isOfWorkflow(place.host.graph)) leave(place);
     for (const host of subgraphNodes()) syncSubgraphNode(host);
     app.canvas?.setDirty(true, true);
   });
@@ -285,12 +297,31 @@ function growToFit(node, { minWidth = 0 }) {
   if (size.some((value, i) => value > node.size[i])) node.setSize(size);
 }
 
-/** ComfyUI tells the node alone. */
-function onExecuted({ node, display_node, output }) {
+/** ComfyUI gives a result to the node of that id in the workflow that is shown, be it the one that ran or not. */
+function onExecuted({ node, display_node, output, prompt_id }) {
   const executionId = display_node ?? node;
-  for (const place of places) {
-    if (place.isOutside && place.isExecution(executionId)) place.part.executed?.(output);
+  const origin = origins.get(prompt_id);
+  const { id, path } = openWorkflow();
+  if (origin && origin.id !== id && origin.path !== path) return keepForOther(origin, executionId, output);
+  for (const place of places) if (place.isExecution(executionId)) place.part.executed?.(output);
+}
+
+function keepForOther(origin, executionId, output) {
+  for (const kind of kinds) {
+    const remembered = kind.rememberedOf?.(output);
+    if (!remembered) continue;
+    for (const isOutside of [false, true]) memory.set(memoryKey(origin, kind, isOutside, executionId), remembered);
   }
+}
+
+function noteOrigins() {
+  const queue = api.queuePrompt;
+  api.queuePrompt = async function (...values) {
+    const workflow = openWorkflow();
+    const answer = await queue.apply(this, values);
+    if (answer?.prompt_id) origins.set(answer.prompt_id, workflow);
+    return answer;
+  };
 }
 
 /**

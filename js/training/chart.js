@@ -45,6 +45,13 @@ export class TrainingChart {
     if (index > 0) this.#plot.setSeries(index, { show: isShown });
   }
 
+  /** Put the pointer's line on a record. */
+  pointAt(index) {
+    const step = this.#plot.data[0][index];
+    this.#plot.cursor.event = null; // the pointer's last place does not count
+    this.#plot.setCursor({ left: this.#plot.valToPos(step, "x"), top: 0 }, false);
+  }
+
   isLineShown(name) {
     return !this.#hidden.has(name);
   }

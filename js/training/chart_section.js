@@ -15,7 +15,7 @@ export class ChartSection {
   #cursor = null;
   #plot = element("div", { class: "pz-plot" });
   #empty = element("div", { class: "pz-empty" });
-  #figure = element("div", { class: "pz-chart", role: "img" }, this.#plot, this.#empty);
+  #figure = element("div", { class: "pz-chart", onkeydown: (event) => this.#onKey(event) }, this.#plot, this.#empty);
   #legend = element("div", { class: "pz-legend", role: "group", "aria-label": t("chart.lines") });
   #views = VIEWS.map((view) => button({
     class: "pz-button", title: t(`view.${view}_title`), "data-view": view,
@@ -41,6 +41,7 @@ export class ChartSection {
     this.#empty.hidden = !isEmpty;
     setText(this.#empty, emptyText(records.length, isRunning));
     this.#figure.setAttribute("aria-label", chartSummary(t(`view.${this.#view}`), data));
+    this.#offerKeys(isEmpty ? [] : data.steps);
     for (const view of this.#views) setPressed(view, view.dataset.view === this.#view);
     setPressed(this.#logarithmic, isLogarithmic);
     this.#logarithmic.disabled = this.#view !== "loss";
@@ -87,6 +88,35 @@ export class ChartSection {
     this.#view = view;
     this.#cursor = null;
     this.render(this.#panel);
+  }
+
+  /** With steps to read, arrow keys go from one to the next as on a slider, whose text is what was measured there. */
+  #offerKeys(steps) {
+    const attributes = steps.length
+      ? { role: "slider", tabindex: "0", "aria-readonly": "true", "aria-valuemin": steps[0], "aria-valuemax": steps.at(-1) }
+      : { role: "img" };
+    for (const name of ["tabindex", "aria-readonly", "aria-valuemin", "aria-valuemax"]) {
+      if (!(name in attributes)) this.#figure.removeAttribute(name);
+    }
+    for (const [name, value] of Object.entries(attributes)) this.#figure.setAttribute(name, value);
+    if (steps.length && !this.#figure.hasAttribute("aria-valuenow")) this.#figure.setAttribute("aria-valuenow", steps.at(-1));
+  }
+
+  #onKey(event) {
+    const { steps, lines } = chartData(this.#view, this.#panel.history.records);
+    const last = steps.length - 1;
+    const now = this.#cursor ?? last;
+    const tenth = Math.max(1, Math.round(last / 10));
+    const targets = {
+      ArrowLeft: now - 1, ArrowRight: now + 1, PageUp: now - tenth, PageDown: now + tenth, Home: 0, End: last };
+    if (!steps.length || !Object.hasOwn(targets, event.key)) return;
+    event.preventDefault();
+    const index = Math.min(Math.max(targets[event.key], 0), last);
+    this.#chart.pointAt(index);
+    this.#onCursor(index);
+    const values = lines.map(({ name, values: all }) => `${name} ${formatNumber(all[index])}`);
+    this.#figure.setAttribute("aria-valuenow", steps[index]);
+    this.#figure.setAttribute("aria-valuetext", t("chart.at_step", { step: steps[index], values: listed(values) }));
   }
 
   #onCursor(index) {

@@ -88,6 +88,11 @@ class ComfyServer:
         except OSError:
             return False
 
+    @property
+    def pid(self) -> int:
+        """Of this server's process."""
+        return self._process.pid
+
     def stop(self) -> None:
         """End this server's process."""
         self._process.terminate()
