@@ -1,5 +1,5 @@
-"""What the pack draws on nodes by keyboard alone, and as a screen reader is told of it: real key presses, and the page's
-tree of roles and names, with classic nodes and with Nodes 2.0."""
+"""What the pack draws on nodes by keyboard alone, and as a screen reader is told of it: real key presses, and the
+page's tree of roles and names, with classic nodes and with Nodes 2.0."""
 from __future__ import annotations
 
 import re
@@ -9,13 +9,13 @@ import pytest
 from support.browser import open_page
 from support.training_page import TrainingPanel, step
 
-FOCUSED = """() => { const {activeElement: focused} = document;
-    return focused.dataset.command ?? focused.dataset.view ?? focused.dataset.line ?? focused.dataset.step
-        ?? (focused.id || focused.className.split(' ').find(name => name.startsWith('pz-')) || focused.tagName) }"""
-SELECT_ALL = """() => { const {canvas} = window.app; canvas.deselectAll(); canvas.graph.nodes.forEach(n => canvas.select(n)) }"""
+FOCUSED = """() => { const {activeElement: focused} = document, {command, view, line, step} = focused.dataset;
+    return command ?? view ?? line ?? step ?? (focused.id
+        || focused.className.split(' ').find(name => name.startsWith('pz-')) || focused.tagName) }"""
+SELECT_ALL = """() => { const {canvas} = window.app; canvas.graph.nodes.forEach(node => canvas.select(node)) }"""
 NODES = "() => window.app.graph.nodes.length"
 COUNT_SAID = """() => { window.said = 0; const count = () => window.said++;
-    for (const live of document.querySelectorAll('.pz-panel [role=status], .pz-panel [role=alert], .pz-panel [aria-live]'))
+    for (const live of document.querySelectorAll('.pz-panel :is([role=status], [role=alert], [aria-live])'))
         new MutationObserver(count).observe(live, {childList: true, characterData: true, subtree: true}) }"""
 
 
@@ -76,8 +76,9 @@ def test_keys_in_a_part_are_not_the_page_s(panel, page):
 
 def test_roles_and_names_say_what_is_drawn(panel, page):
     tree = page.page.locator("body").aria_snapshot()
-    for line in ('region "Training', 'group "Commands"', 'button "Stop"', 'progressbar "Training progress"', 'group "Chart"',
-                 'button "Loss" [pressed]', 'slider "Loss from step 1 to 4', 'group "Lines of the chart"'):
+    for line in ('region "Training', 'group "Commands"', 'button "Stop"', 'progressbar "Training progress"',
+                 'group "Chart"', 'button "Loss" [pressed]', 'slider "Loss from step 1 to 4',
+                 'group "Lines of the chart"'):
         assert line in tree, tree
 
 

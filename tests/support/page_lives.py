@@ -27,8 +27,9 @@ PARTS = """() => {
             ? [...document.querySelectorAll(`[data-node-id="${node.id}"] .pz-${
                 {thumbnails: 'tray', training: 'panel', result: 'text'}[part]}`)]
             : [root];
+        const ofPart = node.widgets.filter(other => other.name.split(' ')[0] === part);
         const isDrawn = root.isConnected && box.width > 20 && box.height > 10 && box.left >= left && box.right <= right
-            && inNode.includes(root) && inNode.length === node.widgets.filter(w => w.name.split(' ')[0] === part).length;
+            && inNode.includes(root) && inNode.length === ofPart.length;
         found.push([node.subgraph ? 'outer' : node.id, part, isDrawn ? content[part](root) : 'not drawn']);
     }
     return found.sort((a, b) => a.join().localeCompare(b.join())); }"""
@@ -36,8 +37,8 @@ SELECT = """ids => { const canvas = window.app.canvas; canvas.deselectAll();
     for (const node of canvas.graph.nodes) if (!ids || ids.includes(String(node.id))) canvas.select(node);
     document.getElementById('graph-canvas').focus(); }"""
 TITLE = """id => { const {canvas} = window.app, {ds} = canvas, node = canvas.graph.getNodeById(id);
-    const area = canvas.canvas.getBoundingClientRect();
-    return [area.x + (node.pos[0] + 60 + ds.offset[0]) * ds.scale, area.y + (node.pos[1] - 15 + ds.offset[1]) * ds.scale] }"""
+    const {x, y} = canvas.canvas.getBoundingClientRect(), [left, top] = node.pos;
+    return [x + (left + 60 + ds.offset[0]) * ds.scale, y + (top - 15 + ds.offset[1]) * ds.scale] }"""
 SUBGRAPH = "() => String(window.app.canvas.graph.nodes.find(node => node.subgraph)?.id)"
 OPEN = """() => { const {canvas} = window.app, node = canvas.graph.nodes.find(node => node.subgraph);
     canvas.openSubgraph(node.subgraph, node) }"""
@@ -59,7 +60,7 @@ class Lives:
         self.ui, self.keyboard = ui, ui.page.keyboard
         ui.js("prompt => window.app.loadApiJson(prompt, 'lives')", graph_of_all_parts(name))
         assert ui.load_workflow(ui.workflow()).problems == {}
-        run = ui.run()
+        run = ui.run(timeout=300)
         assert run.status == "success", run
         self.state = ui.page.locator(".pz-state", has_text="Step 4 of 4").inner_text()
         self.result = "\n".join(run.outputs["7"]["text"])
@@ -83,7 +84,7 @@ class Lives:
             self.ui.command("Comfy.Canvas.FitView")
             self.ui.settle(400)
             found = sorted([str(node), part, content] for node, part, content in self.js(PARTS))
-        assert found == expected
+        assert found == expected, found
 
     def js(self, expression: str, argument=None):
         return self.ui.js(expression, argument)

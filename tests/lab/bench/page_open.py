@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What an open page costs a training: a run with the page open, its chart drawn as it goes, beside one without.
 
-Both on the tiny SD1.5 in one real server, in turn. Counted are processor seconds of the server's process, which trains and
-tells the page, and the wall time of the run; the browser's own processor time is no part of the run's, but its cores
-are the run's too, where there are few.
+Both on the tiny SD1.5 in one real server, in turn. Counted are processor seconds of the server's process, which trains
+and tells the page, and the wall time of the run; the browser's own processor time is no part of the run's, but its
+cores are the run's too, where there are few.
 """
 from __future__ import annotations
 
