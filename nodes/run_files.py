@@ -14,7 +14,8 @@ from .weight_files import read_metadata
 RUNS = "personalize"  # folder of all runs in ComfyUI's output folder
 EXPORTS = "exports"  # folder in it of what was exported, which are no runs
 SETTINGS, WORKFLOW = "settings.json", "workflow.json"
-_RECORD = re.compile(r"(?:report|settings|workflow)\.json|losses\.csv|photograph-\d+\.jpg")
+GRAPHS = "graphs.json"  # which graphs led to the run
+_RECORD = re.compile(r"(?:report|settings|workflow|graphs)\.json|losses\.csv|photograph-\d+\.jpg")
 _RUN = re.compile(r".+-[0-9a-f]{8}")
 _STEP = re.compile(r"(.+)-(\d{6,9})(?:-\d+)?\.(?:safetensors|png)")
 

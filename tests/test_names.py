@@ -145,7 +145,7 @@ def test_a_run_of_two_words_alike_writes_its_files_once(sd15):
     kept = folder_paths.get_folder_paths("embeddings")[0]
     before = [path for path in os.listdir(os.path.join(kept, first.report["run"]))]
     assert len(before) == 4 and len({path for paths in files for path in paths}) == 4
-    again = [run(replace(job, start_over=True)), run(job)]
+    again = [run(replace(job, resume="start over")), run(job)]
     assert [[saved["files"] for saved in each.report["saved"]] for each in again] == [files, files]
     assert sorted(os.listdir(os.path.join(kept, first.report["run"]))) == sorted(before)
     halfway = run(replace(job, use_step=1))

@@ -41,7 +41,7 @@ def test_more_steps_continue_and_start_over_does_not(sd15, steps_taken):
     run(make_job(sd15, "longer", steps=2))
     longer = run(make_job(sd15, "longer", steps=5))
     assert steps_taken == [1, 2, 3, 4, 5]
-    anew = run(make_job(sd15, "longer", steps=5, start_over=True))
+    anew = run(make_job(sd15, "longer", steps=5, resume="start over"))
     assert steps_taken == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]
     assert torch.equal(learned(anew), learned(longer))
 
@@ -95,14 +95,19 @@ def test_a_step_whose_weights_were_too_large_to_save_is_not_returned(sd15, monke
     assert not run(make_job(sd15, "small", save_every=2)).report["saved"][0]["left_out"]
 
 
-def test_stop_keeps_the_work_and_continues(sd15, after_step, steps_taken):
+def test_stop_is_an_ending_that_is_kept_until_the_run_is_continued(sd15, steps_taken, after_step):
     job = make_job(sd15, "stopped", steps=6)
     after_step(3, lambda live: live.command("stop"))
     stopped = run(job)
     assert len(stopped.report["history"]) == 3 and "Step 3 of 6 is saved" in stopped.report["message"]
     assert all(Path(f).exists() for s in stopped.report["saved"] for f in s["files"])
     after_step(0, None)
-    finished = run(job)
+    again = run(job)
+    assert steps_taken == [1, 2, 3] and torch.equal(learned(again), learned(stopped))
+    assert "a person stopped it there" in again.report["message"]
+    finished = run(replace(job, resume="continue stopped"))
+    assert steps_taken == [1, 2, 3, 4, 5, 6] and not finished.report["stopped"]
+    assert "stopped" not in run(job).report["message"]
     assert torch.equal(learned(finished), learned(run(make_job(sd15, "not-stopped", steps=6))))
 
 

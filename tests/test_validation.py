@@ -16,6 +16,7 @@ from PIL import Image
 
 from personalize.nodes.families.unet import UNet
 from personalize.nodes.run_files import files_of_run
+from personalize.nodes.training.next_run import START_OVER
 from personalize.nodes.training.nodes_validation import PROMPTS, SUITS, PersonalizeValidation
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
@@ -105,7 +106,7 @@ def test_a_share_of_nothing_is_for_sample_now(sd15, after_step):
     job = make_job(sd15, "share-of-nothing", steps=3, preview_every=1, validation=replace(TWO_BY_TWO, share=0.0))
     assert run(job).report["previews"] == []
     after_step(2, lambda live: live.command("sample"))
-    again = run(replace(job, start_over=True)).report
+    again = run(replace(job, resume=START_OVER)).report
     assert len(again["previews"]) == 4 and {entry["step"] for entry in again["previews"]} == {2}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..files import in_use
+from ..notice import notice
 from ..text.concept import Concept
 from ..text.embedding_files import file_stems
 from ..text.encoders import text_encoders
@@ -15,15 +16,17 @@ from .assembly import open_training
 from .dataset import check_vae
 from .drawing import RunPictures
 from .failures import OutOfMemory, TrainingDiverged, is_out_of_memory
+from .graph_records import remember_graph
 from .idle import tell_idle
 from .loop import State, Trainer
+from .next_run import CONTINUE, RESULTS, Choice, NextRun, next_run, usable_steps
 from .optimizer import state_size
 from .outcome import Outcome, known_report, saved_outcome
 from .parts.part import WEIGHTS, Artifact
 from .plan import Plan
 from .preflight import Saves, check_places, check_room, clear_away
 from .progress import Live
-from .run_folder import RunFolder
+from .run_folder import RunFolder, forget_stop
 from .run_key import run_key
 from .run_name import run_name
 from .saved_steps import kept_files
@@ -38,17 +41,20 @@ class Job(Plan):
     name: of the run; empty for `run_name`. save_every, preview_every: steps between saved files and between previews,
     0 for only at the end and for none. preview_prompt: its {} becomes the first subject's placeholder. validation: the
     pictures in place of that one, None for it. workflow: that the job was started from, as the page saves it.
-    start_over: forget what an earlier run with the same plan has done.
-    use_step: return the files saved at this step in place of the last one; 0 for the last. node: id of the Train node.
+    resume: one of RESUME, what becomes of an earlier run with the same plan.
+    use_step: return the files saved at this step in place of the last one; 0 for the last. use_step_of: the run that it
+    was chosen of, as in `Choice`. node: id of the Train node. graph: the name of what is in front of it, if it has one.
     """
 
     name: str = ""
     save_every: int = 0
     preview_every: int = 0
     preview_prompt: str = "a photo of {}"
-    start_over: bool = False
+    resume: str = CONTINUE
     use_step: int = 0
+    use_step_of: str = ""
     node: str | None = None
+    graph: str | None = None
     validation: Validation | None = None
     workflow: Any = None
 
@@ -61,16 +67,25 @@ def run_job(job: Job) -> Outcome:
     """
     _check(job)
     folder = folder_of(job)
-    if job.use_step:
-        return saved_outcome(job, folder, job.use_step)
+    step = _chosen_step(job, folder.run)
+    if step:
+        outcome = saved_outcome(job, folder, step)
+        remember_graph(folder, job.graph)
+        RESULTS.given(folder.run, lambda: step in usable_steps(folder.run))
+        return outcome
     with Live(folder.run, job.name, job.node, job.settings.steps) as live, _telling_failure(live):
-        resumed = _resumed(job, folder)
+        following = next_run(folder, job.settings.steps, job.resume)
+        resumed = _resumed(folder, following)
+        ends_at = following.ends_at if resumed and resumed.step == following.step else job.settings.steps
         kinds = [kind for kind, _ in kept_files(job.parts)]
         clear_away(kinds)
-        if resumed is None or resumed.step < job.settings.steps:
+        if resumed is None or resumed.step < ends_at:
             check_places(folder, [s.concept for s in job.subjects], kinds, job.settings.steps)
         with open_training(job, resumed) as trainer:
-            return _Run(job, folder, live, trainer).finish(resumed)
+            outcome = _Run(job, folder, live, trainer, ends_at).finish(resumed)
+    given = NextRun("returns", trainer.step, job.settings.steps)
+    RESULTS.given(folder.run, lambda: _returns_the_same(folder, given))
+    return outcome
 
 
 def folder_of(job: Job) -> RunFolder:
@@ -78,9 +93,27 @@ def folder_of(job: Job) -> RunFolder:
     return RunFolder(job.name.strip() or run_name(job.subjects, job.parts), run_key(job))
 
 
-def _resumed(job: Job, folder: RunFolder) -> State | None:
-    found = None if job.start_over else folder.state(job.settings.steps)
+def _chosen_step(job: Job, run: str) -> int:
+    """0 for the last one, also where the choice does not apply, which is told."""
+    why = Choice(job.use_step, job.use_step_of).why_void(run)
+    if why == "settings":
+        notice(f"The choice of step {job.use_step} of the run {job.use_step_of} does not apply, as the settings are others "
+               f"now: this is the run {run}.")
+    if why == "deleted":
+        notice(f"The choice of step {job.use_step} does not apply, as its files have been deleted.")
+    return 0 if why else job.use_step
+
+
+def _resumed(folder: RunFolder, following: NextRun) -> State | None:
+    if not following.step:
+        return None
+    found = folder.state(following.step)
     return State(*found) if found else None
+
+
+def _returns_the_same(folder: RunFolder, given: NextRun) -> bool:
+    now = next_run(folder, given.steps)
+    return (now.act, now.step) == (given.act, given.step)
 
 
 @contextlib.contextmanager
@@ -98,10 +131,11 @@ def _telling_failure(live: Live) -> Iterator[None]:
 
 
 class _Run:
-    """What a training leaves on the disk and on the page."""
+    """What a training leaves on the disk and on the page. ends_at: the step that is returned, in all or where a person
+    stopped it before."""
 
-    def __init__(self, job: Job, folder: RunFolder, live: Live, trainer: Trainer):
-        self.job, self.folder, self.live, self.trainer = job, folder, live, trainer
+    def __init__(self, job: Job, folder: RunFolder, live: Live, trainer: Trainer, ends_at: int):
+        self.job, self.folder, self.live, self.trainer, self.ends_at = job, folder, live, trainer, ends_at
         self.saver = Saver(folder, live, job.settings.steps)
         words = [subject.concept.placeholder for subject in job.subjects]
         single = Validation((job.preview_prompt,))
@@ -109,26 +143,30 @@ class _Run:
                                     job.preview_every, self.saver)
 
     def finish(self, resumed: State | None) -> Outcome:
-        """Trains up to the last step, from where an earlier run has come to."""
+        """Trains up to the end, from where an earlier run has come to."""
         job, trainer, done = self.job, self.trainer, self.trainer.step
         if resumed is not None:
             self.folder.drop_earlier_states(resumed.tensors, done)  # a killed run may have left one
             self.live.report.update(known_report(job, self.folder), history=list(trainer.history))
         self.live.send("start", name=job.name, total=job.settings.steps, first_step=done, resumed_from=done,
                        groups=[group.name for group in trainer.groups], terms=[term.name for term in job.terms])
-        if done < job.settings.steps:
+        if done < self.ends_at:
             check_room(self.folder, self._saves())
             with in_use(self.folder.path):
                 self.saver.save_about(job, job.workflow)
                 self._train()
         else:
             self._save(last=True, state_too=False)
+            remember_graph(self.folder, job.graph)
         return Outcome(self._concepts(trainer.step), trainer.weights(), dict(self.live.report))
 
     def _train(self) -> None:
         trainer, done, steps = self.trainer, self.trainer.step, self.job.settings.steps
         tell_idle(self.job)
         trainer.rehearse()
+        self.live.report["stopped"] = {}
+        forget_stop(self.folder.run)
+        remember_graph(self.folder, self.job.graph)
         self.pictures.begin()
         try:
             trainer.run(self._after_step)
@@ -140,6 +178,8 @@ class _Run:
                 self.live.send("end", step=trainer.step, total=steps, stopped=True, message=self._saved_in_the_end())
             raise
         self.pictures.end()
+        if trainer.step < steps:
+            self.live.report["stopped"] = {"step": trainer.step, "steps": steps}
         message = self._save(last=True)
         self.live.send("end", step=trainer.step, total=steps, message=message, stopped=trainer.step < steps)
 

@@ -11,7 +11,9 @@ from ..names import ROOM_FOR_STEP, safe_name
 from ..types import ConceptType, LossType, RecipeType, SubjectType, TrainableType, ValidationType
 from .batch import with_concepts
 from .diffusion import DiffusionLoss
+from .graph_signature import Graph, NotKnown
 from .job import Job, run_job
+from .next_run import CONTINUE, RESULTS, RESUME, START_OVER
 from .optimizer import OPTIMIZERS, SCHEDULES
 from .plan import Settings
 from .presets import CUSTOM, PRESETS
@@ -80,12 +82,18 @@ class PersonalizeTrain(io.ComfyNode):
                              tooltip="Steps between preview pictures, from step 0. 0: none."),
                 io.String.Input("preview_prompt", default="a photo of {}", advanced=True,
                                 tooltip="Prompt of the previews; {} becomes the placeholder."),
-                io.Combo.Input("resume", options=["continue", "start over"], advanced=True,
-                               tooltip="continue: go on where a stopped run with the same settings ended, or return "
-                                       "its result. start over: train again from the beginning."),
+                io.Combo.Input("resume", options=list(RESUME), advanced=True,
+                               tooltip="continue: go on where a run with the same settings was interrupted, or return "
+                                       "its result; what you stopped stays stopped until you press Continue on the "
+                                       "node. start over: train again from the beginning, each time. continue stopped: "
+                                       "as the button, for graphs without the page."),
                 io.Int.Input("use_step", default=0, min=0, max=100000, advanced=True,
                              tooltip="Return the files saved at this step, without training. 0: train to the last "
                                      "step. A whole U-Net is saved at the last step only."),
+                io.String.Input("use_step_of", default="", optional=True, socketless=True, advanced=True,
+                                extra_dict={"hidden": True},
+                                tooltip="The run that use_step was chosen of; with other settings the choice falls "
+                                        "away. Empty: use_step is of any run, and missing there an error."),
                 ValidationType.Input("validation", optional=True,
                                      tooltip="Several pictures at each preview in place of preview_prompt's one, from "
                                              "Validation Pictures."),
@@ -101,7 +109,7 @@ class PersonalizeTrain(io.ComfyNode):
                                    tooltip="The same pictures, captions and masks with what was learned: for Train of "
                                            "the next stage."),
             ],
-            hidden=[io.Hidden.unique_id], is_output_node=True)
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo], is_output_node=True)
 
     @classmethod
     def validate_inputs(cls, name=None) -> bool | str:
@@ -112,19 +120,24 @@ class PersonalizeTrain(io.ComfyNode):
             return str(error)
 
     @classmethod
+    def fingerprint_inputs(cls, name=None, resume=CONTINUE, **_) -> int | float:
+        """Another one where what was returned is not what running again would return."""
+        return float("nan") if resume == START_OVER else RESULTS.changes(name)
+
+    @classmethod
     def execute(cls, model, clip, vae, subject, trainable, name: str, preset: str, steps: int, batch_size: int,
                 micro_batch: int, optimizer: str, weight_decay: float, schedule: str, warmup_steps: int,
                 clip_gradients: float, seed: int, precision: str, gradient_checkpointing: bool, save_every: int,
                 preview_every: int, preview_prompt: str, resume: str, use_step: int, loss=None,
-                recipe=None, validation=None) -> io.NodeOutput:
+                recipe=None, use_step_of: str = "", validation=None) -> io.NodeOutput:
         """Trains or returns what is already learned."""
         settings = Settings(steps, batch_size, micro_batch, optimizer, weight_decay, schedule, warmup_steps,
                             clip_gradients, seed, gradient_checkpointing)
         settings = replace(settings, **PRESETS.get(preset, {}))
         terms = (*(loss or (DiffusionLoss(),)), *prior_terms(subject))
         job = Job(model, clip, vae, tuple(subject), tuple(trainable), terms, recipe or TemplateRecipe(), settings,
-                  precision, name, save_every, preview_every, preview_prompt, resume == "start over", use_step,
-                  cls.hidden.unique_id, validation,
+                  precision, name, save_every, preview_every, preview_prompt, resume, use_step, use_step_of,
+                  cls.hidden.unique_id, _graph(cls.hidden), validation,
                   (cls.hidden.extra_pnginfo or {}).get("workflow") or cls.hidden.prompt)
         outcome = run_job(job)
         if outcome.weights:
@@ -132,6 +145,14 @@ class PersonalizeTrain(io.ComfyNode):
         losses = {"loss": [record["loss"] for record in outcome.report["history"]]}
         return io.NodeOutput(outcome.concepts, model, outcome.weights, losses, with_concepts(subject, outcome.concepts),
                              ui={"personalize_training": [shown_report(outcome.report)]})
+
+
+def _graph(hidden) -> str | None:
+    """The name of the graph in front of the node, None where it has none."""
+    try:
+        return Graph(hidden.prompt or {}, executed=True).signature(hidden.unique_id)
+    except NotKnown:
+        return None
 
 
 NODES = [PersonalizeTrain]

@@ -50,12 +50,14 @@ class Live:
     """A run in progress: what it has reported and what it was told to do.
 
     name: what the person wrote at the node. run: the same, as a folder's name with the start of the fingerprint.
-    report: {run, history, previews, saved, message}, the same object that the node shows when it has ended.
+    report: {run, history, previews, saved, message, stopped}, the same object that the node shows when it has ended;
+    stopped: {step, steps: in all} where a person stopped it, else {}.
     """
 
     def __init__(self, run: str, name: str, node: str | None, total: int):
         self.run, self.name, self.node = run, name, node
-        self.report: dict[str, Any] = {"run": run, "history": [], "previews": [], "saved": [], "message": ""}
+        self.report: dict[str, Any] = {"run": run, "history": [], "previews": [], "saved": [], "message": "",
+                                       "stopped": {}}
         self._commands: set[Command] = set()
         self._lock = threading.Lock()
         self._bar = comfy.utils.ProgressBar(total)

@@ -10,9 +10,11 @@ from ..page import RequestRefused, answered, json_object, shortened, text_in
 from .export import export_step
 from .presets import PRESETS
 from .progress import RUNS, shown_report
-from .run_folder import saved_report
+from .run_folder import forget_stop, saved_report
+from .told_plan import told
 
 ROUTES = web.RouteTableDef()
+LARGEST_PROMPT = 2**22
 COMMANDS = ("stop", "save", "sample")
 
 
@@ -29,6 +31,31 @@ async def command(request: web.Request) -> dict[str, Any]:
         raise RequestRefused(f"The run '{shortened(run)}' is not in progress.", 404)
     live.command(wanted)
     return {"ok": True, "message": "It is done after the current step."}
+
+
+@ROUTES.post("/personalize/continue")
+@answered
+async def continue_run(request: web.Request) -> dict[str, Any]:
+    """{"run"} → {"ok"}: a run that a person stopped is to go on with the next execution."""
+    run = text_in(await json_object(request), "run")
+    if RUNS.find(run):
+        raise RequestRefused(f"The run '{shortened(run)}' is in progress.")
+    try:
+        await asyncio.to_thread(forget_stop, run)
+    except (ValueError, OSError) as error:
+        raise RequestRefused(str(error)) from error
+    return {"ok": True}
+
+
+@ROUTES.post("/personalize/plan")
+@answered
+async def plan(request: web.Request) -> dict[str, Any]:
+    """{"prompt": in API format, "nodes": ids of Train nodes} → what each would do: {id: {...}}, see `told`."""
+    body = await json_object(request, LARGEST_PROMPT)
+    prompt, nodes = body.get("prompt"), body.get("nodes")
+    if not isinstance(prompt, dict) or not isinstance(nodes, list):
+        raise RequestRefused("The request's body has no 'prompt' or no list 'nodes'.")
+    return await asyncio.to_thread(lambda: {str(node): told(prompt, str(node)) for node in nodes})
 
 
 @ROUTES.get("/personalize/runs/{run}")

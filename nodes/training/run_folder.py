@@ -22,7 +22,7 @@ from ..text.embedding_files import embeddings_folder, file_stems, prompt_text, s
 from ..weight_files import holds
 from .parts.part import WEIGHTS, Artifact
 from .progress import jsonable
-from .run_records import MOST_BYTES, parse_report, read_state
+from .run_records import MOST_BYTES, parse_report, read_state, step_of_state
 
 STATES = "state-*.safetensors"
 LARGEST_STATE_KEPT_PER_STEP = 2**20
@@ -54,6 +54,7 @@ class RunFolder:
     """
 
     def __init__(self, name: str, key: str):
+        """name: what a person wrote, or the name of the run without the start of the fingerprint."""
         self.run = f"{safe_name(name, 'The name', ROOM_FOR_STEP)}-{key[:8]}"
         self.path = output_folder(self.run)
         self.key = key
@@ -72,6 +73,13 @@ class RunFolder:
             if found is not None:
                 return found
         return None
+
+    def furthest_state(self, most: int) -> int:
+        """The step of the furthest saved state of at most `most` steps, by what the files say of themselves; 0 if there
+        is none."""
+        paths = sorted(self.path.glob(STATES), reverse=True)
+        steps = (step_of_state(path, self.key) for path in paths if path.name <= self.state_path(most).name)
+        return next((step for step in steps if step), 0)
 
     def state_path(self, step: int) -> Path:
         """Where the state after `step` goes."""
@@ -148,7 +156,7 @@ def saved_report(run: str) -> dict[str, Any]:
 
     Raises ValueError for a name that leads out of ComfyUI's output folder.
     """
-    empty = {"run": run, "history": [], "previews": [], "saved": [], "message": ""}
+    empty = {"run": run, "history": [], "previews": [], "saved": [], "message": "", "stopped": {}}
     path = output_folder(safe_name(run, "The run's name")) / REPORT
     try:
         report = parse_report(read_text(path, MOST_BYTES), empty)
@@ -166,6 +174,13 @@ def forget_missing_files(run: str) -> None:
     previews = [entry for entry in report["previews"] if (folder / entry["image"]["filename"]).exists()]
     if (folder / REPORT).exists() and (saved, previews) != (report["saved"], report["previews"]):
         _write_report(folder, {**report, "saved": saved, "previews": previews})
+
+
+def forget_stop(run: str) -> None:
+    """From now on a run that a person stopped counts as one that ended early by itself: it goes on."""
+    report = saved_report(run)
+    if report["stopped"]:
+        _write_report(output_folder(run), {**report, "stopped": {}})
 
 
 def _write_report(folder: Path, report: Mapping[str, Any]) -> dict[str, str]:

@@ -45,6 +45,17 @@ def read_state(path: Path, key: str, most: int) -> tuple[dict[str, Tensor], int,
         raise damaged(path, KIND) from error
 
 
+def step_of_state(path: Path, key: str) -> int:
+    """The step that a saved state of the run `key` is of, without reading its tensors; 0 if it is of another run, or
+    damaged."""
+    try:
+        about = read_metadata(path, KIND, MOST_OWN_HEADER)
+    except ValueError:
+        return 0
+    step = about.get("step", "")
+    return int(step) if about.get("fingerprint") == key and re.fullmatch("[0-9]{1,9}", step) else 0
+
+
 def parse_history(text: str) -> list[dict]:
     """One record per step, as the loop makes them, steps in order. Raises ValueError if the text says anything else."""
     history, at = _list(text, _after_space(text, 0), _is_step)

@@ -61,7 +61,7 @@ class Saver:
             self.live.send("saved", **saved)
         if learned.state and (last or sum(t.nbytes for t in learned.state.values()) <= LARGEST_STATE_PER_SAVE):
             attempts(self.folder.save_state, learned.state, step, learned.history)
-        self.live.report["message"] = message = self._message(saved, lost)
+        self.live.report["message"] = message = f"{self._message(saved, lost)}{self._ending()}"
         attempts(self.folder.save_report, self.live.report)
         if last and lost:
             raise NotSaved(
@@ -105,6 +105,11 @@ class Saver:
         words = f" In a prompt write {' and '.join(saved['embeddings'])}." if saved["embeddings"] else ""
         return (f"Step {saved['step']} of {self.total} is saved{' in part' * bool(lost)}: {files or 'no file'}.{words} "
                 f"Losses, previews and the state to continue from are in {readable_path(self.folder.path)}.")
+
+    def _ending(self) -> str:
+        if not self.live.report["stopped"]:
+            return ""
+        return " Run returns this step from now on, as a person stopped it there; Continue on the node trains on."
 
     def _tell(self, failed: Sequence[NotWritten]) -> None:
         if failed:
