@@ -4,9 +4,12 @@ import { api } from "../../scripts/api.js";
 import { loadStyle } from "./shared/nodes.js";
 import { addPart, placesOf } from "./shared/parts.js";
 import { TrainingPanel } from "./training/panel.js";
+import { askSoon } from "./training/plans.js";
 import { keepPresetTrue } from "./training/presets.js";
 import { fetchRun, fetchRunsInProgress } from "./training/server.js";
 
+const USE_STEP = "use_step";
+const USE_STEP_OF = "use_step_of";
 const RUN = "run"; // kept with the workflow: which run to show again
 const STYLES = ["./shared/theme.css", "./vendor/uplot-1.6.32/uPlot.min.css", "./training/panel.css"];
 
@@ -23,6 +26,11 @@ api.addEventListener("promptQueued", () => forEachPanel((_, place) => rememberNa
 api.addEventListener("execution_start", () => forEachPanel(forgetMessages));
 api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail));
 api.addEventListener("executing", ({ detail }) => onExecuting(detail));
+api.addEventListener("graphChanged", () => askForPlans());
+for (const end of ["execution_success", "execution_error", "execution_interrupted"]) {
+  api.addEventListener(end, () => askForPlans(true));
+}
+globalThis.addEventListener("focus", () => askForPlans(true)); // files may have been changed meanwhile
 
 app.registerExtension({
   name: "personalize.training",
@@ -36,19 +44,50 @@ app.registerExtension({
 
 /** @param place see shared/parts.js */
 function trainingPanel(place) {
-  const panel = new TrainingPanel(place, {
-    get: () => place.widget("use_step")?.value ?? 0, set: (step) => place.setWidget("use_step", step) });
-  place.onChange(["use_step"], () => panel.render());
+  const choice = choiceOf(place);
+  const panel = new TrainingPanel(place, choice);
+  place.onChange([USE_STEP], () => {
+    choice.typed();
+    panel.render();
+  });
+  panel.root.addEventListener("pointerenter", () => askForPlans(true));
   if (!place.isOutside) keepPresetTrue(place.node.widgets, (widget, value) => place.setWidget(widget.name, value));
   return {
     panel,
     root: panel.root,
     moreHeight: () => panel.moreHeight,
-    restore: () => restore(place),
+    restore: () => {
+      hideWidget(place.widget(USE_STEP_OF));
+      restore(place);
+      askForPlans(true);
+    },
     executed: (output) => showResult(place, output),
     remember: () => panel.history,
     recall: (history) => panel.showHistory(history),
   };
+}
+
+const askForPlans = (anew) => askSoon(() => placesOf("training"), anew);
+
+/** Which step the node is to return, and of which run: a number that was typed is of whichever run it is. */
+function choiceOf(place) {
+  const run = () => place.widget(USE_STEP_OF)?.value ?? "";
+  let isChoosing = false;
+  const set = (step, of) => {
+    isChoosing = true;
+    place.setWidget(USE_STEP_OF, step ? of : "");
+    place.setWidget(USE_STEP, step);
+    isChoosing = false;
+    askForPlans();
+  };
+  const typed = () => isChoosing || place.setWidget(USE_STEP_OF, "");
+  return { get: (shown) => ([shown, ""].includes(run()) ? place.widget(USE_STEP)?.value ?? 0 : 0), set, typed };
+}
+
+function hideWidget(widget) {
+  if (!widget) return;
+  widget.hidden = true;
+  widget.options.hidden = true;
 }
 
 function showResult(place, output) {
@@ -71,8 +110,14 @@ function tell(place, message) {
   const { panel } = place.part;
   place.keep(RUN, message.run);
   panel.update((history) => history.apply(message));
+  if (message.kind === "start" && !message.resumed_from) startedOver(place);
   const continuesUnseenSteps = message.kind === "start" && message.resumed_from > panel.history.step;
   if (continuesUnseenSteps) restore(place);
+}
+
+/** "start over" is a wish for one run: with the next Run its result is returned. */
+function startedOver(place) {
+  if (place.widget("resume")?.value === "start over") place.setWidget("resume", "continue");
 }
 
 const forgetMessages = (panel) => panel.update((history) => history.clearMessages());

@@ -216,13 +216,13 @@ def test_a_step_without_its_weights_is_shown_but_not_used(panel):
     viewer = ui.page.get_by_role("dialog", name="step 2")
     assert viewer.get_by_label("Text for the prompt").input_value() == "embedding:dog-2"
     assert "weights are saved only at the last step" in viewer.inner_text()
-    assert not viewer.get_by_role("button", name="Let the node return this step").is_visible()
+    assert not viewer.get_by_role("button", name="Use this step").is_visible()
     assert panel.widget("use_step") == 0
     ui.page.keyboard.press("Escape")
     panel.root.locator("[data-step='4']").click()
-    panel.ui.page.get_by_role("button", name="Let the node return this step").click()
+    panel.ui.page.get_by_role("button", name="Use this step").click()
     assert panel.widget("use_step") == 4
-    ui.page.get_by_role("dialog", name="step 4").get_by_role("button", name="Return the last step instead").wait_for()
+    ui.page.get_by_role("dialog", name="step 4").get_by_role("button", name="Do not use this step").wait_for()
     ui.page.keyboard.press("Escape")
 
 

@@ -40,7 +40,7 @@ def test_run_previews_and_use_of_a_step(any_ui, start, server, request):
     text = viewer.get_by_label("Text for the prompt").input_value()
     assert (server.base / "models/embeddings" / f"{text.removeprefix('embedding:')}.safetensors").is_file()
     assert panel.widget("use_step") == 0, "looking at a step does not use it"
-    viewer.get_by_role("button", name="Let the node return this step").click()
+    viewer.get_by_role("button", name="Use this step").click()
     assert panel.widget("use_step") == 4
     any_ui.page.keyboard.press("ArrowLeft")
     any_ui.page.get_by_role("dialog", name="step 2").wait_for()

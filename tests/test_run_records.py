@@ -21,7 +21,7 @@ from support.trainings import make_job, run
 pytestmark = pytest.mark.usefixtures("execute")  # the server object that runs report to
 
 KEY = "0123456789abcdef"
-EMPTY = {"run": "mine", "history": [], "previews": [], "saved": [], "message": ""}
+EMPTY = {"run": "mine", "history": [], "previews": [], "saved": [], "message": "", "stopped": {}}
 
 
 def record(step: int, **more) -> dict:

@@ -26,6 +26,8 @@ export class RunHistory {
   phase = "idle";
   message = "";
   error = "";
+  /** Whether a person stopped it. */
+  isStopped = false;
 
   /** The last step that is known to be done, 0 when none is. */
   get step() {
@@ -103,7 +105,8 @@ export class RunHistory {
     this.cost = data.picture_cost ?? null;
     this.saved = [...(data.saved ?? [])].sort(bySteps).map(savedEntry);
     this.message = data.message ?? "";
-    this.total = data.total ?? records.at(-1)?.total ?? last;
+    this.isStopped = Boolean(data.stopped?.step);
+    this.total = data.stopped?.steps ?? data.total ?? records.at(-1)?.total ?? last;
   }
 
   #start(data) {
@@ -117,6 +120,7 @@ export class RunHistory {
     this.run = data.run;
     this.total = data.total;
     this.phase = "training";
+    this.isStopped = false;
     this.clearMessages();
   }
 
@@ -141,6 +145,7 @@ export class RunHistory {
     this.phase = "idle";
     this.total = data.total ?? this.total;
     this.message = data.message ?? "";
+    this.isStopped = Boolean(data.stopped);
   }
 }
 

@@ -2,7 +2,7 @@
  * What is drawn on a Train node: a column of sections.
  *
  * A section is {root: its element, render(panel): draws it anew}. It asks the panel for everything: `history` of the run,
- * `place` where it is drawn (shared/parts.js), `chosenStep()` and `choose(step)`.
+ * `plan` of what Run will do, `place` where it is drawn (shared/parts.js), `chosenStep()` and `choose(step)`.
  */
 import { element } from "../shared/dom.js";
 import { t } from "../shared/texts.js";
@@ -10,6 +10,7 @@ import { ChartSection } from "./chart_section.js";
 import { EstimateSection } from "./estimate.js";
 import { PictureGrid } from "./grid.js";
 import { RunHistory } from "./history.js";
+import { PlanSection } from "./plan_section.js";
 import { StatusSection } from "./status.js";
 
 const REDRAW_EVERY_MS = 100;
@@ -17,6 +18,8 @@ const ONE_ROW = 108; // pixels of pictures that the panel always has room for
 
 export class TrainingPanel {
   history = new RunHistory();
+  /** What Run will do, as the server tells it (nodes/training/told_plan.py); null while it is not known. */
+  plan = null;
   root = element("div", { class: "pz-theme pz-panel", role: "region", "aria-label": t("panel.label") });
   place;
   #choice;
@@ -26,25 +29,31 @@ export class TrainingPanel {
   #pictures;
   #sections;
 
-  /** @param place see shared/parts.js @param choice {get(): step, set(step)} of what the node returns */
+  /** @param place see shared/parts.js @param choice {get(run): step, set(step, run)} of what the node returns */
   constructor(place, choice) {
     this.place = place;
     this.#choice = choice;
     this.#status = new StatusSection(this);
     this.#chart = new ChartSection(this);
     this.#pictures = new PictureGrid(this);
-    this.#sections = [this.#status, new EstimateSection(this), this.#chart, this.#pictures];
+    this.#sections = [new PlanSection(this), this.#status, new EstimateSection(this), this.#chart, this.#pictures];
     this.root.append(...this.#sections.map((section) => section.root));
     this.render();
   }
 
-  /** The step that the node is set to return, 0 for the last. */
+  /** The step of the run shown that the node is set to return, 0 for none: a choice belongs to its run. */
   chosenStep() {
-    return this.#choice.get();
+    return this.plan?.choice?.void ? 0 : this.#choice.get(this.history.run);
   }
 
+  /** @param step of the run shown, 0 for no choice */
   choose(step) {
-    this.#choice.set(step);
+    this.#choice.set(step, this.history.run);
+    this.render();
+  }
+
+  showPlan(plan) {
+    this.plan = plan;
     this.render();
   }
 

@@ -20,6 +20,20 @@ export async function exportStep(run, step) {
   return message;
 }
 
+/** A run that was stopped is to go on with the next Run. Throws with a sentence. */
+export async function continueRun(run) {
+  const answer = await api.fetchApi("/personalize/continue", {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ run }) });
+  if (!answer.ok) throw new Error((await answer.json()).message);
+}
+
+/** @param question JSON of {prompt, nodes} @returns {node: what Run would do}, {} where the server does not say */
+export async function fetchPlans(question) {
+  const answer = await api.fetchApi("/personalize/plan", {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: question });
+  return answer.ok ? answer.json() : {};
+}
+
 /** Runs in progress: [{run, name, node}]. */
 export async function fetchRunsInProgress() {
   const answer = await api.fetchApi("/personalize/runs");

@@ -14,22 +14,22 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import folder_paths
 
 from ..locations import kinds
 from ..text.embedding_versions import embedding_versions
 from ..text.placeholders import EMBEDDING
-from .next_run import CONTINUE, START_OVER, Choice, NextRun, next_run, usable_steps
 from .graph_records import run_of_graph
+from .next_run import CONTINUE, START_OVER, Choice, NextRun, next_run, usable_steps
 from .presets import PRESETS
 from .run_key import FORMAT
 
 TRAIN = "PersonalizeTrain"
 # Inputs of Train that change no result, or what is returned of it only.
 NOT_IN_RUN = frozenset({"micro_batch", "gradient_checkpointing", "save_every", "preview_every", "preview_prompt",
-                        "resume", "use_step", "use_step_of"})
+                        "resume", "use_step", "use_step_of", "validation"})
 LONGEST_FILE_NAME = 255
 _CONSTANTS = ("PrimitiveInt", "PrimitiveFloat", "PrimitiveString", "PrimitiveStringMultiline", "PrimitiveBoolean")
 
@@ -86,14 +86,15 @@ class Graph:
         folder = run_of_graph(self.signature(node))
         run = folder.run if folder else ""
         if choice.step and not choice.why_void(run):
-            return NextRun("returns" if choice.step in usable_steps(run) else "fails", choice.step, steps, "chosen"), run
+            act = "returns" if choice.step in usable_steps(run) else "fails"
+            return NextRun(act, choice.step, steps, "chosen"), run
         if folder is None:
             return NextRun("starts over" if resume == START_OVER else "trains", 0, steps), ""
         return next_run(folder, steps, resume), run
 
     def missing_input(self, node: str) -> tuple[str, str] | None:
-        """(node, input) of something that must be connected and is not, at a Train node or at one of the pack's in front
-        of it."""
+        """(node, input) of something that must be connected and is not, at a Train node or at one of the pack's in
+        front of it."""
         for each in self._in_front(node):
             for name in _required(self._class(each)):
                 if name not in self._inputs(each):
@@ -173,9 +174,9 @@ class _Changes:
         from comfy_execution.graph import DynamicPrompt
         from execution import IsChangedCache
 
-        about = self._nodes[node]
+        about, results = self._nodes[node], cast(Any, None)  # which are not looked at
         alone = {node: {"class_type": about["class_type"], "inputs": dict(about.get("inputs", {}))}}
-        return await IsChangedCache("", DynamicPrompt(alone), None).get(node)
+        return await IsChangedCache("", DynamicPrompt(alone), results).get(node)
 
 
 @functools.lru_cache
@@ -235,7 +236,7 @@ def _within_home(text: str) -> str:
     return text.replace(folder_paths.base_path, "")
 
 
-def _is_link(value: Any) -> bool:
+def _is_link(value: Any) -> TypeGuard[list]:
     return isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and type(value[1]) is int
 
 

@@ -97,8 +97,8 @@ def _chosen_step(job: Job, run: str) -> int:
     """0 for the last one, also where the choice does not apply, which is told."""
     why = Choice(job.use_step, job.use_step_of).why_void(run)
     if why == "settings":
-        notice(f"The choice of step {job.use_step} of the run {job.use_step_of} does not apply, as the settings are others "
-               f"now: this is the run {run}.")
+        notice(f"The choice of step {job.use_step} of the run {job.use_step_of} does not apply, as the settings are "
+               f"others now: this is the run {run}.")
     if why == "deleted":
         notice(f"The choice of step {job.use_step} does not apply, as its files have been deleted.")
     return 0 if why else job.use_step
@@ -175,7 +175,7 @@ class _Run:
             raise type(error)(f"{error} {where}".strip()) from error
         except BaseException:
             if trainer.step > done:
-                self.live.send("end", step=trainer.step, total=steps, stopped=True, message=self._saved_in_the_end())
+                self.live.send("end", step=trainer.step, total=steps, stopped=False, message=self._saved_in_the_end())
             raise
         self.pictures.end()
         if trainer.step < steps:

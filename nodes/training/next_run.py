@@ -1,5 +1,5 @@
-"""What running a training with the same settings does next. Decided by what is on the disk alone, so that it is the same
-with ComfyUI's cache, without it and after a restart."""
+"""What running a training with the same settings does next. Decided by what is on the disk alone, so that it is the
+same with ComfyUI's cache, without it and after a restart."""
 from __future__ import annotations
 
 import threading
@@ -33,8 +33,8 @@ class NextRun:
 
 
 def next_run(folder: RunFolder, steps: int, resume: str = CONTINUE) -> NextRun:
-    """Of a run of `steps` steps in all. A step at which a person stopped it is its end, for as long as `steps` stays the
-    same and nobody continues it; a run that ended early in any other way goes on by itself."""
+    """Of a run of `steps` steps in all. A step at which a person stopped it is its end, for as long as `steps` stays
+    the same and nobody continues it; a run that ended early in any other way goes on by itself."""
     if resume == START_OVER:
         return NextRun("starts over", 0, steps)
     stopped = 0 if resume == CONTINUE_STOPPED else stopped_at(folder.report(), steps)

@@ -52,7 +52,8 @@ async def continue_run(request: web.Request) -> dict[str, Any]:
 async def plan(request: web.Request) -> dict[str, Any]:
     """{"prompt": in API format, "nodes": ids of Train nodes} → what each would do: {id: {...}}, see `told`."""
     body = await json_object(request, LARGEST_PROMPT)
-    prompt, nodes = body.get("prompt"), body.get("nodes")
+    prompt: Any = body.get("prompt")
+    nodes: Any = body.get("nodes")
     if not isinstance(prompt, dict) or not isinstance(nodes, list):
         raise RequestRefused("The request's body has no 'prompt' or no list 'nodes'.")
     return await asyncio.to_thread(lambda: {str(node): told(prompt, str(node)) for node in nodes})

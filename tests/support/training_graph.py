@@ -129,5 +129,6 @@ CHANGES: dict[str, dict[str, object]] = {
               "gradient_checkpointing": Same(True, COMPUTED), "save_every": Same(2, SHOWN),
               "preview_every": Same(2, SHOWN), "preview_prompt": Same("{} asleep", SHOWN),
               "resume": Same("start over", "the same run is made again"),
-              "use_step": Same(2, "another state of the same run is returned")},
+              "use_step": Same(2, "another state of the same run is returned"),
+              "use_step_of": Same("keys-12345678", "which run use_step is of")},
 }

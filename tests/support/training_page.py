@@ -114,6 +114,16 @@ class TrainingPanel:
         self.ui.settle(150)
         return self.text("legend")
 
+    def plan(self, wanted: str = "") -> str:
+        """What the panel says that Run will do, once it holds `wanted`. A pointer that comes to the panel asks."""
+        self.ui.page.mouse.move(1, 1)
+        box = self.root.bounding_box()
+        self.ui.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 8)
+        line = self.root.locator(".pz-plan")
+        if wanted:
+            line.filter(has_text=wanted).wait_for(timeout=10_000)
+        return line.inner_text().strip().replace("\n", " ")
+
     def press(self, command: str) -> None:
         """Press "stop", "save" or "sample"."""
         self.root.locator(f"[data-command={command}]").click()
