@@ -88,7 +88,7 @@ class Results:
             self._holds[run] = holds
 
     def changes(self, name: str | None) -> int:
-        """How often results under this name of a run, or under any if it is not known or none was given, have ceased to hold."""
+        """How often results under this name of a run, or under any where there is none, have ceased to hold."""
         with self._lock:
             for run in [run for run, holds in self._holds.items() if not holds()]:
                 del self._holds[run]

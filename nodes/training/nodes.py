@@ -11,5 +11,5 @@ from .nodes_train import NODES as TRAIN_NODES
 from .nodes_validation import NODES as VALIDATION_NODES
 
 add_routes((*routes.ROUTES, *picture_routes.ROUTES, *estimate_routes.ROUTES))  # ty: ignore[invalid-argument-type]  all are RouteDef
-NODES: list[type] = [*SUBJECT_NODES, *MASK_NODES, *PRIOR_NODES, *PART_NODES, *VALIDATION_NODES, *TRAIN_NODES, *STEP_NODES,
-                     *EXPORT_NODES]
+NODES: list[type] = [*SUBJECT_NODES, *MASK_NODES, *PRIOR_NODES, *PART_NODES, *VALIDATION_NODES, *TRAIN_NODES,
+                     *STEP_NODES, *EXPORT_NODES]

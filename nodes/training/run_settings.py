@@ -13,7 +13,8 @@ from ..files import write_text
 from ..run_files import SETTINGS, WORKFLOW, output_folder
 from .plan import Plan
 
-_NOT_SETTINGS = ("workflow", "node", "graph", "resume", "use_step", "use_step_of")  # of a job: where it is from, what is done with the run
+# Of a job: where it is from, what is done with the run.
+_NOT_SETTINGS = ("workflow", "node", "graph", "resume", "use_step", "use_step_of")
 
 
 def save_settings(run: str, plan: Plan) -> None:
