@@ -53,8 +53,8 @@ export class StatusSection {
     if (!history.step) return history.isRunning ? t("panel.step", { step: 0, total: history.total }) : history.run;
     const place = t("panel.step", { step: history.step, total: history.total || history.step });
     if (history.isRunning) return this.#isStopping ? t("panel.stopping", { place }) : place;
-    const end = history.isUnfinished ? (history.isStopped ? "stopped" : "interrupted") : "ended";
-    return t(`panel.${end}`, { run: history.run, place });
+    const end = history.isUnfinished ? (history.isStopped ? "stopped" : "interrupted") : "finished";
+    return t(`ended.${end}`, { run: history.run, place });
   }
 
   #renderMessages({ error, message }) {

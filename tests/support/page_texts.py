@@ -14,7 +14,7 @@ HOLE = re.compile(r"\{(\w+)\}")
 
 
 class Call(NamedTuple):
-    """One `t(keys, {values})`. keys: patterns, several where one is chosen; values: None when not written there."""
+    """One `t(keys, {values})`. keys: patterns, several where one is chosen; values: None when not all are written."""
 
     place: str
     keys: list[re.Pattern]
@@ -39,7 +39,8 @@ def _call(path: str, text: str, start: int) -> Call:
                 for plain, template in LITERAL.findall(key)]
     place = f"{path}:{text[:start].count(chr(10)) + 1}"
     given = values[0].strip() if values else "{}"
-    return Call(place, patterns, _names(given[1:-1]) if given.startswith("{") else None)
+    is_told = given.startswith("{") and "..." not in given
+    return Call(place, patterns, _names(given[1:-1]) if is_told else None)
 
 
 def _names(inside: str) -> set[str]:
