@@ -150,11 +150,13 @@ def save_masks(masks: list, **inputs) -> dict:
         "masks": ["mask0", 0], "folder": "dogs", "picture_files": "", **inputs}}}
 
 
-def test_save_masks_puts_them_where_subject_finds_them(execute, base, folder, picture):
+def test_save_masks_puts_them_where_subject_finds_them_and_again_when_one_is_gone(execute, base, folder, picture):
     Image.fromarray((MASK * 255).astype(np.uint8)).convert("RGB").save(base / "input/white.png")
-    assert execute(save_masks(["white.png"])).status == "success"
-    [loaded] = [source.load() for source in sources_from_files("dogs", "", 1000)]
-    assert torch.equal(loaded.mask[0], torch.from_numpy(MASK))
+    for _ in range(2):
+        execute(save_masks(["white.png"]))
+        [loaded] = [source.load() for source in sources_from_files("dogs", "", 1000)]
+        assert torch.equal(loaded.mask[0], torch.from_numpy(MASK))
+        (folder / "1-masklabel.png").unlink()
 
 
 @pytest.mark.parametrize("size, level, sentence", [

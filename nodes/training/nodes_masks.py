@@ -43,9 +43,12 @@ class PersonalizeSaveMasks(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, folder, picture_files=("",), **_) -> str:
-        """Changes when a picture or its mask does."""
+    def fingerprint_inputs(cls, folder, picture_files=("",), **_) -> str | float:
+        """Changes when a picture or its mask does, and always where a mask is missing, as when it was taken away."""
         try:
+            contents = folder_contents(folder[0] or "", picture_files[0] or "")
+            if len(contents.masks) < len(contents.pictures):
+                return float("nan")
             return folder_fingerprint(folder[0] or "", picture_files[0] or "")
         except ValueError as error:
             return str(error)

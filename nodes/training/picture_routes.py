@@ -54,6 +54,8 @@ async def about(request: web.Request) -> dict[str, Any]:
 async def check(request: web.Request) -> dict[str, Any]:
     """{"folder", "names", "size", "fit", "augmentation"} → {"findings": [{"code", "values", "sentence", "pictures",
     "is_note"}], "sizes": {picture: [width, height]}, "masked": [pictures with a mask in a file or by transparency]}.
+
+    findings: null if the pictures cannot be had.
     """
     return await _asked(request, _checked)
 
@@ -127,7 +129,10 @@ def _checked(body: dict[str, Any]) -> dict[str, Any]:
     folder, names, fit, size = text_in(body, "folder"), text_in(body, "names"), body.get("fit"), body.get("size")
     if fit not in get_args(Fit) or not isinstance(size, int) or size not in SIZES:
         raise RequestRefused(f"The request's body needs a fit ({', '.join(get_args(Fit))}) and a size in pixels.")
-    looks = looks_of(folder_contents(folder, names), picture_folder(folder), size)
+    try:
+        looks = looks_of(folder_contents(folder, names), picture_folder(folder), size)
+    except ValueError:  # `about` says why
+        return {"findings": None, "sizes": {}, "masked": []}
     good = {name: look for name, look in looks.items() if not isinstance(look, str)}
     drawn = body.get("augmentation") == "as released"
     found = [{"code": one.code, "values": one.values, "sentence": one.sentence, "pictures": one.pictures,
