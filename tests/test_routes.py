@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from personalize.nodes import page_texts
 from personalize.nodes.page import LARGEST_BODY
 from personalize.nodes.training import picture_routes, routes
 from personalize.nodes.training.picture_files import FolderContents
@@ -31,7 +32,7 @@ def ask(*requests, seconds=60):
 
     async def all_of_them():
         app = web.Application()
-        app.add_routes([*routes.ROUTES, *picture_routes.ROUTES])
+        app.add_routes([*page_texts.ROUTES, *routes.ROUTES, *picture_routes.ROUTES])
         async with TestClient(TestServer(app)) as client:
             return await asyncio.wait_for(asyncio.gather(*(
                 one(client, method, path, **arguments) for method, path, arguments in requests)), seconds)
@@ -186,3 +187,11 @@ def test_a_damaged_report_is_none(text):
     assert {name: type(value) for name, value in answer.items()} == {"run": str, "history": list, "previews": list,
                                                                      "saved": list, "message": str}
     assert all(isinstance(each, dict) for each in answer["history"])
+
+
+@pytest.mark.parametrize("asked, given", [("zh", {"en", "zh"}), ("en", {"en"}), ("xx", {"en"}),
+                                          ("../nodes", {"en"}), ("a" * 1000, {"en"})])
+def test_the_pages_texts_come_in_english_and_in_the_language_asked_for_where_there_is_one(asked, given):
+    status, answer = ask(("GET", f"/personalize/texts/{urllib.parse.quote(asked, safe='')}", {}))[0]
+    assert status == 200 and answer.keys() == given
+    assert len({texts["command"]["stop"] for texts in answer.values()}) == len(given)
