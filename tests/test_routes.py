@@ -185,7 +185,8 @@ def test_a_damaged_report_is_none(text):
     (status, answer), = ask(("GET", f"/personalize/runs/{folder.run}", {}))
     assert status == 200
     assert {name: type(value) for name, value in answer.items()} == {"run": str, "history": list, "previews": list,
-                                                                     "saved": list, "message": str}
+                                                                     "saved": list, "message": str,
+                                                                         "stopped": dict}
     assert all(isinstance(each, dict) for each in answer["history"])
 
 

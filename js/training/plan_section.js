@@ -26,14 +26,14 @@ export class PlanSection {
     if (this.root.hidden) return;
     const { choice } = plan;
     setText(this.#line, this.#problem || planText(plan));
-    setText(this.#void, choice?.void ? t(`plan.void_${choice.void}`, choice) : "");
+    setText(this.#void, choice?.void ? t(`plan.void_${choice.void}`, { step: choice.step, run: choice.run }) : "");
     this.#void.hidden = !choice?.void;
-    const left = (plan.steps ?? 0) - (plan.step ?? 0);
+    const left = plan.steps - plan.step;
     const goesOn = plan.act === "continues" || plan.why === "stopped";
     this.#continue.hidden = !goesOn;
     if (goesOn) {
       this.#continue.replaceChildren(icon("play"), " ", t("plan.continue"));
-      this.#continue.title = t("plan.continue_title", { count: left, ...plan });
+      this.#continue.title = t("plan.continue_title", { count: left, step: plan.step, steps: plan.steps });
     }
     this.#forget.hidden = !choice?.step || (plan.why !== "chosen" && !choice.void);
   }
@@ -52,12 +52,13 @@ export class PlanSection {
   }
 }
 
-function planText(plan) {
-  const { act, why, step, steps } = plan;
-  if (act === "returns") return t(`plan.returns_${why}`, plan);
-  if (act === "continues") return t("plan.continues", { ...plan, count: steps - step });
+function planText({ act, why, step, steps, node, input }) {
+  if (act === "returns") return t(`plan.returns_${why}`, { step, steps });
+  if (act === "continues") return t("plan.continues", { step, steps, count: steps - step });
   if (act === "trains") return t("plan.trains", { count: steps });
   if (act === "starts over") return t("plan.starts_over", { count: steps });
-  const node = walk(plan.node).at(-1)?.title ?? plan.node;
-  return t(`plan.${act}`, { ...plan, node });
+  if (act === "fails") return t("plan.fails", { step });
+  const title = walk(node).at(-1)?.title ?? node;
+  if (act === "incomplete") return t("plan.incomplete", { input, node: title });
+  return t("plan.unknown", { node: title });
 }

@@ -41,7 +41,8 @@ def saved_outcome(plan: Plan, folder: RunFolder, step: int) -> Outcome:
         raise ValueError(f"use_step is {step} but the trained weights were saved only at the last step, as files of "
                          f"more than 300 MB are; set use_step to 0, or train anew with steps set to {step}.")
     files = [Path(file) for file in saved[step]["files"]]
-    encoders, about = text_encoders(plan.clip), {"run": folder.run, "step": str(step)}
+    about = {"run": folder.run, "step": str(step), "model": type(plan.model.model).__name__}  # as of a trained one
+    encoders = text_encoders(plan.clip)
     concepts = tuple(
         subject.concept.with_vectors(load_embedding(file, encoders)[0], {**subject.concept.settings, **about})
         for subject, file in zip(plan.subjects, files, strict=False))

@@ -22,7 +22,7 @@ CORE = {"formulas": "as released", "embedding_weight": 1.0, "attention_weight": 
         "first_step": 1, "last_step": 0}
 TRAIN = {"name": "", "micro_batch": 0, "optimizer": "AdamW", "weight_decay": 0.01, "schedule": "constant",
          "warmup_steps": 0, "clip_gradients": 0.0, "seed": 0, "precision": "auto", "gradient_checkpointing": False,
-         "preview_prompt": "a photo of {}", "resume": "continue", "use_step": 0}
+         "preview_prompt": "a photo of {}", "resume": "continue", "use_step": 0, "use_step_of": ""}
 TRAIN_1 = {**TRAIN, "preset": STAGE_1, "steps": 300, "batch_size": 6, "save_every": 50,
            "preview_every": 50}
 TRAIN_2 = {**TRAIN, "preset": STAGE_2, "steps": 1000, "batch_size": 4, "micro_batch": 1,
