@@ -122,7 +122,7 @@ class TrainingPanel:
         line = self.root.locator(".pz-plan")
         if wanted:
             line.filter(has_text=wanted).wait_for(timeout=10_000)
-        return line.inner_text().strip().replace("\n", " ")
+        return " ".join(line.inner_text().split())
 
     def press(self, command: str) -> None:
         """Press "stop", "save" or "sample"."""
