@@ -33,6 +33,7 @@ def panel(page, server) -> TrainingPanel:
                   "part_files": [], "left_out": False} for step in (10, 20)),
                {"kind": "cost", "cost": {"seconds": 75.2, "share": 0.3, "expected": 0.22, "bound": 0.25, "every": 10,
                                          "asked": 5, "pictures": 4, "wanted": 4, "steps": 20}})
+    page.settle(300)
     return shown
 
 
@@ -79,7 +80,7 @@ def test_the_keyboard_moves_in_the_grid_and_looking_does_not_choose(panel):
         assert ui.js(FOCUSED).startswith(f"{place}. "), key
     ui.page.keyboard.press("Enter")
     viewer = ui.page.get_by_role("dialog", name="step 20")
-    captions = viewer.locator("figcaption")
+    captions = ui.page.locator("dialog figcaption")
     assert [each.strip() for each in captions.all_inner_texts()] == ["Photograph of the subject", "step 0", "step 20"]
     assert f"{PROMPTS[0]}, noise 2 (2 of 4)" in viewer.inner_text()
     viewer.get_by_role("button", name="Keep beside").click()

@@ -83,6 +83,7 @@ class Place {
   /** Makes the node as high as its parts need. */
   grow() {
     growToFit(this.host, this.kind);
+    this.host.setDirtyCanvas(true, true);
   }
 
   /** Calls `react` whenever one of these widgets is changed. */

@@ -133,9 +133,8 @@ export class PictureGrid {
     const places = { Home: [0, row], End: [steps.length - 1, row] };
     const [across, down] = MOVES[event.key] ?? [];
     const [toColumn, toRow] = places[event.key] ?? [column + across, row + down];
-    const next = rows[toRow] && steps[toColumn] !== undefined && this.#buttonAt([steps[toColumn], rows[toRow].key]);
     if (places[event.key] || MOVES[event.key]) event.preventDefault();
-    next?.focus();
+    if (rows[toRow]) this.#buttonAt([steps[toColumn], rows[toRow].key])?.focus();
   }
 }
 
