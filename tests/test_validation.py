@@ -212,7 +212,7 @@ def test_a_killed_run_draws_what_it_has_not_come_to(sd15, drawn):
 # ------------------------------------------------------------------------------------------------ the node
 def asked(**changes):
     inputs = {"prompts": PROMPTS, "noises": 2, "share_of_time": 0.25, "seed": 0, "size": 0, "sampler": SUITS,
-              "scheduler": SUITS, "sampling_steps": 0, "guidance": 0.0, **changes}
+              "scheduler": SUITS, "sampling_steps": 0, "cfg": 0.0, **changes}
     return PersonalizeValidation.execute(**inputs).result[0]
 
 

@@ -54,7 +54,7 @@ class PersonalizeValidation(io.ComfyNode):
                                tooltip="Noise schedule of the pictures."),
                 io.Int.Input("sampling_steps", default=0, min=0, max=1000, advanced=True,
                              tooltip="Steps of the sampler for each picture; 0: as suits the model, mostly 20."),
-                io.Float.Input("guidance", default=0.0, min=0.0, max=100.0, step=0.1, advanced=True,
+                io.Float.Input("cfg", default=0.0, min=0.0, max=100.0, step=0.1, advanced=True,
                                tooltip="How strongly pictures follow the prompt (cfg); 1: no guidance, 0: as suits the "
                                        "model, 7 for SD1.x, SD2.x and SDXL."),
             ],
@@ -62,7 +62,7 @@ class PersonalizeValidation(io.ComfyNode):
 
     @classmethod
     def execute(cls, prompts: str, noises: int, share_of_time: float, seed: int, size: int, sampler: str,
-                scheduler: str, sampling_steps: int, guidance: float) -> io.NodeOutput:
+                scheduler: str, sampling_steps: int, cfg: float) -> io.NodeOutput:
         """Checks what is asked for."""
         lines = tuple(dict.fromkeys(line.strip() for line in prompts.splitlines() if line.strip()))
         if not lines:
@@ -74,7 +74,7 @@ class PersonalizeValidation(io.ComfyNode):
                              f"write fewer prompts or set noises lower, for at most {MOST_PICTURES}.")
         return io.NodeOutput(Validation(
             lines, noises, seed, share_of_time, size, "" if sampler == SUITS else sampler,
-            "" if scheduler == SUITS else scheduler, sampling_steps, guidance))
+            "" if scheduler == SUITS else scheduler, sampling_steps, cfg))
 
 
 NODES: list[type] = [PersonalizeValidation]
