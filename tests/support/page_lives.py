@@ -12,8 +12,8 @@ PARTS = """() => {
     const {canvas} = window.app, {ds} = canvas, area = canvas.canvas.getBoundingClientRect(), found = [];
     canvas.setDirty(true, true);
     const content = {
-        thumbnails: root => [...root.querySelectorAll('.pz-tray-item img')]
-            .filter(image => image.naturalWidth > 0).map(image => image.alt).join(),
+        thumbnails: root => [...root.querySelectorAll('.pz-tray-item')]
+            .filter(item => item.querySelector('img').naturalWidth > 0).map(item => item.dataset.name).join(),
         training: root => [root.querySelector('.pz-state').textContent, root.querySelectorAll('.pz-thumbnail').length,
             root.querySelector('.pz-plot canvas')?.width > 0].join(),
         result: root => root.value};
