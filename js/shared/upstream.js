@@ -119,7 +119,8 @@ function numberOf(node) {
 
 /** What tells a graph from one with another value or link; cheap, as it is asked for whenever the canvas is drawn. */
 export function signatureOf(places) {
-  const ofNode = ({ node, path }) => [path.length, numberOf(node), (node.widgets ?? []).map(({ value }) => value).join("\u0001"),
+  const ofNode = (node) => [numberOf(node), (node.widgets ?? []).map(({ value }) => value).join("\u0001"),
     (node.inputs ?? []).map(({ link }) => link ?? "").join()].join("\u0002");
-  return places.map(ofNode).join("\u0003");
+  const nodes = new Set(places.flatMap(({ node, path }) => [...path, node])); // a subgraph node says values, too
+  return [...nodes].map(ofNode).join("\u0003");
 }
