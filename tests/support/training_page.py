@@ -78,7 +78,7 @@ class TrainingPanel:
         """Hand the page messages as they come from the server, and wait until they are drawn."""
         self.ui.js("""messages => { for (const detail of messages)
             window.comfyAPI.api.api.dispatchEvent(new CustomEvent('personalize.training', {detail})) }""",
-                   [{"node": self.node_id, "run": "my-subject-12345678", "name": "my-subject", **message}
+                   [{"node": self.node_id, "run": "my-subject-12345678", "name": "", **message}
                     for message in messages])
         self.ui.settle(250)
 
