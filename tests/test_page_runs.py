@@ -90,6 +90,7 @@ def test_looking_changes_nothing_and_a_choice_falls_away_with_its_settings(any_u
     panel.plan("trained already")
     panel.root.get_by_role("button", name="Forget the choice").click()
     assert panel.widget("use_step") == 0 and panel.widget("use_step_of") == ""
+    panel.root.locator("[data-act=forget]").wait_for(state="hidden")
     assert panel.plan("Run returns") == "Run returns step 4 of 4, which is trained already."
 
 
