@@ -97,7 +97,7 @@ def test_the_keyboard_moves_in_the_grid_and_looking_does_not_choose(panel):
     places = ui.js("() => [...document.querySelectorAll('.pz-pan')].map(pan => pan.scrollLeft / pan.clientWidth)")
     assert places == pytest.approx([0.5] * 4, rel=0.02), "all show the same place"
     assert panel.widget("use_step") == 0 and columns(panel)[1:] == ["0", "10", "20"]
-    viewer.get_by_role("button", name="Let the node return this step").click()
+    viewer.get_by_role("button", name="Use this step").click()
     assert panel.widget("use_step") == 10 and columns(panel)[1:] == ["0", "step 10, chosen", "20"]
     ui.page.keyboard.press("Escape")
     assert ui.js("id => !!window.app.graph.getNodeById(id)", panel.node_id), "no key has deleted the node"

@@ -6,8 +6,8 @@ import { gridOf } from "./grid_model.js";
 import { lookAt } from "./grid_viewer.js";
 import { imageAddress } from "./server.js";
 
-const HIGHEST = 330; // of the pictures on the node; beyond it they scroll
-const HEIGHTS = { head: 20, prompt: 20, cell: 68 };
+const HIGHEST = 350; // of the pictures on the node; beyond it they scroll
+const HEIGHTS = { head: 20, prompt: 20, row: 72, onlyRow: 92 };
 const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 export class PictureGrid {
@@ -42,7 +42,8 @@ export class PictureGrid {
   get height() {
     const { rows } = this.#grid;
     const prompts = new Set(rows.map(({ prompt }) => prompt).filter(Boolean));
-    return Math.min(HIGHEST, HEIGHTS.head + HEIGHTS.prompt * prompts.size + HEIGHTS.cell * rows.length);
+    const high = rows.length > 1 ? HEIGHTS.row * rows.length : HEIGHTS.onlyRow;
+    return Math.min(HIGHEST, HEIGHTS.head + HEIGHTS.prompt * prompts.size + high);
   }
 
   render(panel) {

@@ -14,7 +14,7 @@ import { PlanSection } from "./plan_section.js";
 import { StatusSection } from "./status.js";
 
 const REDRAW_EVERY_MS = 100;
-const ONE_ROW = 108; // pixels of pictures that the panel always has room for
+const HEADING = 42; // pixels above the pictures
 
 export class TrainingPanel {
   history = new RunHistory();
@@ -79,7 +79,7 @@ export class TrainingPanel {
 
   /** Pixels that it needs beside those which a panel always has. */
   get moreHeight() {
-    return Math.max(0, this.#pictures.height - ONE_ROW);
+    return this.history.previews.length ? this.#pictures.height + HEADING : 0;
   }
 
   /** The theme's colours are others now. */
