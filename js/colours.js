@@ -17,6 +17,7 @@ const COLOURS = { // on dark themes, on light ones
   PERSONALIZE_IP_ADAPTER: ["#7cadb0", "#0903ab"],
   PERSONALIZE_BLIP_DIFFUSION: ["#3d8eb0", "#2e0056"],
   PERSONALIZE_ELITE: ["#ab716e", "#440021"],
+  PERSONALIZE_VALIDATION: ["#a3a273", "#020006"],
 };
 const DARK = "dark-theme"; // class of the page
 

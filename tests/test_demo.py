@@ -81,6 +81,6 @@ def test_demo_trains_draws_serves_and_ends(tmp_path):
     assert "models/embeddings/my-dog.safetensors" in files
     assert all((base / file).is_file() for file in files)
     trained, by_file, by_class = (np.asarray(Image.open(base / "output" / "personalize" / name)) for name in (
-        "example-toy_00001_.png", "stock-nodes_00001_.png", "stock-nodes_00002_.png"))
+        "train_embedding_core_00001_.png", "stock-nodes_00001_.png", "stock-nodes_00002_.png"))
     assert np.array_equal(trained, by_file) and not np.array_equal(trained, by_class)
     shutil.rmtree(base)

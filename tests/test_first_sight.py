@@ -169,7 +169,7 @@ def test_colours_are_told_apart_by_every_kind_of_sight(theme):
         places = {each: oklab(np.clip(np.array(matrix) @ linear(each), 0, 1)) for each in (*colours, *COMFYUIS_OWN)}
         others = itertools.combinations(colours, 2) if sight != "usual" else [
             (one, other) for one in colours for other in (*colours, *COMFYUIS_OWN) if one != other]
-        near += [(sight, *pair) for pair in others if np.linalg.norm(places[pair[0]] - places[pair[1]]) < .085]
+        near += [(sight, *pair) for pair in others if np.linalg.norm(places[pair[0]] - places[pair[1]]) < .08]
     assert near == []
     assert [each for each in colours if contrast(each, BEHIND[theme]) < 3] == []
 

@@ -5,6 +5,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..inputs import LARGEST_SIZE, SIZE_STEP, seed_input
+from ..text.embedding_versions import embedding_versions
 from ..types import ValidationType
 from .validation import MOST_LETTERS, MOST_PICTURES, Validation
 
@@ -59,6 +60,11 @@ class PersonalizeValidation(io.ComfyNode):
                                        "model, 7 for SD1.x, SD2.x and SDXL."),
             ],
             outputs=[ValidationType.Output(display_name="validation", tooltip="What Train draws on its way.")])
+
+    @classmethod
+    def fingerprint_inputs(cls, prompts="", **_) -> str:
+        """Changes when an embedding file that a prompt names does."""
+        return embedding_versions(prompts)
 
     @classmethod
     def execute(cls, prompts: str, noises: int, share_of_time: float, seed: int, size: int, sampler: str,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..files import version_of
 from ..foreign.text import shown_name
+from ..inputs import SIZE_STEP
 from .augment import Fit
 from .images import Loaded
 from .picture_files import FolderContents, name_in, some_of
@@ -141,7 +142,7 @@ def _of_one(name: str, look: Look | str, size: int, fit: Fit, drawn: bool) -> li
     seen = max(look.width, look.height) if fit == "pad" else min(look.width, look.height)
     if seen < size:
         found.append(Finding("small", {"name": shown, "width": look.width, "height": look.height, "size": size,
-                                       "fitting": max(SMALLEST_SIZE, seen // 8 * 8)}, (name,)))
+                                       "fitting": max(SMALLEST_SIZE, seen // SIZE_STEP * SIZE_STEP)}, (name,)))
     elif look.sharpness is not None and look.sharpness < BLURRED:
         found.append(Finding("blurred", {"name": shown}, (name,)))
     kept = min(look.width, look.height) / max(look.width, look.height)

@@ -78,6 +78,9 @@ def graph() -> dict[str, dict]:
                      object_mask="Eq. 5", previous=["u-net", 0]),
         "embedding": node("TrainEmbedding", learning_rate=1e-3, rescale_first_step=2, rescale_last_step=3,
                           previous=["vico", 0]),
+        "other validation": node("Validation", prompts="{} asleep", noises=1, share_of_time=1.0, seed=0, size=0,
+                                 sampler="as suits the model", scheduler="as suits the model", sampling_steps=0,
+                                 cfg=0.0),
         "train": node("Train", model=["checkpoint", 0], clip=["checkpoint", 1], vae=["checkpoint", 2],
                       subject=["prior", 0], trainable=["embedding", 0], loss=["regularisation", 0],
                       recipe=["references", 0], name="keys", preset="custom", steps=4, batch_size=2, micro_batch=0,
@@ -130,5 +133,6 @@ CHANGES: dict[str, dict[str, object]] = {
               "preview_every": Same(2, SHOWN), "preview_prompt": Same("{} asleep", SHOWN),
               "resume": Same("start over", "the same run is made again"),
               "use_step": Same(2, "another state of the same run is returned"),
-              "use_step_of": Same("keys-12345678", "which run use_step is of")},
+              "use_step_of": Same("keys-12345678", "which run use_step is of"),
+              "validation": Same(["other validation", 0], SHOWN)},
 }
