@@ -122,7 +122,7 @@ def test_values_are_saved_in_the_order_of_the_schema(ui):
     """So that workflows of every version are read, and other programs read ours."""
     new_nodes(ui, "PersonalizeTrain", "PersonalizeSubject")
     train, subject = ui.js("() => window.app.graph.nodes.map(node => node.serialize().widgets_values)")
-    assert train[:4] == ["my-subject", "custom", 300, 6] and len(train) == 19 and None not in train
+    assert train[:4] == ["", "custom", 300, 6] and len(train) == 20 and None not in train
     assert subject[:3] == ["", 512, "crop"] and len(subject) == 9 and None not in subject
 
 

@@ -66,7 +66,9 @@ async function ask(file) {
   ofFiles.set(file, null);
   const answer = await api.fetchApi(`/personalize/concept?embedding=${encodeURIComponent(file)}`).catch(() => null);
   if (!answer?.ok) return;
-  ofFiles.set(file, await answer.json());
+  const found = await answer.json();
+  if (!found.placeholder) return;
+  ofFiles.set(file, found);
   onAnswer();
 }
 
