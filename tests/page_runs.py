@@ -1,30 +1,20 @@
 """Looking, choosing, stopping and continuing on the page: what the panel says that Run will do is what it does."""
 from __future__ import annotations
 
+import functools
+
 import pytest
 
-from support.training_page import TRAIN_NODE, TrainingPanel, training_prompt
+from support.training_page import finished
 
 TO_SUBGRAPH = """() => { const node = window.app.graph.getNodeById('6');
     return String(window.app.graph.convertToSubgraph(new Set([node])).node.id) }"""
 
 
 @pytest.fixture
-def start(server):
-    """Call with a page and Train's inputs: opens the graph and gives the panel, before Run."""
-    def open_graph(ui, name: str, **changes) -> TrainingPanel:
-        prompt = training_prompt(name, **{"resume": "continue", **changes})
-        ui.js("prompt => window.app.loadApiJson(prompt, 'training')", prompt)
-        ui.load_workflow(ui.workflow())
-        return TrainingPanel(ui, TRAIN_NODE)
-
-    yield open_graph
-    server.interrupt()
-
-
-def finished(ui) -> None:
-    run = ui.run()
-    assert run.status == "success", run
+def start(start):
+    """As everywhere, but what was trained is gone on with."""
+    return functools.partial(start, resume="continue")
 
 
 def stop_early(ui, panel) -> int:

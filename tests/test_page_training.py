@@ -3,27 +3,7 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
-from support.training_page import TRAIN_NODE, TrainingPanel, training_prompt
-
-
-@pytest.fixture
-def start(server):
-    """Call with a page and Train's inputs: opens the graph and gives the panel, before Run."""
-    def open_graph(ui, name: str, **changes) -> TrainingPanel:
-        ui.js("prompt => window.app.loadApiJson(prompt, 'training')", training_prompt(name, **changes))
-        ui.load_workflow(ui.workflow())
-        return TrainingPanel(ui, TRAIN_NODE)
-
-    yield open_graph
-    server.interrupt()
-
-
-def finished(ui) -> None:
-    """Click Run and wait until it has succeeded."""
-    run = ui.run()
-    assert run.status == "success", run
+from support.training_page import finished
 
 
 def test_run_previews_and_use_of_a_step(any_ui, start, server, request):
@@ -76,9 +56,8 @@ def test_one_step(any_ui, start, request):
     assert re.search(r"→ \S+ \S+", panel.text("legend"))
 
 
-@pytest.mark.xfail(reason="Train is executed again and returns its saved result, where ComfyUI's cache should give it")
 def test_cached_result_is_shown_by_a_page_that_never_saw_the_run(ui, start):
-    panel = start(ui, "cached", steps=2)
+    panel = start(ui, "cached", steps=2, resume="continue")
     workflow = ui.workflow()
     finished(ui)
     ui.open()

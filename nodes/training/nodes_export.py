@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 
 from ..run_files import run_names
 from .export import export_step
-from .step_files import step_files
+from .step_files import check_run
 
 
 class PersonalizeExportStep(io.ComfyNode):
@@ -30,13 +30,8 @@ class PersonalizeExportStep(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, run) -> bool | str:
-        """Takes the check of `run` from ComfyUI, whose list of runs may be older than the newest one."""
-        try:
-            if run is not None:
-                step_files(run)
-            return True
-        except ValueError as error:
-            return str(error)
+        """Says before anything runs that there is no such run."""
+        return check_run(run)
 
     @classmethod
     def execute(cls, run: str, step: int) -> io.NodeOutput:

@@ -10,7 +10,7 @@ from ..foreign.text import readable_size
 from ..locations import location_of
 from ..run_files import RunFile, run_names
 from ..text.embedding_files import prompt_text
-from .step_files import chosen_files, delete_files, step_files, unfinished_files
+from .step_files import check_run, chosen_files, delete_files, step_files, unfinished_files
 
 LIST, DELETE, KEEP, WHOLE = "list", "delete these steps", "keep only these steps", "delete the whole run"
 
@@ -54,13 +54,8 @@ class PersonalizeManageSteps(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, run) -> bool | str:
-        """Takes the check of `run` from ComfyUI, whose list of runs may be older than the newest one."""
-        try:
-            if run is not None:
-                step_files(run)
-            return True
-        except ValueError as error:
-            return str(error)
+        """Says before anything runs that there is no such run."""
+        return check_run(run)
 
     @classmethod
     def fingerprint_inputs(cls, **_) -> float:

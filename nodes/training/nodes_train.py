@@ -90,7 +90,7 @@ class PersonalizeTrain(io.ComfyNode):
                 io.Int.Input("use_step", default=0, min=0, max=100000, advanced=True,
                              tooltip="Return the files saved at this step, without training. 0: train to the last "
                                      "step. A whole U-Net is saved at the last step only."),
-                io.String.Input("use_step_of", default="", optional=True, socketless=True,
+                io.String.Input("use_step_of", default="", optional=True,
                                 extra_dict={"hidden": True},
                                 tooltip="The run that use_step was chosen of; with other settings the choice falls "
                                         "away. Empty: use_step is of any run, and missing there an error."),

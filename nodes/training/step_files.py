@@ -30,6 +30,17 @@ def step_files(run: str) -> list[RunFile]:
     return files
 
 
+def check_run(run: str | None) -> bool | str:
+    """For `validate_inputs`: takes the check of a run from ComfyUI, whose list may be older than the newest run.
+
+    run: None where it comes by a link.
+    """
+    try:
+        return run is None or bool(step_files(run))
+    except ValueError as error:
+        return str(error)
+
+
 def unfinished_files(run: str) -> list[Path]:
     """What is being written for a run, or was when its process was killed."""
     return [path for folder in unfinished(_folders(run)) for path in folder.rglob("*") if path.is_file()]

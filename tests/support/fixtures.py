@@ -106,3 +106,17 @@ def after_step(monkeypatch):
         monkeypatch.setattr(Live, "step", spied)
 
     return arrange
+
+
+@pytest.fixture
+def start(server):
+    """Call with a page and Train's inputs: opens the graph and gives the panel, before Run."""
+    from .training_page import TRAIN_NODE, TrainingPanel, training_prompt
+
+    def open_graph(ui, name: str, **changes) -> TrainingPanel:
+        ui.js("prompt => window.app.loadApiJson(prompt, 'training')", training_prompt(name, **changes))
+        ui.load_workflow(ui.workflow())
+        return TrainingPanel(ui, TRAIN_NODE)
+
+    yield open_graph
+    server.interrupt()

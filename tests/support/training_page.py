@@ -33,6 +33,12 @@ INK = """line => {
 TRAIN_NODE = "6"
 
 
+def finished(ui) -> None:
+    """Click Run and wait until it has succeeded."""
+    run = ui.run()
+    assert run.status == "success", run
+
+
 def training_prompt(name: str, checkpoint: str = "sd15.safetensors", **changes) -> dict:
     """A small training in API format; node 6 trains, 7 saves. changes: inputs of Train."""
     train = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "subject": ["4", 0], "trainable": ["5", 0],
