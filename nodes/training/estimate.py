@@ -11,8 +11,9 @@ import comfy.model_management as mm
 import folder_paths
 
 from ..files import version_of
+from .api_prompt import is_link
 from .counted import FLOAT32, Counted, counted
-from .foreseen import Foreseen, Graph, NotForeseen, is_link
+from .foreseen import Foreseen, Graph, NotForeseen
 from .optimizer import kept_tensors
 from .plan import Settings
 from .speed import speed_of

@@ -8,12 +8,12 @@ from typing import Any
 from aiohttp import web
 
 from ..page import RequestRefused, answered, json_object, text_in
+from .api_prompt import LARGEST_PROMPT
 from .foreseen import Graph, NotForeseen
 from .idle import idle_settings
 
 log = logging.getLogger("personalize")
 ROUTES = web.RouteTableDef()
-LARGEST_PROMPT = 2**22
 
 
 @ROUTES.post("/personalize/estimate")

@@ -6,21 +6,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..text.concept import Concept
+from .api_prompt import TRAIN, VALUES, is_link
 from .batch import Prior
 from .captions import captions_for
 from .diffusion import DiffusionLoss
 from .idle import Setting, Shown
 from .picture_files import folder_contents
 from .plan import Settings
-from .presets import PRESETS
+from .presets import with_preset
 from .prior import PriorPreservation
 from .recipe import TemplateRecipe
 
 Link = list[Any]  # [node, number of its output]
-TRAIN, SUBJECT, PRIOR = "PersonalizeTrain", "PersonalizeSubject", "PersonalizePriorPictures"
+SUBJECT, PRIOR = "PersonalizeSubject", "PersonalizePriorPictures"
 SETTINGS = {"PERSONALIZE_TRAINABLE", "PERSONALIZE_LOSS", "PERSONALIZE_RECIPE", "PERSONALIZE_PROMPT_SET"}
 CONCEPTS = ("PersonalizeConcept", "PersonalizeLoadConcept")
-VALUES = ("PrimitiveInt", "PrimitiveFloat", "PrimitiveString", "PrimitiveStringMultiline", "PrimitiveBoolean")
 
 
 class NotForeseen(Exception):
@@ -53,7 +53,7 @@ class Graph:
         how = {name: inputs[name] for name in ("steps", "batch_size", "micro_batch", "optimizer", "weight_decay",
                                                "schedule", "warmup_steps", "clip_gradients", "seed")}
         settings = Settings(**how, checkpointing=inputs["gradient_checkpointing"])
-        settings = replace(settings, **PRESETS.get(inputs["preset"], {}))
+        settings = with_preset(settings, inputs["preset"])
         shown, size = self._subjects(inputs["subject"])
         terms = self.value(inputs["loss"]) if "loss" in inputs else (DiffusionLoss(),)
         terms = (*terms, *((PriorPreservation(),) if any(each.prior for each in shown) else ()))
@@ -124,11 +124,6 @@ class Graph:
             inputs = self.inputs(link[0])
             return self._concept(self.inputs(inputs["subject"][0])["concept"])
         return self.value(link)[0]
-
-
-def is_link(value: Any) -> bool:
-    """Whether an input's value is the output of another node."""
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[1], int)
 
 
 def _class(kind: str) -> Any:

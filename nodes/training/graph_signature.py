@@ -14,24 +14,23 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard, cast
+from typing import Any, cast
 
 import folder_paths
 
 from ..locations import kinds
 from ..text.embedding_versions import embedding_versions
 from ..text.placeholders import EMBEDDING
+from .api_prompt import TRAIN, VALUES, is_link
 from .graph_records import run_of_graph
 from .next_run import CONTINUE, START_OVER, Choice, NextRun, next_run, usable_steps
-from .presets import PRESETS
+from .presets import numbers_of
 from .run_key import FORMAT
 
-TRAIN = "PersonalizeTrain"
 # Inputs of Train that change no result, or what is returned of it only.
 NOT_IN_RUN = frozenset({"micro_batch", "gradient_checkpointing", "save_every", "preview_every", "preview_prompt",
                         "resume", "use_step", "use_step_of", "validation"})
 LONGEST_FILE_NAME = 255
-_CONSTANTS = ("PrimitiveInt", "PrimitiveFloat", "PrimitiveString", "PrimitiveStringMultiline", "PrimitiveBoolean")
 
 
 class NotKnown(Exception):
@@ -58,23 +57,21 @@ class Graph:
         """A value of a node, also one that comes by a link from a node of one value. Raises NotKnown."""
         value = self._inputs(node).get(name)
         for _ in self._nodes:
-            if not _is_link(value):
+            if not is_link(value):
                 return value
             source = str(value[0])
-            if self._class(source) not in _CONSTANTS:
+            if self._class(source) not in VALUES:
                 raise NotKnown(source)
             value = self._inputs(source).get("value")
         raise NotKnown(node)
 
     def settings(self, node: str) -> dict[str, Any]:
         """Values of a Train node, with those of its preset in their place."""
-        preset = PRESETS.get(self.value(node, "preset"), {})
-        return {**self._inputs(node), **preset}
+        return {**self._inputs(node), **numbers_of(self.value(node, "preset"))}
 
     def steps(self, node: str) -> int:
         """Steps in all. Raises NotKnown."""
-        preset = PRESETS.get(self.value(node, "preset"), {})
-        return int(preset.get("steps") or self.value(node, "steps"))
+        return int(numbers_of(self.value(node, "preset")).get("steps") or self.value(node, "steps"))
 
     def choice(self, node: str) -> Choice:
         """The step that a person chose."""
@@ -104,7 +101,7 @@ class Graph:
     def _in_front(self, node: str) -> list[str]:
         found = [node]
         for each in found:
-            links = (str(value[0]) for value in self._inputs(each).values() if _is_link(value))
+            links = (str(value[0]) for value in self._inputs(each).values() if is_link(value))
             found += [link for link in dict.fromkeys(links) if link in self._nodes and link not in found]
         return found
 
@@ -134,7 +131,7 @@ class Graph:
 
     def _named(self, node: str, inputs: Mapping[str, Any]) -> str:
         """Of a node with these inputs."""
-        said = {name: [self._name(str(value[0])), value[1]] if _is_link(value) else [_plain(value)]
+        said = {name: [self._name(str(value[0])), value[1]] if is_link(value) else [_plain(value)]
                 for name, value in inputs.items()}
         files = [version for value in inputs.values() if isinstance(value, str) for version in _versions(value)]
         content = [FORMAT, self._class(node), sorted(said.items()), files, self._changes.of(node)]
@@ -234,10 +231,6 @@ def _version_at(path: str, size: int, changed: int) -> str:
 def _within_home(text: str) -> str:
     """Without the place of ComfyUI, so that moving it changes nothing."""
     return text.replace(folder_paths.base_path, "")
-
-
-def _is_link(value: Any) -> TypeGuard[list]:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and type(value[1]) is int
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,6 @@
 """The Train node."""
 from __future__ import annotations
 
-from dataclasses import replace
-
 import comfy.sd
 from comfy_api.latest import io
 
@@ -16,7 +14,7 @@ from .job import Job, run_job
 from .next_run import CONTINUE, RESULTS, RESUME, START_OVER
 from .optimizer import OPTIMIZERS, SCHEDULES
 from .plan import Settings
-from .presets import CUSTOM, PRESETS
+from .presets import CUSTOM, PRESETS, with_preset
 from .prior import prior_terms
 from .progress import shown_report
 from .recipe import TemplateRecipe
@@ -131,9 +129,8 @@ class PersonalizeTrain(io.ComfyNode):
                 preview_every: int, preview_prompt: str, resume: str, use_step: int, loss=None,
                 recipe=None, use_step_of: str = "", validation=None) -> io.NodeOutput:
         """Trains or returns what is already learned."""
-        settings = Settings(steps, batch_size, micro_batch, optimizer, weight_decay, schedule, warmup_steps,
-                            clip_gradients, seed, gradient_checkpointing)
-        settings = replace(settings, **PRESETS.get(preset, {}))
+        settings = with_preset(Settings(steps, batch_size, micro_batch, optimizer, weight_decay, schedule, warmup_steps,
+                                        clip_gradients, seed, gradient_checkpointing), preset)
         terms = (*(loss or (DiffusionLoss(),)), *prior_terms(subject))
         job = Job(model, clip, vae, tuple(subject), tuple(trainable), terms, recipe or TemplateRecipe(), settings,
                   precision, name, save_every, preview_every, preview_prompt, resume, use_step, use_step_of,

@@ -1,7 +1,10 @@
 """Whole sets of numbers of the papers, by name."""
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+from .plan import Settings
 
 CUSTOM = "custom"
 
@@ -18,3 +21,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ViCo": dict(steps=400, batch_size=4, optimizer="AdamW", weight_decay=0.01, schedule="constant", warmup_steps=0,
                  clip_gradients=0.0),
 }
+
+
+def numbers_of(preset: str) -> dict[str, Any]:
+    """Numbers that take the place of what is set, by the names of Train's widgets; none for "custom"."""
+    return PRESETS.get(preset, {})
+
+
+def with_preset(settings: Settings, preset: str) -> Settings:
+    """The settings with the preset's numbers in their place."""
+    return replace(settings, **numbers_of(preset))

@@ -7,6 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from ..page import RequestRefused, answered, json_object, shortened, text_in
+from .api_prompt import LARGEST_PROMPT
 from .export import export_step
 from .presets import PRESETS
 from .progress import RUNS, shown_report
@@ -14,7 +15,6 @@ from .run_folder import forget_stop, saved_report
 from .told_plan import told
 
 ROUTES = web.RouteTableDef()
-LARGEST_PROMPT = 2**22
 COMMANDS = ("stop", "save", "sample")
 
 
