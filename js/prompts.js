@@ -1,50 +1,30 @@
 /** Says beneath a node, before Run, that a prompt holds none of the words that it should, and puts the right one in. */
 import { app } from "../../scripts/app.js";
+import { lookAgain, onGraphChange } from "./shared/changes.js";
 import { chain, loadStyle } from "./shared/nodes.js";
-import { destinations, placesIn, signatureOf, sourceOf, typedValue } from "./shared/upstream.js";
+import { destinations, sourceOf, typedValue } from "./shared/upstream.js";
 import { idleSettings } from "./prompts/idle.js";
 import { judgePreview, judgePrompt, judgeTemplates, judgeUnknown } from "./prompts/judge.js";
 import { whenTold, wordsOfClip, wordsOfConcept, wordsOfSubject } from "./prompts/known.js";
 import { placeMarks, showMarks } from "./prompts/marks.js";
 
-const WAIT_MS = 300;
 const NAMES_WORDS = ["PersonalizeConcept", "PersonalizeLoadConcept"];
 /** node type → inputs that hold words of a prompt */
 const WORDS = {
   PersonalizeEncodeWithSpans: ["words"], PersonalizeRecordAttention: ["words"], PersonalizeAttentionOfLatent: ["words"],
   PersonalizeSubjectMask: ["words"], PersonalizeApplyViCo: ["words", "words_2"], PersonalizeSelfAttentionSwap: ["words"],
   PersonalizeOrthogonalize: ["words"] };
-let timer = 0;
-let seen = "";
 
 app.registerExtension({
   name: "personalize.prompts",
 
   setup() {
     for (const style of ["./shared/theme.css", "./prompts/marks.css"]) loadStyle(style, import.meta.url);
-    chain(app.canvas, "onDrawForeground", () => {
-      placeMarks();
-      lookSoon();
-    });
-    document.addEventListener("input", lookSoon, true); // typing in a text box draws no canvas
-    whenTold(() => {
-      seen = "";
-      lookSoon();
-    });
+    chain(app.canvas, "onDrawForeground", placeMarks);
+    onGraphChange((places) => showMarks(look(places)));
+    whenTold(lookAgain);
   },
 });
-
-/** Once, a little after the last change: the canvas is drawn whenever something changes, and else not. */
-function lookSoon() {
-  timer ||= setTimeout(() => {
-    timer = 0;
-    const places = [...placesIn(app.rootGraph ?? app.graph)];
-    const state = `${app.canvas.graph?.id} ${signatureOf(places)}`;
-    if (state === seen) return;
-    seen = state;
-    showMarks(look(places));
-  }, WAIT_MS);
-}
 
 /** node → what is to be said there. */
 function look(places) {
@@ -138,5 +118,5 @@ function write(node, widget, text) {
   node.setDirtyCanvas?.(true, true);
   const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
   (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // the latter in older pages
-  lookSoon();
+  lookAgain();
 }

@@ -1,7 +1,7 @@
 /** Puts the picture tray on Subject nodes: dropped or chosen pictures are uploaded to input/<folder>/ and shown. */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { loadStyle, widgetOf } from "./shared/nodes.js";
+import { hideWidget, loadStyle, widgetOf } from "./shared/nodes.js";
 import { addPart, placesOf } from "./shared/parts.js";
 import { areInFiles, typedCaption, withCaption } from "./subject/captions.js";
 import { makeMasks } from "./subject/make_masks.js";
@@ -258,7 +258,7 @@ const subjects = () => placesOf("thumbnails").map(({ part }) => part.subject);
 
 function pictureTray(place) {
   const subject = new NodePictures(place);
-  hide(widgetOf(place.node, "picture_files")); // the tray shows it
+  hideWidget(widgetOf(place.node, "picture_files")); // the tray shows it
   place.onChange(["folder", "size", "fit", "augmentation", "captions"],
     (name) => subject.onChanged(name));
   if (!place.host.onDragDrop) acceptDrops(place.host, subject); // of several trays on a subgraph node, the first
@@ -293,10 +293,4 @@ function someOf(names) {
   const more = names.length - SHOWN_NAMES;
   const shown = listed(names.slice(0, SHOWN_NAMES));
   return more > 0 ? t("tray.and_more", { names: shown, more }) : shown;
-}
-
-function hide(widget) {
-  if (!widget) return;
-  widget.hidden = true;
-  widget.options.hidden = true; // for Nodes 2.0
 }

@@ -1,7 +1,8 @@
 /** Puts the training panel on Train nodes and leads the server's messages to it. */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
-import { loadStyle } from "./shared/nodes.js";
+import { onGraphChange } from "./shared/changes.js";
+import { hideWidget, loadStyle } from "./shared/nodes.js";
 import { addPart, placesOf } from "./shared/parts.js";
 import { TrainingPanel } from "./training/panel.js";
 import { askSoon } from "./training/plans.js";
@@ -26,7 +27,7 @@ api.addEventListener("promptQueued", () => forEachPanel((_, place) => rememberNa
 api.addEventListener("execution_start", () => forEachPanel(forgetMessages));
 api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail));
 api.addEventListener("executing", ({ detail }) => onExecuting(detail));
-api.addEventListener("graphChanged", () => askForPlans());
+onGraphChange(() => askForPlans());
 for (const end of ["execution_success", "execution_error", "execution_interrupted"]) {
   api.addEventListener(end, () => askForPlans(true));
 }
@@ -82,12 +83,6 @@ function choiceOf(place) {
   };
   const typed = () => isChoosing || place.setWidget(USE_STEP_OF, "");
   return { get: (shown) => ([shown, ""].includes(run()) ? place.widget(USE_STEP)?.value ?? 0 : 0), set, typed };
-}
-
-function hideWidget(widget) {
-  if (!widget) return;
-  widget.hidden = true;
-  widget.options.hidden = true;
 }
 
 function showResult(place, output) {

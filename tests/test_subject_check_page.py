@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
+from contextlib import contextmanager
 from io import BytesIO
 
 import numpy as np
@@ -48,6 +50,18 @@ def said(tray) -> str:
     line = tray.root.locator("summary")
     line.wait_for(timeout=20_000)
     return line.inner_text()
+
+
+@contextmanager
+def answers_late(page, pattern: str, seconds: float):
+    """Holds back the server's answers to requests of this pattern, while it does what they ask."""
+    def hold(route):
+        answer = route.fetch()
+        time.sleep(seconds)
+        route.fulfill(response=answer)
+    page.route(pattern, hold)
+    yield
+    page.unroute(pattern)
 
 
 def test_four_of_five_before_one_cloth_get_a_word(ui, dogs):
@@ -164,9 +178,10 @@ def test_masks_are_made_with_the_model_of_train(ui, dogs):
     fit_into_view(ui, tray)
     tray.wait_for(names)
     said(tray)
-    tray.root.get_by_role("button", name="Make masks").click()
-    tray.root.get_by_text("The mask of 1 picture is being made.").wait_for(timeout=20_000)
-    tray.root.locator("[data-name='a.jpg'] .pz-tray-mask").wait_for(timeout=60_000)
+    with answers_late(ui.page, "**/prompt", 3):
+        tray.root.get_by_role("button", name="Make masks").click()
+        tray.root.get_by_text("The mask of 1 picture is being made.").wait_for(timeout=20_000)
+        tray.root.locator("[data-name='a.jpg'] .pz-tray-mask").wait_for(timeout=60_000)
     mask = Image.open(dogs / "a-masklabel.png")
     assert mask.size == (160, 128) and 0 < np.asarray(mask).mean() < 255
     assert np.asarray(Image.open(dogs / "b-masklabel.png")).min() == 255, "a mask that was there stays"

@@ -1,7 +1,12 @@
 /** Where nodes are: graphs within graphs, and the workflow that is shown. */
 import { app } from "../../../scripts/app.js";
 
+export const SUBGRAPH_INPUT = -10; // origin of links that come from a subgraph's inputs
+
 const rootGraph = () => app.rootGraph ?? app.graph;
+
+/** A link by its id, null where there is none. */
+export const linkOf = (graph, id) => (id === null || id === undefined ? null : graph?.getLink?.(id) ?? graph?.links?.[id] ?? null);
 
 /** Nodes on the way to the one that executes: [5, 12] for "5:12", node 12 in the subgraph of node 5; [] for none. */
 export function walk(executionId) {

@@ -2,6 +2,13 @@
 
 export const widgetOf = (node, name) => node?.widgets?.find((widget) => widget.name === name);
 
+/** Keeps a widget with its value off the node, in both renderers. */
+export function hideWidget(widget) {
+  if (!widget) return;
+  widget.hidden = true;
+  widget.options.hidden = true; // for Nodes 2.0
+}
+
 /** Calls `after` after the function `name` of `owner`, with the same arguments. */
 export function chain(owner, name, after) {
   const before = owner?.[name];

@@ -1,7 +1,7 @@
 /** Widgets of subgraph nodes: those that stand for a widget of a node within, and parts that the pack adds. */
+import { linkOf, SUBGRAPH_INPUT } from "./graphs.js";
 import { widgetOf } from "./nodes.js";
 
-const SUBGRAPH_INPUT = -10;
 /** subgraph node → widgets that its own list leaves out */
 const adopted = new WeakMap();
 
@@ -22,10 +22,8 @@ export function promotedWidget(nodes, name) {
 
 /** Number of the subgraph's input that a widget is linked to, else undefined. */
 function slotOfSubgraph(node, name) {
-  const link = node.inputs?.find((input) => input.widget?.name === name)?.link;
-  if (link === null || link === undefined) return undefined;
-  const found = node.graph?.getLink?.(link) ?? node.graph?.links?.[link];
-  return Number(found?.origin_id) === SUBGRAPH_INPUT ? found.origin_slot : undefined;
+  const link = linkOf(node.graph, node.inputs?.find((input) => input.widget?.name === name)?.link);
+  return Number(link?.origin_id) === SUBGRAPH_INPUT ? link.origin_slot : undefined;
 }
 
 /** Keeps a widget on a subgraph node, whose list of widgets may be made of its inputs alone. */

@@ -3,15 +3,13 @@
  *
  * A place is {node, path: subgraph nodes on the way to it, outermost first}; a source has the output's `slot` too.
  */
+import { linkOf, SUBGRAPH_INPUT } from "./graphs.js";
 import { widgetOf } from "./nodes.js";
 
-const SUBGRAPH_INPUT = -10;
 const SUBGRAPH_OUTPUT = -20;
 const MUTED = 2;
 const BYPASSED = 4;
 const TYPED = ["PrimitiveNode", "PrimitiveString", "PrimitiveStringMultiline"];
-
-const linkOf = (graph, id) => (id === null || id === undefined ? null : graph.getLink?.(id) ?? graph.links?.[id]);
 
 /** The source of an input, null where nothing arrives. */
 export function sourceOf({ node, path }, name) {

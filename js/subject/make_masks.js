@@ -1,15 +1,19 @@
 /** Masks of a subject's pictures from the model's own attention, made by the pack's nodes with the model that Train uses. */
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { inFrontOf } from "../shared/api_prompt.js";
 import { t } from "../shared/texts.js";
 
 const FINENESS = 64; // pixels: a latent's smallest side, times eight, of every family
-const running = new Map();
+const running = new Map(); // prompt id → onMade
+/** What prompts said while the page waited to learn which id its own has: [prompt id, problem]. */
+let unclaimed = [];
+let asking = 0;
 
 /**
  * Queues a prompt that makes a mask of each picture and keeps it beside the picture.
  * @param subjectId of the Subject node in a prompt @param pictures [{name, width, height}]
- * @param onMade called after every mask, and with a sentence if they could not be made
+ * @param onMade called after every mask, and with a sentence if they could not be queued or made
  * @returns how many masks are on their way
  */
 export async function makeMasks(subjectId, folder, size, pictures, onMade) {
@@ -18,14 +22,31 @@ export async function makeMasks(subjectId, folder, size, pictures, onMade) {
   const words = classWordsOf(output, subjectId);
   if (!train) throw new Error(t("mask.no_train"));
   if (!words) throw new Error(t("mask.no_class"));
-  const prompt = before(output, ["model", "clip", "vae"].map((name) => train[name]));
+  const models = ["model", "clip", "vae"].map((name) => train[name]?.[0]).filter((id) => output[id]);
+  const prompt = inFrontOf(models, output);
   // deno-lint-ignore personalize/page-texts -- the model reads it, in English
   const text = `a photo of a ${words}`;
   prompt["mask-text"] = node("CLIPTextEncode", { clip: train.clip, text });
   pictures.forEach((picture, number) => addPicture(prompt, train, { words, text, folder, size, ...picture }, number));
-  const { prompt_id } = await api.queuePrompt(0, { output: prompt, workflow });
-  running.set(prompt_id, onMade);
+  queue({ output: prompt, workflow }, onMade).catch(({ message }) => onMade(message));
   return pictures.length;
+}
+
+/** A short prompt may have ended before the answer comes that gives it its id. */
+async function queue(prompt, onMade) {
+  asking++;
+  try {
+    const { prompt_id } = await api.queuePrompt(0, prompt);
+    running.set(prompt_id, onMade);
+    for (const [id, problem] of unclaimed) if (id === prompt_id) onMade(problem);
+  } finally {
+    if (!--asking) unclaimed = [];
+  }
+}
+
+function tell(promptId, problem) {
+  if (running.has(promptId)) running.get(promptId)(problem);
+  else if (asking) unclaimed.push([promptId, problem]);
 }
 
 function addPicture(prompt, { model, clip, vae }, { name, width, height, words, text, folder, size }, number) {
@@ -75,23 +96,8 @@ function classWordsOf(output, subjectId) {
   return typeof words === "string" ? words.split(",")[0].trim() : "";
 }
 
-/** What of a prompt is needed for these links. */
-function before(output, links) {
-  const needed = {};
-  const visit = (link) => {
-    if (!Array.isArray(link) || needed[link[0]] || !output[link[0]]) return;
-    needed[link[0]] = output[link[0]];
-    Object.values(output[link[0]].inputs).forEach(visit);
-  };
-  links.forEach(visit);
-  return needed;
-}
-
 api.addEventListener("executed", ({ detail }) => {
-  if (detail.output?.personalize_masks) running.get(detail.prompt_id)?.("");
+  if (detail.output?.personalize_masks) tell(detail.prompt_id, "");
 });
-api.addEventListener("execution_error", ({ detail }) => {
-  running.get(detail.prompt_id)?.(detail.exception_message?.trim() ?? "");
-  running.delete(detail.prompt_id);
-});
+api.addEventListener("execution_error", ({ detail }) => tell(detail.prompt_id, detail.exception_message?.trim() ?? ""));
 api.addEventListener("execution_success", ({ detail }) => running.delete(detail.prompt_id));

@@ -1,5 +1,6 @@
 /** Pictures on the server: which a folder holds, where to see them, and bringing new ones there. */
 import { api } from "../../../scripts/api.js";
+import { post } from "../shared/server.js";
 import { t } from "../shared/texts.js";
 
 const PACK = new URL(import.meta.url).pathname.split("/extensions/")[1].split("/")[0];
@@ -38,8 +39,7 @@ export const maskUrl = (folder, name, version) =>
   api.apiURL(`/personalize/pictures/mask?${new URLSearchParams({ folder, name, version })}`);
 
 async function ask(what, body) {
-  const answer = await api.fetchApi(`/personalize/pictures/${what}`, {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  const answer = await post(`pictures/${what}`, body);
   const said = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new Error(said.message ?? t("tray.server_refused", { status: answer.status }));
   return said;

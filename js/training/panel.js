@@ -2,7 +2,7 @@
  * What is drawn on a Train node: a column of sections.
  *
  * A section is {root: its element, render(panel): draws it anew}. It asks the panel for everything: `history` of the run,
- * `plan` of what Run will do, `place` where it is drawn (shared/parts.js), `chosenStep()` and `choose(step)`.
+ * `plan` of what Run will do, `estimate` of what it needs, `place` where it is drawn (shared/parts.js), `chosenStep()` and `choose(step)`.
  */
 import { element } from "../shared/dom.js";
 import { t } from "../shared/texts.js";
@@ -15,11 +15,14 @@ import { StatusSection } from "./status.js";
 
 const REDRAW_EVERY_MS = 100;
 const HEADING = 42; // pixels above the pictures
+const NO_ESTIMATE = { idle: [], problem: "", need: null };
 
 export class TrainingPanel {
   history = new RunHistory();
   /** What Run will do, as the server tells it (nodes/training/told_plan.py); null while it is not known. */
   plan = null;
+  /** What a training needs and which settings cannot act, as the server tells it (nodes/training/estimate_routes.py). */
+  estimate = NO_ESTIMATE;
   root = element("div", { class: "pz-theme pz-panel", role: "region", "aria-label": t("panel.label") });
   place;
   #choice;
@@ -54,6 +57,12 @@ export class TrainingPanel {
 
   showPlan(plan) {
     this.plan = plan;
+    this.render();
+  }
+
+  /** @param estimate null where there is none */
+  showEstimate(estimate) {
+    this.estimate = estimate ?? NO_ESTIMATE;
     this.render();
   }
 

@@ -1,9 +1,10 @@
 /**
- * What Run would do, asked of the server for the graph as it stands: a moment after it was changed, and when something
- * else may have changed it, as a run that has ended.
+ * What Run would do and what it needs, asked of the server for the graph as it stands: a moment after it was changed; and
+ * what it would do also when something else may have changed that, as a run that has ended.
  */
 import { app } from "../../../scripts/app.js";
-import { fetchPlans } from "./server.js";
+import { inFrontOf } from "../shared/api_prompt.js";
+import { fetchEstimate, fetchPlans } from "./server.js";
 
 const WAIT_MS = 400;
 /** Nodes whose values are made when they are asked for: a picture of the camera, a drawn view. They are left in peace. */
@@ -11,10 +12,11 @@ const MADE_WHEN_ASKED = /webcam|load_?3d|preview_?3d|record_?audio/i;
 
 let timer = 0;
 let asked = "";
-let answers = {};
+let plans = {};
+let estimated = "";
 
 /**
- * @param find gives the places of the training panels @param anew whether the answer may be another one for the same graph
+ * @param find gives the places of the training panels @param anew whether Run may do something else for the same graph
  */
 export function askSoon(find, anew = false) {
   if (anew) asked = "";
@@ -24,32 +26,40 @@ export function askSoon(find, anew = false) {
 
 async function ask(places) {
   if (!places.length || document.hidden || hasNodesMadeWhenAsked(app.rootGraph ?? app.graph)) return;
-  const { output: prompt } = await app.graphToPrompt();
-  const nodes = [...new Set(places.map((place) => place.executionId))].filter((id) => prompt[id]);
-  const question = JSON.stringify({ prompt: inFrontOf(nodes, prompt), nodes });
+  const { output } = await app.graphToPrompt();
+  const nodes = [...new Set(places.map((place) => place.executionId))].filter((id) => output[id]);
+  const prompt = withoutTitles(inFrontOf(nodes, output));
+  const question = JSON.stringify({ prompt, nodes });
+  await Promise.all([askForPlans(question, prompt, nodes, places), askForEstimates(question, prompt, nodes, places)]);
+}
+
+async function askForPlans(question, prompt, nodes, places) {
   if (question !== asked) {
     asked = question;
-    const answer = nodes.length ? await fetchPlans(question) : {};
+    const answer = nodes.length ? await fetchPlans(prompt, nodes) : {};
     if (question !== asked) return; // a later question is under way
-    answers = answer;
+    plans = answer;
   }
-  for (const place of places) place.part.panel.showPlan(answers[place.executionId] ?? null);
+  for (const { part, executionId } of places) part.panel.showPlan(plans[executionId] ?? null);
+}
+
+/** Of trainings that do not run yet. */
+async function askForEstimates(question, prompt, nodes, places) {
+  const waiting = places.filter(({ part }) => !part.panel.history.isRunning);
+  const ids = nodes.filter((node) => waiting.some(({ executionId }) => executionId === node));
+  const key = JSON.stringify([question, ids]);
+  if (key === estimated) return;
+  estimated = key;
+  for (const node of ids) {
+    const answer = await fetchEstimate(prompt, node);
+    if (key !== estimated) return; // a later question is under way
+    for (const { part, executionId } of waiting) if (executionId === node) part.panel.showEstimate(answer);
+  }
 }
 
 function hasNodesMadeWhenAsked(graph) {
   return graph?.nodes.some((node) => MADE_WHEN_ASKED.test(node.type) || hasNodesMadeWhenAsked(node.subgraph)) ?? false;
 }
 
-/** These nodes of a prompt and those that they are made of, with what counts of them. */
-function inFrontOf(nodes, prompt) {
-  const found = new Set(nodes);
-  for (const id of found) {
-    for (const value of Object.values(prompt[id]?.inputs ?? {})) {
-      if (Array.isArray(value) && prompt[value[0]]) found.add(String(value[0]));
-    }
-  }
-  return Object.fromEntries([...found].map((id) => {
-    const { class_type, inputs } = prompt[id];
-    return [id, { class_type, inputs }];
-  }));
-}
+const withoutTitles = (prompt) => Object.fromEntries(
+  Object.entries(prompt).map(([id, { class_type, inputs }]) => [id, { class_type, inputs }]));

@@ -1,20 +1,16 @@
 /** What the page asks the pack's own routes. */
 import { api } from "../../../scripts/api.js";
+import { post } from "../shared/server.js";
 
 /** Sends "stop", "save" or "sample" to a run; a sentence about what happens now. */
 export async function sendCommand(run, command) {
-  const answer = await api.fetchApi("/personalize/command", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ run, command }),
-  });
+  const answer = await post("command", { run, command });
   return (await answer.json()).message ?? "";
 }
 
 /** Lets the server put a saved step into a folder of its own; a sentence that says where. */
 export async function exportStep(run, step) {
-  const answer = await api.fetchApi("/personalize/export", {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ run, step }) });
+  const answer = await post("export", { run, step });
   const { message } = await answer.json();
   if (!answer.ok) throw new Error(message);
   return message;
@@ -22,16 +18,20 @@ export async function exportStep(run, step) {
 
 /** A run that was stopped is to go on with the next Run. Throws with a sentence. */
 export async function continueRun(run) {
-  const answer = await api.fetchApi("/personalize/continue", {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ run }) });
+  const answer = await post("continue", { run });
   if (!answer.ok) throw new Error((await answer.json()).message);
 }
 
-/** @param question JSON of {prompt, nodes} @returns {node: what Run would do}, {} where the server does not say */
-export async function fetchPlans(question) {
-  const answer = await api.fetchApi("/personalize/plan", {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: question });
+/** {node: what Run would do}, {} where the server does not say */
+export async function fetchPlans(prompt, nodes) {
+  const answer = await post("plan", { prompt, nodes });
   return answer.ok ? answer.json() : {};
+}
+
+/** What a training needs, and which of its settings cannot act; null where the server does not say. */
+export async function fetchEstimate(prompt, node) {
+  const answer = await post("estimate", { prompt, node }).catch(() => null);
+  return answer?.ok ? answer.json() : null;
 }
 
 /** Runs in progress: [{run, name, node}]. */

@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_execution.utils import get_executing_context
 
+from ..api_prompt import is_link
 from ..notice import notice
 from ..page import running_server
 from .placeholders import EMBEDDING
@@ -53,6 +54,6 @@ def _destinations(graph: Mapping[str, Any], node: str, seen: set[str]) -> Iterat
     seen.add(node)
     for target, entry in graph.items():
         for name, value in entry.get("inputs", {}).items():
-            if isinstance(value, list) and len(value) == 2 and str(value[0]) == node:
+            if is_link(value) and str(value[0]) == node:
                 is_side = "positive" in name or "negative" in name
                 yield from [name] if is_side else list(_destinations(graph, target, seen)) or [name]

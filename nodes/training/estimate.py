@@ -10,8 +10,8 @@ from typing import Any
 import comfy.model_management as mm
 import folder_paths
 
+from ..api_prompt import is_link
 from ..files import version_of
-from .api_prompt import is_link
 from .counted import FLOAT32, Counted, counted
 from .foreseen import Foreseen, Graph, NotForeseen
 from .optimizer import kept_tensors

@@ -7,8 +7,8 @@ from typing import Any
 
 from aiohttp import web
 
+from ..api_prompt import LARGEST_PROMPT
 from ..page import RequestRefused, answered, json_object, text_in
-from .api_prompt import LARGEST_PROMPT
 from .foreseen import Graph, NotForeseen
 from .idle import idle_settings
 

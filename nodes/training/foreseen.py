@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..api_prompt import TRAIN, VALUES, is_link
 from ..text.concept import Concept
-from .api_prompt import TRAIN, VALUES, is_link
 from .batch import Prior
 from .captions import captions_for
 from .diffusion import DiffusionLoss

@@ -18,10 +18,10 @@ from typing import Any, cast
 
 import folder_paths
 
+from ..api_prompt import TRAIN, VALUES, is_link
 from ..locations import kinds
 from ..text.embedding_versions import embedding_versions
 from ..text.placeholders import EMBEDDING
-from .api_prompt import TRAIN, VALUES, is_link
 from .graph_records import run_of_graph
 from .next_run import CONTINUE, START_OVER, Choice, NextRun, next_run, usable_steps
 from .presets import numbers_of

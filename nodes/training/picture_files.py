@@ -76,6 +76,11 @@ def picture_folder(folder: str) -> Path:
                      "there.")
 
 
+def line_of(name: str) -> str:
+    """The line that names a picture, with line breaks in its name written out."""
+    return name.replace("\n", "\\n").replace("\r", "\\r")
+
+
 def name_in(root: Path, picture: Path) -> str:
     """Of a picture of `folder_contents`, as `names` and the page call it."""
     return os.path.relpath(picture, root).replace(os.sep, "/")

@@ -18,7 +18,7 @@ from ..page import RequestRefused, answered, json_object, text_in
 from .augment import Fit
 from .captions import read_caption
 from .picture_check import NOTES, findings, looks_of
-from .picture_files import EXAMPLES, folder_contents, name_in, picture_folder
+from .picture_files import EXAMPLES, folder_contents, line_of, name_in, picture_folder
 from .picture_reading import mask_of, read_small
 from .picture_writing import start_painting, take_painting, write_caption
 
@@ -142,7 +142,7 @@ def _checked(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _shade(folder: str, name: str) -> bytes:
-    contents = folder_contents(folder, name.replace("\n", "\\n").replace("\r", "\\r"))
+    contents = folder_contents(folder, line_of(name))
     [picture] = contents.pictures
     small, _ = read_small(picture, OVERLAY)
     mask = mask_of(small, contents.masks.get(picture))

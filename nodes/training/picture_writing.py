@@ -14,7 +14,7 @@ from ..files import write_file, write_text
 from ..foreign.text import shown_name
 from ..picture_names import mask_name
 from .captions import LARGEST_FILE
-from .picture_files import EXAMPLES, FolderContents, folder_contents, inside, picture_folder
+from .picture_files import EXAMPLES, FolderContents, folder_contents, inside, line_of, picture_folder
 from .picture_reading import mask_of, read_small
 
 LARGEST_PAINTING = 1024  # pixels on the shorter side; finer masks are no use to a latent of 256
@@ -83,7 +83,7 @@ def _own(folder: str, name: str) -> tuple[Path, FolderContents]:
     """Raises ValueError if the picture is not in ComfyUI's input folder."""
     if not name.strip():
         raise ValueError("No picture is named.")
-    contents = folder_contents(folder, name.replace("\n", "\\n").replace("\r", "\\r"))
+    contents = folder_contents(folder, line_of(name))
     if picture_folder(folder).is_relative_to(EXAMPLES):
         raise ValueError("The example's pictures stay as they are; drop your own pictures to give them captions and "
                          "masks.")

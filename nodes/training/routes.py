@@ -6,8 +6,8 @@ from typing import Any
 
 from aiohttp import web
 
+from ..api_prompt import LARGEST_PROMPT
 from ..page import RequestRefused, answered, json_object, shortened, text_in
-from .api_prompt import LARGEST_PROMPT
 from .export import export_step
 from .presets import PRESETS
 from .progress import RUNS, shown_report
