@@ -2,20 +2,19 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { onGraphChange } from "./shared/changes.js";
+import { openWorkflow } from "./shared/graphs.js";
 import { hideWidget, loadStyle } from "./shared/nodes.js";
 import { addPart, placesOf } from "./shared/parts.js";
 import { TrainingPanel } from "./training/panel.js";
 import { askSoon } from "./training/plans.js";
 import { keepPresetTrue } from "./training/presets.js";
-import { fetchRun, fetchRunsInProgress } from "./training/server.js";
+import { fetchRun, fetchLastRuns } from "./training/server.js";
 
 const USE_STEP = "use_step";
 const USE_STEP_OF = "use_step_of";
+const WITHOUT_ID = "00000000-0000-0000-0000-000000000000"; // of every workflow that was loaded from the API's format
 const RUN = "run"; // kept with the workflow: which run to show again
 const STYLES = ["./shared/theme.css", "./vendor/uplot-1.6.32/uPlot.min.css", "./training/panel.css"];
-
-/** place → names under which its node has been queued, as the name may be changed before its turn comes */
-const queuedNames = new WeakMap();
 
 addPart({
   name: "training", nodeTypes: ["PersonalizeTrain"], minHeight: 340, minWidth: 540, outside: true, order: 2, first: true,
@@ -23,7 +22,6 @@ addPart({
 
 // Not in setup(): a page that is loaded during a training gets messages before that.
 api.addEventListener("personalize.training", ({ detail }) => onTrainingMessage(detail));
-api.addEventListener("promptQueued", () => forEachPanel((_, place) => rememberName(place)));
 api.addEventListener("execution_start", () => forEachPanel(forgetMessages));
 api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail));
 api.addEventListener("executing", ({ detail }) => onExecuting(detail));
@@ -131,31 +129,29 @@ function onExecuting(executingId) {
   });
 }
 
-/** Shows the node's run in progress, or else its last one: after loading, or when the server came back. */
+/** Shows the node's last run, in progress or not: after loading, or when the server came back. */
 async function restore(place) {
-  const isOurs = (entry) => place.isExecution(entry.node) && isRunOf(place, entry);
-  const inProgress = (await fetchRunsInProgress()).find(isOurs);
-  const run = inProgress?.run ?? (place.part.panel.history.run || place.kept(RUN));
+  const last = lastRunOf(place, await fetchLastRuns());
+  const run = last?.run ?? (place.part.panel.history.run || place.kept(RUN));
   const data = run ? await fetchRun(run) : null;
   if (run) place.keep(RUN, run);
   place.part.panel.update((history) => {
-    if (!inProgress) history.finish();
+    if (!last?.running) history.finish();
     if (data) history.load(data);
-    if (inProgress) history.proceed();
+    if (last?.running) history.proceed();
   });
 }
 
-/** Whether a run is this node's, and not that of a node with the same id in another workflow. */
-function isRunOf(place, { run, name }) {
-  const isNameLinked = place.node.inputs?.some((input) => input.widget?.name === "name" && input.link != null);
-  const isKnown = run === place.kept(RUN);
-  const isNamed = name === place.widget("name")?.value || Boolean(queuedNames.get(place)?.has(name));
-  return isKnown || isNameLinked || isNamed;
+function lastRunOf(place, runs) {
+  const candidates = runs.filter(({ node }) => place.isExecution(node));
+  const { id } = openWorkflow();
+  const own = id === WITHOUT_ID ? undefined : candidates.find(({ workflow }) => workflow === id);
+  return own ?? candidates.find(({ run }) => run === place.kept(RUN));
 }
 
-function rememberName(place) {
-  if (!queuedNames.has(place)) queuedNames.set(place, new Set());
-  queuedNames.get(place).add(place.widget("name")?.value);
+/** Whether a run is this node's, and not that of a node with the same id in another workflow. */
+function isRunOf(place, { run, workflow }) {
+  return run === place.kept(RUN) || workflow === openWorkflow().id;
 }
 
 function forEachPanel(visit) {

@@ -18,7 +18,7 @@ from personalize.nodes.text.embedding_files import save_embedding
 from personalize.nodes.training.nodes_steps import PersonalizeManageSteps
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
-from personalize.nodes.training.progress import RUNS, Live
+from personalize.nodes.training.progress import RUNS, Live, Origin
 from personalize.nodes.training.run_folder import saved_report
 from support.failures import PromptFailed
 from support.prompts import node
@@ -186,7 +186,7 @@ def test_a_run_in_progress_is_not_touched(sd15, manage):
     """In this process, or in another one that has marked the run's folder."""
     _, name = trained(sd15, "manage-busy", preview_every=0, steps=1)
     before = there(name)
-    for in_progress in (Live(name, "busy", None, 3), files.in_use(folders(name)["output"])):
+    for in_progress in (Live(Origin(name, "", None), 3), files.in_use(folders(name)["output"])):
         with in_progress:
             for action in (DELETE, KEEP, WHOLE):
                 with pytest.raises(

@@ -156,11 +156,12 @@ def test_state_time_left_and_end_message(panel):
 
 
 def test_run_of_another_workflow_is_not_shown(classic_panel):
-    classic_panel.tell({"kind": "start", "total": 10, "run": "cat-12345678", "name": "cat"},
-                       {**step(4, 0.2, 10), "run": "cat-12345678", "name": "cat"})
+    others = {"run": "cat-12345678", "workflow": "another"}
+    classic_panel.tell({"kind": "start", "total": 10, **others},
+                       {**step(4, 0.2, 10), **others})
     assert classic_panel.text("state") == ""
     classic_panel.tell({"kind": "start", "total": 10},
-                       {"kind": "end", "step": 9, "total": 9, "run": "cat-12345678", "name": "cat"})
+                       {"kind": "end", "step": 9, "total": 9, **others})
     assert classic_panel.text("state") == "Step 0 of 10"
 
 

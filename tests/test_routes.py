@@ -17,7 +17,7 @@ from personalize.nodes import page_texts
 from personalize.nodes.page import LARGEST_BODY
 from personalize.nodes.training import picture_routes, routes
 from personalize.nodes.training.picture_files import FolderContents
-from personalize.nodes.training.progress import RECORDS_SHOWN, RUNS, Live, shown_report
+from personalize.nodes.training.progress import RECORDS_SHOWN, RUNS, Live, Origin, shown_report
 from personalize.nodes.training.run_folder import RunFolder
 
 MEGABYTES_100 = 100 * 2**20
@@ -77,23 +77,26 @@ def test_a_long_body_is_not_read(body):
 
 @pytest.mark.smoke
 def test_a_command_reaches_its_run_and_no_other():
-    with Live("mine-12345678", "mine", "4", 5) as mine, Live("other-12345678", "other", "5", 5) as other:
+    runs = [Origin("mine-12345678", "a", "4"), Origin("other-12345678", "b", "5")]
+    with Live(runs[0], 5) as mine, Live(runs[1], 5) as other:
         status, answer = command(b'{"run": "mine-12345678", "command": "save"}')
         assert (status, answer["ok"]) == (200, True)
         assert mine.take("save") and not mine.take("save") and not other.take("save")
+    with Live(Origin("next-12345678", "a", "4"), 5):
         (_, listed), = ask(("GET", "/personalize/runs", {}))
-    assert listed == [{"run": "mine-12345678", "name": "mine", "node": "4"},
-                      {"run": "other-12345678", "name": "other", "node": "5"}]
+    assert {"run": "next-12345678", "workflow": "a", "node": "4", "running": True} in listed
+    assert {"run": "other-12345678", "workflow": "b", "node": "5", "running": False} in listed
+    assert "mine-12345678" not in {entry["run"] for entry in listed}, "the node has begun another run"
 
 
 def test_a_run_that_ends_leaves_a_newer_one_of_its_name():
-    with Live("same-12345678", "same", "1", 5):
-        with Live("same-12345678", "same", "2", 5) as newer:
+    with Live(Origin("same-12345678", "", "1"), 5):
+        with Live(Origin("same-12345678", "", "2"), 5) as newer:
             pass
         assert RUNS.find("same-12345678") is None
         with newer:
             pass
-    assert RUNS.in_progress() == []
+    assert RUNS.find("same-12345678") is None
 
 
 @pytest.mark.parametrize("run", ["../x", "a/../../x", "C:/x", "/etc", "%00", "%ff", "%2e%2e%2fx", "a" * 5000, "🐕",

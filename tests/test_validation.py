@@ -21,7 +21,7 @@ from personalize.nodes.training.nodes_validation import PROMPTS, SUITS, Personal
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.plan import Settings
-from personalize.nodes.training.progress import Live
+from personalize.nodes.training.progress import Live, Origin
 from personalize.nodes.training.run_folder import saved_report
 from personalize.nodes.training.validation import Asked, Pace, Spending, Validation, scenes_of
 from support.trainings import learned, make_job, run, subject
@@ -235,6 +235,6 @@ def test_what_the_node_does_not_take(changes, sentence):
 
 
 def test_live_tells_what_waits(sd15):
-    live = Live("run-12345678", "run", None, 1)
+    live = Live(Origin("run-12345678", "", None), 1)
     live.command("stop")
     assert live.given("stop") and live.take("stop") and not live.given("stop")

@@ -34,8 +34,8 @@ export async function fetchEstimate(prompt, node) {
   return answer?.ok ? answer.json() : null;
 }
 
-/** Runs in progress: [{run, name, node}]. */
-export async function fetchRunsInProgress() {
+/** The last run of each node since ComfyUI was started: [{run, workflow, node, running}]. */
+export async function fetchLastRuns() {
   const answer = await api.fetchApi("/personalize/runs");
   return answer.ok ? answer.json() : [];
 }

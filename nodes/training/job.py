@@ -25,7 +25,7 @@ from .outcome import Outcome, known_report, saved_outcome
 from .parts.part import WEIGHTS, Artifact
 from .plan import Plan
 from .preflight import Saves, check_places, check_room, clear_away
-from .progress import Live
+from .progress import RUNS, Live, Origin
 from .run_folder import RunFolder, forget_stop
 from .run_key import run_key
 from .run_name import run_name
@@ -58,6 +58,12 @@ class Job(Plan):
     validation: Validation | None = None
     workflow: Any = None
 
+    @property
+    def workflow_id(self) -> str:
+        """What the page calls the workflow; "" for one that is no page's."""
+        found = (self.workflow or {}).get("id")
+        return found if isinstance(found, str) else ""
+
 
 def run_job(job: Job) -> Outcome:
     """Trains, or returns what an earlier run with the same plan has already learned.
@@ -67,13 +73,15 @@ def run_job(job: Job) -> Outcome:
     """
     _check(job)
     folder = folder_of(job)
+    origin = Origin(folder.run, job.workflow_id, job.node)
     step = _chosen_step(job, folder.run)
     if step:
+        RUNS.note(origin)
         outcome = saved_outcome(job, folder, step)
         remember_graph(folder, job.graph)
         RESULTS.given(folder.run, lambda: step in usable_steps(folder.run))
         return outcome
-    with Live(folder.run, job.name, job.node, job.settings.steps) as live, _telling_failure(live):
+    with Live(origin, job.settings.steps) as live, _telling_failure(live):
         following = next_run(folder, job.settings.steps, job.resume)
         resumed = _resumed(folder, following)
         ends_at = following.ends_at if resumed and resumed.step == following.step else job.settings.steps
@@ -148,7 +156,7 @@ class _Run:
         if resumed is not None:
             self.folder.drop_earlier_states(resumed.tensors, done)  # a killed run may have left one
             self.live.report.update(known_report(job, self.folder), history=list(trainer.history))
-        self.live.send("start", name=job.name, total=job.settings.steps, first_step=done, resumed_from=done,
+        self.live.send("start", total=job.settings.steps, first_step=done, resumed_from=done,
                        groups=[group.name for group in trainer.groups], terms=[term.name for term in job.terms])
         if done < self.ends_at:
             check_room(self.folder, self._saves())

@@ -5,6 +5,7 @@ import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import comfy.utils
@@ -19,23 +20,39 @@ RECORDS_SHOWN = 1000
 LINES_LOGGED = 10
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What the page knows a run by. run: its folder's name. workflow: id of the workflow, "" for one that is no page's.
+    node: id of the Train node."""
+
+    run: str
+    workflow: str
+    node: str | None
+
+
 class Runs:
-    """The runs in progress in this process, for the threads that ask about them."""
+    """The runs in progress in this process, and the last one of each node, for the threads that ask about them."""
 
     def __init__(self) -> None:
         self._lives: dict[str, Live] = {}
+        self._last: dict[tuple[str, str | None], Origin] = {}
 
     def find(self, run: str) -> Live | None:
         """The run of that name, while it is in progress."""
         return self._lives.get(run)
 
-    def in_progress(self) -> list[Live]:
-        """All runs in progress."""
-        return list(self._lives.values())
+    def last_of_nodes(self) -> list[Origin]:
+        """The last run of each node, in progress or not."""
+        return list(self._last.values())
+
+    def note(self, origin: Origin) -> None:
+        """A node has begun a run, or returns what one has learned."""
+        self._last[origin.workflow, origin.node] = origin
 
     def add(self, live: Live) -> None:
         """A run has begun."""
         self._lives[live.run] = live
+        self.note(live.origin)
 
     def remove(self, live: Live) -> None:
         """A run has ended."""
@@ -49,14 +66,13 @@ RUNS = Runs()
 class Live:
     """A run in progress: what it has reported and what it was told to do.
 
-    name: what the person wrote at the node. run: the same, as a folder's name with the start of the fingerprint.
     report: {run, history, previews, saved, message, stopped}, the same object that the node shows when it has ended;
     stopped: {step, steps: in all} where a person stopped it, else {}.
     """
 
-    def __init__(self, run: str, name: str, node: str | None, total: int):
-        self.run, self.name, self.node = run, name, node
-        self.report: dict[str, Any] = {"run": run, "history": [], "previews": [], "saved": [], "message": "",
+    def __init__(self, origin: Origin, total: int):
+        self.origin, self.run = origin, origin.run
+        self.report: dict[str, Any] = {"run": self.run, "history": [], "previews": [], "saved": [], "message": "",
                                        "stopped": {}}
         self._commands: set[Command] = set()
         self._lock = threading.Lock()
@@ -99,7 +115,7 @@ class Live:
         """Tells the page, and the log how a run has ended; numbers that are not finite arrive as null."""
         if kind == "end":
             log.info(data["message"])
-        tell(EVENT, jsonable({"node": self.node, "run": self.run, "kind": kind, **data}))
+        tell(EVENT, jsonable({**asdict(self.origin), "kind": kind, **data}))
 
 
 def shown_report(report: Mapping[str, Any]) -> dict[str, Any]:

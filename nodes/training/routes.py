@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
@@ -77,8 +78,8 @@ async def report(request: web.Request) -> dict[str, Any]:
 @ROUTES.get("/personalize/runs")
 @answered
 async def runs(request: web.Request) -> list[dict[str, Any]]:
-    """Runs in progress: [{"run", "name", "node"}]."""
-    return [{"run": live.run, "name": live.name, "node": live.node} for live in RUNS.in_progress()]
+    """The last run of each node since ComfyUI was started: [{"run", "workflow", "node", "running"}]."""
+    return [{**asdict(origin), "running": RUNS.find(origin.run) is not None} for origin in RUNS.last_of_nodes()]
 
 
 @ROUTES.post("/personalize/export")

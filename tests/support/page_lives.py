@@ -43,6 +43,8 @@ SUBGRAPH = "() => String(window.app.canvas.graph.nodes.find(node => node.subgrap
 OPEN = """() => { const {canvas} = window.app, node = canvas.graph.nodes.find(node => node.subgraph);
     canvas.openSubgraph(node.subgraph, node) }"""
 
+OPEN_WORKFLOW = "() => window.app.extensionManager.workflow.activeWorkflow.path"
+
 
 def graph_of_all_parts(name: str, **changes) -> dict:
     """In API format: Subject 4 with pictures of the folder `dogs`, Train 6, and Save Concept 7 that shows a text."""
@@ -57,7 +59,7 @@ class Lives:
     """One page with the graph of all parts, and what happens to its nodes."""
 
     def __init__(self, ui: ComfyPage, name: str):
-        self.ui, self.keyboard = ui, ui.page.keyboard
+        self.ui, self.keyboard, self.name = ui, ui.page.keyboard, name
         ui.js("prompt => window.app.loadApiJson(prompt, 'lives')", graph_of_all_parts(name))
         assert ui.load_workflow(ui.workflow()).problems == {}
         run = ui.run(timeout=300)
@@ -132,6 +134,13 @@ class Lives:
 
     def command(self, command: str) -> None:
         self.ui.command(command)
+        self.ui.settle(300)
+
+    def to_workflow(self, command: str) -> None:
+        """Give a command that opens another workflow, and wait until it is open."""
+        before = self.js(OPEN_WORKFLOW)
+        self.ui.command(command)
+        self.ui.page.wait_for_function(f"before => ({OPEN_WORKFLOW})() !== before", arg=before)
         self.ui.settle(300)
 
     def nodes(self, *types: str) -> list[str]:

@@ -82,10 +82,10 @@ class TrainingPanel:
 
     def tell(self, *messages: dict) -> None:
         """Hand the page messages as they come from the server, and wait until they are drawn."""
-        self.ui.js("""messages => { for (const detail of messages)
-            window.comfyAPI.api.api.dispatchEvent(new CustomEvent('personalize.training', {detail})) }""",
-                   [{"node": self.node_id, "run": "my-subject-12345678", "name": "", **message}
-                    for message in messages])
+        self.ui.js("""messages => { const workflow = window.app.graph.id; for (const message of messages) {
+            const detail = {workflow, ...message};
+            window.comfyAPI.api.api.dispatchEvent(new CustomEvent('personalize.training', {detail})); } }""",
+                   [{"node": self.node_id, "run": "my-subject-12345678", **message} for message in messages])
         self.ui.settle(250)
 
     def tell_steps(self, losses: list[float | None], **more) -> None:

@@ -3,6 +3,7 @@ panel with its chart and previews, and the text of a result. Also run in the new
 from __future__ import annotations
 
 import shutil
+import uuid
 
 import pytest
 
@@ -101,25 +102,28 @@ def test_a_subgraph_in_a_subgraph(lives):
 
 def test_another_workflow_and_back(lives):
     lives.convert()
-    lives.command("Comfy.NewBlankWorkflow")
+    lives.to_workflow("Comfy.NewBlankWorkflow")
     assert lives.nodes(*PART_NODES) == []
-    lives.command("Workspace.PreviousOpenedWorkflow")
+    lives.to_workflow("Workspace.PreviousOpenedWorkflow")
     lives.expect(OUTER)
     lives.js("prompt => window.app.loadApiJson(prompt, 'others')", graph_of_all_parts("others"))
     lives.expect_rows([["4", "thumbnails", "a.png,b.png"], ["6", "training", ",0,false"], ["7", "result", ""]])
-    lives.command("Workspace.PreviousOpenedWorkflow")  # the blank one
-    lives.command("Workspace.PreviousOpenedWorkflow")
+    lives.to_workflow("Workspace.PreviousOpenedWorkflow")  # the blank one
+    lives.to_workflow("Workspace.PreviousOpenedWorkflow")
     lives.expect(OUTER)
 
 
 def test_a_run_that_ends_while_another_workflow_is_shown(lives):
+    lives.ui.load_workflow({**lives.saved, "id": str(uuid.uuid4())})
+    for node in ("6", "7"):
+        lives.ui.set_widget(node, "name", f"{lives.name}-away")
     lives.ui.set_widget("6", "steps", 12)
     started, _ = lives.ui.press_run()
-    lives.command("Comfy.NewBlankWorkflow")
+    lives.to_workflow("Comfy.NewBlankWorkflow")
     run = lives.ui.wait_for_end(started, timeout=300)
-    lives.command("Workspace.PreviousOpenedWorkflow")
+    lives.to_workflow("Workspace.PreviousOpenedWorkflow")
     lives.ui.page.locator(".pz-state", has_text="Step 12 of 12").wait_for()
-    assert lives.ui.page.locator(".pz-text").input_value().splitlines() == run.outputs["7"]["text"]
+    assert lives.ui.page.locator(".pz-text").input_value() == "\n".join(run.outputs["7"]["text"])
 
 
 def test_the_other_renderer_and_back(lives):
@@ -145,7 +149,7 @@ def test_a_server_that_comes_back(lives, dogs):
 
 def test_a_run_is_followed_and_stopped_on_the_subgraph_s_node(lives):
     lives.js("prompt => window.app.loadApiJson(prompt, 'long')",
-             graph_of_all_parts(f"{lives.state[:12]}-long", steps=3000, save_every=0, preview_every=0))
+             graph_of_all_parts(f"{lives.name}-long", steps=3000, save_every=0, preview_every=0))
     lives.convert()
     lives.ui.command("Comfy.Canvas.FitView")
     panel = lives.ui.page.locator(".pz-panel").filter(visible=True)
