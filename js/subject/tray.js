@@ -1,5 +1,6 @@
 /** What is drawn on a Subject node: its pictures with captions and masks, and a place to drop more. */
 import { button, element, icon, setPressed, setText } from "../shared/dom.js";
+import { walkWithArrows } from "../shared/keys.js";
 import { t } from "../shared/texts.js";
 import { Findings, remarksAbout } from "./findings.js";
 import { TrayItem } from "./item.js";
@@ -37,6 +38,7 @@ export class PictureTray {
     this.root.append(
       element("div", { class: "pz-row" }, this.#count, element("div", { class: "pz-group" }, this.#all, this.#masks, this.#make, choose)),
       this.#error, this.#note, this.#findings.root, this.#hint, this.#grid, this.#chooser);
+    walkWithArrows(this.#grid, ".pz-tray-item", ".pz-tray-thumb", ({ dataset }) => actions.remove(dataset.name));
     this.root.addEventListener("dragover", (event) => this.#onDrag(event));
     this.root.addEventListener("dragleave", () => this.root.classList.remove("pz-dropping"));
     this.root.addEventListener("drop", (event) => this.#onDrop(event));

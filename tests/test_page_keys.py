@@ -3,16 +3,19 @@ page's tree of roles and names, with classic nodes and with Nodes 2.0."""
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 
 from support.browser import open_page
+from support.subject_page import DOGS, opened
 from support.training_page import TrainingPanel, step
 
 FOCUSED = """() => { const {activeElement: focused} = document, {command, view, line, step} = focused.dataset;
     return command ?? view ?? line ?? step ?? (focused.id
         || focused.className.split(' ').find(name => name.startsWith('pz-')) || focused.tagName) }"""
 SELECT_ALL = """() => { const {canvas} = window.app; canvas.graph.nodes.forEach(node => canvas.select(node)) }"""
+PICTURE = "() => document.activeElement.closest('.pz-tray-item').dataset.name"
 NODES = "() => window.app.graph.nodes.length"
 COUNT_SAID = """() => { window.said = 0; const count = () => window.said++;
     for (const live of document.querySelectorAll('.pz-panel :is([role=status], [role=alert], [aria-live])'))
@@ -46,7 +49,7 @@ def pressed(page, *keys: str) -> str:
 def test_tab_goes_through_the_panel_and_its_lines(panel, page):
     panel.root.locator("[data-command=stop]").focus()
     order = [pressed(page, "Tab") for _ in range(9)]
-    wanted = [*order[:0], "save", "sample", "loss", "gradients", "rate", "pz-button", "pz-chart"]
+    wanted = ["save", "sample", "loss", "gradients", "rate", "pz-button", "pz-chart"]
     assert [name for name in order if name in wanted] == wanted
     assert pressed(page, "Shift+Tab") in order
 
@@ -89,3 +92,23 @@ def test_nothing_is_said_at_every_step(panel, page):
     assert page.js("() => window.said") == 0
     panel.tell({"kind": "end", "step": 10, "total": 10, "message": "All is saved."})
     assert page.js("() => window.said") > 0, "what matters is said"
+
+
+def test_pictures_are_walked_through_and_left_out(page, server):
+    tray = opened(page)
+    tray.drop(DOGS)
+    tray.wait_for(["blue.png", "green.png", "red.png"])
+    tray.root.locator(".pz-tray-thumb").first.focus()
+    assert tray.root.locator(".pz-tray-thumb[tabindex='0']").count() == 1, "one stop of the Tab key"
+    assert pressed(page, "ArrowRight", "Tab", "Tab", "Tab") == "pz-tray-caption"
+    assert page.js(PICTURE) == "green.png", "what belongs to a picture is reached from it"
+    assert not pressed(page, "Tab").startswith("pz-tray"), "and no other picture is in between"
+    tray.root.locator("[data-name='green.png'] .pz-tray-thumb").focus()
+    pressed(page, "Delete")
+    tray.wait_for(["blue.png", "red.png"])
+    page.settle(100)
+    assert page.js(PICTURE) == "red.png"
+    assert pressed(page, "Home", "Shift+Tab", "Escape") == "graph-canvas"
+    page.page.wait_for_load_state("networkidle")
+    page.js("() => window.app.graph.clear()")
+    shutil.rmtree(server.base / "input" / "my-dog")
