@@ -28,9 +28,12 @@ ON_OLDEST = ["-m", "not server and not browser and not newer and not slow and no
 BY_HAND_ON_OLDEST = ["-m", "by_hand and not newer and not slow"]
 SMOKE = ["-m", "smoke", "-q", "-p", "no:cacheprovider"]
 LABORATORY = ("lab",)
-# Of files and text: nothing that ComfyUI's version could change.
-OWN_CODE = ("test_demo.py", "test_environment.py", "test_foreign_files.py", "test_fuzzed_files.py", "test_jobs.py",
-            "test_pages.py", "test_picture_bounds.py", "test_picture_folders.py", "test_placeholders.py")
+# Of files, text and what a run keeps: nothing that ComfyUI's version could change and no other test would tell.
+OWN_CODE = tuple(f"test_{name}.py" for name in (
+    "demo", "environment", "export", "fingerprint", "foreign_files", "fuzzed_files", "interfaces", "jobs", "locales",
+    "manage_steps", "next_run", "pages", "picture_bounds", "picture_check", "picture_folders", "picture_formats",
+    "picture_writing", "placeholders", "prompts", "run_key", "run_records", "saved_steps", "saving", "training_causes",
+    "training_learns", "training_safety", "validation"))
 NO_WIDE_VECTORS = {
     "ATEN_CPU_CAPABILITY": "default"
 }  # what torch computes with where a processor has neither AVX2 nor AVX-512

@@ -88,6 +88,7 @@ def test_continue_and_start_over_from_a_subgraph(any_ui, start, request):
     panel = start(any_ui, f"within-{request.node.callspec.id}", steps=80)
     step = stop_early(any_ui, panel)
     any_ui.js(TO_SUBGRAPH)
+    panel.root = any_ui.page.locator(".pz-panel").filter(visible=True)  # Train within the subgraph keeps its own
     any_ui.settle(600)
     any_ui.command("Comfy.Canvas.FitView")
     any_ui.settle(300)
@@ -107,6 +108,7 @@ def test_start_over_is_a_wish_for_one_run(ui, start):
 def test_a_graph_at_rest_is_asked_for_once(ui, start):
     panel = start(ui, "at-rest", steps=2)
     panel.plan("Run trains")
+    ui.settle(2000)  # the pointer that came to the panel has asked, too
     asked = []
     ui.page.on("request", lambda request: asked.append(request.url) if request.url.endswith("/plan") else None)
     ui.page.wait_for_timeout(2000)
