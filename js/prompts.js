@@ -4,7 +4,7 @@ import { lookAgain, onGraphChange } from "./shared/changes.js";
 import { chain, loadStyle } from "./shared/nodes.js";
 import { destinations, sourceOf, typedValue } from "./shared/upstream.js";
 import { idleSettings } from "./prompts/idle.js";
-import { judgePreview, judgePrompt, judgeTemplates, judgeUnknown } from "./prompts/judge.js";
+import { judgePreview, judgePrompt, judgeSought, judgeTemplates, judgeUnknown } from "./prompts/judge.js";
 import { whenTold, wordsOfClip, wordsOfConcept, wordsOfSubject } from "./prompts/known.js";
 import { placeMarks, showMarks } from "./prompts/marks.js";
 
@@ -14,6 +14,8 @@ const WORDS = {
   PersonalizeEncodeWithSpans: ["words"], PersonalizeRecordAttention: ["words"], PersonalizeAttentionOfLatent: ["words"],
   PersonalizeSubjectMask: ["words"], PersonalizeApplyViCo: ["words", "words_2"], PersonalizeSelfAttentionSwap: ["words"],
   PersonalizeOrthogonalize: ["words"] };
+/** node types that look for their words in the prompt of what arrives at "conditioning" */
+const SEARCHES = ["PersonalizeOrthogonalize", "PersonalizeAttentionOfLatent"];
 
 app.registerExtension({
   name: "personalize.prompts",
@@ -30,7 +32,10 @@ app.registerExtension({
 function look(places) {
   const said = new Map();
   if (!places.some(({ node }) => node.comfyClass?.startsWith("Personalize"))) return said;
-  for (const place of places) sayIdle(said, place);
+  for (const place of places) {
+    sayIdle(said, place);
+    saySought(said, place);
+  }
   const everywhere = wordsEverywhere(places);
   for (const place of places) {
     for (const { name, judge } of texts(place, everywhere)) {
@@ -101,6 +106,15 @@ function sayIdle(said, place) {
   for (const sentence of idleSettings(node.comfyClass, (name) => typedValue(place, name)?.value, isLinked)) {
     say(said, place, { sentence, fixes: [] });
   }
+}
+
+function saySought(said, place) {
+  const source = SEARCHES.includes(place.node.comfyClass) && sourceOf(place, "conditioning");
+  const prompt = source && (typedValue(source, "prompt") ?? typedValue(source, "text"));
+  const words = typedValue(place, "words")?.value;
+  if (typeof prompt?.value !== "string" || typeof words !== "string") return;
+  const problem = judgeSought(prompt.value, words, place.node.title);
+  if (problem) say(said, prompt, problem);
 }
 
 function say(said, { widget, node, path }, problem) {

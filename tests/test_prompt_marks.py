@@ -116,6 +116,20 @@ def test_the_packs_own_texts_are_read_too(page):
     assert marks.value("24", "prompts") == "a photo of a {}\na drawing of {}"
 
 
+def test_a_word_that_a_node_looks_for_is_missed_at_the_prompt(page):
+    look = ("PersonalizeAttentionOfLatent", {
+        "model": ["1", 0], "conditioning": ["22", 0], "latent": ["7", 0], "words": [CONCEPT, 2], "timesteps": "200",
+        "seed": 0, "layers": "all", "layer_numbers": "", "keep": "every step", "prompt": ""})
+    shown = ("PreviewAny", {"source": [RECORD, 0]})
+    marks = Marks(page, graph(**{RECORD: look, "22": ("CLIPTextEncode", {"clip": ["1", 1], "text": "a hotdog in snow"}),
+                                 "23": shown}))
+    assert marks.become(["This prompt does not hold dog, which Attention of Latent looks for in it."])
+    marks.take("Add dog")
+    assert marks.value("22", "text") == "a hotdog in snow, dog" and marks.become([])
+    marks.type(CONCEPT, "class_words", "cat")
+    assert marks.become(["This prompt does not hold cat, which Attention of Latent looks for in it."])
+
+
 def test_within_a_subgraph_it_is_said_at_the_subgraph(page):
     marks = Marks(page, graph("a photo of a cat"))
     page.js("""() => { const {graph} = window.app, ids = [3, 4, 5];

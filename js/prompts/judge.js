@@ -30,6 +30,14 @@ export function judgeUnknown(text, words, everywhere) {
   return { sentence, fixes: [writing(meant, stranger, text)] };
 }
 
+/** A prompt in which a node looks for words, divided by commas; a made-up word may stand there as its embedding. */
+export function judgeSought(text, words, node) {
+  const sought = words.split(",").map((word) => word.trim()).filter((word) => word && !word.startsWith("<"));
+  const missing = sought.find((word) => !holds(text, word));
+  if (!text.trim() || !missing) return null;
+  return { sentence: t("prompt.sought", { word: missing, node }), fixes: [adding(missing, text)] };
+}
+
 /** A preview's prompt, in which {} is the word. */
 export const judgePreview = (text, known) => (text.includes(SLOT) ? null : judgePrompt(text, known, []));
 
@@ -55,11 +63,13 @@ function waysToPut(text, known) {
   if (near) return [writing(near.meant, near.written, text)];
   const named = known.find(({ what }) => what && holds(text, what));
   if (named) return [writing(named.word, named.what, text)];
-  return words.slice(0, MOST_NAMED).map((word) => ({ label: t("prompt.add", { word }), text: `${text.trimEnd()}, ${word}` }));
+  return words.slice(0, MOST_NAMED).map((word) => adding(word, text));
 }
 
 const writing = (word, written, text) => (
   { label: t("prompt.write", { word, written }), text: replaced(text, written, word) });
+
+const adding = (word, text) => ({ label: t("prompt.add", { word }), text: `${text.trimEnd()}, ${word}` });
 
 function oneOf(words) {
   const named = words.slice(0, MOST_NAMED).reduce((first, last) => t("prompt.or", { first, last }));

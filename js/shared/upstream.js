@@ -10,6 +10,7 @@ const SUBGRAPH_OUTPUT = -20;
 const MUTED = 2;
 const BYPASSED = 4;
 const TYPED = ["PrimitiveNode", "PrimitiveString", "PrimitiveStringMultiline"];
+const TEXTS_OF_CONCEPT = { 1: "placeholder", 2: "class_words" }; // output → the widget whose text it gives
 
 /** The source of an input, null where nothing arrives. */
 export function sourceOf({ node, path }, name) {
@@ -58,8 +59,9 @@ export function typedValue({ node, path }, name) {
     return promoted && typedValue({ node: host, path: path.slice(0, -1) }, promoted);
   }
   const source = arriving(link.id, node.graph, path);
-  if (source && TYPED.includes(source.node.type)) return typedValue(source, source.node.widgets?.[0]?.name);
-  return undefined;
+  if (!source) return undefined;
+  if (source.node.type === "PersonalizeConcept") return typedValue(source, TEXTS_OF_CONCEPT[source.slot]);
+  return TYPED.includes(source.node.type) ? typedValue(source, source.node.widgets?.[0]?.name) : undefined;
 }
 
 /** Names of the inputs to which an output's value goes in the end, passing nodes that give the same type on. */
