@@ -1,6 +1,7 @@
 /** Says beneath a node, before Run, that a prompt holds none of the words that it should, and puts the right one in. */
 import { app } from "../../scripts/app.js";
 import { lookAgain, onGraphChange } from "./shared/changes.js";
+import { linkInto } from "./shared/graphs.js";
 import { chain, loadStyle } from "./shared/nodes.js";
 import { destinations, sourceOf, typedValue } from "./shared/upstream.js";
 import { idleSettings } from "./prompts/idle.js";
@@ -102,7 +103,7 @@ function isUsed(place) {
 function sayIdle(said, place) {
   const { node } = place;
   if (!node.comfyClass?.startsWith("Personalize")) return;
-  const isLinked = (name) => node.inputs?.some((input) => input.name === name && input.link != null);
+  const isLinked = (name) => Boolean(linkInto(node, node.inputs?.findIndex((input) => input.name === name)));
   for (const sentence of idleSettings(node.comfyClass, (name) => typedValue(place, name)?.value, isLinked)) {
     say(said, place, { sentence, fixes: [] });
   }

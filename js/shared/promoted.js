@@ -1,5 +1,5 @@
 /** Widgets of subgraph nodes: those that stand for a widget of a node within, and parts that the pack adds. */
-import { linkOf, SUBGRAPH_INPUT } from "./graphs.js";
+import { linkInto, SUBGRAPH_INPUT } from "./graphs.js";
 import { widgetOf } from "./nodes.js";
 
 /** subgraph node → widgets that its own list leaves out */
@@ -22,7 +22,7 @@ export function promotedWidget(nodes, name) {
 
 /** Number of the subgraph's input that a widget is linked to, else undefined. */
 function slotOfSubgraph(node, name) {
-  const link = linkOf(node.graph, node.inputs?.find((input) => input.widget?.name === name)?.link);
+  const link = linkInto(node, node.inputs?.findIndex((input) => input.widget?.name === name));
   return Number(link?.origin_id) === SUBGRAPH_INPUT ? link.origin_slot : undefined;
 }
 

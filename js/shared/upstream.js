@@ -3,7 +3,7 @@
  *
  * A place is {node, path: subgraph nodes on the way to it, outermost first}; a source has the output's `slot` too.
  */
-import { linkOf, SUBGRAPH_INPUT } from "./graphs.js";
+import { linkInto, linkOf, SUBGRAPH_INPUT } from "./graphs.js";
 import { widgetOf } from "./nodes.js";
 
 const SUBGRAPH_OUTPUT = -20;
@@ -14,16 +14,16 @@ const TEXTS_OF_CONCEPT = { 1: "placeholder", 2: "class_words" }; // output → t
 
 /** The source of an input, null where nothing arrives. */
 export function sourceOf({ node, path }, name) {
-  const input = node.inputs?.find((each) => each.name === name);
-  return input ? arriving(input.link, node.graph, path) : null;
+  return into(node, node.inputs?.findIndex((each) => each.name === name), path);
 }
 
-function arriving(linkId, graph, path) {
-  const link = linkOf(graph, linkId);
+const into = (node, slot, path) => arriving(linkInto(node, slot), node.graph, path);
+
+function arriving(link, graph, path) {
   if (!link) return null;
   if (Number(link.origin_id) === SUBGRAPH_INPUT) {
     const host = path.at(-1);
-    return host ? arriving(host.inputs[link.origin_slot]?.link, host.graph, path.slice(0, -1)) : null;
+    return host ? into(host, link.origin_slot, path.slice(0, -1)) : null;
   }
   const node = graph.getNodeById(link.origin_id);
   return node ? given({ node, path, slot: link.origin_slot }) : null;
@@ -32,23 +32,22 @@ function arriving(linkId, graph, path) {
 function given({ node, path, slot }) {
   if (node.mode === MUTED) return null;
   if (node.subgraph && node.mode !== BYPASSED) {
-    return arriving(node.subgraph.outputs[slot]?.linkIds?.[0], node.subgraph, [...path, node]);
+    return arriving(linkOf(node.subgraph, node.subgraph.outputs[slot]?.linkIds?.[0]), node.subgraph, [...path, node]);
   }
-  if (node.mode === BYPASSED) return arriving(passedOn(node, slot)?.link, node.graph, path);
-  if (node.type === "Reroute") return arriving(node.inputs[0]?.link, node.graph, path);
+  if (node.mode === BYPASSED) return into(node, passedOn(node, slot), path);
+  if (node.type === "Reroute") return into(node, 0, path);
   return { node, path, slot };
 }
 
-/** The input that a bypassed node gives at an output, as ComfyUI chooses it. */
+/** Number of the input that a bypassed node gives at an output, as ComfyUI chooses it. */
 function passedOn(node, slot) {
   const type = node.outputs[slot]?.type;
-  const same = node.inputs?.[slot];
-  return same?.type === type ? same : node.inputs?.find((input) => input.type === type);
+  return node.inputs?.[slot]?.type === type ? slot : node.inputs?.findIndex((input) => input.type === type);
 }
 
 /** Where a value is typed: {value, widget, node, path}; undefined where another node computes it. */
 export function typedValue({ node, path }, name) {
-  const link = linkOf(node.graph, node.inputs?.find((input) => input.widget?.name === name)?.link);
+  const link = linkInto(node, node.inputs?.findIndex((input) => input.widget?.name === name));
   if (!link) {
     const widget = widgetOf(node, name);
     return widget && { value: widget.value, widget, node, path };
@@ -58,7 +57,7 @@ export function typedValue({ node, path }, name) {
     const promoted = host.inputs[link.origin_slot]?.widget?.name;
     return promoted && typedValue({ node: host, path: path.slice(0, -1) }, promoted);
   }
-  const source = arriving(link.id, node.graph, path);
+  const source = arriving(link, node.graph, path);
   if (!source) return undefined;
   if (source.node.type === "PersonalizeConcept") return typedValue(source, TEXTS_OF_CONCEPT[source.slot]);
   return TYPED.includes(source.node.type) ? typedValue(source, source.node.widgets?.[0]?.name) : undefined;
@@ -120,7 +119,7 @@ function numberOf(node) {
 /** What tells a graph from one with another value or link; cheap, as it is asked for whenever the canvas is drawn. */
 export function signatureOf(places) {
   const ofNode = (node) => [numberOf(node), (node.widgets ?? []).map(({ value }) => value).join("\u0001"),
-    (node.inputs ?? []).map(({ link }) => link ?? "").join()].join("\u0002");
+    (node.inputs ?? []).map((_, slot) => linkInto(node, slot)?.id ?? "").join()].join("\u0002");
   const nodes = new Set(places.flatMap(({ node, path }) => [...path, node])); // a subgraph node says values, too
   return [...nodes].map(ofNode).join("\u0003");
 }

@@ -105,7 +105,7 @@ class ComfyPage:
 
     def workflow(self) -> dict:
         """The graph in UI format, as Save would write it."""
-        return self.js("async () => (await window.app.graphToPrompt()).workflow")
+        return self.js("async () => JSON.parse(JSON.stringify((await window.app.graphToPrompt()).workflow))")
 
     def set_widget(self, node_id: str | int, name: str, value) -> None:
         """Change a widget as typing into it does."""
