@@ -8,8 +8,14 @@ const rootGraph = () => app.rootGraph ?? app.graph;
 /** A link by its id, null where there is none. */
 export const linkOf = (graph, id) => (id === null || id === undefined ? null : graph?.getLink?.(id) ?? graph?.links?.[id] ?? null);
 
-/** The link that arrives at an input, null where there is none; the input's own `link` is on its way out of the page. */
-export const linkInto = (node, slot) => (node.graph && slot >= 0 ? node.getInputLink(slot) ?? null : null);
+/**
+ * The link that arrives at an input, null where there is none; the input's own `link` is on its way out of the page. As of
+ * any node: subgraph nodes have a method of that name for the link within.
+ */
+export function linkInto(node, slot) {
+  const { getInputLink } = globalThis.LiteGraph.LGraphNode.prototype;
+  return node.graph && slot >= 0 ? getInputLink.call(node, slot) ?? null : null;
+}
 
 /** Nodes on the way to the one that executes: [5, 12] for "5:12", node 12 in the subgraph of node 5; [] for none. */
 export function walk(executionId) {
