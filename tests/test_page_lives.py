@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from support.browser import open_page
-from support.page_lives import Lives, graph_of_all_parts
+from support.page_lives import OPEN_WORKFLOW, Lives, graph_of_all_parts
 from support.page_scripts import WATCH
 from support.subject_page import png
 
@@ -102,14 +102,14 @@ def test_a_subgraph_in_a_subgraph(lives):
 
 def test_another_workflow_and_back(lives):
     lives.convert()
+    own = lives.js(OPEN_WORKFLOW)
     lives.to_workflow("Comfy.NewBlankWorkflow")
     assert lives.nodes(*PART_NODES) == []
-    lives.to_workflow("Workspace.PreviousOpenedWorkflow")
+    lives.back_to(own)
     lives.expect(OUTER)
     lives.js("prompt => window.app.loadApiJson(prompt, 'others')", graph_of_all_parts("others"))
     lives.expect_rows([["4", "thumbnails", "a.png,b.png"], ["6", "training", ",0,false"], ["7", "result", ""]])
-    lives.to_workflow("Workspace.PreviousOpenedWorkflow")  # the blank one
-    lives.to_workflow("Workspace.PreviousOpenedWorkflow")
+    lives.back_to(own)
     lives.expect(OUTER)
 
 
@@ -118,10 +118,11 @@ def test_a_run_that_ends_while_another_workflow_is_shown(lives):
     for node in ("6", "7"):
         lives.ui.set_widget(node, "name", f"{lives.name}-away")
     lives.ui.set_widget("6", "steps", 12)
+    own = lives.js(OPEN_WORKFLOW)
     started, _ = lives.ui.press_run()
     lives.to_workflow("Comfy.NewBlankWorkflow")
     run = lives.ui.wait_for_end(started, timeout=300)
-    lives.to_workflow("Workspace.PreviousOpenedWorkflow")
+    lives.back_to(own)
     lives.ui.page.locator(".pz-state", has_text="Step 12 of 12").wait_for()
     assert lives.ui.page.locator(".pz-text").input_value() == "\n".join(run.outputs["7"]["text"])
 

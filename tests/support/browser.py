@@ -22,6 +22,7 @@ NOT_OURS = tuple(re.compile(pattern, re.DOTALL) for pattern in (
     r"404.*/user\.css", r"404.*/api/userdata/(user\.css|comfy\.templates\.json)",
     r"404.*/api/userdata\?dir=(workflows|subgraphs)",  # a new user has none of these
     r"404.*/api/userdata/workflows%2F\.index\.json",  # bookmarks of workflows, of which there are none yet
+    r"Invalid layout total size",  # of the page's own panels, in 1.58
     r"ComfyApp graph accessed before initialization",
     r"The legacy queue/history menu is deprecated",
     r"\[MaskEditor\] ComfyApp\.open_maskeditor is deprecated",  # the frontend about itself

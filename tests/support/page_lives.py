@@ -143,6 +143,11 @@ class Lives:
         self.ui.page.wait_for_function(f"before => ({OPEN_WORKFLOW})() !== before", arg=before)
         self.ui.settle(300)
 
+    def back_to(self, path: str) -> None:
+        """To the open workflow of this path, through the others on the way."""
+        while self.js(OPEN_WORKFLOW) != path:
+            self.to_workflow("Workspace.PreviousOpenedWorkflow")
+
     def nodes(self, *types: str) -> list[str]:
         """Ids of the nodes of these types in the graph that is shown."""
         return self.js("types => types.flatMap(type => window.app.canvas.graph.nodes.filter(n => n.type === type)"

@@ -35,7 +35,8 @@ GRAPH = """() => {
             const type = Array.isArray(kind) ? 'COMBO' : kind, choices = Array.isArray(kind) ? kind : options.options;
             if (!widgetTypes.has(type) || options.forceInput) continue;
             const widget = widgets.find(candidate => candidate.name === name);
-            const linked = node.inputs?.some(input => input.widget?.name === name && input.link != null);
+            const linked = node.inputs?.some((input, slot) => input.widget?.name === name
+                && window.LiteGraph.LGraphNode.prototype.getInputLink.call(node, slot));
             if (!widget) lacking.push(name);
             else if (!linked && !fits(type, options, choices, widget.value)) bad.push([name, widget.value]);
         }
