@@ -6,10 +6,10 @@ import json
 
 from PIL import Image
 
-from support.paths import PACK
+from authoring.catalog import template
 from support.workflows import with_values
 
-WORKFLOW = PACK / "workflows" / "look_inside.json"
+WORKFLOW = template("look_inside")
 QUICK = {"CheckpointLoaderSimple": {"ckpt_name": "sd15.safetensors"}, "KSampler": {"steps": 3},
          "EmptyLatentImage": {"width": 128, "height": 128}}
 SHOW, MASK, SHOW_LATENT = "8", "9", "11"

@@ -15,7 +15,7 @@ from support.paths import PACK, comfyui
 
 WORKFLOWS = [PACK / path for path in archived_files() if re.fullmatch(r"workflows/[^/]+\.json", path)]
 
-SHIPPED = ("LICENSE", "README.md", "__init__.py", "js", "locales", "nodes", "pyproject.toml", "workflows")
+SHIPPED = ("LICENSE", "README.md", "__init__.py", "js", "locales", "nodes", "pyproject.toml", "subgraphs", "workflows")
 # The registry's scanner flags a version for any of these, in code, comments or plain data.
 FLAGGED = (r"\bsubprocess\b", r"\bos\.environ\b", r"\bsocket", r"\burllib\b", r"\brequests\.\w", r"(?<![\w.])eval\(",
            r"(?<![\w.])exec\(", r"__import__", r"(?<![\w.])print\(", r"torch\.load\((?![^)]*weights_only=True)")

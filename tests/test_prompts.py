@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from authoring.catalog import template
 from personalize.nodes.text import prompts
 from personalize.nodes.text.prompts import BUNDLED, PromptSet, bundled, join_sets, parse, read_prompts
-from support.paths import PACK
 from support.prompts_by_hand import words_to_ids
 
 
@@ -22,10 +22,10 @@ def test_bundled_sets(subject, about):
     text = (Path(prompts.__file__).parent / "prompt_sets" / f"{subject}.txt").read_text("utf-8")
     lines = [line for line in text.splitlines() if line and line[0] not in "#["]
     assert list(found.templates) == lines, "a bundled file repeats a prompt"
-    for template in found.templates:
-        words = template.replace("{}", " ").split()
-        assert template.count("{}") == 1 and template == " ".join(template.split())
-        assert 1 <= len(words) <= 12 and len(words_to_ids(template.replace("{}", ""))) < 16
+    for prompt in found.templates:
+        words = prompt.replace("{}", " ").split()
+        assert prompt.count("{}") == 1 and prompt == " ".join(prompt.split())
+        assert 1 <= len(words) <= 12 and len(words_to_ids(prompt.replace("{}", ""))) < 16
         assert all(word.strip(".,'-").replace("-", "").replace("'", "").isalnum() for word in words), template
     assert all(len(bundled(subject, [kind]).prompts) >= 10 for kind in BUNDLED[subject])
 
@@ -36,7 +36,7 @@ def test_vico_is_trained_with_as_many_prompts_as_its_authors_have():
     for kind in prompts.kinds:
         assert [t.replace(kind, "photo") for t in prompts.of([kind]).templates] == list(prompts.of(["photo"]).templates)
     for name in ("vico_train", "vico_two_objects"):
-        nodes = json.loads((PACK / "workflows" / f"{name}.json").read_text("utf-8"))["nodes"]
+        nodes = json.loads(template(name).read_text("utf-8"))["nodes"]
         typed, = (node["widgets_values"] for node in nodes if node["type"] == "PersonalizeTrainingPrompts")
         chosen, = (node["widgets_values"] for node in nodes if node["type"] == "PersonalizePromptSet")
         assert (typed[0], chosen[0]) == ("", "pictures")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from authoring.catalog import ALL_GRAPHS
+from authoring.catalog import ALL_GRAPHS, template
 from authoring.graph import model_of
 from authoring.graphs import CHECKPOINT
-from support.paths import PACK, TESTS
+from support.paths import TESTS
 from support.templates import SHIPPED, provide_files, quick
 from support.workflows import to_prompt, with_defaults, with_values
 
-MAIN = PACK / "workflows" / "train_embedding_core.json"
+MAIN = template("train_embedding_core")
 SAVED = TESTS / "saved_workflows"
 OF_TODAY = [path.read_bytes() for path in SHIPPED]
 EVER_SHIPPED = [*SHIPPED, *(path for path in sorted(SAVED.glob("*/*.json")) if path.read_bytes() not in OF_TODAY)]
@@ -33,7 +33,7 @@ def template_server(server):
 
 
 def test_every_description_has_its_workflow_and_a_thumbnail():
-    assert {path.stem for path in SHIPPED} == {graph.name for graph in ALL_GRAPHS}
+    assert {path.stem for path in SHIPPED} == {graph.title for graph in ALL_GRAPHS}
     assert [path.stem for path in SHIPPED if not path.with_suffix(".jpg").is_file()] == []
 
 
@@ -73,7 +73,7 @@ def test_workflow_runs_through_the_api(path, template_server):
     assert pictures and all(template_server.view(file).startswith(b"\x89PNG") for file in pictures)
 
 
-@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem.startswith("harmonize")], ids=name_of)
+@pytest.mark.parametrize("path", [path for path in SHIPPED if "from one picture" in path.stem], ids=name_of)
 def test_visual_branch_is_not_drawn_after_the_negative_prompt(path, template_server):
     prompt = to_prompt(json.loads(path.read_text(encoding="utf-8")), template_server.get("/object_info"))
     branch, = (node["inputs"]["positive"][0] for node in prompt.values()
@@ -105,7 +105,7 @@ def run_in_page(path: Path, server, ui) -> None:
 
 
 def test_a_prompt_without_the_word_is_told_at_the_sampler(template_server, ui):
-    path = PACK / "workflows" / "vico_apply.json"
+    path = template("vico_apply")
     definitions = template_server.get("/object_info")
     document = with_values(quick(path, definitions), definitions, {"PersonalizeEncodeWithSpans": {"prompt": "a beach"}})
     assert ui.load_workflow(document).problems == {}

@@ -14,7 +14,8 @@ from . import encoder_files, vico_files
 from .paths import PACK
 from .workflows import with_values
 
-SHIPPED = sorted((PACK / "workflows").glob("*.json"))
+ALL_SHIPPED = sorted((PACK / "workflows").glob("*.json"))
+SHIPPED = [path for path in ALL_SHIPPED if "subgraphs" not in path.read_text(encoding="utf-8")]  # of nodes alone
 QUICK = {
     "PersonalizeSubject": {"size": 64, "variants": 1}, "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 2},

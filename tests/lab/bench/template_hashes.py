@@ -36,7 +36,7 @@ from support.templates import SHIPPED, provide_files, quick
 from support.workflows import to_prompt
 
 WIDTHS = {"sd15": {"clip_l": 32}, "sd21": {"clip_h": 40}, "sdxl": {"clip_l": 32, "clip_g": 48}}
-ANY_KIND = ("core", "train_", "look_inside", "vico_train")  # how the names of workflows begin that any checkpoint runs
+ANY_KIND = ("Learn your subject", "Make", "See")  # how the names of workflows begin that any checkpoint runs
 PLACES = ("output/personalize", "models/embeddings", "models/loras", "models/vico")
 
 

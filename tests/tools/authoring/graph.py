@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from support.paths import PACK
 
 GROUP_COLOR = "#3f789e"
+CHANNEL = 60  # wider than the columns are described
+FIRST_SIGHT = (1500, 760)  # a note and the first nodes, readable on a screen of 1366 × 768
 NOTE_COLORS = {"color": "#432", "bgcolor": "#653"}
 
 
@@ -44,18 +47,28 @@ class Note:
 
 @dataclass(frozen=True)
 class Graph:
-    """A workflow: file name without suffix, and what is on its canvas; pictured: the part that its thumbnail shows."""
+    """A workflow: what the template browser calls it, and what is on its canvas; it opens at its first note.
+
+    pictured: the part that the README shows.
+    """
 
     name: str
+    title: str
     nodes: tuple[Node, ...]
     groups: tuple[Group, ...]
     notes: tuple[Note, ...]
-    pictured: tuple[int, int, int, int]
+    pictured: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def path(self) -> Path:
         """Where the finished workflow lies."""
-        return PACK / "workflows" / f"{self.name}.json"
+        return PACK / "workflows" / f"{self.title}.json"
+
+    @property
+    def first_sight(self) -> list[int]:
+        """x, y, width, height of what is to be read first."""
+        x, y = self.notes[0].at
+        return [x, y - 30, *FIRST_SIGHT]
 
     def prompt(self) -> dict:
         """The API format."""
@@ -68,7 +81,7 @@ class Graph:
         drawn = {node.id: node for node in self.nodes}
         for saved in document["nodes"]:
             node = drawn[str(saved["id"])]
-            saved["pos"] = list(node.at)
+            saved["pos"] = [node.at[0] + self._spread(node.at[0]), node.at[1]]
             saved["size"] = list(node.size) if node.size else saved["size"]
             if node.title:
                 saved["title"] = node.title
@@ -76,12 +89,29 @@ class Graph:
                 saved["color"] = node.color
             if node.type == "CheckpointLoaderSimple":
                 saved["properties"]["models"] = [model_of(node.inputs["ckpt_name"])]
-        first = document["last_node_id"] + 1
-        document["nodes"] += [note_node(note, first + number) for number, note in enumerate(self.notes)]
-        document["last_node_id"] += len(self.notes)
-        document["groups"] = [{"id": number, "title": group.title, "bounding": list(group.box), "color": GROUP_COLOR,
-                               "font_size": 24, "flags": {}} for number, group in enumerate(self.groups, 1)]
-        return document
+        return with_words(document, self.notes, [self._wider(group) for group in self.groups])
+
+    def _spread(self, x: float) -> int:
+        """How far a column is moved to the right, so that there is room for wires between columns."""
+        return CHANNEL * len({node.at[0] for node in self.nodes if node.at[0] < x})
+
+    def _wider(self, group: Group) -> Group:
+        left, top, width, height = group.box
+        right = left + width - 1
+        last = max((node.at[0] for node in self.nodes if node.at[0] < right), default=left)
+        first = min((node.at[0] for node in self.nodes if node.at[0] >= left), default=left)
+        start = left + self._spread(first)
+        return Group(group.title, (start, top, right + 1 + self._spread(last) - start, height))
+
+
+def with_words(document: dict, notes: Sequence[Note], groups: Sequence[Group]) -> dict:
+    """The page's UI format with notes and groups."""
+    first = document["last_node_id"] + 1
+    document["nodes"] += [note_node(note, first + number) for number, note in enumerate(notes)]
+    document["last_node_id"] += len(notes)
+    document["groups"] = [{"id": number, "title": group.title, "bounding": list(group.box), "color": GROUP_COLOR,
+                           "font_size": 24, "flags": {}} for number, group in enumerate(groups, 1)]
+    return document
 
 
 def note_node(note: Note, node_id: int) -> dict:

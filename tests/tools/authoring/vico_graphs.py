@@ -90,10 +90,10 @@ stays as it is. *Save Image* shows the toy in a new scene, *Masks of the referen
 
 **Memory.** 8 GB: set *micro_batch* to 1 and *gradient_checkpointing* on.
 
-**After that**: *vico_apply* draws with what was saved.
+**After that**: the template *Draw with fine detail from a picture, ViCo* draws with what was saved.
 """
 
-TRAIN_VICO_GRAPH = Graph("vico_train", nodes=(
+TRAIN_VICO_GRAPH = Graph("vico_train", "Learn your subject with fine detail, ViCo", nodes=(
     Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
     Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
     Node("3", "PersonalizeSubject", (40, 540), {"concept": ("2", 0), **ALL_PICTURES}, size=(400, 640)),
@@ -109,12 +109,12 @@ TRAIN_VICO_GRAPH = Graph("vico_train", nodes=(
     Group("2 · What to learn", (480, 0, 440, 1500)),
     Group("3 · Train", (940, 0, 620, 1500)),
     Group("4 · Draw it with a reference", (1580, 0, 1420, 1500)),
-), notes=(Note(TRAIN_NOTE, at=(-410, 40), size=(400, 440)),), pictured=(480, -20, 2540, 1540))
+), notes=(Note(TRAIN_NOTE, at=(-490, 40), size=(400, 440)),), pictured=(480, -20, 2540, 1540))
 
 
-def apply_graph(name: str, pictures: str, note: str) -> Graph:
+def apply_graph(name: str, title: str, pictures: str, note: str) -> Graph:
     """Drawing with what vico_train has saved; pictures: names of the reference pictures."""
-    return Graph(name, nodes=(
+    return Graph(name, title, nodes=(
         Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
         Node("2", "PersonalizeLoadConcept", (40, 260), {"embedding": EMBEDDING, "placeholder": "", "class_words": ""},
              size=(400, 140)),
@@ -125,11 +125,12 @@ def apply_graph(name: str, pictures: str, note: str) -> Graph:
     ), groups=(
         Group("1 · Word and reference", (20, 0, 440, 1240)),
         Group("2 · Draw it with the reference", (480, 0, 1420, 1240)),
-    ), notes=(Note(note, at=(-410, 40), size=(400, 400)),), pictured=(0, -20, 1920, 1280))
+    ), notes=(Note(note, at=(-490, 40), size=(400, 400)),), pictured=(0, -20, 1920, 1280))
 
 
 APPLY_NOTE = """\
-**First run vico_train.** It saves the word, which *Load Concept* reads here, and the image blocks, which *Load ViCo* \
+**First run the template *Learn your subject with fine detail, ViCo*.** It saves the word, which *Load \
+Concept* reads here, and the image blocks, which *Load ViCo* \
 finds by the word.
 
 **The authors' files**: put `cross_attention-399.pt` into models/vico and choose it in *Load ViCo*; \
@@ -143,7 +144,7 @@ TWO_REFERENCES_NOTE = """\
 **Two pictures of one subject.** All pictures on *Reference* are looked at together: their patches follow each other, \
 and each has its own mask. It helps where one picture does not show all of the subject, and takes longer.
 
-**First run vico_train**, which saves what is loaded here.
+**First run the template *Learn your subject with fine detail, ViCo***, which saves what is loaded here.
 """
 
 TWO_OBJECTS_NOTE = """\
@@ -160,7 +161,7 @@ other's shape.
 Try also *in the style of* between the two words.
 """
 
-TWO_OBJECTS = Graph("vico_two_objects", nodes=(
+TWO_OBJECTS = Graph("vico_two_objects", "Learn two subjects for one picture, ViCo", nodes=(
     Node("1", "CheckpointLoaderSimple", (-420, 80), LOADER, size=(400, 120)),
     Node("2", "PersonalizeConcept", (40, 80), CONCEPT, size=(400, 180)),
     Node("3", "PersonalizeSubject", (40, 320), {"concept": ("2", 0), **ALL_PICTURES}, "First subject", (400, 640)),
@@ -183,7 +184,11 @@ TWO_OBJECTS = Graph("vico_two_objects", nodes=(
     Group("2 · What to learn", (480, 0, 440, 1500)),
     Group("3 · Train", (940, 0, 620, 1500)),
     Group("4 · Draw both", (1580, 0, 1420, 1500)),
-), notes=(Note(TWO_OBJECTS_NOTE, at=(-900, 40), size=(400, 400)),), pictured=(480, -20, 2540, 1540))
+), notes=(Note(TWO_OBJECTS_NOTE, at=(-960, 40), size=(400, 400)),), pictured=(480, -20, 2540, 1540))
 
-VICO_GRAPHS = (TRAIN_VICO_GRAPH, apply_graph("vico_apply", "toy-1.jpg", APPLY_NOTE),
-               apply_graph("vico_two_references", "toy-1.jpg\ntoy-4.jpg", TWO_REFERENCES_NOTE), TWO_OBJECTS)
+VICO_GRAPHS = (
+    TRAIN_VICO_GRAPH,
+    apply_graph("vico_apply", "Draw with fine detail from a picture, ViCo", "toy-1.jpg", APPLY_NOTE),
+    apply_graph("vico_two_references", "Draw with fine detail from two pictures, ViCo", "toy-1.jpg\ntoy-4.jpg",
+                TWO_REFERENCES_NOTE),
+    TWO_OBJECTS)

@@ -65,7 +65,7 @@ IP_ADAPTER_NOTE = HARMONIZED + WORDS + """
 an SDXL checkpoint and file, and 1024 × 1024.
 """
 
-HARMONIZE_IP_ADAPTER = Graph("harmonize_ip_adapter", nodes=(
+HARMONIZE_IP_ADAPTER = Graph("harmonize_ip_adapter", "Draw a subject from one picture, IP-Adapter", nodes=(
     Node("1", "CheckpointLoaderSimple", (40, TOP), LOADER, size=(400, 120)),
     Node("2", "PersonalizeLoadIPAdapter", (40, 260), {"file": IP_ADAPTER}, size=(400, 80)),
     Node("3", "CLIPVisionLoader", (40, 400), {"clip_name": VIT_H}, size=(400, 80)),
@@ -100,7 +100,7 @@ HARMONIZE_IP_ADAPTER = Graph("harmonize_ip_adapter", nodes=(
     Group("1 · Model and picture", (20, 0, 440, 1660)),
     Group("2 · IP-Adapter alone", (480, 0, 1880, 740)),
     Group("3 · Harmonized", (480, 800, 2360, 860)),
-), notes=(Note(IP_ADAPTER_NOTE, at=(-410, 40), size=(400, 500)),), pictured=(0, -20, 2860, 1700))
+), notes=(Note(IP_ADAPTER_NOTE, at=(-490, 40), size=(400, 500)),), pictured=(0, -20, 2860, 1700))
 
 BLIP_DIFFUSION_NOTE = HARMONIZED + WORDS + """
 **Files**: all of `Salesforce/blipdiffusion` in models/diffusers/blipdiffusion, and `vocab.txt` of \
@@ -109,7 +109,7 @@ BLIP_DIFFUSION_NOTE = HARMONIZED + WORDS + """
 **The prompt**: {} stands for the picture and the word after it for what to draw.
 """
 
-HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", nodes=(
+HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", "Draw a subject from one picture, BLIP-Diffusion", nodes=(
     Node("1", "DiffusersLoader", (40, TOP), {"model_path": BLIP_DIFFUSION}, title="BLIP-Diffusion's own model",
          size=(400, 120)),
     Node("2", "PersonalizeLoadBlipDiffusion", (40, 260), {"folder": BLIP_DIFFUSION}, size=(400, 80)),
@@ -136,7 +136,7 @@ HARMONIZE_BLIP_DIFFUSION = Graph("harmonize_blip_diffusion", nodes=(
     Group("1 · Model and picture", (20, 0, 440, 1660)),
     Group("2 · BLIP-Diffusion alone", (480, 0, 1880, 740)),
     Group("3 · Harmonized", (480, 800, 2360, 860)),
-), notes=(Note(BLIP_DIFFUSION_NOTE, at=(-410, 40), size=(400, 560)),), pictured=(0, -20, 2860, 1700))
+), notes=(Note(BLIP_DIFFUSION_NOTE, at=(-490, 40), size=(400, 560)),), pictured=(0, -20, 2860, 1700))
 
 ELITE_NOTE = HARMONIZED + """
 **Files**: `global_mapper.pt` and `local_mapper.pt` in models/elite, CLIP Vision ViT-L/14 in models/clip_vision.
@@ -152,7 +152,7 @@ As released: 100 steps.
 """
 ELITE_SAMPLER = {**SAMPLER, "steps": 50, "cfg": 5.0, "sampler_name": "lms", "scheduler": "normal"}
 
-HARMONIZE_ELITE = Graph("harmonize_elite", nodes=(
+HARMONIZE_ELITE = Graph("harmonize_elite", "Draw a subject from one picture, ELITE", nodes=(
     Node("1", "CheckpointLoaderSimple", (40, TOP), LOADER, size=(400, 120)),
     Node("2", "PersonalizeLoadElite", (40, 260), {
         "global_mapper": "global_mapper.pt", "local_mapper": "local_mapper.pt"}, size=(400, 110)),
@@ -184,6 +184,6 @@ HARMONIZE_ELITE = Graph("harmonize_elite", nodes=(
     Group("1 · Model and picture", (20, 0, 440, 1660)),
     Group("2 · ELITE alone", (480, 0, 1880, 740)),
     Group("3 · Harmonized", (480, 800, 2360, 860)),
-), notes=(Note(ELITE_NOTE, at=(-410, 40), size=(400, 680)),), pictured=(0, -20, 2860, 1700))
+), notes=(Note(ELITE_NOTE, at=(-490, 40), size=(400, 680)),), pictured=(0, -20, 2860, 1700))
 
 VISUAL_GRAPHS = (HARMONIZE_IP_ADAPTER, HARMONIZE_BLIP_DIFFUSION, HARMONIZE_ELITE)

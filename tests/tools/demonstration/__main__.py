@@ -9,17 +9,18 @@ from pathlib import Path
 
 import torch
 
+from authoring.catalog import template
 from environment.report import say
 from support.failures import PromptFailed
 from support.paths import CACHE
 from support.server import ComfyServer
 from support.workflows import to_prompt, with_values
 
-from .options import PACK, parse
+from .options import parse
 from .setting import Setting, prepare
 from .story import Story, summary
 
-WORKFLOW = PACK / "workflows" / "train_embedding_core.json"
+WORKFLOW = template("train_embedding_core")
 PAGE_PACK = "demonstration"  # a pack whose only content is the template that --serve opens
 LONGEST = 24 * 3600
 
