@@ -159,7 +159,8 @@ class ComfyPage:
             history = self.server.get(f"/history/{prompt_id}")
         outputs = history[prompt_id]["outputs"]
         if event == "execution_success":
-            with_images = [node_id for node_id, output in outputs.items() if output.get("images")]
+            with_images = [node_id for node_id, output in outputs.items()
+                           if output.get("images") and ":" not in node_id]  # not within a subgraph
             self.page.wait_for_function(IMAGES_SHOWN, arg=with_images, timeout=60_000)
         else:
             self.page.wait_for_selector("[data-testid=error-overlay]", timeout=5_000)

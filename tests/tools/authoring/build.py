@@ -2,7 +2,8 @@
 
     COMFYUI_PATH=… PYTHONPATH=tests:tests/tools .testenv/venv/bin/python -m authoring.build [names]
 
-With each comes a picture of it, <name>.jpg, which the template browser shows.
+It needs Graphviz (`apt-get install graphviz`). With each comes a picture for the template browser, <name>.jpg: of the
+canvas, or of what comes out where `authoring.thumbnails` has that.
 """
 from __future__ import annotations
 
@@ -23,63 +24,70 @@ from support.server import ComfyServer
 
 from . import subgraph
 from .catalog import ALL_GRAPHS
-from .graph import FIRST_SIGHT, Graph, with_words
+from .graph import FIRST_SIGHT, TITLE, Graph
 from .graphs import CHECKPOINT, CONCEPT, EMBEDDING, PICTURES
-from .wires import PLACES, led_around
+from .layout import PLACES, laid_out
+from .thumbnails import SHOWN
 
-LARGE = {"width": 3400, "height": 1700}
+LARGE = {"width": 5200, "height": 2400}
 THUMBNAIL_WIDTH = 1000
-ON_PAGE = """([x, y, width, height]) => {
-    const canvas = window.app.canvas, view = canvas.canvas.getBoundingClientRect(), {scale, offset} = canvas.ds;
-    return {x: view.x + (x + offset[0]) * scale, y: view.y + (y + offset[1]) * scale,
-            width: width * scale, height: height * scale};
+SHOW = """([first, last]) => {
+    const {canvas, graph} = window.app, view = canvas.canvas.getBoundingClientRect(), scale = 0.62;
+    const boxes = graph.groups.slice(first, last ?? undefined).map(group => group.boundingRect);
+    const [left, top] = [0, 1].map(axis => Math.min(...boxes.map(box => box[axis])));
+    const width = Math.max(...boxes.map(box => box[0] + box[2])) - left;
+    const height = Math.max(...boxes.map(box => box[1] + box[3])) - top;
+    Object.assign(canvas.ds, {scale, offset: [200 - left, 300 - top]});
+    canvas.setDirty(true, true);
+    return {x: view.x + 200 * scale, y: view.y + 300 * scale, width: width * scale, height: height * scale};
 }"""
 
 
 def build(graph: Graph, page: ComfyPage) -> Path:
-    """Write one workflow and its screenshot; the JSON's path. Raises ValueError if the page objects to anything."""
-    page.js("prompt => window.app.loadApiJson(prompt, 'built')", graph.prompt())
-    loaded = page.load_workflow(with_fixed_seeds(graph.arranged(page.workflow())))
+    """Write one workflow and its picture; the JSON's path. Raises ValueError if the page objects to anything."""
+    put(graph, page)
+    loaded = page.load_workflow(laid_out(page.workflow(), page.js(PLACES), graph.groups, graph.note))
     if loaded.problems:
         raise ValueError(f"{graph.name}: {loaded.problems}")
-    document = led_around(page.workflow(), page.js(PLACES))
-    page.load_workflow(document)
-    document = page.workflow()
-    document["extra"] = {"opens_at": graph.first_sight, **kept(document["extra"])}
-    write(document, graph.path, graph.name)
-    picture(page, graph.pictured).save(graph.path.with_suffix(".jpg"), quality=85)
+    finish(page, graph.path, graph.name)
+    if graph.name not in SHOWN:
+        picture(page, graph.pictured).save(graph.path.with_suffix(".jpg"), quality=85)
     return graph.path
 
 
 def build_subgraph(page: ComfyPage) -> Path:
     """Write "Learn my subject" for the node library, then the template that opens it; the template's path."""
-    learn = Graph("learn_my_subject", "", subgraph.inside(subgraph.MY_SUBJECT, subgraph.NO_PICTURES), (), ())
-    document = as_subgraph(learn, page)
+    document = as_subgraph(subgraph.inside(subgraph.MY_SUBJECT, subgraph.NO_PICTURES), page)
     document["extra"] = {"BlueprintDescription": subgraph.DESCRIPTION, "BlueprintSearchAliases": subgraph.ALIASES}
     write(document, subgraph.BLUEPRINT, subgraph.NAME)
 
-    example = Graph("example", "", subgraph.inside(CONCEPT, PICTURES), (), ())
-    as_subgraph(example, page)
+    as_subgraph(subgraph.inside(CONCEPT, PICTURES), page)
     ids = subgraph.add_drawing(page)
-    document = with_fixed_seeds(page.workflow())
-    looks = {ids[node.id]: (node.at, node.size, node.color) for node in subgraph.DRAWING}
-    for node in document["nodes"]:
-        node["pos"], node["size"], color = looks.get(str(node["id"]), (subgraph.OUTER_AT, subgraph.OUTER_SIZE, ""))
-        node |= {"color": color} if color else {}
-    with_words(document, [subgraph.NOTE], subgraph.GROUPS)
-    page.load_workflow(document)
-    page.load_workflow(led_around(page.workflow(), page.js(PLACES)))
-    document = page.workflow()
-    document["extra"] = {**kept(document["extra"]), "opens_at": [subgraph.NOTE.at[0], subgraph.NOTE.at[1] - 30, *FIRST_SIGHT]}
-    write(document, subgraph.path_of_template(), subgraph.THREE_CLICKS)
-    picture(page, (-20, -40, 3060, 1040)).save(subgraph.path_of_template().with_suffix(".jpg"), quality=85)
+    page.load_workflow(subgraph.dressed(with_fixed_seeds(page.workflow()), ids))
+    page.load_workflow(laid_out(page.workflow(), page.js(PLACES), subgraph.groups(ids), subgraph.NOTE))
+    finish(page, subgraph.path_of_template(), subgraph.THREE_CLICKS)
     return subgraph.path_of_template()
+
+
+def put(graph: Graph, page: ComfyPage) -> None:
+    """The graph's nodes on the canvas, at their sizes and wherever the page puts them."""
+    page.js("prompt => window.app.loadApiJson(prompt, 'built')", graph.prompt())
+    page.load_workflow(with_fixed_seeds(graph.dressed(page.workflow())))
+
+
+def finish(page: ComfyPage, path: Path, name: str) -> None:
+    """Save what is on the canvas so that it opens at its note."""
+    document = page.workflow()
+    left, top = next(node["pos"] for node in document["nodes"] if node["type"] == "MarkdownNote")
+    wires = {key: document["extra"][key] for key in ("reroutes", "linkExtensions") if document["extra"].get(key)}
+    document["extra"] = {"opens_at": [left, top - TITLE, *FIRST_SIGHT], **wires}
+    write(document, path, name)
 
 
 def as_subgraph(graph: Graph, page: ComfyPage) -> dict:
     """The graph within one subgraph node, on the canvas and as the page saves it."""
-    page.js("prompt => window.app.loadApiJson(prompt, 'built')", graph.prompt())
-    page.load_workflow(with_fixed_seeds(graph.arranged(page.workflow())))
+    put(graph, page)
+    page.load_workflow(laid_out(page.workflow(), page.js(PLACES), graph.groups))
     subgraph.to_subgraph(page)
     return page.workflow()
 
@@ -94,16 +102,11 @@ def write(document: dict, path: Path, name: str) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def kept(extra: dict) -> dict:
-    """What the graph needs: the points that wires are led over."""
-    return {name: extra[name] for name in ("reroutes", "linkExtensions") if extra.get(name)}
-
-
-def picture(page: ComfyPage, box: tuple[int, int, int, int], width: int = THUMBNAIL_WIDTH) -> Image.Image:
-    """A part of the canvas, x, y, width, height, as a picture `width` wide."""
-    page.command("Comfy.Canvas.FitView")
+def picture(page: ComfyPage, groups: tuple[int, int | None], width: int = THUMBNAIL_WIDTH) -> Image.Image:
+    """The canvas from one group to the one before another, counted from 0, as a picture `width` wide."""
+    clip = page.js(SHOW, list(groups))
     page.settle(800)
-    shot = Image.open(io.BytesIO(page.page.screenshot(clip=page.js(ON_PAGE, list(box))))).convert("RGB")
+    shot = Image.open(io.BytesIO(page.page.screenshot(clip=clip))).convert("RGB")
     return shot.resize((width, round(shot.height * width / shot.width)), Image.Resampling.LANCZOS)
 
 
@@ -128,7 +131,7 @@ def main(names: list[str]) -> None:
         vico_files.provide(base)
         try:
             with launch(chromium.find()) as browser, open_page(browser, server) as page:
-                page.page.set_viewport_size(LARGE)  # zoomed out further, the canvas leaves out all text
+                page.page.set_viewport_size(LARGE)
                 for graph in ALL_GRAPHS:
                     if not names or graph.name in names:
                         print(build(graph, page))

@@ -1,4 +1,4 @@
-"""A workflow as its author thinks of it: nodes with their inputs, where they stand, and the words around them."""
+"""A workflow as its author thinks of it: nodes with their inputs, the groups they are in, and the note beside them."""
 from __future__ import annotations
 
 import json
@@ -9,18 +9,17 @@ from pathlib import Path
 from support.paths import PACK
 
 GROUP_COLOR = "#3f789e"
-CHANNEL = 60  # wider than the columns are described
 FIRST_SIGHT = (1500, 760)  # a note and the first nodes, readable on a screen of 1366 × 768
+TITLE = 30  # height of a node's title, which is above its place
 NOTE_COLORS = {"color": "#432", "bgcolor": "#653"}
 
 
 @dataclass(frozen=True)
 class Node:
-    """inputs: widget -> value, or input -> (node id, output slot). at, size: in the canvas' pixels."""
+    """inputs: widget -> value, or input -> (node id, output slot). size: in the canvas' pixels."""
 
     id: str
     type: str
-    at: tuple[int, int]
     inputs: dict[str, object] = field(default_factory=dict)
     title: str | None = None
     size: tuple[int, int] | None = None
@@ -29,10 +28,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Group:
-    """A titled rectangle: x, y, width, height."""
+    """A titled box around the nodes of these ids, of which the first is in sight when the workflow opens."""
 
     title: str
-    box: tuple[int, int, int, int]
+    nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -40,35 +39,29 @@ class Note:
     """Markdown on the canvas."""
 
     text: str
-    at: tuple[int, int]
     size: tuple[int, int]
     title: str = "How to use this"
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A workflow: what the template browser calls it, and what is on its canvas; it opens at its first note.
+    """A workflow: what the template browser calls it, and what is on its canvas; it opens at its note.
 
-    pictured: the part that the README shows.
+    groups: from left to right, each node in one of them. pictured: the groups that its picture shows, as in a
+    slice: from, to before.
     """
 
     name: str
     title: str
     nodes: tuple[Node, ...]
     groups: tuple[Group, ...]
-    notes: tuple[Note, ...]
-    pictured: tuple[int, int, int, int] = (0, 0, 0, 0)
+    note: Note | None = None
+    pictured: tuple[int, int | None] = (0, None)
 
     @property
     def path(self) -> Path:
         """Where the finished workflow lies."""
         return PACK / "workflows" / f"{self.title}.json"
-
-    @property
-    def first_sight(self) -> list[int]:
-        """x, y, width, height of what is to be read first."""
-        x, y = self.notes[0].at
-        return [x, y - 30, *FIRST_SIGHT]
 
     def prompt(self) -> dict:
         """The API format."""
@@ -76,12 +69,11 @@ class Graph:
             name: list(value) if isinstance(value, tuple) else value for name, value in node.inputs.items()}}
             for node in self.nodes}
 
-    def arranged(self, document: dict) -> dict:
-        """The page's UI format of `prompt()` with everything where its author wants it."""
+    def dressed(self, document: dict) -> dict:
+        """The page's UI format of `prompt()`, with each node's size, title, colour and model to download."""
         drawn = {node.id: node for node in self.nodes}
         for saved in document["nodes"]:
             node = drawn[str(saved["id"])]
-            saved["pos"] = [node.at[0] + self._spread(node.at[0]), node.at[1]]
             saved["size"] = list(node.size) if node.size else saved["size"]
             if node.title:
                 saved["title"] = node.title
@@ -89,34 +81,19 @@ class Graph:
                 saved["color"] = node.color
             if node.type == "CheckpointLoaderSimple":
                 saved["properties"]["models"] = [model_of(node.inputs["ckpt_name"])]
-        return with_words(document, self.notes, [self._wider(group) for group in self.groups])
-
-    def _spread(self, x: float) -> int:
-        """How far a column is moved to the right, so that there is room for wires between columns."""
-        return CHANNEL * len({node.at[0] for node in self.nodes if node.at[0] < x})
-
-    def _wider(self, group: Group) -> Group:
-        left, top, width, height = group.box
-        right = left + width - 1
-        last = max((node.at[0] for node in self.nodes if node.at[0] < right), default=left)
-        first = min((node.at[0] for node in self.nodes if node.at[0] >= left), default=left)
-        start = left + self._spread(first)
-        return Group(group.title, (start, top, right + 1 + self._spread(last) - start, height))
+        return document
 
 
-def with_words(document: dict, notes: Sequence[Note], groups: Sequence[Group]) -> dict:
-    """The page's UI format with notes and groups."""
-    first = document["last_node_id"] + 1
-    document["nodes"] += [note_node(note, first + number) for number, note in enumerate(notes)]
-    document["last_node_id"] += len(notes)
-    document["groups"] = [{"id": number, "title": group.title, "bounding": list(group.box), "color": GROUP_COLOR,
-                           "font_size": 24, "flags": {}} for number, group in enumerate(groups, 1)]
-    return document
+def group_box(group: Group, number: int, box: Sequence[int]) -> dict:
+    """A group as the page saves it. box: left, top, right, bottom."""
+    left, top, right, bottom = box
+    return {"id": number, "title": group.title, "bounding": [left, top, right - left, bottom - top],
+            "color": GROUP_COLOR, "font_size": 24, "flags": {}}
 
 
-def note_node(note: Note, node_id: int) -> dict:
+def note_node(note: Note, node_id: int, at: tuple[int, int]) -> dict:
     """A note as the page saves it."""
-    return {"id": node_id, "type": "MarkdownNote", "pos": list(note.at), "size": list(note.size), "flags": {},
+    return {"id": node_id, "type": "MarkdownNote", "pos": list(at), "size": list(note.size), "flags": {},
             "order": 0, "mode": 0, "inputs": [], "outputs": [], "title": note.title, "properties": {},
             "widgets_values": [note.text], **NOTE_COLORS}
 

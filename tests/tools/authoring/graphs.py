@@ -35,37 +35,36 @@ SUBJECT_MASK = {"words": "dog", "mask_method": "Otsu", "threshold": 0.3}
 CHECKPOINT_WIRES = {"model": ("1", 0), "clip": ("1", 1), "vae": ("1", 2)}
 
 LEARN_WORD = (
-    Node("2", "PersonalizeConcept", (40, 80), CONCEPT, size=(400, 180)),
-    Node("5", "PersonalizeDiffusionLoss", (40, 620), DIFFUSION, size=(400, 150)),
-    Node("6", "PersonalizePromptSet", (40, 830), PROMPTS, size=(400, 220)),
-    Node("3", "PersonalizeSubject", (500, 80), {"concept": ("2", 0), **PICTURES}, size=(400, 460)),
-    Node("7", "PersonalizeCoReLoss", (500, 620), {"prompt_set": ("6", 0), "previous": ("5", 0), **CORE},
+    Node("2", "PersonalizeConcept", CONCEPT, size=(400, 180)),
+    Node("5", "PersonalizeDiffusionLoss", DIFFUSION, size=(400, 150)),
+    Node("6", "PersonalizePromptSet", PROMPTS, size=(400, 220)),
+    Node("3", "PersonalizeSubject", {"concept": ("2", 0), **PICTURES}, size=(400, 460)),
+    Node("7", "PersonalizeCoReLoss", {"prompt_set": ("6", 0), "previous": ("5", 0), **CORE},
          size=(400, 190)),
-    Node("4", "PersonalizeTrainEmbedding", (500, 870), EMBEDDING_PART, size=(400, 130)),
-    Node("1", "CheckpointLoaderSimple", (500, 1060), LOADER, size=(400, 120)),
+    Node("4", "PersonalizeTrainEmbedding", EMBEDDING_PART, size=(400, 130)),
+    Node("1", "CheckpointLoaderSimple", LOADER, size=(400, 120)),
 )
 
 
-def draw_and_keep(first: int, x: int, train: str, graph: str, scene: str | tuple[str, int] = SCENE
-                  ) -> tuple[Node, ...]:
-    """Eight nodes with ids from `first` on, from column `x` on: what the Train node `train` gives, saved and drawn.
+def draw_and_keep(first: int, train: str, graph: str, scene: str | tuple[str, int] = SCENE) -> tuple[Node, ...]:
+    """Eight nodes with ids from `first` on: what the Train node `train` gives, saved and drawn.
 
     graph: name of the workflow. scene: the prompt, or the node that gives it.
     """
     apply, prompt, negative, latent, sampler, decode, save, keep = (str(first + number) for number in range(8))
     return (
-        Node(apply, "PersonalizeApplyConcept", (x, 80), {"clip": ("1", 1), "concept": (train, 0)}, size=(400, 80)),
-        Node(keep, "PersonalizeSaveConcept", (x, 230), {"concept": (train, 0), "name": "", "format": "safetensors"},
+        Node(apply, "PersonalizeApplyConcept", {"clip": ("1", 1), "concept": (train, 0)}, size=(400, 80)),
+        Node(keep, "PersonalizeSaveConcept", {"concept": (train, 0), "name": "", "format": "safetensors"},
              size=(400, 200)),
-        Node(prompt, "CLIPTextEncode", (x + 460, 80), {"clip": (apply, 0), "text": scene}, "Prompt", (400, 130), GREEN),
-        Node(negative, "CLIPTextEncode", (x + 460, 270), {"clip": (apply, 0), "text": ""}, "Negative prompt",
+        Node(prompt, "CLIPTextEncode", {"clip": (apply, 0), "text": scene}, "Prompt", (400, 130), GREEN),
+        Node(negative, "CLIPTextEncode", {"clip": (apply, 0), "text": ""}, "Negative prompt",
              (400, 110), RED),
-        Node(latent, "EmptyLatentImage", (x + 460, 440), LATENT, size=(400, 130)),
-        Node(sampler, "KSampler", (x + 920, 80), {
+        Node(latent, "EmptyLatentImage", LATENT, size=(400, 130)),
+        Node(sampler, "KSampler", {
             "model": (train, 1), "positive": (prompt, 0), "negative": (negative, 0), "latent_image": (latent, 0),
             **SAMPLER}, size=(400, 290)),
-        Node(decode, "VAEDecode", (x + 1380, 80), {"samples": (sampler, 0), "vae": ("1", 2)}, size=(260, 80)),
-        Node(save, "SaveImage", (x + 1700, 80), {"images": (decode, 0), "filename_prefix": f"personalize/{graph}"},
+        Node(decode, "VAEDecode", {"samples": (sampler, 0), "vae": ("1", 2)}, size=(260, 80)),
+        Node(save, "SaveImage", {"images": (decode, 0), "filename_prefix": f"personalize/{graph}"},
              size=(460, 540)))
 
 
@@ -89,16 +88,16 @@ becomes *-2*, *-3*.
 
 TRAIN_EMBEDDING = Graph("train_embedding_core", "Learn your subject as a word", nodes=(
     *LEARN_WORD,
-    Node("8", "PersonalizeTrain", (960, 80), {
+    Node("8", "PersonalizeTrain", {
         **CHECKPOINT_WIRES, "subject": ("3", 0), "trainable": ("4", 0), "loss": ("7", 0), **TRAIN_1}, size=(580, 740)),
-    *draw_and_keep(9, 1600, train="8", graph="train_embedding_core"),
-    Node("17", "LossGraphNode", (1600, 500), {"loss": ("8", 3), "filename_prefix": "loss_graph"}, size=(400, 260)),
+    *draw_and_keep(9, train="8", graph="train_embedding_core"),
+    Node("17", "LossGraphNode", {"loss": ("8", 3), "filename_prefix": "loss_graph"}, size=(400, 260)),
 ), groups=(
-    Group("1 · Your subject", (20, 0, 900, 560)),
-    Group("2 · What to learn, and from which model", (20, 570, 900, 640)),
-    Group("3 · Train", (940, 0, 620, 860)),
-    Group("4 · Keep it, draw it", (1580, 0, 2200, 860)),
-), notes=(Note(TRAIN_EMBEDDING_NOTE, at=(-490, 40), size=(400, 480)),), pictured=(0, -20, 2160, 1240))
+    Group("1 · Your subject", ("2", "3")),
+    Group("2 · What to learn, and from which model", ("5", "6", "7", "4", "1")),
+    Group("3 · Train", ("8",)),
+    Group("4 · Keep it, draw it", ("9", "10", "11", "12", "13", "14", "15", "16", "17")),
+), note=Note(TRAIN_EMBEDDING_NOTE, (400, 480)), pictured=(0, 3))
 
 TRAIN_LORA_NOTE = """\
 **Press Run**: *Train* learns the toy's word and a LoRA of the U-Net at the same time ("pivotal tuning"), each with a \
@@ -123,29 +122,29 @@ one {} in a picture
 a view of the {}""", "use_captions": True}
 
 TRAIN_LORA = Graph("train_lora", "Learn your subject as a word and a LoRA", nodes=(
-    Node("2", "PersonalizeConcept", (40, 80), CONCEPT, size=(400, 180)),
-    Node("4", "PersonalizeTrainEmbedding", (40, 620), {
+    Node("2", "PersonalizeConcept", CONCEPT, size=(400, 180)),
+    Node("4", "PersonalizeTrainEmbedding", {
         "learning_rate": 0.001, "rescale_first_step": 0, "rescale_last_step": 0}, size=(400, 130)),
-    Node("3", "PersonalizeSubject", (500, 80), {
+    Node("3", "PersonalizeSubject", {
         "concept": ("2", 0), **PICTURES, "augmentation": "none", "variants": 1}, size=(400, 460)),
-    Node("5", "PersonalizeTrainAdapter", (500, 620), {"previous": ("4", 0), **LORA}, size=(400, 180)),
-    Node("6", "PersonalizeDiffusionLoss", (500, 860), DIFFUSION, size=(400, 150)),
-    Node("7", "PersonalizeTrainingPrompts", (500, 1070), TEMPLATES, size=(400, 200)),
-    Node("1", "CheckpointLoaderSimple", (500, 1330), LOADER, size=(400, 120)),
-    Node("8", "PersonalizeTrain", (960, 80), {
+    Node("5", "PersonalizeTrainAdapter", {"previous": ("4", 0), **LORA}, size=(400, 180)),
+    Node("6", "PersonalizeDiffusionLoss", DIFFUSION, size=(400, 150)),
+    Node("7", "PersonalizeTrainingPrompts", TEMPLATES, size=(400, 200)),
+    Node("1", "CheckpointLoaderSimple", LOADER, size=(400, 120)),
+    Node("8", "PersonalizeTrain", {
         **CHECKPOINT_WIRES, "subject": ("3", 0), "trainable": ("5", 0), "loss": ("6", 0), "recipe": ("7", 0), **TRAIN,
         "preset": "custom", "steps": 600, "batch_size": 4, "save_every": 100,
         "preview_every": 100}, size=(580, 740)),
-    *draw_and_keep(9, 1600, train="8", graph="train_lora", scene=("18", 0)),
-    Node("18", "PrimitiveStringMultiline", (1600, 490), {"value": SCENE}, "Prompt", (400, 130), GREEN),
-    Node("17", "PersonalizePromptTokens", (2060, 640), {
+    *draw_and_keep(9, train="8", graph="train_lora", scene=("18", 0)),
+    Node("18", "PrimitiveStringMultiline", {"value": SCENE}, "Prompt", (400, 130), GREEN),
+    Node("17", "PersonalizePromptTokens", {
         "clip": ("1", 1), "concept": ("8", 0), "prompt": ("18", 0), "neighbours": 5}, size=(400, 240)),
 ), groups=(
-    Group("1 · Your subject", (20, 0, 900, 560)),
-    Group("2 · What to learn, and from which model", (20, 570, 900, 910)),
-    Group("3 · Train", (940, 0, 620, 860)),
-    Group("4 · Keep it, draw it", (1580, 0, 2200, 860)),
-), notes=(Note(TRAIN_LORA_NOTE, at=(-490, 40), size=(400, 500)),), pictured=(0, -20, 2160, 1500))
+    Group("1 · Your subject", ("2", "3")),
+    Group("2 · What to learn, and from which model", ("4", "5", "6", "7", "1")),
+    Group("3 · Train", ("8",)),
+    Group("4 · Keep it, draw it", ("9", "10", "11", "12", "13", "14", "15", "16", "17", "18")),
+), note=Note(TRAIN_LORA_NOTE, (400, 500)), pictured=(1, 3))
 
 TWO_STAGE_NOTE = """\
 **The two stages of the CoRe paper.** Stage 1 finds the word: an embedding, trained with CoRe. Stage 2 fits the \
@@ -164,21 +163,21 @@ Try the template *Learn your subject as a word* first: it is stage 1 alone, and 
 
 TWO_STAGE = Graph("core_two_stage", "Learn your subject in two stages, word and U-Net", nodes=(
     *LEARN_WORD,
-    Node("8", "PersonalizeTrain", (960, 80), {
+    Node("8", "PersonalizeTrain", {
         **CHECKPOINT_WIRES, "subject": ("3", 0), "trainable": ("4", 0), "loss": ("7", 0), **TRAIN_1},
         title="Train: stage 1", size=(580, 740)),
-    Node("10", "PersonalizeTrainUNet", (1600, 480), {"learning_rate": 2e-6}, size=(400, 80)),
-    Node("11", "PersonalizeTrain", (2060, 80), {
+    Node("10", "PersonalizeTrainUNet", {"learning_rate": 2e-6}, size=(400, 80)),
+    Node("11", "PersonalizeTrain", {
         **CHECKPOINT_WIRES, "subject": ("8", 4), "trainable": ("10", 0), **TRAIN_2},
         title="Train: stage 2", size=(580, 740)),
-    *draw_and_keep(12, 2700, train="11", graph="core_two_stage"),
+    *draw_and_keep(12, train="11", graph="core_two_stage"),
 ), groups=(
-    Group("1 · Your subject", (20, 0, 900, 560)),
-    Group("2 · What to learn, and from which model", (20, 570, 900, 640)),
-    Group("3 · Stage 1: the word", (940, 0, 620, 860)),
-    Group("4 · Stage 2: the U-Net", (1580, 0, 1080, 860)),
-    Group("5 · Keep it, draw it", (2680, 0, 2200, 860)),
-), notes=(Note(TWO_STAGE_NOTE, at=(-490, 40), size=(400, 520)),), pictured=(0, -20, 2720, 1240))
+    Group("1 · Your subject", ("2", "3")),
+    Group("2 · What to learn, and from which model", ("5", "6", "7", "4", "1")),
+    Group("3 · Stage 1: the word", ("8",)),
+    Group("4 · Stage 2: the U-Net", ("10", "11")),
+    Group("5 · Keep it, draw it", ("12", "13", "14", "15", "16", "17", "18", "19")),
+), note=Note(TWO_STAGE_NOTE, (400, 520)), pictured=(2, 4))
 
 TEST_TIME_NOTE = """\
 **First run the template *Learn your subject as a word***: it saves the embedding that *Load \
@@ -192,36 +191,37 @@ Compare *Before* and *After*: same seed, same settings. If the prompt was follow
 """
 
 TEST_TIME = Graph("core_test_time", "Make one prompt be followed better", nodes=(
-    Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
-    Node("2", "PersonalizeLoadConcept", (40, 260), {"embedding": EMBEDDING, "placeholder": "", "class_words": ""},
+    Node("1", "CheckpointLoaderSimple", LOADER, size=(400, 120)),
+    Node("2", "PersonalizeLoadConcept", {"embedding": EMBEDDING, "placeholder": "", "class_words": ""},
          size=(400, 150)),
-    Node("3", "PrimitiveStringMultiline", (40, 510), {"value": SCENE + " in the rain, oil painting"}, title="Prompt",
+    Node("3", "PrimitiveStringMultiline", {"value": SCENE + " in the rain, oil painting"}, title="Prompt",
          size=(400, 130), color=GREEN),
-    Node("4", "CLIPTextEncode", (40, 710), {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
+    Node("4", "CLIPTextEncode", {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
          color=RED),
-    Node("5", "EmptyLatentImage", (40, 890), LATENT, size=(400, 130)),
-    Node("6", "PersonalizeApplyConcept", (540, 80), {"clip": ("1", 1), "concept": ("2", 0)}, size=(400, 80)),
-    Node("7", "CLIPTextEncode", (540, 220), {"clip": ("6", 0), "text": ("3", 0)}, size=(400, 80), color=GREEN),
-    Node("8", "KSampler", (1000, 80), {
+    Node("5", "EmptyLatentImage", LATENT, size=(400, 130)),
+    Node("6", "PersonalizeApplyConcept", {"clip": ("1", 1), "concept": ("2", 0)}, size=(400, 80)),
+    Node("7", "CLIPTextEncode", {"clip": ("6", 0), "text": ("3", 0)}, size=(400, 80), color=GREEN),
+    Node("8", "KSampler", {
         "model": ("1", 0), "positive": ("7", 0), "negative": ("4", 0), "latent_image": ("5", 0), **SAMPLER},
         size=(400, 290)),
-    Node("9", "VAEDecode", (1000, 430), {"samples": ("8", 0), "vae": ("1", 2)}, size=(400, 70)),
-    Node("10", "SaveImage", (1460, 80), {"images": ("9", 0), "filename_prefix": "personalize/before"}, title="Before",
+    Node("9", "VAEDecode", {"samples": ("8", 0), "vae": ("1", 2)}, size=(400, 70)),
+    Node("10", "SaveImage", {"images": ("9", 0), "filename_prefix": "personalize/before"}, title="Before",
          size=(400, 420)),
-    Node("11", "PersonalizeCoReTestTime", (540, 640), {
+    Node("11", "PersonalizeCoReTestTime", {
         "model": ("1", 0), "clip": ("1", 1), "concept": ("2", 0), "prompt": ("3", 0), "latent": ("8", 0), "steps": 10,
         "learning_rate": 0.0005, "formulas": "as released", "batch_size": 6, "size": 512, "seed": 0}, size=(400, 340)),
-    Node("12", "KSampler", (1000, 640), {
+    Node("12", "KSampler", {
         "model": ("1", 0), "positive": ("11", 1), "negative": ("4", 0), "latent_image": ("5", 0), **SAMPLER},
         size=(400, 290)),
-    Node("13", "VAEDecode", (1000, 990), {"samples": ("12", 0), "vae": ("1", 2)}, size=(400, 70)),
-    Node("14", "SaveImage", (1460, 640), {"images": ("13", 0), "filename_prefix": "personalize/after"}, title="After",
+    Node("13", "VAEDecode", {"samples": ("12", 0), "vae": ("1", 2)}, size=(400, 70)),
+    Node("14", "SaveImage", {"images": ("13", 0), "filename_prefix": "personalize/after"}, title="After",
          size=(400, 420)),
 ), groups=(
-    Group("1 · Subject and prompt", (20, 0, 440, 1080)),
-    Group("2 · Before", (520, 0, 1360, 520)),
-    Group("3 · After: the word refined for this prompt", (520, 560, 1360, 520)),
-), notes=(Note(TEST_TIME_NOTE, at=(-490, 40), size=(400, 330)),), pictured=(0, -20, 1900, 1120))
+    Group("1 · Subject and prompt", ("2", "3", "1")),
+    Group("2 · Draw it", ("4", "5", "6", "7", "8")),
+    Group("3 · Refine the word for this prompt, draw again", ("11", "12")),
+    Group("4 · Compare", ("9", "10", "13", "14")),
+), note=Note(TEST_TIME_NOTE, (400, 330)), pictured=(1, 3))
 
 LOOK_INSIDE_NOTE = """\
 **Press Run** and look at *Show Attention*: where the model looked for each word while it drew.
@@ -240,37 +240,36 @@ Any sampler will do, and *The picture* is the same as without.
 SEEN = "a photo of a dog with a red hat on a beach"
 
 LOOK_INSIDE = Graph("look_inside", "See where the model looks for each word", nodes=(
-    Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
-    Node("2", "PersonalizeEncodeWithSpans", (40, 260), {
+    Node("1", "CheckpointLoaderSimple", LOADER, size=(400, 120)),
+    Node("2", "PersonalizeEncodeWithSpans", {
         "clip": ("1", 1), "prompt": SEEN, "words": "dog, red hat, beach"}, "Prompt", (400, 300), GREEN),
-    Node("3", "CLIPTextEncode", (40, 620), {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
+    Node("3", "CLIPTextEncode", {"clip": ("1", 1), "text": ""}, title="Negative prompt", size=(400, 110),
          color=RED),
-    Node("4", "EmptyLatentImage", (40, 790), LATENT, size=(400, 130)),
-    Node("5", "PersonalizeRecordAttention", (500, 80), {
+    Node("4", "EmptyLatentImage", LATENT, size=(400, 130)),
+    Node("5", "PersonalizeRecordAttention", {
         "model": ("1", 0), "words": "", "layers": "all", "layer_numbers": "", "keep": "every step",
         "start_percent": 0.0, "end_percent": 1.0, "prompt": ""}, size=(400, 420)),
-    Node("6", "KSampler", (500, 560), {
+    Node("6", "KSampler", {
         "model": ("5", 0), "positive": ("2", 0), "negative": ("3", 0), "latent_image": ("4", 0), **SAMPLER},
         size=(400, 290)),
-    Node("7", "VAEDecode", (500, 910), {"samples": ("6", 0), "vae": ("1", 2)}, size=(400, 70)),
-    Node("13", "PreviewImage", (960, 80), {"images": ("7", 0)}, "The picture", (340, 520)),
-    Node("8", "PersonalizeShowAttention", (1340, 80), {
+    Node("7", "VAEDecode", {"samples": ("6", 0), "vae": ("1", 2)}, size=(400, 70)),
+    Node("13", "PreviewImage", {"images": ("7", 0)}, "The picture", (340, 520)),
+    Node("8", "PersonalizeShowAttention", {
         "record": ("5", 1), "image": ("7", 0), "latent": ("6", 0), **HEAT, "show": "mean"}, size=(660, 520)),
-    Node("9", "PersonalizeSubjectMask", (1340, 680), {
+    Node("9", "PersonalizeSubjectMask", {
         "record": ("5", 1), "image": ("7", 0), "latent": ("6", 0), **SUBJECT_MASK}, size=(660, 520)),
-    Node("10", "PersonalizeAttentionOfLatent", (2060, 80), {
+    Node("10", "PersonalizeAttentionOfLatent", {
         "model": ("1", 0), "conditioning": ("2", 0), "latent": ("6", 0), "words": "", "timesteps": "200, 400",
-                                                            "seed": 0,
-        "layers": "all", "layer_numbers": "", "keep": "every step", "prompt": ""}, size=(400, 440)),
-    Node("11", "PersonalizeShowAttention", (2520, 80), {
+        "seed": 0, "layers": "all", "layer_numbers": "", "keep": "every step", "prompt": ""}, size=(400, 440)),
+    Node("11", "PersonalizeShowAttention", {
         "record": ("10", 0), "image": ("7", 0), **HEAT, "show": "each step"}, size=(660, 520)),
-    Node("12", "PersonalizeSubjectMask", (2520, 680), {"record": ("10", 0), "image": ("7", 0), **SUBJECT_MASK},
+    Node("12", "PersonalizeSubjectMask", {"record": ("10", 0), "image": ("7", 0), **SUBJECT_MASK},
          size=(660, 520)),
 ), groups=(
-    Group("1 · Prompt", (20, 0, 440, 1220)),
-    Group("2 · Record while it draws", (480, 0, 440, 1220)),
-    Group("3 · The picture, and where the model looked", (940, 0, 1080, 1220)),
-    Group("4 · Or look at a picture you have", (2040, 0, 1160, 1220)),
-), notes=(Note(LOOK_INSIDE_NOTE, at=(-490, 40), size=(400, 380)),), pictured=(0, -20, 2040, 1260))
+    Group("1 · Prompt", ("2", "1", "3", "4")),
+    Group("2 · Record while it draws", ("5", "6", "7")),
+    Group("3 · The picture, and where the model looked", ("13", "8", "9")),
+    Group("4 · Or look at a picture you have", ("10", "11", "12")),
+), note=Note(LOOK_INSIDE_NOTE, (400, 380)), pictured=(1, 3))
 
 GRAPHS = (TRAIN_EMBEDDING, TRAIN_LORA, TWO_STAGE, TEST_TIME, LOOK_INSIDE)

@@ -7,7 +7,7 @@ from pathlib import Path
 from support.browser import ComfyPage
 from support.paths import PACK
 
-from .graph import Group, Node, Note
+from .graph import Graph, Group, Node, Note
 from .graphs import (
     CHECKPOINT_WIRES,
     CONCEPT,
@@ -35,7 +35,8 @@ PROMOTED = (("PersonalizeConcept", "placeholder", "word"), ("PersonalizeConcept"
 OUTPUTS = (("PersonalizeTrain", "model", "model"), ("CheckpointLoaderSimple", "CLIP", "clip"),
            ("CheckpointLoaderSimple", "VAE", "vae"), ("PersonalizeSaveConcept", "prompt_text", "prompt_text"))
 TO_SUBGRAPH = """async ([name, promoted, outputs, description]) => {
-    const {graph} = window.app, {subgraph, node: outer} = graph.convertToSubgraph(new Set(graph.nodes));
+    const {graph} = window.app, all = new Set([...graph.nodes, ...graph.groups]);
+    const {subgraph, node: outer} = graph.convertToSubgraph(all);
     await new Promise(done => setTimeout(done, 500));
     for (const input of [...subgraph.inputs]) subgraph.removeInput(input);  // seeds, which it brings out
     const inner = type => subgraph.nodes.find(node => node.type === type);
@@ -66,26 +67,32 @@ ADD_NODES = """nodes => {
         source.connect(source.outputs.findIndex(each => each.name === output), added[id],
             added[id].inputs.findIndex(input => input.name === name));
     }
-    return Object.fromEntries(Object.entries(added).map(([id, node]) => [id, String(node.id)]));
+    return Object.fromEntries(Object.entries({outer, ...added}).map(([id, node]) => [id, String(node.id)]));
 }"""
 
 
-def inside(concept: dict[str, object], pictures: dict[str, object]) -> tuple[Node, ...]:
-    """The nodes of template "Learn your subject as a word" up to its file."""
-    return (
-        Node("1", "CheckpointLoaderSimple", (500, 40), LOADER, size=(400, 120)),
-        Node("2", "PersonalizeConcept", (0, 240), concept, size=(400, 180)),
-        Node("3", "PersonalizeSubject", (0, 480), {"concept": ("2", 0), **pictures}, size=(400, 460)),
-        Node("4", "PersonalizeTrainEmbedding", (500, 240), EMBEDDING_PART, size=(400, 130)),
-        Node("5", "PersonalizeDiffusionLoss", (0, 1000), DIFFUSION, size=(400, 180)),
-        Node("6", "PersonalizePromptSet", (0, 1240), {**PROMPTS, "kind": "universal"}, size=(400, 200)),
-        Node("7", "PersonalizeCoReLoss", (500, 1000), {"prompt_set": ("6", 0), "previous": ("5", 0), **CORE},
+def inside(concept: dict[str, object], pictures: dict[str, object]) -> Graph:
+    """Template "Learn your subject as a word" up to its file."""
+    return Graph("inside", "", nodes=(
+        Node("1", "CheckpointLoaderSimple", LOADER, size=(400, 120)),
+        Node("2", "PersonalizeConcept", concept, size=(400, 180)),
+        Node("3", "PersonalizeSubject", {"concept": ("2", 0), **pictures}, size=(400, 460)),
+        Node("4", "PersonalizeTrainEmbedding", EMBEDDING_PART, size=(400, 130)),
+        Node("5", "PersonalizeDiffusionLoss", DIFFUSION, size=(400, 180)),
+        Node("6", "PersonalizePromptSet", {**PROMPTS, "kind": "universal"}, size=(400, 200)),
+        Node("7", "PersonalizeCoReLoss", {"prompt_set": ("6", 0), "previous": ("5", 0), **CORE},
              size=(400, 200)),
-        Node("8", "PersonalizeTrain", (1000, 240), {
+        Node("8", "PersonalizeTrain", {
             **CHECKPOINT_WIRES, "subject": ("3", 0), "trainable": ("4", 0), "loss": ("7", 0), **TRAIN_1},
              size=(580, 700)),
-        Node("9", "PersonalizeSaveConcept", (1680, 240), {"concept": ("8", 0), "name": "", "format": "safetensors"},
-             size=(400, 160)))
+        Node("9", "PersonalizeSaveConcept", {"concept": ("8", 0), "name": "", "format": "safetensors"},
+             size=(400, 160)),
+    ), groups=(
+        Group("1 · Your subject", ("2", "3")),
+        Group("2 · What to learn, and from which model", ("5", "6", "7", "4", "1")),
+        Group("3 · Train", ("8",)),
+        Group("4 · Keep it", ("9",)),
+    ))
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,6 @@ class Stock:
 
     id: str
     type: str
-    at: tuple[int, int]
     size: tuple[int, int]
     wires: dict[str, tuple[str, str]]
     values: dict[str, object]
@@ -117,25 +123,24 @@ Open the subgraph (the arrow in its title) for every setting: inside are the nod
 as a word*.
 """
 DRAWING = (
-    Stock("scene", "StringReplace", (1100, 60), (400, 260), {"replace": ("outer", "prompt_text")},
+    Stock("scene", "StringReplace", (400, 260), {"replace": ("outer", "prompt_text")},
           {"string": "a photo of {} on a pebble beach", "find": "{}", "replace": ""}, "Scene", GREEN),
-    Stock("prompt", "CLIPTextEncode", (1580, 60), (400, 120), {
+    Stock("prompt", "CLIPTextEncode", (400, 120), {
         "clip": ("outer", "clip"), "text": ("scene", "STRING")}, {}, "Prompt", GREEN),
-    Stock("negative", "CLIPTextEncode", (1580, 260), (400, 120), {"clip": ("outer", "clip")}, {"text": ""},
+    Stock("negative", "CLIPTextEncode", (400, 120), {"clip": ("outer", "clip")}, {"text": ""},
           "Negative prompt", RED),
-    Stock("latent", "EmptyLatentImage", (1580, 460), (400, 130), {}, LATENT),
-    Stock("sampler", "KSampler", (2060, 60), (400, 290), {
+    Stock("latent", "EmptyLatentImage", (400, 130), {}, LATENT),
+    Stock("sampler", "KSampler", (400, 290), {
         "model": ("outer", "model"), "positive": ("prompt", "CONDITIONING"), "negative": ("negative", "CONDITIONING"),
         "latent_image": ("latent", "LATENT")}, SAMPLER),
-    Stock("decode", "VAEDecode", (2540, 60), (260, 80), {
+    Stock("decode", "VAEDecode", (260, 80), {
         "samples": ("sampler", "LATENT"), "vae": ("outer", "vae")}, {}),
-    Stock("save", "SaveImage", (2880, 60), (460, 540), {"images": ("decode", "IMAGE")},
+    Stock("save", "SaveImage", (460, 540), {"images": ("decode", "IMAGE")},
           {"filename_prefix": "personalize/my-subject"}),
 )
 THREE_CLICKS = "Learn my subject in three clicks"
-OUTER_AT, OUTER_SIZE = (460, 60), (560, 900)
-NOTE = Note(THREE_CLICKS_NOTE, at=(0, 60), size=(400, 460))
-GROUPS = (Group("1 · Word, pictures, Run", (440, -20, 600, 1000)), Group("2 · Draw it", (1080, -20, 2300, 1000)))
+OUTER_SIZE = (560, 900)
+NOTE = Note(THREE_CLICKS_NOTE, size=(400, 460))
 MY_SUBJECT = {**CONCEPT, "placeholder": "<my-subject>", "class_words": ""}
 NO_PICTURES = {**PICTURES, "folder": ""}
 
@@ -147,9 +152,25 @@ def to_subgraph(page: ComfyPage) -> None:
 
 
 def add_drawing(page: ComfyPage) -> dict[str, str]:
-    """ComfyUI's own nodes beside it; their names → ids."""
+    """ComfyUI's own nodes beside it; the names of these and "outer" → ids."""
     return page.js(ADD_NODES, [{"id": node.id, "type": node.type, "title": node.title, "values": node.values,
                                 "wires": {name: list(wire) for name, wire in node.wires.items()}} for node in DRAWING])
+
+
+def dressed(document: dict, ids: dict[str, str]) -> dict:
+    """The page's UI format with each node's size and colour."""
+    drawing = {ids[node.id]: node for node in DRAWING}
+    for saved in document["nodes"]:
+        node = drawing.get(str(saved["id"]))
+        saved["size"] = list(node.size if node else OUTER_SIZE)
+        saved |= {"color": node.color} if node and node.color else {}
+    return document
+
+
+def groups(ids: dict[str, str]) -> tuple[Group, Group]:
+    """The subgraph's node, and what draws."""
+    return (Group("1 · Word, pictures, Run", (ids["outer"],)),
+            Group("2 · Draw it", tuple(ids[node.id] for node in DRAWING)))
 
 
 def path_of_template() -> Path:

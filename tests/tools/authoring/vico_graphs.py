@@ -32,49 +32,49 @@ APPLY = {"words": "", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0,
 MASKS = {"show": "each step", "opacity": 0.6}
 
 
-def learning(subject: str, x: int, first: int, run: dict[str, object] = RUN) -> tuple[Node, ...]:
-    """Six nodes with ids from `first` on and the prompts' with id 30, at column `x`: what is learned, what for, Train.
+def learning(subject: str, first: int, run: dict[str, object] = RUN) -> tuple[Node, ...]:
+    """Six nodes with ids from `first` on and the prompts' with id 30: what is learned, what for, Train.
 
     subject: id of the last Subject. run: Train's numbers.
     """
     vico, diffusion, end, prompts, references, train = (str(first + number) for number in range(6))
     return (
-        Node(vico, "PersonalizeTrainViCo", (x, 80), TRAIN_VICO, size=(400, 180)),
-        Node(diffusion, "PersonalizeDiffusionLoss", (x, 310), DIFFUSION, size=(400, 180)),
-        Node(end, "PersonalizeEndOfTextRegularisation", (x, 540), {"previous": (diffusion, 0), **REGULARISATION},
+        Node(vico, "PersonalizeTrainViCo", TRAIN_VICO, size=(400, 180)),
+        Node(diffusion, "PersonalizeDiffusionLoss", DIFFUSION, size=(400, 180)),
+        Node(end, "PersonalizeEndOfTextRegularisation", {"previous": (diffusion, 0), **REGULARISATION},
              size=(400, 200)),
-        Node("30", "PersonalizePromptSet", (x, 790), PROMPTS, size=(400, 340)),
-        Node(prompts, "PersonalizeTrainingPrompts", (x, 1180), {
+        Node("30", "PersonalizePromptSet", PROMPTS, size=(400, 340)),
+        Node(prompts, "PersonalizeTrainingPrompts", {
             "prompts": "", "use_captions": True, "prompt_set": ("30", 0)}, size=(400, 170)),
-        Node(references, "PersonalizeTrainingReferences", (x, 1400), {"recipe": (prompts, 0)}, size=(400, 60)),
-        Node(train, "PersonalizeTrain", (x + 460, 80), {
+        Node(references, "PersonalizeTrainingReferences", {"recipe": (prompts, 0)}, size=(400, 60)),
+        Node(train, "PersonalizeTrain", {
             **CHECKPOINT_WIRES, "subject": (subject, 0), "trainable": (vico, 0), "loss": (end, 0),
             "recipe": (references, 0), **run}, size=(580, 1120)))
 
 
-def drawing(x: int, first: int, concept: tuple[str, int], model: tuple[str, int], image: tuple[str, int],
+def drawing(first: int, concept: tuple[str, int], model: tuple[str, int], image: tuple[str, int],
             scene: str, prefix: str, second: dict[str, object] | None = None) -> tuple[Node, ...]:
-    """Nine nodes with ids from `first` on, from column `x` on: Load ViCo to the picture and its masks.
+    """Nine nodes with ids from `first` on: Load ViCo to the picture and its masks.
 
     image: the reference. second: inputs of Apply ViCo for a second object.
     """
     load, vico, prompt, negative, latent, sampler, decode, save, masks = (str(first + i) for i in range(9))
     return (
-        Node(load, "PersonalizeLoadViCo", (x, 80), {"file": "none", "concept": concept}, size=(400, 90)),
-        Node(vico, "PersonalizeApplyViCo", (x, 230), {
+        Node(load, "PersonalizeLoadViCo", {"file": "none", "concept": concept}, size=(400, 90)),
+        Node(vico, "PersonalizeApplyViCo", {
             "model": model, "vico": (load, 0), "vae": ("1", 2), "image": image, **APPLY, **(second or {})},
              size=(400, 560)),
-        Node(prompt, "PersonalizeEncodeWithSpans", (x + 460, 80), {
+        Node(prompt, "PersonalizeEncodeWithSpans", {
             "clip": ("1", 1), "concept": concept, "prompt": scene, "words": ""}, "Prompt", (400, 240), GREEN),
-        Node(negative, "CLIPTextEncode", (x + 460, 380), {"clip": ("1", 1), "text": ""}, "Negative prompt", (400, 110),
+        Node(negative, "CLIPTextEncode", {"clip": ("1", 1), "text": ""}, "Negative prompt", (400, 110),
              RED),
-        Node(latent, "EmptyLatentImage", (x + 460, 550), LATENT, size=(400, 130)),
-        Node(sampler, "KSampler", (x + 460, 740), {
+        Node(latent, "EmptyLatentImage", LATENT, size=(400, 130)),
+        Node(sampler, "KSampler", {
             "model": (vico, 0), "positive": (prompt, 0), "negative": (negative, 0), "latent_image": (latent, 0),
             **SAMPLER}, size=(400, 290)),
-        Node(decode, "VAEDecode", (x + 460, 1090), {"samples": (sampler, 0), "vae": ("1", 2)}, size=(400, 70)),
-        Node(save, "SaveImage", (x + 920, 80), {"images": (decode, 0), "filename_prefix": prefix}, size=(460, 520)),
-        Node(masks, "PersonalizeShowMasks", (x + 920, 660), {
+        Node(decode, "VAEDecode", {"samples": (sampler, 0), "vae": ("1", 2)}, size=(400, 70)),
+        Node(save, "SaveImage", {"images": (decode, 0), "filename_prefix": prefix}, size=(460, 520)),
+        Node(masks, "PersonalizeShowMasks", {
             "record": (vico, 1), "latent": (sampler, 0), **MASKS, **({} if second else {"image": image})},
             "Masks of the reference", (460, 560)))
 
@@ -94,38 +94,38 @@ stays as it is. *Save Image* shows the toy in a new scene, *Masks of the referen
 """
 
 TRAIN_VICO_GRAPH = Graph("vico_train", "Learn your subject with fine detail, ViCo", nodes=(
-    Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
-    Node("2", "PersonalizeConcept", (40, 260), CONCEPT, size=(400, 180)),
-    Node("3", "PersonalizeSubject", (40, 540), {"concept": ("2", 0), **ALL_PICTURES}, size=(400, 640)),
-    *learning("3", 500, first=4),
-    Node("10", "ImageFromBatch", (1600, 850), {"image": ("3", 1), "batch_index": 0, "length": 1}, "Reference",
+    Node("1", "CheckpointLoaderSimple", LOADER, size=(400, 120)),
+    Node("2", "PersonalizeConcept", CONCEPT, size=(400, 180)),
+    Node("3", "PersonalizeSubject", {"concept": ("2", 0), **ALL_PICTURES}, size=(400, 640)),
+    *learning("3", first=4),
+    Node("10", "ImageFromBatch", {"image": ("3", 1), "batch_index": 0, "length": 1}, "Reference",
          (400, 110)),
-    *drawing(1600, first=11, concept=("9", 0), model=("9", 1), image=("10", 0), scene=SCENE,
+    *drawing(first=11, concept=("9", 0), model=("9", 1), image=("10", 0), scene=SCENE,
              prefix="personalize/vico_train"),
-    Node("20", "PersonalizeSaveConcept", (1600, 1020), {
+    Node("20", "PersonalizeSaveConcept", {
         "concept": ("9", 0), "name": "{}-vico", "format": "safetensors"}, size=(400, 180)),
 ), groups=(
-    Group("1 · Your subject", (20, 0, 440, 1500)),
-    Group("2 · What to learn", (480, 0, 440, 1500)),
-    Group("3 · Train", (940, 0, 620, 1500)),
-    Group("4 · Draw it with a reference", (1580, 0, 1420, 1500)),
-), notes=(Note(TRAIN_NOTE, at=(-490, 40), size=(400, 440)),), pictured=(480, -20, 2540, 1540))
+    Group("1 · Your subject", ("2", "3")),
+    Group("2 · What to learn, and from which model", ("1", "4", "5", "6", "30", "7", "8")),
+    Group("3 · Train", ("9",)),
+    Group("4 · Draw it with a reference", ("10", "11", "12", "13", "14", "15", "16", "17", "18", "19", "20")),
+), note=Note(TRAIN_NOTE, (400, 440)), pictured=(1, 3))
 
 
 def apply_graph(name: str, title: str, pictures: str, note: str) -> Graph:
     """Drawing with what vico_train has saved; pictures: names of the reference pictures."""
     return Graph(name, title, nodes=(
-        Node("1", "CheckpointLoaderSimple", (40, 80), LOADER, size=(400, 120)),
-        Node("2", "PersonalizeLoadConcept", (40, 260), {"embedding": EMBEDDING, "placeholder": "", "class_words": ""},
+        Node("1", "CheckpointLoaderSimple", LOADER, size=(400, 120)),
+        Node("2", "PersonalizeLoadConcept", {"embedding": EMBEDDING, "placeholder": "", "class_words": ""},
              size=(400, 140)),
-        Node("3", "PersonalizeSubject", (40, 460), {"concept": ("2", 0), **ALL_PICTURES, "picture_files": pictures},
+        Node("3", "PersonalizeSubject", {"concept": ("2", 0), **ALL_PICTURES, "picture_files": pictures},
              "Reference", (400, 640)),
-        *drawing(500, first=4, concept=("2", 0), model=("1", 0), image=("3", 1), scene=SCENE,
+        *drawing(first=4, concept=("2", 0), model=("1", 0), image=("3", 1), scene=SCENE,
                  prefix=f"personalize/{name}"),
     ), groups=(
-        Group("1 · Word and reference", (20, 0, 440, 1240)),
-        Group("2 · Draw it with the reference", (480, 0, 1420, 1240)),
-    ), notes=(Note(note, at=(-490, 40), size=(400, 400)),), pictured=(0, -20, 1920, 1280))
+        Group("1 · Word and reference", ("3", "2", "1")),
+        Group("2 · Draw it with the reference", ("4", "5", "6", "7", "8", "9", "10", "11", "12")),
+    ), note=Note(note, (400, 400)))
 
 
 APPLY_NOTE = """\
@@ -162,29 +162,29 @@ Try also *in the style of* between the two words.
 """
 
 TWO_OBJECTS = Graph("vico_two_objects", "Learn two subjects for one picture, ViCo", nodes=(
-    Node("1", "CheckpointLoaderSimple", (-420, 80), LOADER, size=(400, 120)),
-    Node("2", "PersonalizeConcept", (40, 80), CONCEPT, size=(400, 180)),
-    Node("3", "PersonalizeSubject", (40, 320), {"concept": ("2", 0), **ALL_PICTURES}, "First subject", (400, 640)),
-    Node("20", "PersonalizeConcept", (-420, 260), {**CONCEPT, "placeholder": GIRL, "class_words": "girl"},
+    Node("1", "CheckpointLoaderSimple", LOADER, size=(400, 120)),
+    Node("2", "PersonalizeConcept", CONCEPT, size=(400, 180)),
+    Node("3", "PersonalizeSubject", {"concept": ("2", 0), **ALL_PICTURES}, "First subject", (400, 640)),
+    Node("20", "PersonalizeConcept", {**CONCEPT, "placeholder": GIRL, "class_words": "girl"},
          size=(400, 180)),
-    Node("21", "LoadImage", (-420, 500), {"image": PICTURE}, size=(400, 320)),
-    Node("22", "PersonalizeSubject", (-420, 880), {
+    Node("21", "LoadImage", {"image": PICTURE}, size=(400, 320)),
+    Node("22", "PersonalizeSubject", {
         "concept": ("20", 0), "images": ("21", 0), "previous": ("3", 0), **ALL_PICTURES, "folder": ""},
         "Second subject", (400, 320)),
-    *learning("22", 500, first=4, run={
+    *learning("22", first=4, run={
         **RUN, "preset": "custom", "steps": 800, "save_every": 100}),
-    Node("10", "ImageFromBatch", (1600, 850), {"image": ("3", 1), "batch_index": 0, "length": 1}, "First reference",
+    Node("10", "ImageFromBatch", {"image": ("3", 1), "batch_index": 0, "length": 1}, "First reference",
          (400, 110)),
-    *drawing(1600, first=11, concept=("9", 0), model=("9", 1), image=("10", 0),
+    *drawing(first=11, concept=("9", 0), model=("9", 1), image=("10", 0),
              scene=f"a photo of a {SUBJECT} toy beside a {GIRL} girl on a pebble beach",
              prefix="personalize/vico_two_objects",
              second={"image_2": ("21", 0)}),
 ), groups=(
-    Group("1 · Two subjects", (-440, 0, 900, 1500)),
-    Group("2 · What to learn", (480, 0, 440, 1500)),
-    Group("3 · Train", (940, 0, 620, 1500)),
-    Group("4 · Draw both", (1580, 0, 1420, 1500)),
-), notes=(Note(TWO_OBJECTS_NOTE, at=(-960, 40), size=(400, 400)),), pictured=(480, -20, 2540, 1540))
+    Group("1 · Two subjects", ("2", "20", "21", "3", "22")),
+    Group("2 · What to learn, and from which model", ("1", "4", "5", "6", "30", "7", "8")),
+    Group("3 · Train", ("9",)),
+    Group("4 · Draw both", ("10", "11", "12", "13", "14", "15", "16", "17", "18", "19")),
+), note=Note(TWO_OBJECTS_NOTE, (400, 400)), pictured=(0, 3))
 
 VICO_GRAPHS = (
     TRAIN_VICO_GRAPH,
