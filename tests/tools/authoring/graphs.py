@@ -253,7 +253,7 @@ LOOK_INSIDE = Graph("look_inside", "See where the model looks for each word", no
         "model": ("5", 0), "positive": ("2", 0), "negative": ("3", 0), "latent_image": ("4", 0), **SAMPLER},
         size=(400, 290)),
     Node("7", "VAEDecode", {"samples": ("6", 0), "vae": ("1", 2)}, size=(400, 70)),
-    Node("13", "PreviewImage", {"images": ("7", 0)}, "The picture", (340, 520)),
+    Node("13", "PreviewImage", {"images": ("7", 0)}, "The picture", (340, 300)),
     Node("8", "PersonalizeShowAttention", {
         "record": ("5", 1), "image": ("7", 0), "latent": ("6", 0), **HEAT, "show": "mean"}, size=(660, 520)),
     Node("9", "PersonalizeSubjectMask", {

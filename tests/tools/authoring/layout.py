@@ -73,7 +73,7 @@ def laid_out(document: dict, places: dict, groups: Sequence[Group], note: Note |
                right[max(passed)] + MARGIN, max(ends) + MARGIN)
         document["groups"].append(group_box(group, number, [round(place) for place in box]))
         if note and number == 1:
-            top = max(box[1], ends[0] - IN_SIGHT)
+            top = max(box[1], min(tops[group.nodes[0]] - HEADING, ends[0] - IN_SIGHT))
             document["last_node_id"] += 1
             at = (-GUTTER - note.size[0], round(top) + TITLE)
             document["nodes"].append(note_node(note, document["last_node_id"], at))
