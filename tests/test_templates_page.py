@@ -185,4 +185,4 @@ def test_the_subgraph_runs_from_a_blank_canvas(ui, prepared_server):
     run = learn(Person(ui), "<waldi>", "dog", pictures_of_a_dog())
     assert run.status == "success", run
     assert list((prepared_server.base / "models" / "embeddings").glob("waldi*"))
-    assert ui.page.locator(".pz-panel").first.is_visible()
+    ui.page.locator(".pz-panel:visible").first.wait_for(timeout=10_000)

@@ -145,7 +145,7 @@ def test_texts_name_only_what_is_there(schemas):
                                                      *(output.display_name for output in schema.outputs))}
     others = {"dpm_adaptive", "conditioning_to", "dog_v0", "dog_v1"}
     texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted((PACK / "js" / "docs").glob("*.md"))}
-    texts |= {graph.name: note.text for graph in ALL_GRAPHS for note in graph.notes}
+    texts |= {graph.name: graph.note.text for graph in ALL_GRAPHS}
     unknown = {}
     for name, text in texts.items():
         without_code = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)

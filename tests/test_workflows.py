@@ -41,7 +41,7 @@ def test_every_description_has_its_workflow_and_a_thumbnail():
 def test_notes_are_those_of_the_description(graph):
     nodes = json.loads(graph.path.read_text(encoding="utf-8"))["nodes"]
     shown = [node["widgets_values"] for node in nodes if node["type"] == "MarkdownNote"]
-    assert shown == [[note.text] for note in graph.notes]
+    assert shown == [[graph.note.text]]
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=name_of)
