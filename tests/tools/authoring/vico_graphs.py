@@ -163,10 +163,10 @@ Try also *in the style of* between the two words.
 
 TWO_OBJECTS = Graph("vico_two_objects", "Learn two subjects for one picture, ViCo", nodes=(
     Node("1", "CheckpointLoaderSimple", LOADER, size=(400, 120)),
-    Node("2", "PersonalizeConcept", CONCEPT, size=(400, 180)),
+    Node("2", "PersonalizeConcept", CONCEPT, size=(400, 250)),
     Node("3", "PersonalizeSubject", {"concept": ("2", 0), **ALL_PICTURES}, "First subject", (400, 640)),
     Node("20", "PersonalizeConcept", {**CONCEPT, "placeholder": GIRL, "class_words": "girl"},
-         size=(400, 180)),
+         size=(400, 250)),
     Node("21", "LoadImage", {"image": PICTURE}, size=(400, 320)),
     Node("22", "PersonalizeSubject", {
         "concept": ("20", 0), "images": ("21", 0), "previous": ("3", 0), **ALL_PICTURES, "folder": ""},
