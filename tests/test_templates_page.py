@@ -33,6 +33,10 @@ HIDDEN_WIRES = """() => { const {canvas, graph} = window.app, edge = 20, found =
         if (hits) found.push(node.title);
     }
     return [wires.length, found]; }"""
+OVERLAPPING = """() => { const boxes = window.app.graph.nodes.map(node => [node.title, ...node.boundingRect]);
+    return boxes.flatMap(([title, x, y, width, height], number) => boxes.slice(0, number)
+        .filter(([, left, top, w, h]) => x < left + w && left < x + width && y < top + h && top < y + height)
+        .map(([other]) => `${title} on ${other}`)); }"""
 THREE_CLICKS = "Learn my subject in three clicks"
 QUICK_INSIDE = """values => { const outer = window.app.graph.nodes.find(node => node.subgraph);
     for (const [type, settings] of Object.entries(values)) for (const node of [
@@ -72,18 +76,20 @@ def open_template(ui, path) -> None:
 
 
 def test_templates_open_at_their_note_and_hide_no_wire(ui):
-    unreadable, hidden = {}, {}
+    unreadable, overlapping, hidden = {}, {}, {}
     for number, path in enumerate(ALL_SHIPPED):
         ui.page.set_viewport_size(list(SCREENS.values())[number % 2])
         open_template(ui, path)
         seen = ui.js(SEEN)
         if not (seen["scale"] >= READABLE and seen["isWhole"] and seen["isLeft"] and seen["marks"] is None):
             unreadable[path.stem] = seen
+        if found := ui.js(OVERLAPPING):
+            overlapping[path.stem] = found
         if not ui.js("() => window.LiteGraph.vueNodesMode"):
             count, beneath = ui.js(HIDDEN_WIRES)
             assert count > 5
             hidden |= {path.stem: beneath} if beneath else {}
-    assert unreadable == {} and hidden == {}
+    assert unreadable == {} and overlapping == {} and hidden == {}
 
 
 def test_a_saved_workflow_opens_where_it_was_left(ui):
