@@ -26,7 +26,7 @@ from . import subgraph
 from .catalog import ALL_GRAPHS
 from .graph import FIRST_SIGHT, TITLE, Graph
 from .graphs import CHECKPOINT, CONCEPT, EMBEDDING, PICTURES
-from .layout import PLACES, laid_out
+from .layout import PLACES, laid_out, laid_out_inside
 from .thumbnails import SHOWN
 
 LARGE = {"width": 5200, "height": 2400}
@@ -87,16 +87,27 @@ def finish(page: ComfyPage, path: Path, name: str) -> None:
 def as_subgraph(graph: Graph, page: ComfyPage) -> dict:
     """The graph within one subgraph node, on the canvas and as the page saves it."""
     put(graph, page)
-    page.load_workflow(laid_out(page.workflow(), page.js(PLACES), graph.groups))
     subgraph.to_subgraph(page)
+    document = page.workflow()
+    page.js(subgraph.OPEN)
+    page.settle(800)
+    laid_out_inside(document["definitions"]["subgraphs"][0], page.js(PLACES), graph.groups)
+    page.js(subgraph.CLOSE)
+    page.settle(800)
+    page.load_workflow(document)
     return page.workflow()
 
 
 def write(document: dict, path: Path, name: str) -> None:
     """Save a workflow, with an id that is the same each time."""
     document["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
+    subgraphs = (document.get("definitions") or {}).get("subgraphs", [])
+    for inner in subgraphs:
+        for point in inner.get("reroutes") or []:
+            for key in [key for key, value in point.items() if value is None]:
+                del point[key]  # the page takes null for no number
     text = json.dumps(document, indent=1, ensure_ascii=False)
-    for number, inner in enumerate((document.get("definitions") or {}).get("subgraphs", [])):
+    for number, inner in enumerate(subgraphs):
         text = text.replace(inner["id"], str(uuid.uuid5(uuid.NAMESPACE_URL, f"{name} {number}")))
     path.parent.mkdir(exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")

@@ -26,11 +26,18 @@ PORT = 20  # height of an input or output
 LANE = 2
 TRIES = 200  # dot's result depends on the order in which it reads the nodes
 NO_FRAME = 'BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0"'
-PLACES = """() => { const {graph} = window.app; return {
-    nodes: Object.fromEntries(graph.nodes.map(node => { const [left, top, width, height] = node.boundingRect;
+INPUTS, OUTPUTS = -10, -20  # within a subgraph: the ids of what its wires from outside begin at, and end at
+PLACES = """() => { const {graph} = window.app.canvas;
+    const ends = graph.inputNode ? [graph.inputNode, graph.outputNode] : [];
+    const down = (end, slots) => slots.map(slot => slot.pos[1] - end.boundingRect[1]);
+    return {nodes: Object.fromEntries([...graph.nodes.map(node => {
+        const [left, top, width, height] = node.boundingRect;
         return [node.id, {width, height, title: node.pos[1] - top,
             inputs: node.inputs.map((_, slot) => node.getInputPos(slot)[1] - top),
-            outputs: node.outputs.map((_, slot) => node.getOutputPos(slot)[1] - top)}]; })),
+            outputs: node.outputs.map((_, slot) => node.getOutputPos(slot)[1] - top)}]; }),
+    ...ends.map((end, number) => { const [left, top, width, height] = end.boundingRect;
+        return [end.id, {width, height, title: 0, inputs: number ? down(end, graph.outputs) : [],
+            outputs: number ? [] : down(end, graph.inputs)}]; })]),
     wires: [...graph.links.values()].map(link => ({id: link.id, source: String(link.origin_id),
         output: link.origin_slot, target: String(link.target_id), input: link.target_slot}))}; }"""
 
@@ -80,6 +87,22 @@ def laid_out(document: dict, places: dict, groups: Sequence[Group], note: Note |
     ways = {wire: [(round(x), round(y)) for x, y in way(nodes, wire, column, tops, left, right)] for wire in wires}
     document["extra"] = {**document.get("extra", {}), **reroutes(ways)}
     return document
+
+
+def laid_out_inside(inner: dict, places: dict, groups: Sequence[Group]) -> None:
+    """As `laid_out`, in place, for a subgraph's definition; places: of the page that shows its inside."""
+    ends = {INPUTS: inner["inputNode"], OUTPUTS: inner["outputNode"]}
+    inner["nodes"] += [{"id": end} for end in ends]
+    laid_out(inner, places, [Group("", (str(INPUTS),)), *groups, Group("", (str(OUTPUTS),))])
+    for end in inner["nodes"][-len(ends):]:
+        ends[end["id"]]["bounding"][:2] = end["pos"]
+    inner["nodes"] = inner["nodes"][:-len(ends)]
+    inner["groups"] = inner["groups"][1:-1]
+    inner["reroutes"] = inner["extra"].pop("reroutes", [])
+    inner["state"]["lastRerouteId"] = len(inner["reroutes"])
+    parents = {link["id"]: link["parentId"] for link in inner["extra"].pop("linkExtensions", [])}
+    for link in inner["links"]:
+        link |= {"parentId": parents[link["id"]]} if link["id"] in parents else {}
 
 
 def columns_of(wires: Sequence[Wire], bands: Sequence[Sequence[str]]) -> dict[str, int]:
@@ -177,7 +200,7 @@ def drawn(nodes: dict[str, dict], wires: Sequence[Wire], column: dict[str, int],
           ) -> dict[str | Lane, float]:
     """As `heights`, from one run of dot."""
     lanes = list(dict.fromkeys(lane for wire in wires for lane in wire.lanes(column)))
-    names: dict[str | Lane, str] = {node: f"n{node}" for node in nodes}
+    names: dict[str | Lane, str] = {node: f"node{number}" for number, node in enumerate(nodes)}
     names |= {lane: f"lane{number}" for number, lane in enumerate(lanes)}
     shapes = [f"{names[node]} [label=<{table(place)}>]" for node, place in nodes.items()]
     shapes += [f'{names[lane]} [shape=box, fixedsize=true, label="", width={widest(nodes, column, lane[2]) / 72}, '

@@ -35,8 +35,7 @@ PROMOTED = (("PersonalizeConcept", "placeholder", "word"), ("PersonalizeConcept"
 OUTPUTS = (("PersonalizeTrain", "model", "model"), ("CheckpointLoaderSimple", "CLIP", "clip"),
            ("CheckpointLoaderSimple", "VAE", "vae"), ("PersonalizeSaveConcept", "prompt_text", "prompt_text"))
 TO_SUBGRAPH = """async ([name, promoted, outputs, description]) => {
-    const {graph} = window.app, all = new Set([...graph.nodes, ...graph.groups]);
-    const {subgraph, node: outer} = graph.convertToSubgraph(all);
+    const {graph} = window.app, {subgraph, node: outer} = graph.convertToSubgraph(new Set(graph.nodes));
     await new Promise(done => setTimeout(done, 500));
     for (const input of [...subgraph.inputs]) subgraph.removeInput(input);  // seeds, which it brings out
     const inner = type => subgraph.nodes.find(node => node.type === type);
@@ -52,6 +51,9 @@ TO_SUBGRAPH = """async ([name, promoted, outputs, description]) => {
         subgraph.addOutput(label, slot.type).connect(slot, inner(type));
     }
 }"""
+OPEN = """() => { const {canvas, graph} = window.app, outer = graph.nodes.find(node => node.subgraph);
+    canvas.openSubgraph(outer.subgraph, outer); }"""
+CLOSE = "() => window.app.canvas.setGraph(window.app.rootGraph)"
 ADD_NODES = """nodes => {
     const {graph} = window.app, {LiteGraph} = window, outer = graph.nodes.find(node => node.subgraph);
     const added = Object.fromEntries(nodes.map(({id, type, title, values}) => {
