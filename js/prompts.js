@@ -111,7 +111,7 @@ function sayIdle(said, place) {
 
 function saySought(said, place) {
   const source = SEARCHES.includes(place.node.comfyClass) && sourceOf(place, "conditioning");
-  const prompt = source && (typedValue(source, "prompt") ?? typedValue(source, "text"));
+  const prompt = source && typedValue(source, promptNames(source.node)[0] ?? "prompt");
   const words = typedValue(place, "words")?.value;
   if (typeof prompt?.value !== "string" || typeof words !== "string") return;
   const problem = judgeSought(prompt.value, words, place.node.title);

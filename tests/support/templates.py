@@ -20,6 +20,7 @@ QUICK = {
     "PersonalizeSubject": {"size": 64, "variants": 1}, "EmptyLatentImage": {"width": 64, "height": 64},
     "KSampler": {"steps": 2},
     "PersonalizeTrain": {"preset": "custom", "steps": 3, "batch_size": 1, "save_every": 2, "preview_every": 3},
+    "PersonalizeValidation": {"prompts": "a photo of {}", "size": 64, "sampling_steps": 1},
     "PersonalizeCoReTestTime": {"steps": 2}}
 
 
