@@ -8,6 +8,8 @@ const NODE_TYPES = [
   "PersonalizeSaveConcept", "PersonalizePromptTokens", "PersonalizeManageSteps", "PersonalizeOrthogonalize",
   "PersonalizeSaveViCo", "PersonalizeExportStep",
 ];
+/** node type → what a widget is set back to when a run has done what it asked for */
+const AFTERWARDS = { PersonalizeManageSteps: { operation: "list" } };
 const MOST_KEPT = 20_000; // letters of a result in the workflow
 
 const textOf = (output) => (output?.text ? [output.text].flat().join("\n") : "");
@@ -36,6 +38,7 @@ function textResult(place) {
       root.value ||= place.kept("result") ?? "";
     },
     executed(output) {
+      setBack(place);
       if (!textOf(output)) return;
       root.value = textOf(output);
       place.keep("result", keptPart(root.value));
@@ -46,6 +49,12 @@ function textResult(place) {
       place.keep("result", keptPart(text));
     },
   };
+}
+
+function setBack(place) {
+  for (const [name, value] of Object.entries(AFTERWARDS[place.node.comfyClass] ?? {})) {
+    if (place.widget(name)?.value !== value) place.setWidget(name, value);
+  }
 }
 
 function keptPart(text) {

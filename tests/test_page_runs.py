@@ -105,6 +105,21 @@ def test_start_over_is_a_wish_for_one_run(ui, start):
     assert panel.plan("returns") == "Run returns step 2 of 2, which is trained already."
 
 
+def test_a_deletion_is_a_wish_for_one_run(ui, start):
+    panel = start(ui, "thinned", steps=2, save_every=1)
+    finished(ui)
+    run = panel.text("state").split(":")[0]
+    manage = {"class_type": "PersonalizeManageSteps",
+              "inputs": {"run": run, "operation": "keep only these steps", "step_numbers": "2"}}
+    ui.js("prompt => window.app.loadApiJson(prompt, 'manage')", {"1": manage})
+    report = ui.page.locator(".pz-text")
+    finished(ui)
+    assert " deleted" in report.input_value()
+    assert ui.graph()[0]["widgets"]["operation"] == "list"
+    finished(ui)
+    assert " deleted" not in report.input_value() and "step 2 " in report.input_value()
+
+
 def test_a_graph_at_rest_is_asked_for_once(ui, start):
     panel = start(ui, "at-rest", steps=2)
     panel.plan("Run trains")

@@ -37,7 +37,7 @@ class PersonalizeManageSteps(io.ComfyNode):
                     "operation",
                     options=[LIST, DELETE, KEEP, WHOLE],
                     default=LIST,
-                    tooltip="list changes nothing. Deleted files are gone for good; set it back to list afterwards.",
+                    tooltip="list changes nothing. Deleted files are gone for good; after the run it is list again.",
                 ),
                 io.String.Input("step_numbers", default="",
                                 tooltip="Steps to delete or to keep: 50, 100-250. Only for these two operations."),
