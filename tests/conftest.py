@@ -32,6 +32,7 @@ pack.make_importable()
 def pytest_addoption(parser):
     parser.addoption("--packs", type=lambda path: Path(path).resolve(), default=None,
                      help="folder with checkouts of other packs, for the tests that run them beside this one")
+    parser.addoption("--every", type=int, default=1, metavar="N", help="of the tests marked by_hand only every Nth")
 
 
 def pytest_unconfigure(config):
@@ -47,10 +48,17 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(mark)
         if {"exact", "any_exact"} & set(item.fixturenames):
             item.add_marker("by_hand")
+    _thin_out(items, config.getoption("every"))
     _leave_out_packs(config, items)
     if not IN_CI and chromium.find() is None:
         config.stash[NOT_RUN] = [item for item in items if item.get_closest_marker("browser")]
         items[:] = [item for item in items if not item.get_closest_marker("browser")]
+
+
+def _thin_out(items, every: int) -> None:
+    by_hand = [item for item in items if item.get_closest_marker("by_hand")]
+    kept = set(by_hand[::every])
+    items[:] = [item for item in items if item in kept or not item.get_closest_marker("by_hand")]
 
 
 def _leave_out_packs(config, items):

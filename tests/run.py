@@ -28,7 +28,6 @@ ON_OLDEST = ["-m", "not server and not browser and not newer and not slow and no
 BY_HAND_ON_OLDEST = ["-m", "by_hand and not newer and not slow"]
 SMOKE = ["-m", "smoke", "-q", "-p", "no:cacheprovider"]
 LABORATORY = ("lab",)
-WORKERS = 3  # on two cores, as tests of the page wait for it much of the time
 # Of files, text and what a run keeps: nothing that ComfyUI's version could change and no other test would tell.
 OWN_CODE = tuple(f"test_{name}.py" for name in (
     "demo", "environment", "export", "fingerprint", "foreign_files", "fuzzed_files", "interfaces", "jobs", "locales",
@@ -82,8 +81,8 @@ def provide_browser() -> None:
 
 
 def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
-    """Every test on the newest ComfyUI, and on the oldest those that could tell it from the newest, of which
-    comparisons of mathematics run as on a processor without wide vectors; the longest first."""
+    """Every test on the newest ComfyUI, and on the oldest those that could tell it from the newest; of these each third
+    comparison of mathematics, as on a processor without wide vectors. The longest first."""
     quiet = ["-p", "no:cacheprovider", "--durations=15"]
     files = [str(path) for path in sorted(TESTS.glob("test_*.py"))]
     return [Job("in process", newest, [*quiet, *IN_PROCESS, *ignoring(*LABORATORY)]),
@@ -91,7 +90,7 @@ def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
             Job("in the page, the other half", newest, [*quiet, *IN_PAGE, *files[1::2]]),
             Job("on the oldest ComfyUI", oldest, [*quiet, *ON_OLDEST, *ignoring(*LABORATORY, *OWN_CODE)]),
             Job("comparisons on the oldest ComfyUI, without wide vectors", oldest,
-                [*quiet, *BY_HAND_ON_OLDEST, *ignoring(*LABORATORY)], NO_WIDE_VECTORS),
+                [*quiet, *BY_HAND_ON_OLDEST, "--every=3", *ignoring(*LABORATORY)], NO_WIDE_VECTORS),
             Job("the laboratory", newest, [*quiet, *IN_PROCESS, *(str(TESTS / name) for name in LABORATORY)])]
 
 
@@ -124,7 +123,7 @@ def main() -> int:
         if not older:
             provide_browser()
         if IN_CI and len(sys.argv) == 1:
-            return run_queue(ci_jobs(environment, prepare(comfyui.OLDEST)), workers=WORKERS) or found
+            return run_queue(ci_jobs(environment, prepare(comfyui.OLDEST)), workers=2) or found
         options = for_pytest + (ON_OLDER if older else [])
         return run_pytest(Job("tests", environment, options, page_of(environment, own.frontend))) or found
     except SetupError as error:

@@ -138,10 +138,10 @@ def test_every_template_is_offered_with_its_picture(installed, project):
         assert installed.get(f"/api/workflow_templates/{project.project.name}/{name}.jpg").startswith(b"\xff\xd8")
 
 
-def test_every_template_opens_from_the_template_browser(installed_ui, project):
+def test_templates_open_from_the_template_browser(installed_ui, project):
     pack = project.project.name
     assert sorted(installed_ui.templates(pack)) == [path.stem for path in WORKFLOWS]
-    for path in WORKFLOWS:
+    for path in WORKFLOWS[::6]:  # test_templates_page.py opens all
         installed_ui.templates(pack)
         nodes = installed_ui.pick_template(path.stem)
         assert [node["type"] for node in nodes if node["missing"]] == []
