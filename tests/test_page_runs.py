@@ -36,10 +36,10 @@ def continued(ui, panel):
 
 
 def test_stop_is_kept_and_continue_is_a_button(any_ui, start, server, request):
-    panel = start(any_ui, f"kept-{request.node.callspec.id}", steps=80)
-    assert panel.plan("Run trains") == "Run trains 80 steps."
+    panel = start(any_ui, f"kept-{request.node.callspec.id}", steps=40)
+    assert panel.plan("Run trains") == "Run trains 40 steps."
     step = stop_early(any_ui, panel)
-    said = f"Run returns step {step} of 80, where you stopped it."
+    said = f"Run returns step {step} of 40, where you stopped it."
     assert panel.plan("returns") == f"{said} Continue"
     if request.node.callspec.id == "classic":
         workflow = any_ui.workflow()
@@ -52,10 +52,10 @@ def test_stop_is_kept_and_continue_is_a_button(any_ui, start, server, request):
     assert panel.first_and_last_step()[1] == step, "the same with ComfyUI's cache and after a restart"
     panel.plan("returns")
     continued(any_ui, panel)
-    assert panel.first_and_last_step() == [1, 80]
-    assert panel.plan("trained already") == "Run returns step 80 of 80, which is trained already."
-    any_ui.set_widget(panel.node_id, "steps", 81)
-    assert panel.plan("continues") == "Run continues from step 80: it trains 1 more step, to 81. Continue"
+    assert panel.first_and_last_step() == [1, 40]
+    assert panel.plan("trained already") == "Run returns step 40 of 40, which is trained already."
+    any_ui.set_widget(panel.node_id, "steps", 41)
+    assert panel.plan("continues") == "Run continues from step 40: it trains 1 more step, to 41. Continue"
 
 
 def test_looking_changes_nothing_and_a_choice_falls_away_with_its_settings(any_ui, start, request):
@@ -85,16 +85,16 @@ def test_looking_changes_nothing_and_a_choice_falls_away_with_its_settings(any_u
 
 
 def test_continue_and_start_over_from_a_subgraph(any_ui, start, request):
-    panel = start(any_ui, f"within-{request.node.callspec.id}", steps=80)
+    panel = start(any_ui, f"within-{request.node.callspec.id}", steps=40)
     step = stop_early(any_ui, panel)
     any_ui.js(TO_SUBGRAPH)
     panel.root = any_ui.page.locator(".pz-panel").filter(visible=True)  # Train within the subgraph keeps its own
     any_ui.settle(600)
     any_ui.command("Comfy.Canvas.FitView")
     any_ui.settle(300)
-    assert panel.plan("returns") == f"Run returns step {step} of 80, where you stopped it. Continue"
+    assert panel.plan("returns") == f"Run returns step {step} of 40, where you stopped it. Continue"
     continued(any_ui, panel)
-    assert panel.plan("trained already") == "Run returns step 80 of 80, which is trained already."
+    assert panel.plan("trained already") == "Run returns step 40 of 40, which is trained already."
 
 
 def test_start_over_is_a_wish_for_one_run(ui, start):

@@ -95,14 +95,14 @@ def test_a_run_outlives_its_page_and_ends_by_interrupt(servers):
     while running.wait_for("personalize.training")["kind"] != "step":
         pass
     running._socket.close()
-    (entry,) = server.get("/personalize/runs")
-    assert entry["name"] == "left-alone" and entry["node"] == TRAIN_NODE
+    (entry,) = in_progress(server)
+    assert entry["run"].startswith("left-alone-") and entry["node"] == TRAIN_NODE
     assert server.post("/free", {"unload_models": True, "free_memory": True})[0] == 200
     seen = server.get(f"/personalize/runs/{entry['run']}")["history"][-1]["step"]
     while server.get(f"/personalize/runs/{entry['run']}")["history"][-1]["step"] <= seen + 2:
         pass
     server.interrupt()
-    while server.get("/personalize/runs"):
+    while in_progress(server):
         pass
     report = server.get(f"/personalize/runs/{entry['run']}")
     assert f"Step {report['history'][-1]['step']} of 5000 is saved" in report["message"]
@@ -110,6 +110,10 @@ def test_a_run_outlives_its_page_and_ends_by_interrupt(servers):
     steps = [data["step"] for name, data in again.events if name == "personalize.training" and data["kind"] == "step"]
     assert steps == [report["history"][-1]["step"] + 1]
     nobody_left_anything(server.base)
+
+
+def in_progress(server) -> list[dict]:
+    return [entry for entry in server.get("/personalize/runs") if entry["running"]]
 
 
 @pytest.mark.parametrize("same", [False, True], ids=["other vectors", "the same vectors"])
