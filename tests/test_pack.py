@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from urllib.parse import quote
 
 import pytest
 
@@ -135,7 +136,8 @@ def test_every_template_is_offered_with_its_picture(installed, project):
     names = sorted(path.stem for path in WORKFLOWS)
     assert sorted(installed.get("/api/workflow_templates")[project.project.name]) == names
     for name in names:
-        assert installed.get(f"/api/workflow_templates/{project.project.name}/{name}.jpg").startswith(b"\xff\xd8")
+        picture = installed.get(f"/api/workflow_templates/{project.project.name}/{quote(name)}.jpg")
+        assert picture.startswith(b"\xff\xd8")
 
 
 def test_templates_open_from_the_template_browser(installed_ui, project):
