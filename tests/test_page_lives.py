@@ -83,6 +83,7 @@ def test_a_subgraph_shows_the_parts_of_its_nodes_and_gives_them_back(lives):
     lives.expect(tuple(lives.nodes(*PART_NODES)))
     lives.command("Comfy.Graph.ExitSubgraph")
     lives.expect(OUTER)
+    lives.ui.settle(500)  # the page notes changes a moment after them
     lives.press("Control+z")
     lives.expect(OWN)
     lives.convert()

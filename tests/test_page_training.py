@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 
 from support.training_page import finished
 
@@ -61,8 +62,8 @@ def test_cached_result_is_shown_by_a_page_that_never_saw_the_run(ui, start):
     workflow = ui.workflow()
     finished(ui)
     ui.open()
-    ui.load_workflow(workflow)
-    assert panel.text("state") == ""
+    ui.load_workflow({**workflow, "id": str(uuid.uuid4())})
+    assert panel.text("state") == "", "another workflow has run it"
     prompt_id, _ = ui.press_run()
     assert ui.wait_for_end(prompt_id).status == "success"
     cached = ui.js("() => window.testWatch.events.find(([name]) => name === 'execution_cached')[1].nodes")
