@@ -95,11 +95,12 @@ def test_pictures_take_at_most_their_share_of_a_real_run(sd15, monkeypatch, capl
                               validation=replace(TWO_BY_TWO, share=0.3, steps=4))).report
     cost = report["picture_cost"]
     training = cost["seconds"] * (1 / cost["share"] - 1)
-    assert cost["seconds"] == pytest.approx(sum(times), rel=0.2)
+    assert cost["seconds"] == pytest.approx(sum(times), rel=0.5)  # what is made ready counts too
     assert cost["seconds"] - max(times) <= 0.3 / 0.7 * training, "at most one call of the sampler more"
     steps = sorted({entry["step"] for entry in report["previews"]})
     assert steps[0] == 0 and len(steps) < 45 and cost["asked"] == 1 < cost["every"]
-    assert re.search(r"Validation .* instead of every 1.*: \d+% of the time\.", caplog.text)
+    rarer, none = r"Validation .* instead of every 1.*: \d+% of the time\.", "There are no more validation pictures"
+    assert re.search(f"{rarer}|{none}", caplog.text), "which of them depends on how slow the first picture was"
 
 
 def test_a_share_of_nothing_is_for_sample_now(sd15, after_step):
