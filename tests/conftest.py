@@ -279,6 +279,13 @@ def browser():
         yield running
 
 
+@pytest.fixture(scope="module", params=["classic", "nodes2"])
+def page(request, browser, server):
+    """One page for all tests of a file, with classic nodes and with Nodes 2.0: opening it takes longer than most of
+    them."""
+    yield from _open(browser, server, nodes2=request.param == "nodes2")
+
+
 @pytest.fixture
 def ui(browser, server):
     """ComfyUI's page with classic nodes, new for each test; unexplained console messages fail it."""

@@ -6,20 +6,11 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from support.browser import open_page
 from support.training_page import TrainingPanel
 
 RUN = "my-subject-12345678"
 PROMPTS = ("a photo of <dog>", "<dog> in the snow")
 FOCUSED = "() => document.activeElement.title"
-
-
-@pytest.fixture(scope="module", params=["classic", "nodes2"])
-def page(request, browser, server):
-    """One page for all tests here: opening it takes longer than any of them."""
-    with open_page(browser, server, nodes2=request.param == "nodes2") as opened:
-        yield opened
-        assert opened.unexpected_messages() == []
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 
-from support.browser import open_page
 from support.subject_page import DOGS, opened
 from support.training_page import TrainingPanel, step
 
@@ -20,13 +19,6 @@ NODES = "() => window.app.graph.nodes.length"
 COUNT_SAID = """() => { window.said = 0; const count = () => window.said++;
     for (const live of document.querySelectorAll('.pz-panel :is([role=status], [role=alert], [aria-live])'))
         new MutationObserver(count).observe(live, {childList: true, characterData: true, subtree: true}) }"""
-
-
-@pytest.fixture(scope="module", params=["classic", "nodes2"])
-def page(request, browser, server):
-    with open_page(browser, server, nodes2=request.param == "nodes2") as ui:
-        yield ui
-        assert ui.unexpected_messages() == []
 
 
 @pytest.fixture

@@ -100,4 +100,6 @@ api.addEventListener("executed", ({ detail }) => {
   if (detail.output?.personalize_masks) tell(detail.prompt_id, "");
 });
 api.addEventListener("execution_error", ({ detail }) => tell(detail.prompt_id, detail.exception_message?.trim() ?? ""));
-api.addEventListener("execution_success", ({ detail }) => running.delete(detail.prompt_id));
+for (const end of ["execution_error", "execution_success"]) {
+  api.addEventListener(end, ({ detail }) => running.delete(detail.prompt_id));
+}
