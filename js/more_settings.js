@@ -3,6 +3,7 @@
  * itself; both keep in `showAdvanced` of a node, which is saved with the workflow, whether it is open.
  */
 import { app } from "../../scripts/app.js";
+import { linkInto } from "./shared/graphs.js";
 import { t } from "./shared/texts.js";
 
 const SHOW_ALL = "Comfy.Node.AlwaysShowAdvancedWidgets"; // a setting of ComfyUI's
@@ -53,8 +54,8 @@ function only(node, method, isFolded) {
 /** Advanced, or the second widget of such a one; what a wire leads to stays in sight. */
 function isAway(node, widget) {
   const owner = node.widgets.find((other) => other.linkedWidgets?.includes(widget)) ?? widget;
-  const isLinked = node.inputs?.some(({ widget: of, link }) => of?.name === owner.name && link !== null);
-  return isAdvanced(owner) && !isLinked;
+  const isLinked = () => linkInto(node, node.inputs?.findIndex((input) => input.widget?.name === owner.name));
+  return isAdvanced(owner) && !isLinked();
 }
 
 /** A row at the node's end that opens and closes it. */

@@ -43,6 +43,7 @@ class NodePictures {
   async refresh() {
     const turn = ++this.#refreshes;
     const folder = this.#value("folder");
+    this.tray.showChecking(true);
     const failed = (problem) => ({ ...EMPTY, message: problem.message });
     const listing = folder ? await listFolder(folder).catch(failed) : EMPTY;
     if (turn !== this.#refreshes) return; // a later question has been asked since
@@ -57,6 +58,7 @@ class NodePictures {
   async check() {
     const turn = ++this.#checks;
     const folder = this.#value("folder");
+    this.tray.showChecking(true);
     this.#show();
     await new Promise((resolve) => setTimeout(resolve, PAUSE));
     if (turn !== this.#checks || folder !== this.#listing.folder) return;
@@ -68,6 +70,7 @@ class NodePictures {
     this.tray.showFindings(found.findings);
     const urls = found.masked.map((name) => [name, maskUrl(folder, name, this.#about.masks[name] ?? "")]);
     this.tray.showMasks(Object.fromEntries(urls));
+    this.tray.showChecking(false);
   }
 
   /** Asks the server for what lies beside the pictures. */

@@ -82,16 +82,18 @@ def provide_browser() -> None:
 
 def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
     """Every test on the newest ComfyUI, and on the oldest those that could tell it from the newest; of these each third
-    comparison of mathematics, as on a processor without wide vectors. The longest first."""
+    comparison of mathematics, as on a processor without wide vectors. The page waits much of its time, which the others
+    take."""
     quiet = ["-p", "no:cacheprovider", "--durations=15"]
-    files = [str(path) for path in sorted(TESTS.glob("test_*.py"))]
-    return [Job("in process", newest, [*quiet, *IN_PROCESS, *ignoring(*LABORATORY)]),
-            Job("in the page, one half", newest, [*quiet, *IN_PAGE, *files[::2]]),
-            Job("in the page, the other half", newest, [*quiet, *IN_PAGE, *files[1::2]]),
-            Job("on the oldest ComfyUI", oldest, [*quiet, *ON_OLDEST, *ignoring(*LABORATORY, *OWN_CODE)]),
-            Job("comparisons on the oldest ComfyUI, without wide vectors", oldest,
-                [*quiet, *BY_HAND_ON_OLDEST, "--every=3", *ignoring(*LABORATORY)], NO_WIDE_VECTORS),
-            Job("the laboratory", newest, [*quiet, *IN_PROCESS, *(str(TESTS / name) for name in LABORATORY)])]
+    jobs = [Job("in the page", newest, [*quiet, *IN_PAGE, *ignoring(*LABORATORY)])]
+    for name, environment, options, variables in (
+            ("in process", newest, [*IN_PROCESS, *ignoring(*LABORATORY)], {}),
+            ("on the oldest ComfyUI", oldest, [*ON_OLDEST, *ignoring(*LABORATORY, *OWN_CODE)], {}),
+            ("comparisons on the oldest ComfyUI, without wide vectors", oldest,
+             [*BY_HAND_ON_OLDEST, "--every=3", *ignoring(*LABORATORY)], NO_WIDE_VECTORS),
+            ("the laboratory", newest, [*IN_PROCESS, *(str(TESTS / room) for room in LABORATORY)], {})):
+        jobs.append(Job(name, environment, [*quiet, *options], variables, yields=True))
+    return jobs
 
 
 def page_of(environment: Environment, version: str | None) -> dict[str, str]:
@@ -123,7 +125,7 @@ def main() -> int:
         if not older:
             provide_browser()
         if IN_CI and len(sys.argv) == 1:
-            return run_queue(ci_jobs(environment, prepare(comfyui.OLDEST)), workers=2) or found
+            return run_queue(ci_jobs(environment, prepare(comfyui.OLDEST)), workers=3) or found
         options = for_pytest + (ON_OLDER if older else [])
         return run_pytest(Job("tests", environment, options, page_of(environment, own.frontend))) or found
     except SetupError as error:

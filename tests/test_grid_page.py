@@ -10,6 +10,8 @@ from support.training_page import TrainingPanel
 
 RUN = "my-subject-12345678"
 PROMPTS = ("a photo of <dog>", "<dog> in the snow")
+COST = {"seconds": 75.2, "share": 0.3, "expected": 0.22, "bound": 0.25, "every": 10, "asked": 5, "pictures": 4,
+        "wanted": 4, "steps": 20}
 FOCUSED = "() => document.activeElement.title"
 
 
@@ -22,8 +24,7 @@ def panel(page, server) -> TrainingPanel:
                *(drawn(server, step, number) for step in (0, 10, 20) for number in range(4)),
                *({"kind": "saved", "step": step, "embeddings": [f"embedding:{RUN}/dog-0000{step}"], "files": [],
                   "part_files": [], "left_out": False} for step in (10, 20)),
-               {"kind": "cost", "cost": {"seconds": 75.2, "share": 0.3, "expected": 0.22, "bound": 0.25, "every": 10,
-                                         "asked": 5, "pictures": 4, "wanted": 4, "steps": 20}})
+               {"kind": "cost", "cost": COST})
     page.settle(300)
     return shown
 
@@ -52,10 +53,12 @@ def test_columns_are_steps_beside_photographs_and_rows_are_prompts_and_noises(pa
         f"Step 10: {prompt}, noise {noise}" for prompt in PROMPTS for noise in (1, 2)]
     assert panel.root.get_by_role("img", name="Photograph of the subject").count() == 4
     assert panel.root.get_by_role("grid", name="Pictures by step").is_visible()
-    cost = panel.root.locator(".pz-grid-cost").inner_text()
-    assert cost == "· 1 min 15 s so far, 22 % of the run's time; every 10 steps instead of 5"
+    cost = panel.root.locator(".pz-grid-cost")
+    assert cost.inner_text() == "· 1 min 15 s so far, 22 % of the run's time; every 10 steps instead of 5"
     box, last = panel.root.bounding_box(), panel.root.locator(".pz-thumbnail").last.bounding_box()
     assert last["y"] + last["height"] <= box["y"] + box["height"], "the node has become as high as its pictures need"
+    panel.tell({"kind": "cost", "cost": {**COST, "expected": None, "every": 5}})
+    assert cost.inner_text() == "· 1 min 15 s so far", "before the first step nobody knows what one takes"
 
 
 def test_the_keyboard_moves_in_the_grid_and_looking_does_not_choose(panel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import comfy.sample
@@ -16,6 +16,8 @@ from PIL import Image
 
 from personalize.nodes.families.unet import UNet
 from personalize.nodes.run_files import files_of_run
+from personalize.nodes.training import drawing, loop
+from personalize.nodes.training.loop import Trainer
 from personalize.nodes.training.next_run import START_OVER
 from personalize.nodes.training.nodes_validation import PROMPTS, SUITS, PersonalizeValidation
 from personalize.nodes.training.parts.embedding import EmbeddingPart
@@ -85,22 +87,52 @@ def test_a_run_of_300_steps_with_ten_pictures_that_take_as_long_as_their_trainin
     assert spending.so_far == pytest.approx(10 / 35) and spending.expected(10) == pytest.approx(20 / 95)
 
 
-def test_pictures_take_at_most_their_share_of_a_real_run(sd15, monkeypatch, caplog):
-    """Asked for after every step, they would take most of the time."""
-    times, note = [], Spending.drawn
-    monkeypatch.setattr(Spending, "drawn", lambda self, seconds, count: (times.append(seconds),
-                                                                         note(self, seconds, count)))
+def test_the_share_of_a_run_whose_steps_were_not_timed_yet_is_not_told():
+    spending = Spending(1.0, 10)
+    spending.drawn(5.0, 1)
+    assert spending.expected(2) is None
+    spending.trained(2.0)
+    assert spending.expected(3) == pytest.approx(20 / 40)
+
+
+@dataclass
+class Clock:
+    """Seconds that pass as a test says."""
+
+    seconds: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def takes(self, monkeypatch, owner, name: str, seconds: float) -> None:
+        """A call of it takes so long."""
+        call = getattr(owner, name)
+
+        def timed(*args, **more):
+            self.seconds += seconds
+            return call(*args, **more)
+
+        monkeypatch.setattr(owner, name, timed)
+
+
+def test_pictures_take_at_most_their_share_of_a_run(sd15, monkeypatch, caplog):
+    """A picture takes as long as two steps: all that are asked for, two after each of 60, would take four times as much
+    time as the training."""
+    clock = Clock()
+    for module in (drawing, loop):
+        monkeypatch.setattr(module, "time", clock)
+    clock.takes(monkeypatch, Trainer, "_gradients", 1.0)
+    clock.takes(monkeypatch, comfy.sample, "sample", 2.0)
     with caplog.at_level(logging.WARNING, "personalize"):
         report = run(make_job(sd15, "share", steps=60, settings=Settings(steps=60, batch_size=1), preview_every=1,
-                              validation=replace(TWO_BY_TWO, share=0.3, steps=4))).report
-    cost = report["picture_cost"]
-    training = cost["seconds"] * (1 / cost["share"] - 1)
-    assert cost["seconds"] == pytest.approx(sum(times), rel=0.5)  # what is made ready counts too
-    assert cost["seconds"] - max(times) <= 0.3 / 0.7 * training, "at most one call of the sampler more"
-    steps = sorted({entry["step"] for entry in report["previews"]})
-    assert steps[0] == 0 and len(steps) < 45 and cost["asked"] == 1 < cost["every"]
-    rarer, none = r"Validation .* instead of every 1.*: \d+% of the time\.", "There are no more validation pictures"
-    assert re.search(f"{rarer}|{none}", caplog.text), "which of them depends on how slow the first picture was"
+                              validation=replace(TWO_BY_TWO, noises=1, share=0.3))).report
+    cost, count = report["picture_cost"], len(report["previews"])
+    assert clock.seconds == cost["seconds"] + 60, "all that is not the pictures' is the training's"
+    assert cost["seconds"] == 2.0 * count + 2.0, "two steps were computed to know what a step takes"
+    assert cost["share"] == pytest.approx(cost["seconds"] / clock.seconds)
+    assert 0.2 < cost["share"] <= 0.3
+    assert cost["asked"] == 1 < cost["every"]
+    assert re.search(r"Validation every \d+ steps instead of every 1: \d+% of the time\.", caplog.text)
 
 
 def test_a_share_of_nothing_is_for_sample_now(sd15, after_step):

@@ -3,7 +3,7 @@
  *
  * A place is {node, path: subgraph nodes on the way to it, outermost first}; a source has the output's `slot` too.
  */
-import { linkInto, linkOf, SUBGRAPH_INPUT } from "./graphs.js";
+import { linkInto, linkOf, linksFrom, SUBGRAPH_INPUT } from "./graphs.js";
 import { widgetOf } from "./nodes.js";
 
 const SUBGRAPH_OUTPUT = -20;
@@ -78,7 +78,7 @@ export function destinations(place, type, seen = new Set()) {
 }
 
 function leaving(node, slot, path) {
-  return linksOf(node.outputs[slot], node.graph).flatMap((link) => ends(link, node.graph, path));
+  return linksFrom(node, slot).flatMap((link) => ends(link, node.graph, path));
 }
 
 function ends(link, graph, path) {
@@ -96,7 +96,6 @@ function ends(link, graph, path) {
   return [{ target: { node, path }, input: node.inputs[link.target_slot]?.name ?? "" }];
 }
 
-const linksOf = (output, graph) => (output?.links ?? []).map((id) => linkOf(graph, id)).filter(Boolean);
 
 /** Every node that would run, also within subgraphs. */
 export function* placesIn(graph, path = []) {

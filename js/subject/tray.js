@@ -94,6 +94,11 @@ export class PictureTray {
     this.#note.hidden = !sentence;
   }
 
+  /** What was found may still change, and with it where the pictures lie. */
+  showChecking(isChecking) {
+    this.#findings.root.setAttribute("aria-busy", String(isChecking));
+  }
+
   showBusy(isBusy) {
     this.root.setAttribute("aria-busy", String(isBusy));
   }

@@ -160,8 +160,10 @@ function photographCell(photographs, number) {
 
 /** "2 min 10 s so far, 22 % of the run's time; every 100 steps instead of 50" */
 function costText(cost) {
-  if (!cost || !Number.isFinite(cost.seconds) || !Number.isFinite(cost.expected)) return "";
-  const parts = [t("grid.cost", { time: formatDuration(cost.seconds), share: percent(cost.expected) })];
+  if (!cost || !Number.isFinite(cost.seconds)) return "";
+  const time = formatDuration(cost.seconds);
+  const isKnown = Number.isFinite(cost.expected);
+  const parts = [isKnown ? t("grid.cost", { time, share: percent(cost.expected) }) : t("grid.time", { time })];
   if (!cost.pictures) return [...parts, t("grid.none", { bound: percent(cost.bound) })].join("; ");
   if (cost.every > cost.asked) parts.push(cost.every < cost.steps ? t("grid.every", cost) : t("grid.ends_only", cost));
   if (cost.pictures < cost.wanted) parts.push(t("grid.fewer", cost));

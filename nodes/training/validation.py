@@ -132,9 +132,11 @@ class Spending:
         """Share of the time that pictures took, 0…1."""
         return _part(self.pictures, self.training)
 
-    def expected(self, pictures: int) -> float:
-        """Share of the time when the run ends, if so many are drawn until then."""
-        return _part(self.pictures + pictures * self.each, self._whole_training)
+    def expected(self, pictures: int) -> float | None:
+        """Share of the time when the run ends, if so many are drawn until then; None as long as it is not known what a
+        step takes."""
+        training = self._whole_training
+        return _part(self.pictures + pictures * self.each, training) if training else None
 
     def affordable(self) -> int:
         """Pictures that may still be drawn until the end of the run; 0 as long as that is unknown."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from .page_scripts import GRAPH, IMAGES_SHOWN, NODE_BOX, READY, WATCH
+from .page_scripts import GRAPH, IMAGES_SHOWN, NODE_BOX, READY, WARN_WITH_CALLERS, WATCH
 from .server import PAGE_SETTINGS, ComfyServer
 
 BROWSER_ARGUMENTS = [
@@ -23,6 +23,7 @@ NOT_OURS = tuple(re.compile(pattern, re.DOTALL) for pattern in (
     r"404.*/api/userdata\?dir=(workflows|subgraphs)",  # a new user has none of these
     r"404.*/api/userdata/workflows%2F\.index\.json",  # bookmarks of workflows, of which there are none yet
     r"Invalid layout total size",  # of the page's own panels, in 1.58
+    r"input\.link is deprecated(?!.*/extensions/)",  # in 1.58, where the page reads it itself
     r"ComfyApp graph accessed before initialization",
     r"The legacy queue/history menu is deprecated",
     r"\[MaskEditor\] ComfyApp\.open_maskeditor is deprecated",  # the frontend about itself
@@ -58,6 +59,7 @@ class ComfyPage:
     def __init__(self, page, server: ComfyServer):
         self.page, self.server = page, server
         self._messages: list[str] = []
+        page.add_init_script(WARN_WITH_CALLERS)
         page.on("console", self._on_console)
         page.on("pageerror", lambda error: self._messages.append(f"uncaught: {error}"))
 

@@ -3,6 +3,10 @@
 READY = """() => !!(window.app?.vueAppReady && window.app.graph && window.comfyAPI && window.app.extensionManager
     && !window.app.extensionManager.spinner && !document.getElementById('splash-loader'))"""
 
+# A page's warnings about what others call say who called.
+WARN_WITH_CALLERS = """const {warn} = console;
+console.warn = (...said) => warn(...said, ...String(said[0]).includes('is deprecated') ? [new Error().stack] : [])"""
+
 # Remembers how each prompt ended and counts loaded graphs: both are over before a test could ask.
 WATCH = """() => {
     const watch = window.testWatch = {ended: {}, events: [], loads: 0};

@@ -38,10 +38,11 @@ class Tray:
         return self.root.locator(".pz-tray-item").evaluate_all("items => items.map(item => item.dataset.name)")
 
     def wait_for(self, names: list[str]) -> None:
-        """The thumbnails of these pictures, each really drawn."""
+        """The thumbnails of these pictures, each really drawn, and what was found of them said: they lie still."""
         self.ui.page.wait_for_function(
             """names => { const items = [...document.querySelectorAll('.pz-tray-item')];
                 return items.map(item => item.dataset.name).join() === names.join()
+                    && !document.querySelector('.pz-tray-findings[aria-busy=true]')
                     && items.every(item => item.querySelector('img').naturalWidth > 0) }""", arg=names, timeout=15_000)
 
     def drop(self, files: dict[str, bytes], selector: str = ".pz-tray") -> None:

@@ -1,7 +1,8 @@
-"""Runs of pytest that wait in one queue, taken by as many workers as there are cores to use."""
+"""Runs of pytest that wait in one queue, taken by some workers."""
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import tempfile
 import time
@@ -15,12 +16,16 @@ from .setup import TESTS, Environment
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run of pytest: in which environment, with which options and more variables of the process environment."""
+    """One run of pytest: in which environment, with which options and more variables of the process environment.
+
+    yields: takes the time that other runs leave, as those of a page do while they wait for it.
+    """
 
     name: str
     environment: Environment
     options: list[str]
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    yields: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,8 @@ def run_pytest(job: Job, output=None) -> int:
     say(f"{job.name}: testing with ComfyUI {job.environment.version} in {job.environment.comfyui}")
     paths = [] if any(Path(option.partition("::")[0]).exists() for option in job.options) else [str(TESTS)]
     command = [str(job.environment.python), "-m", "pytest", "-c", str(TESTS / "pytest.ini"), *job.options, *paths]
+    if job.yields and shutil.which("nice"):
+        command = ["nice", "-n", "10", *command]
     variables = {**job.environment.variables(), **job.variables}
     return subprocess.run(command, check=False, env=variables, stdout=output, stderr=output).returncode
 

@@ -32,12 +32,12 @@ class Environment:
     packages: Path | None = None
 
     def variables(self) -> dict[str, str]:
-        """The process environment for anything started here."""
+        """The process environment for anything started here; its modules are compiled once, into .testenv."""
         paths = [str(self.packages)] if self.packages else []
         paths += [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
         python_path = {"PYTHONPATH": os.pathsep.join(paths)} if paths else {}
         return {**os.environ, **ONE_THREAD, **python_path, "COMFYUI_PATH": str(self.comfyui), "HF_HUB_OFFLINE": "1",
-                "PYTHONUTF8": "1"}
+                "PYTHONUTF8": "1", "PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(FOLDER / "compiled")}
 
 
 def prepare(version: str | None = None, own_comfyui: str | None = None, own_python: str | None = None) -> Environment:
