@@ -19,7 +19,8 @@ const COLOURS = { // on dark themes, on light ones
   PERSONALIZE_ELITE: ["#ab716e", "#440021"],
   PERSONALIZE_VALIDATION: ["#a3a273", "#020006"],
 };
-const DARK = "dark-theme"; // class of the page
+
+let isDark = true;
 
 app.registerExtension({
   name: "personalize.colours",
@@ -29,28 +30,31 @@ app.registerExtension({
     for (const table of [canvas.default_connection_color_byType, canvas.constructor.link_type_colors]) {
       for (const [type, colours] of Object.entries(COLOURS)) provide(table, type, colours);
     }
-    document.head.append(styleSheet());
-    const repaint = () => canvas.setDirty(true, true);
-    new MutationObserver(repaint).observe(document.documentElement, { attributeFilter: ["class"] });
+    const sheet = document.createElement("style");
+    document.head.append(sheet);
+    const paint = () => {
+      isDark = getComputedStyle(document.documentElement).colorScheme.includes("dark");
+      sheet.textContent = rules();
+      canvas.setDirty(true, true);
+    };
+    paint();
+    new MutationObserver(paint).observe(document.documentElement, { attributeFilter: ["class", "style"] });
   },
 });
 
-/** Each theme writes its colours into this table, none for kinds that it does not know; one that does wins. */
+/** Each theme writes its colours into this table: of kinds that it does not know none, or what it has read there. */
 function provide(table, type, [onDark, onLight]) {
   let ofPalette = "";
   Object.defineProperty(table, type, {
-    get: () => ofPalette || (document.documentElement.classList.contains(DARK) ? onDark : onLight),
-    set: (colour) => (ofPalette = colour),
+    get: () => ofPalette || (isDark ? onDark : onLight),
+    set: (colour) => (ofPalette = [onDark, onLight].includes(colour) ? "" : colour),
     enumerable: true,
     configurable: true,
   });
 }
 
 /** For Nodes 2.0, whose palettes set the same variables on the page's element. */
-function styleSheet() {
-  const variable = (index) => ([type, colours]) => `--color-datatype-${type}: ${colours[index]};`;
-  const rule = (where, index) => [where, "{", ...Object.entries(COLOURS).map(variable(index)), "}"].join(" ");
-  const sheet = document.createElement("style");
-  sheet.append(rule(":root", 1), rule(`:root.${DARK}`, 0));
-  return sheet;
+function rules() {
+  const variable = ([type, [onDark, onLight]]) => `--color-datatype-${type}: ${isDark ? onDark : onLight};`;
+  return [":root {", ...Object.entries(COLOURS).map(variable), "}"].join(" ");
 }

@@ -108,6 +108,9 @@ def test_a_step_is_exported_from_the_large_view(panel, server):
     said = viewer.get_by_role("status").filter(has_text="Step 10 is in output/personalize/exports/my-subject-step10")
     said.wait_for()
     folder = server.base / said.inner_text().removeprefix("Step 10 is in ").removesuffix(".")
+    ui.page.keyboard.press("Escape")
+    viewer.wait_for(state="hidden")
+    panel.root.locator("[data-step='10']").first.click()
     names = {path.name for path in folder.rglob("*") if path.is_file()}
     assert names == {"01.png", "02.png", "03.png", "04.png", "photograph-1.jpg", "photograph-2.jpg",
                      "dog-000010.safetensors", "how-to-use.txt"}

@@ -140,7 +140,6 @@ def test_a_mask_is_painted_with_comfyuis_own_editor_shown_and_used(ui, dogs, ser
     tray = opened(ui, folder="dogs", size=256)
     tray.wait_for(names)
     tray.root.get_by_role("button", name="Paint the subject of a.jpg as its mask").press("Enter")
-    ui.page.locator(".maskEditor-dialog-root #pointerZone, .maskEditor-dialog-root").first.wait_for(timeout=20_000)
     canvas = ui.page.locator("#maskEditorCanvasContainer")
     canvas.wait_for(timeout=20_000)
     ui.settle(1500)

@@ -10,8 +10,8 @@ import pytest
 from authoring.catalog import ALL_GRAPHS, template
 from authoring.graph import model_of
 from authoring.graphs import CHECKPOINT
-from support.paths import TESTS
-from support.templates import SHIPPED, provide_files, quick
+from support.paths import PACK, TESTS
+from support.templates import ALL_SHIPPED, SHIPPED, provide_files, quick
 from support.workflows import to_prompt, with_defaults, with_values
 
 MAIN = template("train_embedding_core")
@@ -30,6 +30,21 @@ def template_server(server):
     """The server with small files under the names that the workflows use."""
     provide_files(server.base, "sd15.safetensors", {"clip_l": 32})
     return server
+
+
+@pytest.mark.parametrize("path", [*ALL_SHIPPED, *(PACK / "subgraphs").glob("*.json")], ids=name_of)
+def test_nothing_is_null_but_missing_wires(path):
+    """Newer pages read what older ones have written as null, and fail."""
+    found = set()
+
+    def look(key, part):
+        if part is None and key not in ("link", "links"):
+            found.add(key)
+        for name, each in part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ():
+            look(name if isinstance(part, dict) else key, each)
+
+    look("", json.loads(path.read_text(encoding="utf-8")))
+    assert found == set()
 
 
 def test_every_description_has_its_workflow_and_a_thumbnail():

@@ -32,6 +32,10 @@ export class ChartSection {
       this.#figure, this.#legend);
   }
 
+  get legendHeight() {
+    return this.#legend.offsetHeight;
+  }
+
   render({ history: { records, isRunning } }) {
     const data = chartData(this.#view, records);
     const isEmpty = data.lines.length === 0 || records.length === 0;

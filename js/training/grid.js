@@ -52,7 +52,6 @@ export class PictureGrid {
     this.root.hidden = history.previews.length === 0;
     const pictures = [...history.previews, ...history.photographs].map(keyOf).join("\n");
     if (pictures !== this.#shown || chosen !== this.#chosen) this.#build(history, chosen);
-    if (pictures !== this.#shown) panel.place.grow();
     this.#shown = pictures;
     this.#chosen = chosen;
     setText(this.#cost, costText(history.cost));

@@ -170,8 +170,9 @@ class PictureViewer {
 
   #onKey(event) {
     event.stopPropagation(); // else Delete would delete the selected node
-    if (event.target instanceof HTMLInputElement) return;
+    if (event.target instanceof HTMLInputElement && event.key !== "Escape") return;
     const keys = {
+      Escape: () => this.#dialog.close(), // the page keeps this key from dialogs that it does not know
       ArrowLeft: () => this.#turnStep(-1), ArrowRight: () => this.#turnStep(1), ArrowUp: () => this.#turnScene(-1),
       ArrowDown: () => this.#turnScene(1), "+": () => this.#stepZoom(1), "-": () => this.#stepZoom(-1) };
     if (!keys[event.key]) return;

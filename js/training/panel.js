@@ -15,6 +15,7 @@ import { StatusSection } from "./status.js";
 
 const REDRAW_EVERY_MS = 100;
 const HEADING = 42; // pixels above the pictures
+const TEXTS = 130; // pixels that a panel always has for its texts, beside the chart at its lowest
 const NO_ESTIMATE = { idle: [], problem: "", need: null };
 
 export class TrainingPanel {
@@ -25,11 +26,14 @@ export class TrainingPanel {
   estimate = NO_ESTIMATE;
   root = element("div", { class: "pz-theme pz-panel", role: "region", "aria-label": t("panel.label") });
   place;
+  /** Pixels that it needs beside those which a panel always has. */
+  moreHeight = 0;
   #choice;
   #redrawTimer = 0;
   #status;
   #chart;
   #pictures;
+  #texts;
   #sections;
 
   /** @param place see shared/parts.js @param choice {get(run): step, set(step, run)} of what the node returns */
@@ -39,7 +43,8 @@ export class TrainingPanel {
     this.#status = new StatusSection(this);
     this.#chart = new ChartSection(this);
     this.#pictures = new PictureGrid(this);
-    this.#sections = [new PlanSection(this), this.#status, new EstimateSection(this), this.#chart, this.#pictures];
+    this.#texts = [new PlanSection(this), this.#status, new EstimateSection(this)];
+    this.#sections = [...this.#texts, this.#chart, this.#pictures];
     this.root.append(...this.#sections.map((section) => section.root));
     this.render();
   }
@@ -84,11 +89,16 @@ export class TrainingPanel {
     clearTimeout(this.#redrawTimer);
     this.#redrawTimer = 0;
     for (const section of this.#sections) section.render(this);
+    this.#measure();
   }
 
-  /** Pixels that it needs beside those which a panel always has. */
-  get moreHeight() {
-    return this.history.previews.length ? this.#pictures.height + HEADING : 0;
+  #measure() {
+    const before = this.moreHeight;
+    const pictures = this.history.previews.length ? this.#pictures.height + HEADING : 0;
+    let texts = this.#chart.legendHeight;
+    for (const { root } of this.#texts) texts += root.offsetHeight;
+    this.moreHeight = pictures + Math.max(0, texts - TEXTS);
+    if (this.history.run && this.moreHeight > before) this.place.grow();
   }
 
   /** The theme's colours are others now. */

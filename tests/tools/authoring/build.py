@@ -31,6 +31,7 @@ from .thumbnails import SHOWN
 
 LARGE = {"width": 5200, "height": 2400}
 THUMBNAIL_WIDTH = 1000
+WIRES = ("link", "links")  # null where there is none
 SHOW = """([first, last]) => {
     const {canvas, graph} = window.app, view = canvas.canvas.getBoundingClientRect(), scale = 0.62;
     const boxes = graph.groups.slice(first, last ?? undefined).map(group => group.boundingRect);
@@ -100,17 +101,22 @@ def as_subgraph(graph: Graph, page: ComfyPage) -> dict:
 
 def write(document: dict, path: Path, name: str) -> None:
     """Save a workflow, with an id that is the same each time."""
-    document["id"] = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
-    subgraphs = (document.get("definitions") or {}).get("subgraphs", [])
-    for inner in subgraphs:
-        for point in inner.get("reroutes") or []:
-            for key in [key for key, value in point.items() if value is None]:
-                del point[key]  # the page takes null for no number
+    document = without_nulls({**document, "id": str(uuid.uuid5(uuid.NAMESPACE_URL, name))})
+    subgraphs = document.get("definitions", {}).get("subgraphs", [])
     text = json.dumps(document, indent=1, ensure_ascii=False)
     for number, inner in enumerate(subgraphs):
         text = text.replace(inner["id"], str(uuid.uuid5(uuid.NAMESPACE_URL, f"{name} {number}")))
     path.parent.mkdir(exist_ok=True)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def without_nulls(part):
+    """A workflow, or a part of one, without what is null but wires: newer pages read what is there."""
+    if isinstance(part, list):
+        return [without_nulls(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    return {key: without_nulls(value) for key, value in part.items() if value is not None or key in WIRES}
 
 
 def picture(page: ComfyPage, groups: tuple[int, int | None], width: int = THUMBNAIL_WIDTH) -> Image.Image:
