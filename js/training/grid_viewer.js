@@ -31,6 +31,7 @@ class PictureViewer {
   /** steps that stay beside the one that is looked at */
   #kept = new Set([0]);
   #scrolling = false;
+  #isExporting = false;
 
   constructor() {
     const iconButton = (name, label, onclick) => button(
@@ -139,14 +140,15 @@ class PictureViewer {
   }
 
   async #exportStep() {
-    this.#export.disabled = true;
+    if (this.#isExporting) return;
+    this.#isExporting = true; // a disabled button would lose the focus, and with it the keys
     setText(this.#said, t("viewer.exporting"));
     try {
       setText(this.#said, await exportStep(this.#panel.history.run, this.#step));
     } catch (problem) {
       setText(this.#said, t("viewer.not_exported", { reason: problem.message }));
     }
-    this.#export.disabled = false;
+    this.#isExporting = false;
   }
 
   #turnStep(way) {

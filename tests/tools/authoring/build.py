@@ -2,19 +2,15 @@
 
     COMFYUI_PATH=… PYTHONPATH=tests:tests/tools .testenv/venv/bin/python -m authoring.build [names]
 
-It needs Graphviz (`apt-get install graphviz`). With each comes a picture for the template browser, <name>.jpg: of the
-canvas, or of what comes out where `authoring.thumbnails` has that.
+It needs Graphviz (`apt-get install graphviz`). Pictures for the template browser: `authoring.thumbnails`.
 """
 from __future__ import annotations
 
-import io
 import json
 import sys
 import tempfile
 import uuid
 from pathlib import Path
-
-from PIL import Image
 
 from environment import chromium
 from support import encoder_files, inprocess, vico_files
@@ -27,32 +23,18 @@ from .catalog import ALL_GRAPHS
 from .graph import FIRST_SIGHT, TITLE, Graph
 from .graphs import CHECKPOINT, CONCEPT, EMBEDDING, PICTURES
 from .layout import PLACES, laid_out, laid_out_inside
-from .thumbnails import SHOWN
 
 LARGE = {"width": 5200, "height": 2400}
-THUMBNAIL_WIDTH = 1000
 WIRES = ("link", "links")  # null where there is none
-SHOW = """([first, last]) => {
-    const {canvas, graph} = window.app, view = canvas.canvas.getBoundingClientRect(), scale = 0.62;
-    const boxes = graph.groups.slice(first, last ?? undefined).map(group => group.boundingRect);
-    const [left, top] = [0, 1].map(axis => Math.min(...boxes.map(box => box[axis])));
-    const width = Math.max(...boxes.map(box => box[0] + box[2])) - left;
-    const height = Math.max(...boxes.map(box => box[1] + box[3])) - top;
-    Object.assign(canvas.ds, {scale, offset: [200 - left, 300 - top]});
-    canvas.setDirty(true, true);
-    return {x: view.x + 200 * scale, y: view.y + 300 * scale, width: width * scale, height: height * scale};
-}"""
 
 
 def build(graph: Graph, page: ComfyPage) -> Path:
-    """Write one workflow and its picture; the JSON's path. Raises ValueError if the page objects to anything."""
+    """Write one workflow; its path. Raises ValueError if the page objects to anything."""
     put(graph, page)
     loaded = page.load_workflow(laid_out(page.workflow(), page.js(PLACES), graph.groups, graph.note))
     if loaded.problems:
         raise ValueError(f"{graph.name}: {loaded.problems}")
     finish(page, graph.path, graph.name)
-    if graph.name not in SHOWN:
-        picture(page, graph.pictured).save(graph.path.with_suffix(".jpg"), quality=85)
     return graph.path
 
 
@@ -117,14 +99,6 @@ def without_nulls(part):
     if not isinstance(part, dict):
         return part
     return {key: without_nulls(value) for key, value in part.items() if value is not None or key in WIRES}
-
-
-def picture(page: ComfyPage, groups: tuple[int, int | None], width: int = THUMBNAIL_WIDTH) -> Image.Image:
-    """The canvas from one group to the one before another, counted from 0, as a picture `width` wide."""
-    clip = page.js(SHOW, list(groups))
-    page.settle(800)
-    shot = Image.open(io.BytesIO(page.page.screenshot(clip=clip))).convert("RGB")
-    return shot.resize((width, round(shot.height * width / shot.width)), Image.Resampling.LANCZOS)
 
 
 def with_fixed_seeds(document: dict) -> dict:

@@ -47,8 +47,7 @@ class Note:
 class Graph:
     """A workflow: what the template browser calls it, and what is on its canvas; it opens at its note.
 
-    groups: from left to right, each node in one of them. pictured: the groups that its picture shows, as in a
-    slice: from, to before.
+    groups: from left to right, each node in one of them.
     """
 
     name: str
@@ -56,7 +55,6 @@ class Graph:
     nodes: tuple[Node, ...]
     groups: tuple[Group, ...]
     note: Note | None = None
-    pictured: tuple[int, int | None] = (0, None)
 
     @property
     def path(self) -> Path:

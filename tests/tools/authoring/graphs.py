@@ -97,7 +97,7 @@ TRAIN_EMBEDDING = Graph("train_embedding_core", "Learn your subject as a word", 
     Group("2 · What to learn, and from which model", ("5", "6", "7", "4", "1")),
     Group("3 · Train", ("8",)),
     Group("4 · Keep it, draw it", ("9", "10", "11", "12", "13", "14", "15", "16", "17")),
-), note=Note(TRAIN_EMBEDDING_NOTE, (400, 480)), pictured=(0, 3))
+), note=Note(TRAIN_EMBEDDING_NOTE, (400, 480)))
 
 TRAIN_LORA_NOTE = """\
 **Press Run**: *Train* learns the toy's word and a LoRA of the U-Net at the same time ("pivotal tuning"), each with a \
@@ -155,7 +155,7 @@ TRAIN_LORA = Graph("train_lora", "Learn your subject as a word and a LoRA", node
     Group("2 · What to learn, and from which model", ("4", "5", "6", "7", "19", "1")),
     Group("3 · Train", ("8",)),
     Group("4 · Keep it, draw it", ("9", "10", "11", "12", "13", "14", "15", "16", "17", "18")),
-), note=Note(TRAIN_LORA_NOTE, (400, 560)), pictured=(1, 3))
+), note=Note(TRAIN_LORA_NOTE, (400, 560)))
 
 TWO_STAGE_NOTE = """\
 **The two stages of the CoRe paper.** Stage 1 finds the word: an embedding, trained with CoRe. Stage 2 fits the \
@@ -188,7 +188,7 @@ TWO_STAGE = Graph("core_two_stage", "Learn your subject in two stages, word and 
     Group("3 · Stage 1: the word", ("8",)),
     Group("4 · Stage 2: the U-Net", ("10", "11")),
     Group("5 · Keep it, draw it", ("12", "13", "14", "15", "16", "17", "18", "19")),
-), note=Note(TWO_STAGE_NOTE, (400, 520)), pictured=(2, 4))
+), note=Note(TWO_STAGE_NOTE, (400, 520)))
 
 TEST_TIME_NOTE = """\
 **First run the template *Learn your subject as a word***: it saves the embedding that *Load \
@@ -232,7 +232,7 @@ TEST_TIME = Graph("core_test_time", "Make one prompt be followed better", nodes=
     Group("2 · Draw it", ("4", "5", "6", "7", "8")),
     Group("3 · Refine the word for this prompt, draw again", ("11", "12")),
     Group("4 · Compare", ("9", "10", "13", "14")),
-), note=Note(TEST_TIME_NOTE, (400, 330)), pictured=(1, 3))
+), note=Note(TEST_TIME_NOTE, (400, 330)))
 
 LOOK_INSIDE_NOTE = """\
 **Press Run** and look at *Show Attention*: where the model looked for each word while it drew.
@@ -281,6 +281,6 @@ LOOK_INSIDE = Graph("look_inside", "See where the model looks for each word", no
     Group("2 · Record while it draws", ("5", "6", "7")),
     Group("3 · The picture, and where the model looked", ("13", "8", "9")),
     Group("4 · Or look at a picture you have", ("10", "11", "12")),
-), note=Note(LOOK_INSIDE_NOTE, (400, 380)), pictured=(1, 3))
+), note=Note(LOOK_INSIDE_NOTE, (400, 380)))
 
 GRAPHS = (TRAIN_EMBEDDING, TRAIN_LORA, TWO_STAGE, TEST_TIME, LOOK_INSIDE)

@@ -1,28 +1,41 @@
 """Pictures of what the templates give, for the template browser: drawn by the same techniques on the miniature world.
 
-    python tests/lab/bench/claims.py --technique harmonize --subjects 1 --prompts 4 --out FOLDER    # also core, vico
-    PYTHONPATH=tests:tests/tools:tests/lab .testenv/venv/bin/python -m authoring.thumbnails FOLDER
+    python tests/lab/bench/claims.py --technique vico --subjects 1 --prompts 8 --out FOLDER/vico
+    (also core, harmonize and vico_two)
+    COMFYUI_PATH=… PYTHONPATH=tests:tests/tools:tests/lab .testenv/venv/bin/python -m authoring.thumbnails FOLDER
 """
 from __future__ import annotations
 
 import sys
+import tempfile
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file
+
+from support import inprocess, pack
 
 from .catalog import template
 from .subgraph import path_of_template
 
 TILE, GAP, HEAD = 256, 12, 44
 PAPER, INK = (248, 248, 246), (40, 40, 40)
-SHOWN = {  # template -> (heading, method, number of the prompt) of each picture, from left to right
-    "train_embedding_core": (("the subject", "truth", 2), ("before", "class-word", 2), ("the word, learned", "TI", 2)),
-    "harmonize_ip_adapter": (
-        ("the subject", "truth", 1), ("encoder alone", "baseline", 1), ("harmonized", "orchestration", 1)),
-    "harmonize_blip_diffusion": (
-        ("the subject", "truth", 1), ("encoder alone", "baseline", 1), ("harmonized", "both", 1)),
-    "harmonize_elite": (("the subject", "truth", 1), ("encoder alone", "baseline", 1), ("harmonized", "both", 1)),
+Column = tuple[str, Image.Image]
+SUBJECT = ("the subject", "truth")
+SHOWN = {  # template -> technique, number of the prompt, and (heading, method) of each picture, from left to right
+    "train_embedding_core": ("core", 4, (SUBJECT, ("before", "class-word"), ("the word, learned", "TI+CoRe"))),
+    "core_two_stage": ("core", 5, (SUBJECT, ("stage 1: the word", "TI+CoRe"), ("stage 2: U-Net", "TI+CoRe+U-Net"))),
+    "harmonize_ip_adapter": ("harmonize", 1, (
+        SUBJECT, ("encoder alone", "baseline"), ("harmonized", "orchestration"))),
+    "harmonize_blip_diffusion": ("harmonize", 0, (SUBJECT, ("encoder alone", "baseline"), ("harmonized", "both"))),
+    "harmonize_elite": ("harmonize", 2, (SUBJECT, ("encoder alone", "baseline"), ("harmonized", "both"))),
+    "vico_train": ("vico", 4, (SUBJECT, ("the word alone", "TI"), ("with its picture", "ViCo"))),
+    "vico_apply": ("vico", 5, (
+        SUBJECT, ("the word alone", "TI"), ("with a new picture", "ViCo-unseen-reference"))),
+    "vico_two_references": ("vico", 5, (
+        SUBJECT, ("with one picture", "ViCo-unseen-reference"), ("with two", "ViCo-two-references"))),
+    "vico_two_objects": ("vico_two", 2, (
+        ("before", "class-word"), ("two words, learned", "TI-with-nouns"), ("with their pictures", "ViCo-with-nouns"))),
 }
 
 
@@ -34,7 +47,7 @@ def pictures_of(folder: Path, method: str) -> list[Image.Image]:
     return [Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()) for picture in ordered]
 
 
-def thumbnail(columns: list[tuple[str, Image.Image]]) -> Image.Image:
+def thumbnail(columns: list[Column]) -> Image.Image:
     """Pictures side by side, each with its heading."""
     page = Image.new("RGB", (GAP + len(columns) * (TILE + GAP), HEAD + TILE + GAP), PAPER)
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(22)
@@ -45,11 +58,25 @@ def thumbnail(columns: list[tuple[str, Image.Image]]) -> Image.Image:
     return page
 
 
+def _from_cells(folder: Path) -> dict[str, list[Column]]:
+    """Of the templates whose techniques were drawn into this folder."""
+    found = {}
+    for name, (technique, number, columns) in SHOWN.items():
+        cells = folder / technique
+        if all((cells / "cells" / method).is_dir() for _, method in columns):
+            found[name] = [(heading, pictures_of(cells, method)[number]) for heading, method in columns]
+    return found
+
+
 def main(folder: Path) -> None:
-    """Writes the thumbnails whose methods were drawn into this folder."""
-    for name, columns in SHOWN.items():
-        if all((folder / "cells" / method).is_dir() for _, method, _ in columns):
-            shown = thumbnail([(text, pictures_of(folder, method)[number]) for text, method, number in columns])
+    """Writes the thumbnails."""
+    with tempfile.TemporaryDirectory() as base:
+        inprocess.start(Path(base))
+        pack.make_importable()
+        from .thumbnail_runs import drawn_here
+
+        for name, columns in {**_from_cells(folder), **drawn_here()}.items():
+            shown = thumbnail(columns)
             targets = [template(name), *([path_of_template()] if name == "train_embedding_core" else [])]
             for target in targets:
                 shown.save(target.with_suffix(".jpg"), quality=88)

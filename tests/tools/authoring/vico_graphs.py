@@ -109,7 +109,7 @@ TRAIN_VICO_GRAPH = Graph("vico_train", "Learn your subject with fine detail, ViC
     Group("2 · What to learn, and from which model", ("1", "4", "5", "6", "30", "7", "8")),
     Group("3 · Train", ("9",)),
     Group("4 · Draw it with a reference", ("10", "11", "12", "13", "14", "15", "16", "17", "18", "19", "20")),
-), note=Note(TRAIN_NOTE, (400, 440)), pictured=(1, 3))
+), note=Note(TRAIN_NOTE, (400, 440)))
 
 
 def apply_graph(name: str, title: str, pictures: str, note: str) -> Graph:
@@ -184,7 +184,7 @@ TWO_OBJECTS = Graph("vico_two_objects", "Learn two subjects for one picture, ViC
     Group("2 · What to learn, and from which model", ("1", "4", "5", "6", "30", "7", "8")),
     Group("3 · Train", ("9",)),
     Group("4 · Draw both", ("10", "11", "12", "13", "14", "15", "16", "17", "18", "19")),
-), note=Note(TWO_OBJECTS_NOTE, (400, 400)), pictured=(0, 3))
+), note=Note(TWO_OBJECTS_NOTE, (400, 400)))
 
 VICO_GRAPHS = (
     TRAIN_VICO_GRAPH,
