@@ -14,6 +14,8 @@ const USE_STEP = "use_step";
 const USE_STEP_OF = "use_step_of";
 const WITHOUT_ID = "00000000-0000-0000-0000-000000000000"; // of every workflow that was loaded from the API's format
 const RUN = "run"; // kept with the workflow: which run to show again
+/** A panel sets a choice, which all panels of the node see: that within a subgraph, and that on the subgraph's node. */
+let isChoosing = false;
 const STYLES = ["./shared/theme.css", "./vendor/uplot-1.6.32/uPlot.min.css", "./training/panel.css"];
 
 addPart({
@@ -71,7 +73,6 @@ const askForPlans = (anew) => askSoon(() => placesOf("training"), anew);
 /** Which step the node is to return, and of which run: a number that was typed is of whichever run it is. */
 function choiceOf(place) {
   const run = () => place.widget(USE_STEP_OF)?.value ?? "";
-  let isChoosing = false;
   const set = (step, of) => {
     isChoosing = true;
     place.setWidget(USE_STEP_OF, step ? of : "");

@@ -205,7 +205,12 @@ def test_a_graph_that_cannot_run_or_is_never_the_same_is_said(node):
     other.prompt["3"] = {"class_type": "PersonalizeManageSteps", "inputs": {  # says that it is never the same
         "run": "any", "operation": "list", "step_numbers": ""}}
     assert told(other.prompt, TRAIN_NODE) == {"act": "unknown", "node": "3"}
-    assert told({"6": {}}, "6")["act"] == told({}, "6")["act"] == "unknown"
+    assert told({"6": {}}, "6")["act"] == "refused"
+    assert told({}, "6")["act"] == "unknown"
+
+
+def test_a_typed_step_of_a_graph_that_has_not_run_fails(node):
+    assert node(use_step=2).says() == "fails 2 of 3 chosen"
 
 
 @pytest.mark.parametrize("each", CHANGES)

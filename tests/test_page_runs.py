@@ -97,6 +97,27 @@ def test_continue_and_start_over_from_a_subgraph(any_ui, start, request):
     assert panel.plan("trained already") == "Run returns step 40 of 40, which is trained already."
 
 
+def test_a_choice_on_a_subgraphs_node_falls_away_with_its_settings(any_ui, start, request):
+    panel = start(any_ui, f"within-choice-{request.node.callspec.id}", steps=2, save_every=1, preview_every=1)
+    finished(any_ui)
+    any_ui.js(TO_SUBGRAPH)
+    panel.root = any_ui.page.locator(".pz-panel").filter(visible=True)
+    any_ui.settle(600)
+    any_ui.command("Comfy.Canvas.FitView")
+    panel.root.locator("[data-step='1']").click()
+    any_ui.page.get_by_role("button", name="Use this step", exact=True).click()
+    any_ui.page.keyboard.press("Escape")
+    assert panel.plan("chose") == "Run returns step 1 of 2, which you chose. Forget the choice"
+    run = panel.text("state").split(":")[0]
+    inputs = next(node["inputs"] for node in any_ui.prompt().values() if node["class_type"] == "PersonalizeTrain")
+    assert (inputs["use_step"], inputs["use_step_of"]) == (1, run)
+    any_ui.js("""() => { const inside = window.app.graph.nodes.find(node => node.subgraph).subgraph.nodes;
+        const {widgets} = inside.find(node => node.type === 'PersonalizeTrain');
+        widgets.find(widget => widget.name === 'batch_size').value = 1;
+        window.app.canvas.setDirty(true, true); }""")
+    assert panel.plan("trains").startswith(f"Settings changed: the choice of step 1 of {run} does not apply.")
+
+
 def test_start_over_is_a_wish_for_one_run(ui, start):
     panel = start(ui, "over", steps=2, resume="start over")
     assert panel.plan("over") == "Run starts over: it trains 2 steps from the beginning."

@@ -60,5 +60,6 @@ function planText({ act, why, step, steps, node, input }) {
   if (act === "fails") return t("plan.fails", { step });
   const title = walk(node).at(-1)?.title ?? node;
   if (act === "incomplete") return t("plan.incomplete", { input, node: title });
+  if (act === "refused") return t("plan.refused", { node: title });
   return t("plan.unknown", { node: title });
 }

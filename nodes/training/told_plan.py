@@ -12,8 +12,8 @@ def told(prompt: Mapping[str, Any], node: str) -> dict[str, Any]:
     """Of a Train node of a prompt: {"act", "step", "steps", "why": as in `NextRun`, "run": its name, "" for a new one,
     "choice": {"step", "run", "void": "", "settings" or "deleted"}}.
 
-    Or {"act": "incomplete", "node", "input"} with what must be connected first; or {"act": "unknown", "node"} with the
-    node that is the cause.
+    Or {"act": "incomplete", "node", "input"} with what must be connected first; {"act": "unknown", "node"} with the node
+    that is the cause; or {"act": "refused", "node"} of a prompt that ComfyUI would not take.
     """
     graph = Graph(prompt)
     try:
@@ -27,4 +27,4 @@ def told(prompt: Mapping[str, Any], node: str) -> dict[str, Any]:
     except NotKnown as cause:
         return {"act": "unknown", "node": cause.node}
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-        return {"act": "unknown", "node": node}  # a prompt that ComfyUI would refuse
+        return {"act": "refused", "node": node}
