@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from support.browser import open_page
-from support.training_page import TrainingPanel, step
+from support.training_page import TrainingPanel, record, step
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,8 @@ def test_of_a_very_long_run_a_part_of_the_steps_is_kept(ui):
     """Those with gradient norms among them, here every tenth, and the newest."""
     kept = ui.js("""async () => {
         const {RunHistory} = await import('/extensions/personalize/training/history.js'), history = new RunHistory();
-        for (let step = 1; step <= 20001; step++) history.apply({kind: 'step', run: 'x', total: 20001, step, loss: 1,
-            parts: {}, lr: {}, norms: step === 1 || step % 10 === 0 ? {diffusion: 1} : {}});
+        for (let step = 1; step <= 20001; step++) history.apply({kind: 'steps', run: 'x', records: [{total: 20001, step,
+            loss: 1, parts: {}, lr: {}, norms: step === 1 || step % 10 === 0 ? {diffusion: 1} : {}}]});
         return history.records.map(({step, norms}) => [step, 'diffusion' in norms]) }""")
     steps = [step for step, _ in kept]
     assert steps == sorted(set(steps)) and (steps[0], steps[-1]) == (1, 20001)
@@ -192,7 +192,7 @@ def test_continued_run_keeps_its_first_steps(classic_panel):
 
 
 def test_result_of_a_cached_run_is_shown(panel):
-    history = [{**step(n, 0.1 * n, 3), "kind": "step"} for n in (1, 2, 3)]
+    history = [record(n, 0.1 * n, 3) for n in (1, 2, 3)]
     panel.ui.js("""([id, output]) => window.comfyAPI.api.api.dispatchEvent(
         new CustomEvent('executed', {detail: {node: id, display_node: id, output, prompt_id: 'x'}}))""",
                 [panel.node_id, {"personalize_training": [

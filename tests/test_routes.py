@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from personalize.nodes import page_texts
 from personalize.nodes.page import LARGEST_BODY
-from personalize.nodes.training import picture_routes, routes
+from personalize.nodes.training import picture_routes, progress, routes
 from personalize.nodes.training.picture_files import FolderContents
 from personalize.nodes.training.progress import RECORDS_SHOWN, RUNS, Live, Origin, shown_report
 from personalize.nodes.training.run_folder import RunFolder
@@ -199,3 +200,20 @@ def test_the_pages_texts_come_in_english_and_in_the_language_asked_for_where_the
     status, answer = ask(("GET", f"/personalize/texts/{urllib.parse.quote(asked, safe='')}", {}))[0]
     assert status == 200 and answer.keys() == given
     assert len({texts["command"]["stop"] for texts in answer.values()}) == len(given)
+
+
+@pytest.mark.parametrize("seconds, messages", [(0.01, 5), (0.1, 34), (1.0, 100)])
+def test_every_step_is_told_once_and_fast_ones_together(seconds, messages, monkeypatch):
+    told, now = [], 0
+    monkeypatch.setattr(progress, "tell", lambda event, data: told.append(data))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 100 + seconds * now)
+    with Live(Origin("fast-12345678", "a", "1"), 100) as live:
+        for now in range(1, 101):
+            live.step({"step": now, "total": 100, "loss": math.nan})
+            if now == 50:
+                live.send("saved", step=50)
+    steps = [record["step"] for message in told if message["kind"] == "steps" for record in message["records"]]
+    assert steps == list(range(1, 101)) and all(record["loss"] is None for record in live.report["history"])
+    at = [message["kind"] for message in told].index("saved")
+    assert told[at - 1]["records"][-1]["step"] == 50, "what is saved is told after its step"
+    assert len(told) - 1 == pytest.approx(messages, abs=2)

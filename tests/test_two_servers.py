@@ -92,7 +92,7 @@ def test_a_run_outlives_its_page_and_ends_by_interrupt(servers):
     work."""
     server = servers[0]
     running = server.start(training_prompt("left-alone", steps=5000, resume="continue"))
-    while running.wait_for("personalize.training")["kind"] != "step":
+    while running.wait_for("personalize.training")["kind"] != "steps":
         pass
     running._socket.close()
     (entry,) = in_progress(server)
@@ -107,8 +107,8 @@ def test_a_run_outlives_its_page_and_ends_by_interrupt(servers):
     report = server.get(f"/personalize/runs/{entry['run']}")
     assert f"Step {report['history'][-1]['step']} of 5000 is saved" in report["message"]
     again = server.run(training_prompt("left-alone", steps=report["history"][-1]["step"] + 1, resume="continue"))
-    steps = [data["step"] for name, data in again.events if name == "personalize.training" and data["kind"] == "step"]
-    assert steps == [report["history"][-1]["step"] + 1]
+    told = [data for name, data in again.events if name == "personalize.training" and data["kind"] == "steps"]
+    assert [record["step"] for data in told for record in data["records"]] == [report["history"][-1]["step"] + 1]
     nobody_left_anything(server.base)
 
 

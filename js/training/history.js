@@ -52,7 +52,7 @@ export class RunHistory {
   apply(data) {
     const handlers = {
       start: () => this.#start(data),
-      step: () => this.#step(data),
+      steps: () => data.records.forEach((record) => this.#step(record, data.run)),
       preview: () => insertPicture(this.previews, pictureEntry(data, Date.now())),
       photographs: () => (this.photographs = data.images.map((image) => ({ image, version: Date.now() }))),
       cost: () => (this.cost = data.cost),
@@ -124,11 +124,11 @@ export class RunHistory {
     this.clearMessages();
   }
 
-  #step(data) {
-    this.run = data.run;
-    this.total = data.total ?? this.total;
+  #step(record, run) {
+    this.run = run;
+    this.total = record.total ?? this.total;
     this.phase = "training";
-    insertByStep(this.records, data);
+    insertByStep(this.records, record);
     this.#thin();
   }
 

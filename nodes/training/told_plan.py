@@ -12,8 +12,8 @@ def told(prompt: Mapping[str, Any], node: str) -> dict[str, Any]:
     """Of a Train node of a prompt: {"act", "step", "steps", "why": as in `NextRun`, "run": its name, "" for a new one,
     "choice": {"step", "run", "void": "", "settings" or "deleted"}}.
 
-    Or {"act": "incomplete", "node", "input"} with what must be connected first; {"act": "unknown", "node"} with the node
-    that is the cause; or {"act": "refused", "node"} of a prompt that ComfyUI would not take.
+    Or {"act": "incomplete", "node", "input"} with what must be connected first; {"act": "unknown", "node"} with the
+    node that is the cause; or {"act": "refused", "node"} of a prompt that ComfyUI would not take.
     """
     graph = Graph(prompt)
     try:

@@ -163,5 +163,10 @@ class TrainingPanel:
 
 def step(number: int, loss: float | None, total: int, **more) -> dict:
     """The message about one step."""
-    return {"kind": "step", "step": number, "total": total, "loss": loss, "parts": {"diffusion": loss}, "norms": {},
+    return {"kind": "steps", "records": [record(number, loss, total, **more)]}
+
+
+def record(number: int, loss: float | None, total: int, **more) -> dict:
+    """What is kept of a step."""
+    return {"step": number, "total": total, "loss": loss, "parts": {"diffusion": loss}, "norms": {},
             "lr": {"embedding": 5e-3}, "seconds_left": 1.0 * (total - number), **more}

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""What an open page costs a training: a run with the page open, its chart drawn as it goes, beside one without.
+"""What an open page costs a training: a run with the page open, its chart drawn as it goes, beside one with ComfyUI's
+page on an empty canvas, and one without a page.
 
-Both on the tiny SD1.5 in one real server, in turn. Counted are processor seconds of the server's process, which trains
+All on the tiny SD1.5 in one real server, in turn. Counted are processor seconds of the server's process, which trains
 and tells the page, and the wall time of the run; the browser's own processor time is no part of the run's, but its
 cores are the run's too, where there are few.
 """
@@ -47,39 +48,53 @@ def main() -> None:
             server.stop()
 
 
+CHART, EMPTY, NONE = "with the chart", "empty", "none"
+
+
 def measure(server: ComfyServer, browser, options) -> None:
-    """Runs in turn, the first pair uncounted."""
-    sums = {True: [0.0, 0.0], False: [0.0, 0.0]}
+    """Runs in turn, the first of each kind uncounted."""
+    sums = {page: [0.0, 0.0] for page in (CHART, EMPTY, NONE)}
     for number in range(options.rounds + 1):
-        for is_open in (False, True) if number % 2 else (True, False):
-            prompt = training_prompt(f"round-{number}-{is_open}", steps=options.steps, seed=number)
-            with page_of(server, browser, prompt, options.nodes2) if is_open else contextlib.nullcontext():
-                spent = run(server, prompt)
-            print(f"round {number}, page {'open' if is_open else 'closed'}: {spent[0]:.2f} processor seconds, "
-                  f"{spent[1]:.2f} s", flush=True)
+        for page in sums if number % 2 else reversed(sums):
+            prompt = training_prompt(f"round-{number}-{page}", steps=options.steps, seed=number)
+            with page_of(server, browser, prompt, options.nodes2, page) as ui:
+                spent = run(server, prompt, ui if page == CHART else None)
+            print(f"round {number}, page: {page}: {spent[0]:.2f} processor seconds, {spent[1]:.2f} s", flush=True)
             if number:
-                sums[is_open] = [total + one for total, one in zip(sums[is_open], spent, strict=True)]
-    for name, opened, closed in zip(("page_open", "page_open_wall"), sums[True], sums[False], strict=True):
-        print(f"ratio {name} {opened / closed:.3f}")
+                sums[page] = [total + one for total, one in zip(sums[page], spent, strict=True)]
+    for name, beside in (("page_open", EMPTY), ("page_open_beside_none", NONE)):
+        for kind, with_chart, without in zip(("", "_wall"), sums[CHART], sums[beside], strict=True):
+            print(f"ratio {name}{kind} {with_chart / without:.3f}")
 
 
 @contextlib.contextmanager
-def page_of(server: ComfyServer, browser, prompt: dict, nodes2: bool):
-    """The page with the graph of the training; at the end its chart must have followed."""
+def page_of(server: ComfyServer, browser, prompt: dict, nodes2: bool, page: str):
+    """The page with the graph of the training, an empty one, or none; at the end a chart must have followed."""
+    if page == NONE:
+        yield None
+        return
     with open_page(browser, server, nodes2) as ui:
+        if page == EMPTY:
+            ui.js("() => window.app.graph.clear()")
+            yield ui
+            return
         ui.js("prompt => window.app.loadApiJson(prompt, 'training')", prompt)
         ui.load_workflow(ui.workflow())
-        yield
+        yield ui
         steps = prompt[TRAIN_NODE]["inputs"]["steps"]
         ui.page.locator(".pz-state", has_text=f"{steps} of {steps}").wait_for(timeout=10_000)
 
 
-def run(server: ComfyServer, prompt: dict) -> tuple[float, float]:
-    """(processor seconds of the server, seconds) of the training."""
+def run(server: ComfyServer, prompt: dict, ui) -> tuple[float, float]:
+    """(processor seconds of the server, seconds) of the training, begun by Run in the page or without one."""
     process = psutil.Process(server.pid)
     before, start = process.cpu_times(), time.monotonic()
-    server.run(prompt, timeout=900)
+    prompt_id = ui.press_run()[0] if ui else server.post("/prompt", {"prompt": prompt})[1]["prompt_id"]
+    while not (ended := server.get(f"/history/{prompt_id}")):
+        time.sleep(0.2)
     after = process.cpu_times()
+    if ended[prompt_id]["status"]["status_str"] != "success":
+        raise RuntimeError(f"The training failed: {ended[prompt_id]['status']}")
     return after.user + after.system - before.user - before.system, time.monotonic() - start
 
 
