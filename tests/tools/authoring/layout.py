@@ -26,7 +26,7 @@ PORT = 20  # height of an input or output
 LANE = 2
 TRIES = 200  # dot's result depends on the order in which it reads the nodes
 NO_FRAME = 'BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0"'
-INSIDE = 100  # what ids of groups within a subgraph are above those outside: no two of a workflow may be the same
+INSIDE = 100  # what ids of groups and reroutes within a subgraph are above those outside: none may be the same
 INPUTS, OUTPUTS = -10, -20  # within a subgraph: the ids of what its wires from outside begin at, and end at
 PLACES = """() => { const {graph} = window.app.canvas;
     const ends = graph.inputNode ? [graph.inputNode, graph.outputNode] : [];
@@ -100,11 +100,15 @@ def laid_out_inside(inner: dict, places: dict, groups: Sequence[Group]) -> None:
     inner["nodes"] = inner["nodes"][:-len(ends)]
     inner["groups"] = [{**group, "id": INSIDE + group["id"]} for group in inner["groups"][1:-1]]
     inner["state"]["lastGroupId"] = max(group["id"] for group in inner["groups"])
-    inner["reroutes"] = inner["extra"].pop("reroutes", [])
-    inner["state"]["lastRerouteId"] = len(inner["reroutes"])
-    parents = {link["id"]: link["parentId"] for link in inner["extra"].pop("linkExtensions", [])}
+    inner["reroutes"] = [_numbered_inside(point) for point in inner["extra"].pop("reroutes", [])]
+    inner["state"]["lastRerouteId"] = max((point["id"] for point in inner["reroutes"]), default=0)
+    parents = {link["id"]: INSIDE + link["parentId"] for link in inner["extra"].pop("linkExtensions", [])}
     for link in inner["links"]:
         link |= {"parentId": parents[link["id"]]} if link["id"] in parents else {}
+
+
+def _numbered_inside(reroute: dict) -> dict:
+    return {**reroute, **{key: INSIDE + reroute[key] for key in ("id", "parentId") if reroute.get(key)}}
 
 
 def columns_of(wires: Sequence[Wire], bands: Sequence[Sequence[str]]) -> dict[str, int]:
