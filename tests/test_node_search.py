@@ -36,9 +36,7 @@ def search(browser, server):
     """Call with what is typed for the names that ComfyUI's search shows, best first."""
     with open_page(browser, server) as ui:
         ui.js("() => window.app.graph.clear()")
-        ui.page.mouse.move(690, 390)  # the page knows its canvas once the pointer was on it
-        ui.page.mouse.dblclick(700, 400)
-        ui.page.wait_for_function("() => document.activeElement?.closest('[role=dialog]')")
+        ui.open_node_search(700, 400)
         box = ui.page.evaluate_handle("() => document.activeElement").as_element()
 
         def typed(words: str) -> list[str]:
