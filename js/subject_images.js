@@ -1,6 +1,8 @@
 /** Puts the picture tray on Subject nodes: dropped or chosen pictures are uploaded to input/<folder>/ and shown. */
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
+import { onGraphChange } from "./shared/changes.js";
+import { linksFrom } from "./shared/graphs.js";
 import { hideWidget, loadStyle, widgetOf } from "./shared/nodes.js";
 import { addPart, placesOf } from "./shared/parts.js";
 import { areInFiles, typedCaption, withCaption } from "./subject/captions.js";
@@ -67,10 +69,23 @@ class NodePictures {
     const found = isAny ? await checkPictures(folder, this.#value("picture_files"), how).catch(() => UNCHECKED) : UNCHECKED;
     if (turn !== this.#checks) return;
     this.#found = found;
-    this.tray.showFindings(found.findings);
+    this.showFindings();
     const urls = found.masked.map((name) => [name, maskUrl(folder, name, this.#about.masks[name] ?? "")]);
     this.tray.showMasks(Object.fromEntries(urls));
     this.tray.showChecking(false);
+  }
+
+  /** What was found, as far as it matters: of a picture that is only drawn from nobody wants five. */
+  showFindings() {
+    const isOnlyDrawnFrom = this.#isLinked("images") && !this.#isLinked("subject");
+    const { findings } = this.#found;
+    this.tray.showFindings(isOnlyDrawnFrom && findings ? findings.filter(({ code }) => code !== "few") : findings);
+  }
+
+  #isLinked(output) {
+    const { node } = this.#place;
+    const slot = node.outputs?.findIndex(({ name }) => name === output) ?? -1;
+    return slot >= 0 && linksFrom(node, slot).length > 0;
   }
 
   /** Asks the server for what lies beside the pictures. */
@@ -256,6 +271,8 @@ app.registerExtension({
 
   refreshComboInNodes: () => subjects().forEach((subject) => subject.refresh()),
 });
+
+onGraphChange(() => subjects().forEach((subject) => subject.showFindings()));
 
 const subjects = () => placesOf("thumbnails").map(({ part }) => part.subject);
 

@@ -52,6 +52,19 @@ def said(tray) -> str:
     return line.inner_text()
 
 
+def test_one_picture_is_enough_where_it_is_only_drawn_from(ui, dogs):
+    names = save(dogs, a=drawn("orange", 0, 256, 256))
+    tray = opened(ui, folder="dogs", size=256)  # its images go to a preview, and its subject nowhere
+    tray.wait_for(names)
+    assert said(tray) == "Checked: nothing found"
+    ui.js("""() => { const {graph} = window.app, train = window.LiteGraph.createNode('PersonalizeTrain');
+        graph.add(train);
+        const subject = graph.getNodeById('2'), out = subject.outputs.findIndex(({name}) => name === 'subject');
+        subject.connect(out, train, train.inputs.findIndex(({name}) => name === 'subject'));
+        window.app.canvas.setDirty(true, true); }""")
+    tray.root.locator("summary", has_text="only 1 picture").wait_for(timeout=10_000)
+
+
 @contextmanager
 def answers_late(page, pattern: str, seconds: float):
     """Holds back the server's answers to requests of this pattern, while it does what they ask."""

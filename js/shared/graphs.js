@@ -18,7 +18,7 @@ export function linkInto(node, slot) {
 }
 
 /** The links that leave a node's output, whose own `links` are on their way out of the page too. */
-export const linksFrom = (node, slot) => [...node.graph.links.values()].filter(
+export const linksFrom = (node, slot) => [...node.graph?.links.values() ?? []].filter(
   (link) => String(link.origin_id) === String(node.id) && link.origin_slot === slot);
 
 /** Nodes on the way to the one that executes: [5, 12] for "5:12", node 12 in the subgraph of node 5; [] for none. */

@@ -201,7 +201,7 @@ class ComfyPage:
 
     def open_node_search(self, x: float, y: float) -> None:
         """Double-click on the empty canvas, and wait until the search takes what is typed."""
-        self.js("() => { window.app.canvas.pointer.constructor.doubleClickTime = 2000; }")  # a busy machine clicks slowly
+        self.js("() => { window.app.canvas.pointer.constructor.doubleClickTime = 2000; }")  # ms: slow machines
         self.page.mouse.move(x - 10, y - 10)  # the page knows its canvas once the pointer was on it
         self.page.mouse.dblclick(x, y)
         self.page.wait_for_function("() => document.activeElement?.closest('[role=dialog]')")
