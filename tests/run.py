@@ -85,9 +85,11 @@ def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
     comparison of mathematics, as on a processor without wide vectors. The page waits much of its time, which the others
     take."""
     quiet = ["-p", "no:cacheprovider", "--durations=15"]
+    files = [str(path) for path in sorted(TESTS.glob("test_*.py"))]
     jobs = [Job("in the page", newest, [*quiet, *IN_PAGE, *ignoring(*LABORATORY)])]
     for name, environment, options, variables in (
-            ("in process", newest, [*IN_PROCESS, *ignoring(*LABORATORY)], {}),
+            ("in process, one half", newest, [*IN_PROCESS, *files[::2]], {}),
+            ("in process, the other half", newest, [*IN_PROCESS, *files[1::2]], {}),
             ("on the oldest ComfyUI", oldest, [*ON_OLDEST, *ignoring(*LABORATORY, *OWN_CODE)], {}),
             ("comparisons on the oldest ComfyUI, without wide vectors", oldest,
              [*BY_HAND_ON_OLDEST, "--every=3", *ignoring(*LABORATORY)], NO_WIDE_VECTORS),
