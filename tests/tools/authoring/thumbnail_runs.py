@@ -1,17 +1,16 @@
 """What the templates give that no table of the laboratory has, drawn on the miniature world for their thumbnails."""
 from __future__ import annotations
 
-from pathlib import Path
-
 import comfy.sd
 import torch
 from PIL import Image
 
 from claims.bounds import SUBJECT
 from claims.task import Task, task_for
-from claims.techniques.core import RELEASED, TEST_TIME, Learning, concept_of
+from claims.techniques.core import RELEASED, STAGE_1, TEST_TIME, Learning, concept_of
 from claims.training import subject_of, train
 from claims.world import Sampling, World
+from demonstration.setting import MINIATURE
 from miniature.subjects import public_subjects
 from personalize.nodes.papers.core.test_time import Refinement, Scene, refine
 from personalize.nodes.recording.nodes_mask import PersonalizeSubjectMask
@@ -25,7 +24,6 @@ from personalize.nodes.training.parts.weights import AdapterPart
 
 from .thumbnails import Column
 
-MINIATURE = Path(__file__).resolve().parents[2] / "lab" / "miniature" / "weights" / "miniature.safetensors"
 BEFORE, AFTER = 4, 5  # numbers of the prompts that are shown
 SEEN = "a photo of a red dog next to a ball on the beach"
 
@@ -34,8 +32,8 @@ def drawn_here() -> dict[str, list[Column]]:
     """Template -> its pictures."""
     world = World(MINIATURE)
     task = task_for(public_subjects()[0], "varied", 8, 0, Sampling(steps=25))
-    word = train(world, subject_of(task, concept_of(task)), [EmbeddingPart(5e-3)], (DiffusionLoss(),),
-                 Learning(150, 4, 5e-3).settings(0)).concept
+    word = train(world, subject_of(task, concept_of(task)), [EmbeddingPart(STAGE_1.rate)], (DiffusionLoss(),),
+                 STAGE_1.settings(0)).concept
     return {"train_lora": with_a_lora(world, task), "core_test_time": refined(world, task, word),
             "look_inside": looked_at(world, task)}
 
