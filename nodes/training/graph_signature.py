@@ -83,7 +83,7 @@ class Graph:
         folder = run_of_graph(self.signature(node))
         run = folder.run if folder else ""
         if choice.step and not choice.why_void(run):
-            act = "returns" if run and choice.step in usable_steps(run) else "fails"
+            act = "returns" if choice.step in usable_steps(run) else "fails"
             return NextRun(act, choice.step, steps, "chosen"), run
         if folder is None:
             return NextRun("starts over" if resume == START_OVER else "trains", 0, steps), ""

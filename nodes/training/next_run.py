@@ -69,8 +69,8 @@ class Choice:
 
 
 def usable_steps(run: str) -> list[int]:
-    """Steps whose files are all there."""
-    return [saved["step"] for saved in saved_report(run)["saved"] if not missing_file(saved)]
+    """Steps whose files are all there; none of "", which is no run yet."""
+    return [] if not run else [saved["step"] for saved in saved_report(run)["saved"] if not missing_file(saved)]
 
 
 class Results:
