@@ -36,7 +36,7 @@ def search(browser, server):
     """Call with what is typed for the names that ComfyUI's search shows, best first."""
     with open_page(browser, server) as ui:
         ui.js("() => window.app.graph.clear()")
-        ui.open_node_search(700, 400)
+        ui.open_node_search()
         box = ui.page.evaluate_handle("() => document.activeElement").as_element()
 
         def typed(words: str) -> list[str]:

@@ -178,7 +178,7 @@ def test_a_first_training_takes_few_clicks(ui, prepared_server):
 def test_the_subgraph_runs_from_a_blank_canvas(ui, prepared_server):
     ui.js("() => window.app.graph.clear()")
     ui.js("() => Object.assign(window.app.canvas.ds, {scale: 1, offset: [0, 0]})")
-    ui.open_node_search(700, 400)
+    ui.open_node_search()
     ui.page.keyboard.type("Learn my subject")
     ui.page.locator("[role=option]", has_text="Learn my subject").first.wait_for()
     ui.page.keyboard.press("Enter")
