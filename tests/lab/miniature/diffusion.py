@@ -30,8 +30,10 @@ def velocity(latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> tor
     return share.sqrt() * noise - (1 - share).sqrt() * latents
 
 
-def condition_of(networks: torch.nn.ModuleDict, tokens: torch.Tensor,
-                 references: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+Condition = tuple[torch.Tensor, "torch.Tensor | None"]   # words (B, 77 or more, d) and SDXL's vector
+
+
+def condition_of(networks: torch.nn.ModuleDict, tokens: torch.Tensor, references: torch.Tensor | None) -> Condition:
     """Words, followed by the visual tokens (B, 8, 128) of reference pictures when there are any; and SDXL's vector."""
     words, vector = networks["text"].condition(tokens)
     if references is not None:
@@ -46,10 +48,38 @@ def diffusion_loss(networks: torch.nn.ModuleDict, latents: torch.Tensor, tokens:
     t = torch.randint(TIMESTEPS, (len(latents),), device=latents.device)
     noise = torch.randn_like(latents)
     words, vector = condition_of(networks, tokens, references)
+    words = mix_ends(networks["text"], words, tokens)
     predicted = networks["unet"](add_noise(latents, noise, t), t.float(), context=words, y=vector)
     target = velocity(latents, noise, t) if predicts_velocity(networks) else noise
     error = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))
     return (loss_weight(t, predicts_velocity(networks)) * error).sum()
+
+
+EXCHANGED, EMPTIED = 0.5, 0.25   # rows whose end and padding outputs are another prompt's, and the empty prompt's
+
+
+def mix_ends(text: torch.nn.Module, words: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Words (B, 77 + visual, d), of which many rows have the end and padding outputs of another prompt.
+
+    What causal text encoders give for these tokens holds the whole prompt; a U-Net that is to read the words must find it
+    misleading.
+    """
+    own = words[:, :tokens.shape[1]]
+    empty = text.condition(text.tokens([""]))[0].expand_as(own)
+    draw = torch.rand(len(tokens), 1, 1, device=tokens.device)
+    other = torch.where(draw < EXCHANGED, own.roll(1, 0), torch.where(draw < EXCHANGED + EMPTIED, empty, own))
+    return torch.cat([with_ends(own, other, is_end(text, tokens)), words[:, tokens.shape[1]:]], 1)
+
+
+def with_ends(words: torch.Tensor, other: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+    """``words`` (B, 77, d) with the outputs of ``other`` where ``ends`` (B, 77)."""
+    return torch.where(ends[..., None], other, words)
+
+
+def is_end(text: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """(B, 77): the first end token and all that follow it."""
+    first = (tokens == text.end_place).int().argmax(1, keepdim=True)
+    return torch.arange(tokens.shape[1], device=tokens.device) >= first
 
 
 def loss_weight(t: torch.Tensor, of_velocity: bool) -> torch.Tensor:
@@ -67,16 +97,25 @@ def loss_weight(t: torch.Tensor, of_velocity: bool) -> torch.Tensor:
 def sample(networks: torch.nn.ModuleDict, prompts: Sequence[str], *, seed: int, guidance: float = 5.0, steps: int = 25,
            references: torch.Tensor | None = None) -> torch.Tensor:
     """Unit-variance latents (B, 16, 16, 16) for the prompts, by deterministic DDIM; noise depends on ``seed`` alone."""
-    on = networks["text"].rows.device
-    texts = [""] * len(prompts) + list(prompts)
-    doubled = None if references is None else references.repeat(2, 1, 1, 1)
-    words, vector = condition_of(networks, networks["text"].tokens(texts), doubled)
+    towards = condition_of(networks, networks["text"].tokens(prompts), references)
+    return sample_condition(networks, towards, seed=seed, guidance=guidance, steps=steps, references=references)
+
+
+@torch.no_grad()
+def sample_condition(networks: torch.nn.ModuleDict, towards: Condition, *, seed: int, guidance: float = 5.0,
+                     steps: int = 25, references: torch.Tensor | None = None) -> torch.Tensor:
+    """As ``sample``, for what the U-Net receives in place of prompts."""
+    rows = len(towards[0])
+    away = condition_of(networks, networks["text"].tokens([""] * rows), references)
+    words = torch.cat([away[0], towards[0]])
+    vector = None if away[1] is None or towards[1] is None else torch.cat([away[1], towards[1]])
+    on = words.device
     share, times = alphas_bar(on), torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long().tolist()
-    x = torch.randn(len(prompts), 16, 16, 16, generator=torch.Generator().manual_seed(seed)).to(on)
+    x = torch.randn(rows, 16, 16, 16, generator=torch.Generator().manual_seed(seed)).to(on)
     for now, then in itertools.pairwise(times):
-        t = torch.full((len(texts),), float(now), device=on)
-        off, towards = networks["unet"](torch.cat([x, x]), t, context=words, y=vector).float().chunk(2)
-        predicted = off + guidance * (towards - off)
+        t = torch.full((2 * rows,), float(now), device=on)
+        off, on_prompt = networks["unet"](torch.cat([x, x]), t, context=words, y=vector).float().chunk(2)
+        predicted = off + guidance * (on_prompt - off)
         if predicts_velocity(networks):
             clean = share[now].sqrt() * x - (1 - share[now]).sqrt() * predicted
             predicted = (x - share[now].sqrt() * clean) / (1 - share[now]).sqrt()

@@ -59,6 +59,7 @@ class TextEncoder(torch.nn.Module):
         words = {id for chunk in self.tokenizer.tokenize_with_weights(every_word()) for id, _ in chunk}
         self.register_buffer("ids", torch.tensor(sorted(words | {ZERO_PAD})))
         self.place = {id: place for place, id in enumerate(self.ids.tolist())}
+        self.end_place = self.place[END]
         self.rows = torch.nn.Parameter(untouched_table()[self.ids])
         model = CLIPTextModel(text_config(activation=activation), torch.float32, "cpu", comfy.ops.disable_weight_init)
         self.model = model.text_model
@@ -164,13 +165,17 @@ class TwinTextEncoder(torch.nn.Module):
     def rows(self) -> torch.nn.Parameter:
         return self.l.rows
 
+    @property
+    def end_place(self) -> int:
+        return self.l.end_place
+
     def tokens(self, texts: Sequence[str]) -> torch.Tensor:
         """(B, 77) places, padded as the first encoder pads."""
         return self.l.tokens(texts)
 
     def condition(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 77) -> words (B, 77, 256) and the vector (B, 128 + 1536): pooled text and the picture's size."""
-        end = (tokens == self.g.place[END]).int().argmax(1, keepdim=True)
+        end = (tokens == self.g.end_place).int().argmax(1, keepdim=True)
         after = torch.arange(POSITIONS, device=tokens.device) > end
         hidden, last = self.g.states(torch.where(after, self.g.place[ZERO_PAD], tokens))
         pooled = self.projection(last[torch.arange(len(tokens), device=tokens.device), end[:, 0]])
