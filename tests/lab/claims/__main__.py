@@ -48,17 +48,30 @@ def _methods(known: Sequence, wanted: Sequence[str] | None) -> list:
 
 def _tasks(options: argparse.Namespace, prompts) -> list:
     """One a seed and subject, all subjects of the first seed first."""
-    from miniature.subjects import fresh_subjects, public_subjects
-
     from .task import task_for
     from .world import Sampling
 
-    subjects = public_subjects() if options.hidden is None else fresh_subjects(options.subjects, options.hidden)
+    subjects = _subjects(options)
     if options.subjects > len(subjects):
-        sys.exit(f"There are {len(subjects)} public subjects; for {options.subjects} draw others with --hidden SEED.")
+        sys.exit(f"There are {len(subjects)} such subjects; for {options.subjects} draw others with --fresh SEED.")
     sampling = Sampling(steps=2) if options.quick else Sampling()
     return [task_for(subject, options.set, options.prompts, seed, sampling, prompts)
             for seed in range(options.seeds) for subject in subjects[:options.subjects]]
+
+
+def _subjects(options: argparse.Namespace) -> tuple:
+    from miniature.subjects import fresh_subjects, public_subjects, tuning_subjects
+
+    if options.fresh is not None:
+        return fresh_subjects(options.subjects, options.fresh)
+    return tuning_subjects() if options.tuning else public_subjects()
+
+
+def _whose(options: argparse.Namespace) -> str:
+    """Which subjects, as the report's folder says it; nothing for the public ones."""
+    if options.fresh is not None:
+        return f"-fresh-{options.fresh}"
+    return "-tuning" if options.tuning else ""
 
 
 def _make(harness, methods: Sequence, tasks: Sequence, options: argparse.Namespace) -> bool:
@@ -110,13 +123,14 @@ def _report(options: argparse.Namespace, technique, methods: Sequence, tasks: Se
         print("No cell is there yet; give it more --minutes.")
         return
     subjects, wanted = {subject for _, subject, _ in cells}, len(methods) * len(tasks)
+    name = f"{options.technique}-{options.set}{_whose(options)}"
     head = (
-        f"{options.technique}, {options.set} references: {len(cells)} of {wanted} cells, {len(subjects)} subjects, "
+        f"{name}: {len(cells)} of {wanted} cells, {len(subjects)} subjects, "
         f"{len(tasks[0].templates)} prompts; checkpoint {harness.world.weights[:12]}, oracle {harness.world.judge[:12]}"
     )
     kinds = {task.subject: dict(enumerate(task.kinds)) for task in tasks}
     report = f"{head}\n{text(options.technique, technique, cells, kinds)}\n"
-    folder = options.out / f"{options.technique}-{options.set}"
+    folder = options.out / name
     write_text(folder / "report.txt", report)
     sheets = write_sheets(folder, methods, tasks, harness.find)
     print(f"{report}{' '.join(map(str, sheets))}", flush=True)

@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+import comfyui_version
+
 from .judging import REVISION, judge
 from .store import Cell, Drawn, Store
 from .task import Task
-from .technique import Method, ReadsVerdict
+from .technique import AsksOracle, Method
 from .world import World
 
 
@@ -23,8 +25,8 @@ class Harness:
         """A name for everything that the pictures of a cell depend on, except the code."""
         from personalize.nodes.training.fingerprint import fingerprint
 
-        judged = self._judge if _reads_verdict(method) else ""
-        return fingerprint(self.world.weights, judged, method, task)
+        judged = self._judge if _asks_oracle(method) else ""
+        return fingerprint(self.world.weights, comfyui_version.__version__, judged, method, task)
 
     def find(self, method: Method, task: Task) -> Cell | None:
         """The cell, if it was made; pictures that this oracle has not seen yet are judged now."""
@@ -64,8 +66,8 @@ class Harness:
         return replace(drawn, figures={**figures, **drawn.figures})
 
 
-def _reads_verdict(method: Method | None) -> bool:
-    return method is not None and (isinstance(method, ReadsVerdict) or _reads_verdict(method.continues))
+def _asks_oracle(method: Method | None) -> bool:
+    return method is not None and (isinstance(method, AsksOracle) or _asks_oracle(method.continues))
 
 
 def _name(method: Method, task: Task) -> tuple[str, str, int]:

@@ -21,9 +21,9 @@ from .store import Verdict
 from .task import Task
 from .world import World
 
-REVISION = 2  # raised when a measure changes
+REVISION = 3  # raised when a measure changes
 MEASURES = {
-    "text": "share of the prompt's factors that the picture shows",
+    "text": "share of the prompt's factors, the subject's class among them, that the picture shows",
     "identity": "cosine between the subject and the reference subject",
     "colours": "share of pictures with the subject's own colours",
     "colours_and_pattern": "share of pictures with the subject's own colours and pattern",
@@ -46,7 +46,7 @@ def judge(world: World, task: Task, pictures: Mapping[int, Tensor]) -> Verdict:
     verdict = {}
     for (number, picture), seen in zip(pictures.items(), judged, strict=True):
         values = {
-            "text": text_alignment(seen, prompts[number]),
+            "text": text_alignment(seen, prompts[number], task.identity.kind),
             "identity": identity_similarity(seen, reference),
             "colours": colors_kept(picture, seen, task.identity),
             "colours_and_pattern": identity_kept(picture, seen, task.identity),

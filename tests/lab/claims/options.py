@@ -7,7 +7,7 @@ from pathlib import Path
 
 LAB = Path(__file__).resolve().parents[1]
 WEIGHTS = LAB / "miniature" / "weights"
-TECHNIQUES = ("core", "harmonize", "harmonize_choices", "vico", "vico_two", "rates")  # each has a module in techniques/
+TECHNIQUES = ("core", "harmonize", "harmonize_choices", "vico", "vico_two", "rates", "overfitting")  # each has a module in techniques/
 SETS = ("varied", "limited", "accompanied")
 PROMPTS = 24
 
@@ -23,7 +23,11 @@ def parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--technique", choices=TECHNIQUES, required=True)
     options.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods (default: all)")
-    options.add_argument("--hidden", type=int, metavar="SEED", help="other subjects, drawn from this seed")
+    whose = options.add_mutually_exclusive_group()
+    whose.add_argument("--fresh", type=int, metavar="SEED",
+                       help="subjects that nobody chose, drawn from this seed, in a report of their own")
+    whose.add_argument("--tuning", action="store_true",
+                       help="the subjects on which settings are chosen, in a report of their own")
     options.add_argument("--seeds", type=_count, default=1, metavar="N", help="trainings of each subject (default 1)")
     options.add_argument("--prompts", type=_count, default=PROMPTS, metavar="N",
                          help=f"pictures of a cell (default {PROMPTS}: all evaluation prompts)")
@@ -68,8 +72,8 @@ def parse_gradients(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def _common() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(add_help=False)
-    options.add_argument("--subjects", type=_count, default=8, metavar="N",
-                         help="the first N novel subjects (default 8, the fewest that carry a claim)")
+    options.add_argument("--subjects", type=_count, default=12, metavar="N",
+                         help="the first N novel subjects (default 12, the fewest that carry a claim)")
     options.add_argument("--set", choices=SETS, default="varied",
                          help="reference pictures: five places and poses, one place and pose, or with a second object "
                               "(default varied)")

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from miniature.measures import CLAIM_SUBJECTS, Interval, bootstrap
+from miniature.intervals import CLAIM_SUBJECTS, Interval, interval
 
 from .judging import MEASURES
 from .store import Cell
@@ -14,12 +14,13 @@ from .technique import Technique
 Cells = Mapping[tuple[str, str, int], Cell]  # (method, subject, seed)
 Kinds = Mapping[str, Mapping[int, str]]  # subject -> number of the template -> kind of prompt
 BySubject = Mapping[str, Mapping[tuple[int, int], float]]  # subject -> (seed, number of the template) -> value
+MINUS = "-minus-"  # in the name of a difference
 BY_KIND = ("text", "identity")  # measures that are shown for every kind of prompt too
 
 
 @dataclass(frozen=True)
 class Result:
-    """A mean over subjects; interval: None below eight of them, which carry no claim."""
+    """A mean over subjects; interval: None below twelve of them, which carry no claim."""
 
     method: str
     measure: str
@@ -60,7 +61,7 @@ def results(technique: Technique, cells: Cells) -> Iterator[Result]:
     for name, other in technique.against.items():
         for measure in MEASURES:
             paired = differences(values_of(cells, name, measure), values_of(cells, other, measure))
-            yield from _result(f"{name}-minus-{other}", measure, paired)
+            yield from _result(f"{name}{MINUS}{other}", measure, paired)
 
 
 def results_by_kind(technique: Technique, cells: Cells, kinds: Kinds) -> Iterator[Result]:
@@ -78,19 +79,36 @@ def _result(name: str, measure: str, values: BySubject) -> Iterator[Result]:
     if values:
         by_subject = {subject: [at[place] for place in sorted(at)] for subject, at in values.items()}
         mean = statistics.fmean(statistics.fmean(at) for at in by_subject.values())
-        interval = bootstrap(by_subject) if len(by_subject) >= CLAIM_SUBJECTS else None
-        yield Result(name, measure, mean, len(by_subject), interval)
+        ends = interval(by_subject) if len(by_subject) >= CLAIM_SUBJECTS else None
+        yield Result(name, measure, mean, len(by_subject), ends)
 
 
 def table(found: Sequence[Result]) -> str:
-    """Methods by measures, "0.91 (0.87 to 0.94)"."""
+    """Methods by measures, "0.91 (0.87 to 0.94)"; a difference whose sign is sure "**0.08** (0.02 to 0.14)"."""
     measures = list(dict.fromkeys(result.measure for result in found))
-    shown = {(r.method, r.measure): f"{r.mean:.2f}" + (f" ({r.interval.low:.2f} to {r.interval.high:.2f})" if r.interval
-                                                       else "") for r in found}
+    shown = {(result.method, result.measure): _shown(result) for result in found}
     rows = [["", *measures]] + [[method, *(shown.get((method, measure), "") for measure in measures)]
                                 for method in dict.fromkeys(result.method for result in found)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _shown(result: Result) -> str:
+    mean = f"{result.mean:.2f}"
+    if result.interval is None:
+        return mean
+    sure = MINUS in result.method and result.interval.excludes_zero
+    ends = f"({result.interval.low:.2f} to {result.interval.high:.2f})"
+    return f"**{mean}** {ends}" if sure else f"{mean} {ends}"
+
+
+def _compared(found: Sequence[Result]) -> list[str]:
+    """How many differences a table holds, and how many of them would be bold by chance."""
+    differences = [result for result in found if MINUS in result.method and result.interval]
+    if not differences:
+        return []
+    return [f"{len(differences)} differences, of which intervals of 95 % leave out zero by chance in "
+            f"{len(differences) / 20:.1f}; here in {sum(one.interval.excludes_zero for one in differences)}."]
 
 
 def figures(technique: str, cells: Cells) -> Iterator[str]:
@@ -111,4 +129,4 @@ def text(name: str, technique: Technique, cells: Cells, kinds: Kinds) -> str:
     few = [] if any(result.interval for result in found) else [
         f"Fewer than {CLAIM_SUBJECTS} subjects carry no claim: these are means."]
     lines = (result.line(name) for result in (*found, *by_kind))
-    return "\n".join([table(found), *few, table(by_kind), *lines, *figures(name, cells)])
+    return "\n".join([table(found), *few, *_compared(found), table(by_kind), *lines, *figures(name, cells)])

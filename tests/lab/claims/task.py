@@ -10,7 +10,7 @@ from torch import Tensor
 
 from miniature.data import draw_all, masks_tensor, pictures_tensor
 from miniature.factors import Identity, Scene
-from miniature.prompts import evaluation_prompts
+from miniature.prompts import evaluation_prompts, hard_prompts, regularization_prompts
 from miniature.subjects import Subject
 
 from .world import Sampling, World
@@ -22,7 +22,7 @@ class Task:
 
     subject: its name. scenes: what the references show. pictures: (R, 3, 128, 128) and masks: (R, 1, 128, 128) in 0..1.
     templates: prompts with one {} each. kinds: what each of them asks for above all, such as "place". seed: of training
-    and of the noise.
+    and of the noise. regularization: templates that CoRe's terms draw from.
     """
 
     subject: str
@@ -34,6 +34,7 @@ class Task:
     kinds: tuple[str, ...]
     seed: int
     sampling: Sampling
+    regularization: tuple[str, ...]
 
     def prompts(self, words: str) -> list[str]:
         """All templates with `words` for the subject."""
@@ -66,11 +67,17 @@ def usual_prompts(identity: Identity, seed: int) -> Mapping[str, Sequence[str]]:
     return evaluation_prompts(identity.kind)
 
 
+def many_factors(identity: Identity, seed: int) -> Mapping[str, Sequence[str]]:
+    """three, four, five, six: how many factors a prompt asks for."""
+    return hard_prompts(identity.kind)
+
+
 def task_for(subject: Subject, which: str, count: int, seed: int, sampling: Sampling,
              prompts: Prompts = usual_prompts) -> Task:
     """The task of a subject with its reference set `which`, on `count` prompts of all kinds."""
     drawings = draw_all(subject.sets[which])
     known = [(template, kind) for kind, templates in prompts(subject.identity, seed).items() for template in templates]
     templates, kinds = zip(*(known[i * len(known) // count] for i in range(min(count, len(known)))))
+    regularization = tuple(t for kind in regularization_prompts(subject.identity.kind).values() for t in kind)
     return Task(subject.name, subject.identity, subject.sets[which], pictures_tensor(drawings), masks_tensor(drawings),
-                templates, kinds, seed, sampling)
+                templates, kinds, seed, sampling, regularization)

@@ -25,9 +25,9 @@ class Method(Protocol):
         """Pictures for the task's templates from `task.noise`. `earlier`: the cell of `continues`."""
 
 
-class ReadsVerdict:
-    """Marks a method that looks at what the oracle said of the cell it continues: another oracle, another cell of
-    it."""
+class AsksOracle:
+    """Marks a method that reads what the oracle said of the cell it continues, or asks it while drawing: another oracle,
+    another cell of it."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from safetensors.torch import save
 
 from claims import __main__ as command
 from claims.harness import Harness
+from claims.options import TECHNIQUES
 from claims.report import results, results_by_kind, text, values_of
 from claims.sheet import GAP, GREY, HEADING, LABELS, TILE, sheet
 from claims.store import Cell, Drawn, Store
 from claims.task import task_for
-from claims.technique import Method, ReadsVerdict, Technique, load_technique
+from claims.technique import AsksOracle, Method, Technique, load_technique
+from claims.techniques.harmonize import Prompted
 from claims.world import Sampling, World, digest
 from miniature.subjects import public_subjects
 from support.paths import TESTS
@@ -68,7 +70,7 @@ class Brighter:
 
 
 @dataclass(frozen=True)
-class Judged(Brighter, ReadsVerdict):
+class Judged(Brighter, AsksOracle):
     """And looks at what the oracle said of it."""
 
     name: str = "judged"
@@ -100,11 +102,30 @@ def test_every_setting_names_another_cell(world, files, task):
         (world, replace(method, estimate=True), task), (world, replace(method, revision=2), task),
         (world, method, replace(task, seed=1)), (world, method, replace(task, sampling=Sampling(steps=3))),
         (world, method, replace(task, templates=task.templates[:1])),
+        (world, method, replace(task, regularization=task.regularization[1:])),
         (world, method, replace(task, pictures=task.pictures + 0.01)),
         (world, method, task_for(SUBJECTS[1], "varied", 2, 0, QUICK)),
         (world, method, task_for(SUBJECTS[0], "limited", 2, 0, QUICK)))]
     assert len(set(keys)) == len(keys)
     assert keys[0] == Harness(World(*files), Store(Path())).key(method, task_for(SUBJECTS[0], "varied", 2, 0, QUICK))
+
+
+def test_another_comfyui_makes_other_cells(world, task, monkeypatch):
+    harness = Harness(world, Store(Path()))
+    before = harness.key(Constant(), task)
+    monkeypatch.setattr("comfyui_version.__version__", "0.0.1")
+    assert harness.key(Constant(), task) != before
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_only_what_asks_the_oracle_depends_on_it(name, world, files, task):
+    other = World(*files)
+    other.judge = "another"
+    for method in load_technique(name, quick=True).methods:
+        keys = {Harness(one, Store(Path())).key(method, task) for one in (world, other)}
+        asks = name.startswith("harmonize") and isinstance(method, Prompted) or "again" in method.name \
+            or method.name == "failed+test-time"
+        assert len(keys) == 1 + asks, method.name
 
 
 def test_a_checkpoint_is_known_by_its_tensors_not_by_what_its_metadata_says():
@@ -147,7 +168,7 @@ def _cells(names: dict[str, float], subjects: int) -> dict:
 
 def test_results_are_means_over_subjects_with_paired_differences():
     technique = Technique((Constant("a"), Constant("b")), {"b": "a"})
-    cells = _cells({"a": 0.0, "b": 0.25}, 8)
+    cells = _cells({"a": 0.0, "b": 0.25}, 12)
     found = {result.method: result for result in results(technique, cells)}
     expected = np.mean([[v["text"] for v in cell.verdict.values()]
                         for (name, *_), cell in cells.items() if name == "a"])
@@ -158,8 +179,8 @@ def test_results_are_means_over_subjects_with_paired_differences():
 
 
 def test_kinds_of_prompts_have_means_of_their_own():
-    cells = _cells({"a": 0.0}, 8)
-    kinds = {f"{s:02d}-dog": {0: "place", 1: "style", 2: "style", 3: "place"} for s in range(8)}
+    cells = _cells({"a": 0.0}, 12)
+    kinds = {f"{s:02d}-dog": {0: "place", 1: "style", 2: "style", 3: "place"} for s in range(12)}
     kinds["05-dog"] = {0: "place"}
     found = {result.measure: result for result in results_by_kind(Technique((Constant("a"),), {}), cells, kinds)}
     assert found.keys() == {"text_place", "text_style"} and found["text_style"].interval is None
@@ -174,25 +195,35 @@ def test_kinds_of_prompts_have_means_of_their_own():
 
 
 def test_only_pictures_that_both_methods_drew_are_compared():
-    cells = _cells({"a": 0.0, "b": 0.25}, 8)
+    cells = _cells({"a": 0.0, "b": 0.25}, 12)
     for (name, *_), cell in cells.items():
         if name == "b":
             del cell.verdict[0], cell.verdict[3]
     del cells["b", "03-dog", 0]
     found = {r.method: r for r in results(Technique((Constant("a"), Constant("b")), {"b": "a"}), cells)}
-    assert found["b-minus-a"].mean == pytest.approx(0.25) and found["b-minus-a"].subjects == 7
+    assert found["b-minus-a"].mean == pytest.approx(0.25) and found["b-minus-a"].subjects == 11
     assert found["b-minus-a"].interval is None and found["a"].interval is not None
     assert values_of(cells, "b", "text")["00-dog"].keys() == {(0, 1), (0, 2), (0, 4)}
 
 
-@pytest.mark.parametrize("subjects", [2, 8])
+@pytest.mark.parametrize("subjects", [2, 12])
 def test_lines_can_be_read_by_a_program_and_few_subjects_claim_nothing(subjects):
     technique = Technique((Constant("a"), Constant("b")), {"b": "a"})
     prompts = {f"{s:02d}-dog": dict.fromkeys(range(5), "place") for s in range(subjects)}
     shown = text("core", technique, _cells({"a": 0.0, "b": 0.25}, subjects), prompts).splitlines()
     kinds = [LINE.match(line)[1] for line in shown if line.startswith(("claim", "mean", "figure"))]
-    assert kinds == [("claim" if subjects == 8 else "mean")] * 5 + ["figure"] * 2
-    assert ("Fewer than 8 subjects carry no claim: these are means." in shown) == (subjects < 8)
+    assert kinds == [("claim" if subjects == 12 else "mean")] * 5 + ["figure"] * 2
+    assert ("Fewer than 12 subjects carry no claim: these are means." in shown) == (subjects < 12)
+
+
+def test_a_table_says_which_differences_are_sure_and_how_many_would_be_by_chance():
+    technique = Technique((Constant("a"), Constant("b"), Constant("c")), {"b": "a", "c": "a"})
+    cells = _cells({"a": 0.0, "b": 0.25, "c": 0.0}, 12)
+    prompts = {f"{s:02d}-dog": dict.fromkeys(range(5), "place") for s in range(12)}
+    shown = text("core", technique, cells, prompts)
+    rows = {line.split()[0]: line for line in shown.splitlines() if " to " in line}
+    assert "**0.25** (0.25 to 0.25)" in rows["b-minus-a"] and "**" not in rows["c-minus-a"] + rows["a"]
+    assert "2 differences, of which intervals of 95 % leave out zero by chance in 0.1; here in 1." in shown
 
 
 # ---------------------------------------------------------------------------------------------- sheet

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,6 +38,34 @@ def test_methods_share_noise_and_training_leaves_the_checkpoint_as_it_was(world,
         assert torch.equal(before.pictures[number], after.pictures[number])
         assert not torch.equal(before.pictures[number], learned.pictures[number])
     assert not torch.equal(*task.noise(world)) and not torch.equal(task.noise(world), task.noise(world, "again"))
+
+
+def test_core_pulls_with_the_share_of_the_gradient_that_is_wanted(world, task):
+    from claims.techniques.core import RELEASED, Embedding, Learning
+
+    plain = Embedding("TI+CoRe", Learning(12, 2, 5e-3), rescaled=False)
+    wanted = [replace(plain, share=share).pulling(world, task).weighting for share in (0.5, 2.0)]
+    for weighting in wanted:
+        assert weighting.embedding / RELEASED.embedding == pytest.approx(weighting.attention / RELEASED.attention)
+    assert wanted[1].attention == pytest.approx(4 * wanted[0].attention)
+    measured = plain._measured_share(world, task)
+    assert wanted[0].attention == pytest.approx(RELEASED.attention * 0.5 / measured)
+    doubled = replace(plain, weighting=RELEASED.times(2, 2))._measured_share(world, task)
+    assert doubled == pytest.approx(2 * measured, rel=0.3)  # not quite: the vector has moved otherwise
+    assert plain.pulling(world, task) is plain and replace(plain, weighting=None, share=1.0).terms(task) == ()
+
+
+def test_a_word_of_several_vectors_and_the_weights_beside_it_are_learned(world, task):
+    from claims.techniques.core import Embedding, Learning
+    from claims.techniques.overfitting import DreamBooth
+
+    word = Embedding("TI", Learning(2, 2, 0.1), None, rescaled=False, vectors=3).draw(world, task, None)
+    assert word.learned["clip_l"].shape == (3, 128)
+    before = ClassWord().draw(world, task, None)
+    for rate in (0.0, 1e-4):
+        drawn = DreamBooth("DreamBooth", Learning(1, 2, rate), word_rate=0.0).draw(world, task, None)
+        assert torch.equal(drawn.pictures[0], before.pictures[0]) == (rate == 0.0)
+    assert torch.equal(ClassWord().draw(world, task, None).pictures[0], before.pictures[0])
 
 
 def test_refining_changes_only_the_vector_and_draws_only_what_failed(world, task):

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from .flow_network import LanguageModel, is_flow
 from .models import ROWS
 from .network import PictureEncoder, TextEncoder, predicts_velocity
 
@@ -16,16 +17,19 @@ _UNET, _TEXT, _PICTURE = "model.diffusion_model.", "cond_stage_model.", "picture
 def _modules(networks: torch.nn.ModuleDict) -> dict[str, torch.nn.Module]:
     """Key prefix in the file -> the module stored under it (token rows apart)."""
     modules = {_UNET: networks["unet"]}
-    modules |= {f"{name}transformer.text_model.": encoder.model for name, encoder in _encoders(networks).items()}
+    layers = "model" if is_flow(networks) else "text_model"
+    modules |= {f"{name}transformer.{layers}.": encoder.model for name, encoder in _encoders(networks).items()}
     if predicts_velocity(networks):
         modules[f"{_TEXT}clip_g.transformer.text_projection."] = networks["text"].projection
-    else:
+    if "picture" in networks:
         modules[_PICTURE] = networks["picture"]
     return modules
 
 
-def _encoders(networks: torch.nn.ModuleDict) -> dict[str, TextEncoder]:
+def _encoders(networks: torch.nn.ModuleDict) -> dict[str, TextEncoder | LanguageModel]:
     text = networks["text"]
+    if is_flow(networks):
+        return {f"{_TEXT}qwen3_4b.": text}
     if predicts_velocity(networks):
         return {f"{_TEXT}clip_l.": text.l, f"{_TEXT}clip_g.": text.g}
     return {f"{_TEXT}clip_l.": text}

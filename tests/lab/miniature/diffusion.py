@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from .flow import flow_error, sample_flow
+from .flow_network import is_flow
 from .network import predicts_velocity
 
 TIMESTEPS = 1000
@@ -43,12 +45,13 @@ def condition_of(networks: torch.nn.ModuleDict, tokens: torch.Tensor, references
 
 def diffusion_loss(networks: torch.nn.ModuleDict, latents: torch.Tensor, tokens: torch.Tensor,
                    references: torch.Tensor | None) -> torch.Tensor:
-    """Sum over rows of the mean squared error of the predicted noise (SD1.x) or velocity (SDXL twin), weighted by
-    `loss_weight`."""
+    """Sum over rows of the mean squared error of the predicted noise (SD1.x) or velocity (SDXL's by `loss_weight`, as
+    noise; Z-Image's of the flow)."""
+    words, vector = mix_ends(networks["text"], condition_of(networks, tokens, references), tokens)
+    if is_flow(networks):
+        return flow_error(networks, latents, words)
     t = torch.randint(TIMESTEPS, (len(latents),), device=latents.device)
     noise = torch.randn_like(latents)
-    words, vector = condition_of(networks, tokens, references)
-    words = mix_ends(networks["text"], words, tokens)
     predicted = networks["unet"](add_noise(latents, noise, t), t.float(), context=words, y=vector)
     target = velocity(latents, noise, t) if predicts_velocity(networks) else noise
     error = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))
@@ -58,28 +61,34 @@ def diffusion_loss(networks: torch.nn.ModuleDict, latents: torch.Tensor, tokens:
 EXCHANGED, EMPTIED = 0.5, 0.25   # rows whose end and padding outputs are another prompt's, and the empty prompt's
 
 
-def mix_ends(text: torch.nn.Module, words: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Words (B, 77 + visual, d), of which many rows have the end and padding outputs of another prompt.
+def mix_ends(text: torch.nn.Module, condition: Condition, tokens: torch.Tensor) -> Condition:
+    """The condition, of which many rows have the end and padding outputs, and the pooled vector, of another prompt.
 
-    What causal text encoders give for these tokens holds the whole prompt; a U-Net that is to read the words must find it
+    What causal text encoders give for these tokens holds the whole prompt; a denoiser that is to read the words must find it
     misleading.
     """
-    own = words[:, :tokens.shape[1]]
-    empty = text.condition(text.tokens([""]))[0].expand_as(own)
-    draw = torch.rand(len(tokens), 1, 1, device=tokens.device)
-    other = torch.where(draw < EXCHANGED, own.roll(1, 0), torch.where(draw < EXCHANGED + EMPTIED, empty, own))
-    return torch.cat([with_ends(own, other, is_end(text, tokens)), words[:, tokens.shape[1]:]], 1)
+    words, vector = condition
+    own, visual = words[:, :tokens.shape[1]], words[:, tokens.shape[1]:]
+    nothing = text.tokens([""]).expand(len(tokens), -1)
+    empty, empty_vector = text.condition(nothing)
+    draw = torch.rand(len(tokens), 1, device=tokens.device)
+    neighbours = with_ends(text, own, tokens, own.roll(1, 0), tokens.roll(1, 0))
+    emptied = with_ends(text, own, tokens, empty, nothing)
+    mixed = torch.cat([_one_of(draw[..., None], neighbours, emptied, own), visual], 1)
+    return mixed, None if vector is None else _one_of(draw, vector.roll(1, 0), empty_vector, vector)
 
 
-def with_ends(words: torch.Tensor, other: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """``words`` (B, 77, d) with the outputs of ``other`` where ``ends`` (B, 77)."""
-    return torch.where(ends[..., None], other, words)
+def _one_of(draw: torch.Tensor, neighbours: torch.Tensor, empty: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Of every row one of three, by its number in 0..1."""
+    return torch.where(draw < EXCHANGED, neighbours, torch.where(draw < EXCHANGED + EMPTIED, empty, own))
 
 
-def is_end(text: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """(B, 77): the first end token and all that follow it."""
-    first = (tokens == text.end_place).int().argmax(1, keepdim=True)
-    return torch.arange(tokens.shape[1], device=tokens.device) >= first
+def with_ends(text: torch.nn.Module, own: torch.Tensor, tokens: torch.Tensor, other: torch.Tensor, others: torch.Tensor
+              ) -> torch.Tensor:
+    """Outputs ``own`` (B, L, d) for ``tokens`` (B, L), from the first end token on those that ``other`` (B, L', d) has for
+    the ends of ``others`` (B, L')."""
+    rows = text.end_rows(tokens, others)[..., None].expand(-1, -1, own.shape[-1])
+    return torch.where(text.ends(tokens)[..., None], other.gather(1, rows), own)
 
 
 def loss_weight(t: torch.Tensor, of_velocity: bool) -> torch.Tensor:
@@ -96,22 +105,46 @@ def loss_weight(t: torch.Tensor, of_velocity: bool) -> torch.Tensor:
 @torch.no_grad()
 def sample(networks: torch.nn.ModuleDict, prompts: Sequence[str], *, seed: int, guidance: float = 5.0, steps: int = 25,
            references: torch.Tensor | None = None) -> torch.Tensor:
-    """Unit-variance latents (B, 16, 16, 16) for the prompts, by deterministic DDIM; noise depends on ``seed`` alone."""
-    towards = condition_of(networks, networks["text"].tokens(prompts), references)
-    return sample_condition(networks, towards, seed=seed, guidance=guidance, steps=steps, references=references)
+    """Unit-variance latents (B, 16, 16, 16) for the prompts by a deterministic sampler; noise depends on ``seed``
+    alone."""
+    conditions = [condition_of(networks, networks["text"].tokens([prompt]), None if references is None else
+                               references[row:row + 1]) for row, prompt in enumerate(prompts)]
+    return sample_conditions(networks, conditions, seed=seed, guidance=guidance, steps=steps, references=references)
 
 
 @torch.no_grad()
-def sample_condition(networks: torch.nn.ModuleDict, towards: Condition, *, seed: int, guidance: float = 5.0,
-                     steps: int = 25, references: torch.Tensor | None = None) -> torch.Tensor:
-    """As ``sample``, for what the U-Net receives in place of prompts."""
-    rows = len(towards[0])
+def sample_conditions(networks: torch.nn.ModuleDict, towards: Sequence[Condition], *, seed: int, guidance: float = 5.0,
+                      steps: int = 25, references: torch.Tensor | None = None) -> torch.Tensor:
+    """As ``sample``, for what the denoiser receives in place of prompts, a row each."""
+    on = towards[0][0].device
+    noise = torch.randn(len(towards), 16, 16, 16, generator=torch.Generator().manual_seed(seed)).to(on)
+    drawn = torch.empty_like(noise)
+    for rows in _of_one_length(towards):
+        words, vectors = zip(*(towards[row] for row in rows))
+        condition = torch.cat(words), None if vectors[0] is None else torch.cat(vectors)
+        if is_flow(networks):
+            drawn[rows] = sample_flow(networks, condition[0], noise[rows], guidance, steps)
+        else:
+            shown = None if references is None else references[rows]
+            drawn[rows] = _ddim(networks, condition, noise[rows], guidance, steps, shown)
+    return drawn
+
+
+def _of_one_length(conditions: Sequence[Condition]) -> list[list[int]]:
+    """Numbers of the rows that can share a batch."""
+    found: dict[int, list[int]] = {}
+    for row, (words, _) in enumerate(conditions):
+        found.setdefault(words.shape[1], []).append(row)
+    return list(found.values())
+
+
+def _ddim(networks: torch.nn.ModuleDict, towards: Condition, x: torch.Tensor, guidance: float, steps: int,
+          references: torch.Tensor | None) -> torch.Tensor:
+    rows, on = len(x), x.device
     away = condition_of(networks, networks["text"].tokens([""] * rows), references)
     words = torch.cat([away[0], towards[0]])
     vector = None if away[1] is None or towards[1] is None else torch.cat([away[1], towards[1]])
-    on = words.device
     share, times = alphas_bar(on), torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long().tolist()
-    x = torch.randn(rows, 16, 16, 16, generator=torch.Generator().manual_seed(seed)).to(on)
     for now, then in itertools.pairwise(times):
         t = torch.full((2 * rows,), float(now), device=on)
         off, on_prompt = networks["unet"](torch.cat([x, x]), t, context=words, y=vector).float().chunk(2)

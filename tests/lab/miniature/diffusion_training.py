@@ -1,8 +1,9 @@
-"""Stage 3: U-Net, text and picture encoder together, on cached latents; gates read by the oracle."""
+"""Stage 3: denoiser, text and picture encoder together, on cached latents; gates read by the oracle."""
 from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 
@@ -10,13 +11,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from .alike import Alike
 from .autoencoder import load_autoencoder
 from .checkpoint import load_networks, save_checkpoint
 from .comfyui import fast_half
 from .deadline import Deadline
 from .diffusion import diffusion_loss, sample
 from .factors import CLASSES, SPOKEN_COLORS, Identity, sample_identity, sample_scene
+from .flow_network import LanguageModel, is_flow, new_networks_flow
 from .grammar import PLACES, article, caption, identity_words, said
+from .language import learn_language
 from .latents import QUIET_CAPTIONS, Corpus, load_corpus, make_shards
 from .measures import colors_kept
 from .network import new_networks, new_networks_xl, predicts_velocity
@@ -30,6 +34,7 @@ BATCH = 16                    # small: text follows 2.7 times as fast by picture
 PEAK_RATE = 5e-4              # at that batch; grows with its root
 NO_CAPTION = 0.1
 VISUAL_SHARE = 0.25           # rows with a reference; their captions never say how the subject looks
+NETWORKS = {"miniature": new_networks, "miniature_xl": new_networks_xl, "miniature_flow": new_networks_flow}
 CHECKED = 240                 # prompts that the gate reads
 GATES = {"kind": 0.95, "background": 0.95, "all": 0.85}
 
@@ -63,13 +68,16 @@ def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoenco
                     workers: int = 0, pictures: int = PICTURES, teach: int = 0) -> bool:
     """Train until the deadline (False) or until ``pictures`` were seen (True when the oracle's gates are passed).
 
-    ``name``: "miniature" (SD1.x) or "miniature_xl" (its SDXL twin); the folder gets its .pt, .safetensors and .png.
+    ``name``: "miniature" (SD1.x), "miniature_xl" (its SDXL twin) or "miniature_flow" (Z-Image, whose text encoder is
+    taught its language first and then frozen); the folder gets its .pt, .safetensors and .png.
     ``teach``: steps in which the picture encoder learns the text encoder's words first.
     """
     files = make_shards(folder, autoencoder_file, shards, workers, on, deadline)
     if not files:
         return False
-    networks = (new_networks() if name == "miniature" else new_networks_xl()).to(on)
+    networks = NETWORKS[name]().to(on)
+    if is_flow(networks) and not learn_language(networks["text"], folder / "language.pt", deadline):
+        return False
     run = Run(folder / f"{name}.pt", networks, mean_decay=0.9995, weight_decay=0.01)
     if not run.restore() and start is not None:
         _begin(run, networks, start)
@@ -80,12 +88,12 @@ def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoenco
         teach_words(networks, corpus, teach, deadline)
         run.take_as_mean()
     judge = _Judge(folder / f"{name}.safetensors", autoencoder_file, oracle_file, corpus.spread, on, deadline)
-    visual = round(VISUAL_SHARE * batch) if name == "miniature" else 0
-    empty, smooth = text.tokens([""]), None
+    visual, smooth = round(VISUAL_SHARE * batch) if name == "miniature" else 0, None
+    draw = _batches(corpus, text, batch, visual)
     torch.manual_seed(run.seen)
     while run.seen < pictures and not deadline.over:
         with torch.autocast(on.type, torch.bfloat16, enabled=fast_half(on)):
-            losses = [diffusion_loss(networks, *part) for part in draw_batch(corpus, batch, empty, visual)]
+            losses = [diffusion_loss(networks, *part) for part in draw()]
         loss = sum(losses) / batch
         rate = cosine(run.seen - run.adopted, pictures - run.adopted, PEAK_RATE * (batch / BATCH) ** 0.5, 64 * 100)
         run.update(loss, rate, rows=batch)
@@ -97,6 +105,21 @@ def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoenco
     run.save()
     judge.save_checkpoint(run, networks, {})
     return run.seen >= pictures and judge(run, networks, CHECKED)
+
+
+def _batches(corpus: Corpus, text: torch.nn.Module, batch: int, visual: int) -> Callable[[], list[Part]]:
+    """What draws the parts of a batch."""
+    empty = text.tokens([""])
+    if not isinstance(text, LanguageModel):
+        return lambda: draw_batch(corpus, batch, empty, visual)
+    alike = Alike(corpus)
+
+    def draw() -> list[Part]:
+        latents, tokens = alike.draw(batch)
+        silent = torch.rand(()) < NO_CAPTION  # all of them, as their lengths have to agree
+        return [(latents, empty.expand(batch, -1) if silent else tokens, None)]
+
+    return draw
 
 
 def _begin(run: Run, networks: torch.nn.ModuleDict, start: Path) -> None:

@@ -18,7 +18,8 @@ from .data import draw_picture, draw_pictures, scenes
 from .deadline import Deadline
 from .factors import Scene, sample_scene, with_factors
 from .grammar import caption
-from .network import POSITIONS, REFERENCE_SIZE, TextEncoder, TwinTextEncoder
+from .flow_network import LanguageModel
+from .network import REFERENCE_SIZE, TextEncoder, TwinTextEncoder
 
 SHARD = 2048                  # scenes; the first half of them also has a reference picture of its subject
 REFERENCES = SHARD // 2
@@ -89,7 +90,7 @@ def _encode_shard(file: Path, pictures: list[np.ndarray], autoencoder: torch.nn.
 @dataclass(frozen=True)
 class Corpus:
     """All shards in memory. latents (N, 16, 16, 16) fp16, raw; references (N/2, 3, 64, 64) uint8 of the rows in
-    ``with_reference``; tokens (N, 5, 77) uint8, the last ``QUIET_CAPTIONS`` of them without the subject's looks;
+    ``with_reference``; tokens (N, 5, 77 or 64) int16, the last ``QUIET_CAPTIONS`` of them without the subject's looks;
     spread: standard deviation of the latents."""
 
     latents: torch.Tensor
@@ -99,7 +100,7 @@ class Corpus:
     spread: float
 
 
-def load_corpus(files: list[Path], text: TextEncoder | TwinTextEncoder, on: torch.device,
+def load_corpus(files: list[Path], text: TextEncoder | TwinTextEncoder | LanguageModel, on: torch.device,
                 log: Callable[[str], None]) -> Corpus:
     """Shards and freshly written captions, on the device."""
     shards = [load_file(file) for file in files]
@@ -110,9 +111,9 @@ def load_corpus(files: list[Path], text: TextEncoder | TwinTextEncoder, on: torc
     return Corpus(latents, references, rows.to(on), tokens.to(on), float(latents[:SHARD].float().std()))
 
 
-def _captions(number: int, text: TextEncoder | TwinTextEncoder) -> torch.Tensor:
+def _captions(number: int, text: TextEncoder | TwinTextEncoder | LanguageModel) -> torch.Tensor:
     rng = random.Random(f"captions {number}")
     targets, _ = shard_scenes(number)
     said = [(LOOKS, 1.0)] * (CAPTIONS - QUIET_CAPTIONS) + [(0.0, QUIET_POSE)] * QUIET_CAPTIONS
     spoken = [caption(scene, rng, looks=looks, pose=pose) for scene in targets for looks, pose in said]
-    return text.tokens(spoken).cpu().to(torch.uint8).view(SHARD, CAPTIONS, POSITIONS)
+    return text.padded(spoken).cpu().to(torch.int16).view(SHARD, CAPTIONS, -1)

@@ -1,9 +1,7 @@
-"""What the papers measure, with a judge that knows the truth: text alignment, identity, pose bias, paired intervals."""
+"""What the papers measure, with a judge that knows the truth: text alignment, identity, pose bias."""
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
@@ -11,28 +9,13 @@ from .factors import POSES, Identity, color_rgb
 from .grammar import said
 from .oracle import Judgement, Oracle
 
-CLAIM_SUBJECTS = 8
 NEAR = 60          # RGB distance up to which shading may move a colour
 SHOWN = 0.08       # share of the subject that a colour must cover
 
 
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} {self.low:.2f} {self.high:.2f}"
-
-
-def text_alignment(judged: Judgement, prompt: str) -> float:
-    """Share (0..1) of the factors stated by the prompt that the picture shows; raises ValueError if it states none."""
-    verdict = judged.agrees(said(prompt))
-    if not verdict:
-        raise ValueError(f"the prompt {prompt!r} states nothing that can be checked.")
+def text_alignment(judged: Judgement, prompt: str, kind: str) -> float:
+    """Share (0..1) of what the prompt states, and of the class that its subject is of, that the picture shows."""
+    verdict = {**judged.agrees(said(prompt)), "kind": judged.factors["kind"] == kind}
     return sum(verdict.values()) / len(verdict)
 
 
@@ -79,23 +62,3 @@ def pose_bias(judged: Sequence[Judgement], prompts: Sequence[str], reference_pos
     if reference_pose not in POSES or not asked:
         raise ValueError(f"no prompt asks for a pose other than {reference_pose!r}.")
     return sum(asked) / len(asked)
-
-
-def bootstrap(values: Mapping[str, Sequence[float]], draws: int = 4000, seed: int = 0) -> Interval:
-    """Mean over subjects of their mean values, with a percentile interval that resamples **subjects**.
-
-    values: subject -> one value a picture. Raises ValueError below eight subjects: too few for a claim.
-    """
-    if len(values) < CLAIM_SUBJECTS:
-        raise ValueError(f"{len(values)} subjects carry no claim; use at least {CLAIM_SUBJECTS}.")
-    means = [sum(v) / len(v) for _, v in sorted(values.items())]
-    rng = random.Random(seed)
-    sampled = sorted(sum(rng.choices(means, k=len(means))) / len(means) for _ in range(draws))
-    return Interval(sum(means) / len(means), sampled[int(0.025 * draws)], sampled[int(0.975 * draws) - 1])
-
-
-def paired_difference(one: Mapping[str, Sequence[float]], other: Mapping[str, Sequence[float]], **how: int) -> Interval:
-    """``one`` minus ``other``, picture by picture (same subject, prompt, seed, noise), as ``bootstrap``."""
-    if one.keys() != other.keys() or any(len(one[s]) != len(other[s]) for s in one):
-        raise ValueError("the two methods were not measured on the same subjects and pictures.")
-    return bootstrap({s: [a - b for a, b in zip(one[s], other[s])] for s in one}, **how)

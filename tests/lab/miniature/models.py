@@ -1,6 +1,6 @@
-"""The miniature Stable Diffusion as ComfyUI knows it: SD1.x and SDXL topologies, narrow, with 16 latent channels.
+"""The miniature models as ComfyUI knows them: SD1.x, SDXL and Z-Image, narrow, with 16 latent channels.
 
-``register`` adds both classes to ComfyUI's detection; after that the stock *Load Checkpoint* reads the one
+``register`` adds the classes to ComfyUI's detection; after that the stock *Load Checkpoint* reads the one
 safetensors file. The file holds only the token rows that training touched; the class restores the rest by seed.
 """
 from __future__ import annotations
@@ -9,12 +9,13 @@ import functools
 
 import torch
 from comfy import latent_formats, sd1_clip, sdxl_clip, supported_models, supported_models_base
+from comfy.text_encoders import z_image
 
 WIDTH = 128
 CHANNELS = 64
 HEADS = 4
 TEXT_LAYERS = 3
-VOCABULARY = 49408
+VOCABULARY, QWEN_VOCABULARY = 49408, 151936
 TABLE_SEED, TABLE_SPREAD = 20, 0.02
 ROWS = "token_rows."
 MULTIPLIERS = (1, 2, 2)
@@ -31,6 +32,14 @@ UNET_XL = {
     "context_dim": 2 * WIDTH, "use_linear_in_transformer": True, "num_classes": "sequential",
     "adm_in_channels": WIDTH + 6 * 256,
 }
+TRANSFORMER = {
+    "patch_size": 2, "in_channels": 16, "dim": 256, "n_layers": 6, "n_refiner_layers": 1, "n_heads": 4, "n_kv_heads": 4,
+    "multiple_of": 64, "ffn_dim_multiplier": 8 / 3, "norm_eps": 1e-5, "qk_norm": True, "cap_feat_dim": WIDTH,
+    "axes_dims": [16, 24, 24], "axes_lens": [128, 64, 64], "rope_theta": 256.0, "z_image_modulation": True,
+    "time_scale": 1000.0, "pad_tokens_multiple": 32,
+}
+QWEN = {"hidden_size": WIDTH, "intermediate_size": 3 * WIDTH, "num_hidden_layers": 4, "num_attention_heads": 2,
+        "num_key_value_heads": 1}
 
 
 def text_config(layers: int = TEXT_LAYERS, activation: str = "quick_gelu") -> dict:
@@ -40,10 +49,10 @@ def text_config(layers: int = TEXT_LAYERS, activation: str = "quick_gelu") -> di
             "eos_token_id": 49407}
 
 
-def untouched_table() -> torch.Tensor:
-    """(49408, 128) float32: the token embeddings before training, the same on every machine."""
+def untouched_table(vocabulary: int = VOCABULARY) -> torch.Tensor:
+    """(vocabulary, 128) float32: the token embeddings before training, the same on every machine."""
     generator = torch.Generator().manual_seed(TABLE_SEED)
-    return TABLE_SPREAD * torch.randn(VOCABULARY, WIDTH, generator=generator)
+    return TABLE_SPREAD * torch.randn(vocabulary, WIDTH, generator=generator)
 
 
 class MiniatureLatent(latent_formats.LatentFormat):
@@ -99,8 +108,23 @@ class MiniatureTokenizerXL(sdxl_clip.SDXLTokenizer):
         self.clip_g = sd1_clip.SDTokenizer(**common, embedding_key="clip_g", pad_with_end=False)
 
 
+class MiniatureQwen(z_image.ZImageTEModel):
+    """Qwen3-4B: last but one layer, without the final norm."""
+
+    def __init__(self, device="cpu", dtype=None, model_options={}):
+        super().__init__(device, dtype, {**model_options, "qwen3_4b_model_config": dict(QWEN)})
+
+
+class MiniatureTokenizerQwen(z_image.ZImageTokenizer):
+    """The stock tokenizer, reading embeddings of the miniature's width."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data={}):
+        super().__init__(embedding_directory, tokenizer_data)
+        self.qwen3_4b.embedding_size = WIDTH
+
+
 class _MiniatureModel:
-    """What both share: own text encoder keys, token tables restored from the rows in the file, sixteen channels."""
+    """What they share: own text encoder keys, token tables restored from the rows in the file, sixteen channels."""
 
     latent_format = MiniatureLatent
     text_model: type
@@ -136,18 +160,35 @@ class MiniatureSDXL(_MiniatureModel, supported_models.SDXL):
     text_model, tokenizer = MiniatureClipXL, MiniatureTokenizerXL
 
 
+class MiniatureZImage(_MiniatureModel, supported_models.ZImage):
+    """Z-Image: flow matching, one sequence of text and picture, a language model's words. Noise levels are not shifted
+    towards noise, as pictures this small need not be."""
+
+    unet_config = {"image_model": "lumina2", "dim": TRANSFORMER["dim"]}
+    unet_extra_config = dict(TRANSFORMER)
+    sampling_settings = {**supported_models.ZImage.sampling_settings, "shift": 1.0}
+    vae_key_prefix = ["first_stage_model."]
+    text_model, tokenizer = MiniatureQwen, MiniatureTokenizerQwen
+
+
+CLIP_TABLE = VOCABULARY, "text_model.embeddings.token_embedding.weight"
+TABLES = {"clip_l": CLIP_TABLE, "clip_g": CLIP_TABLE, "qwen3_4b": (QWEN_VOCABULARY, "model.embed_tokens.weight")}
+
+
 def restore_tables(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Replace every ``<encoder>.token_rows.ids/.weight`` by the full ``token_embedding.weight`` they stand for."""
-    for key in [key for key in weights if key.endswith(ROWS + "ids")]:
-        encoder = key.removesuffix(ROWS + "ids")
-        ids, rows = weights.pop(key), weights.pop(encoder + ROWS + "weight")
-        table = untouched_table().to(rows.dtype)
+    """Replace every ``<encoder>.token_rows.ids/.weight`` by the full table of token embeddings they stand for."""
+    for encoder in [key.removesuffix(f".{ROWS}ids") for key in weights if key.endswith(ROWS + "ids")]:
+        ids, rows = weights.pop(f"{encoder}.{ROWS}ids"), weights.pop(f"{encoder}.{ROWS}weight")
+        vocabulary, place = TABLES[encoder]
+        table = untouched_table(vocabulary).to(rows.dtype)
         table[ids.long()] = rows
-        weights[f"{encoder}transformer.text_model.embeddings.token_embedding.weight"] = table
+        weights[f"{encoder}.transformer.{place}"] = table
     return weights
 
 
 def register() -> None:
     """Make ComfyUI's checkpoint detection know the miniature; harmless when called again."""
     known = {cls.__name__ for cls in supported_models.models}
-    supported_models.models.extend(cls for cls in (MiniatureSD, MiniatureSDXL) if cls.__name__ not in known)
+    own = (MiniatureSD, MiniatureSDXL, MiniatureZImage)
+    # the first that fits is taken, and Lumina 2's own class fits every width
+    supported_models.models[:0] = [cls for cls in own if cls.__name__ not in known]

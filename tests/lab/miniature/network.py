@@ -73,6 +73,10 @@ class TextEncoder(torch.nn.Module):
         """
         return torch.tensor([self._sentence(text) for text in texts], device=self.rows.device)
 
+    def padded(self, texts: Sequence[str]) -> torch.Tensor:
+        """As ``tokens``."""
+        return self.tokens(texts)
+
     def _sentence(self, text: str) -> list[int]:
         places = [self.place[START]]
         for word in text.split():
@@ -92,6 +96,14 @@ class TextEncoder(torch.nn.Module):
         """What the U-Net receives: words (B, 77, 128) and no pooled vector."""
         return self(tokens), None
 
+    def ends(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, 77): the first end token and all that follow it."""
+        return after_first(tokens, self.end_place)
+
+    def end_rows(self, tokens: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """(B, 77): which outputs of ``others`` stand where ``tokens`` end: those at the same places, or the first end."""
+        return torch.arange(POSITIONS, device=tokens.device).expand_as(tokens).maximum(first_of(others, self.end_place))
+
     def states(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 77) -> the penultimate layer's output, and the last layer's after the final norm; each (B, 77, 128)."""
         x = penultimate = self.rows[tokens] + self.model.embeddings.position_embedding.weight
@@ -102,6 +114,16 @@ class TextEncoder(torch.nn.Module):
             x = x + attention.out_proj(_causal_attention(q, k, v).transpose(1, 2).flatten(2))
             x = x + layer.mlp(layer.layer_norm2(x))
         return penultimate, self.model.final_layer_norm(x)
+
+
+def first_of(tokens: torch.Tensor, token: int) -> torch.Tensor:
+    """(B, 1): where ``token`` first stands in every row."""
+    return (tokens == token).int().argmax(1, keepdim=True)
+
+
+def after_first(tokens: torch.Tensor, token: int) -> torch.Tensor:
+    """(B, L): the first ``token`` of every row and all that follow it."""
+    return torch.arange(tokens.shape[1], device=tokens.device) >= first_of(tokens, token)
 
 
 def _causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -172,6 +194,18 @@ class TwinTextEncoder(torch.nn.Module):
     def tokens(self, texts: Sequence[str]) -> torch.Tensor:
         """(B, 77) places, padded as the first encoder pads."""
         return self.l.tokens(texts)
+
+    def padded(self, texts: Sequence[str]) -> torch.Tensor:
+        """As ``tokens``."""
+        return self.tokens(texts)
+
+    def ends(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, 77): the first end token and all that follow it."""
+        return self.l.ends(tokens)
+
+    def end_rows(self, tokens: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """(B, 77): which outputs of ``others`` stand where ``tokens`` end."""
+        return self.l.end_rows(tokens, others)
 
     def condition(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 77) -> words (B, 77, 256) and the vector (B, 128 + 1536): pooled text and the picture's size."""

@@ -1,6 +1,6 @@
-"""What a U-Net reads of a prompt: its words, or the end and padding tokens behind them.
+"""What a denoiser reads of a prompt: its words, or the end and padding tokens behind them.
 
-Text encoders are causal: what the tokens after the last word hold is the whole prompt. A U-Net that reads these alone
+Text encoders are causal: what the tokens after the last word hold is the whole prompt. A denoiser that reads these alone
 draws well and yet cannot show what a learned word does to the words beside it.
 """
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .diffusion import Condition, condition_of, is_end, sample_condition, with_ends
+from .diffusion import Condition, condition_of, sample_conditions, with_ends
 from .grammar import said
 from .oracle import Judgement, Oracle
 
@@ -77,18 +77,20 @@ def words_alone(networks: torch.nn.ModuleDict, oracle: Oracle, decode: Decode,
                 prompts: Sequence[str] = HARD) -> tuple[float, float]:
     """Text score of hard prompts with the empty prompt's end and padding outputs, and untouched."""
     alone = with_ends_of(networks, prompts, [""] * len(prompts))
-    untouched = condition_of(networks, networks["text"].tokens(prompts), None)
+    untouched = [condition_of(networks, networks["text"].tokens([prompt]), None) for prompt in prompts]
     return tuple(_text_score(prompts, _judged(networks, oracle, decode, condition)) for condition in (alone, untouched))
 
 
-def with_ends_of(networks: torch.nn.ModuleDict, words: Sequence[str], ends: Sequence[str]) -> Condition:
-    """What the U-Net receives of the prompts ``words``, the outputs from the first end token on from the prompts
-    ``ends``, and the latter's pooled vector."""
-    text = networks["text"]
-    tokens = text.tokens(words)
-    with torch.no_grad():
-        (own, _), (other, vector) = text.condition(tokens), text.condition(text.tokens(ends))
-    return with_ends(own, other, is_end(text, tokens)), vector
+@torch.no_grad()
+def with_ends_of(networks: torch.nn.ModuleDict, words: Sequence[str], ends: Sequence[str]) -> list[Condition]:
+    """What the denoiser receives of each of the prompts ``words``, the outputs from the first end token on from one of the
+    prompts ``ends``, and the latter's pooled vector."""
+    text, mixed = networks["text"], []
+    for prompt, other in zip(words, ends, strict=True):
+        tokens, others = text.tokens([prompt]), text.tokens([other])
+        (own, _), (outputs, vector) = text.condition(tokens), text.condition(others)
+        mixed.append((with_ends(text, own, tokens, outputs, others), vector))
+    return mixed
 
 
 def context_kept(networks: torch.nn.ModuleDict, prompts: Sequence[str] = HARD) -> float:
@@ -99,8 +101,9 @@ def context_kept(networks: torch.nn.ModuleDict, prompts: Sequence[str] = HARD) -
     kept = []
     for prompt in prompts:
         tokens = text.tokens([prompt])
-        place = prompt.split().index(said(prompt).kind) + 1  # words of the grammar are one token each
-        end = int(is_end(text, tokens)[0].int().argmax())
+        before = prompt.split()[:prompt.split().index(said(prompt).kind)]
+        place = int(text.ends(text.tokens([" ".join(before)]))[0].int().argmax())
+        end = int(text.ends(tokens)[0].int().argmax())
         for _ in range(RANDOM_VECTORS):
             encoded = [_encoded(text, tokens, place, vector) for vector in (None, torch.randn(text.rows.shape[1],
                                                                                              generator=draw))]
@@ -113,21 +116,21 @@ def context_kept(networks: torch.nn.ModuleDict, prompts: Sequence[str] = HARD) -
 def _encoded(text: torch.nn.Module, tokens: torch.Tensor, place: int, vector: torch.Tensor | None) -> torch.Tensor:
     """With ``vector``, made as long as the word's own, at ``place``."""
     if vector is None:
-        return text(tokens)
+        return text.condition(tokens)[0]
     row = tokens[0, place]
     before = text.rows[row].clone()
     text.rows[row] = vector.to(before) * before.norm() / vector.norm()
     try:
-        return text(tokens)
+        return text.condition(tokens)[0]
     finally:
         text.rows[row] = before
 
 
-def _judged(networks: torch.nn.ModuleDict, oracle: Oracle, decode: Decode, condition: Condition) -> list[Judgement]:
+def _judged(networks: torch.nn.ModuleDict, oracle: Oracle, decode: Decode, conditions: Sequence[Condition]
+            ) -> list[Judgement]:
     rows, judged = 12, []
-    for start in range(0, len(condition[0]), rows):
-        part = tuple(None if whole is None else whole[start:start + rows] for whole in condition)
-        judged += oracle.judge(decode(sample_condition(networks, part, seed=start)))
+    for start in range(0, len(conditions), rows):
+        judged += oracle.judge(decode(sample_conditions(networks, conditions[start:start + rows], seed=start)))
     return judged
 
 

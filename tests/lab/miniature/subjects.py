@@ -1,6 +1,7 @@
 """Novel subjects: identities that no caption can name and no training picture ever showed.
 
-``public_subjects`` is the fixed set, one subject of every class; ``fresh_subjects`` draws a hidden set from any seed.
+``public_subjects`` is the fixed set, one subject of every class, on which results are reported; settings are chosen on
+``tuning_subjects`` alone; ``fresh_subjects`` draws a set that nobody chose from any seed.
 By turns a subject has one colour, which one word may carry, and a pattern in two colours, which is too much for a word.
 Every subject comes in three sets of five pictures: ``varied`` (places, poses, styles), ``limited`` (one place and one
 pose: the trap in which a method learns the context instead of the subject) and ``accompanied`` (a second object in
@@ -30,7 +31,7 @@ from .factors import (
 
 PICTURES = 5
 SETS = ("varied", "limited", "accompanied")
-PUBLIC_SEED = "public subjects 2"
+PUBLIC_SEED, TUNING_SEED = "public subjects 2", "tuning subjects"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Subject:
 def public_subjects() -> tuple[Subject, ...]:
     """The fixed set: one subject a class, the same on every machine."""
     return _subjects(CLASSES, PUBLIC_SEED)
+
+
+def tuning_subjects() -> tuple[Subject, ...]:
+    """The other fixed set, one subject a class, which no table reports."""
+    return _subjects(CLASSES, TUNING_SEED)
 
 
 def fresh_subjects(count: int, seed: int) -> tuple[Subject, ...]:

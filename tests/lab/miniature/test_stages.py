@@ -6,7 +6,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from miniature import autoencoder, diffusion_training, latents, oracle_training, picture_words, renderer
+from miniature import autoencoder, diffusion_training, language, latents, oracle_training, picture_words, renderer
 from miniature.deadline import Deadline
 from miniature.grammar import identity_words
 from miniature.models import register
@@ -32,6 +32,7 @@ def folder(tmp_path_factory):
                           "LOOKS": 3},
         latents: {"SHARD": 16, "REFERENCES": 8},
         diffusion_training: {"CHECKED": 2},
+        language: {"CAPTIONS": 60, "STEPS": 3},
     }
     for module, values in sizes.items():
         for name, value in values.items():
@@ -89,7 +90,7 @@ def test_oracle_is_trained_validated_and_loaded(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["miniature", "miniature_xl"])
+@pytest.mark.parametrize("name", ["miniature", "miniature_xl", "miniature_flow"])
 def test_diffusion_writes_a_checkpoint_that_comfyui_loads(folder, base, name):
     import nodes
 

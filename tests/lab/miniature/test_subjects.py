@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from miniature.factors import CLASSES, NAMED_PATTERNS
-from miniature.subjects import SETS, fresh_subjects, public_subjects
+from miniature.subjects import SETS, fresh_subjects, public_subjects, tuning_subjects
 
 
 def test_public_set_has_a_subject_of_every_class_and_five_pictures_a_set():
@@ -37,3 +37,9 @@ def test_subjects_depend_on_the_seed_alone():
     assert fresh_subjects(8, 1) == fresh_subjects(8, 1)
     assert fresh_subjects(8, 1)[:3] == fresh_subjects(3, 1)
     assert not {s.identity for s in fresh_subjects(8, 1)} & {s.identity for s in fresh_subjects(8, 2)}
+
+
+def test_settings_are_chosen_on_subjects_that_no_table_reports():
+    tuning = tuning_subjects()
+    assert [s.identity.kind for s in tuning] == list(CLASSES)
+    assert not {s.identity for s in tuning} & {s.identity for s in public_subjects()}

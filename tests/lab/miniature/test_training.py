@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from miniature.checkpoint import save_checkpoint
 from miniature.diffusion import TIMESTEPS, add_noise, alphas_bar, sample
 from miniature.factors import sample_identity, sample_scene
+from miniature.flow import flow_noised
+from miniature.flow_network import is_flow, new_networks_flow
 from miniature.grammar import caption, said
 from miniature.latents import REFERENCES, SHARD, shard_scenes
-from miniature.models import register
+from miniature.models import MiniatureZImage, register
 from miniature.network import new_networks, new_networks_xl
 from miniature.run_state import Run, cosine, write_atomically
 
@@ -86,15 +88,19 @@ def test_shards_are_reproducible_and_pair_subjects():
     assert 0.7 < same < 0.95
 
 
-@pytest.fixture(scope="module", params=["SD1.x", "SDXL"])
+FAMILIES = {"SD1.x": new_networks, "SDXL": new_networks_xl, "Z-Image": new_networks_flow}
+noised_by_schedule = pytest.mark.parametrize("networks_and_checkpoint", ["SD1.x", "SDXL"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
 def networks_and_checkpoint(base, request):
-    """(networks, loaded checkpoint) of the miniature and of its SDXL twin, every weight away from its start."""
+    """(networks, loaded checkpoint) of each family, every weight away from its start."""
     import nodes
 
     from miniature.autoencoder import initialise, new_autoencoder
 
     register()
-    networks, autoencoder = (new_networks if request.param == "SD1.x" else new_networks_xl)(5), new_autoencoder()
+    networks, autoencoder = FAMILIES[request.param](5), new_autoencoder()
     initialise(autoencoder)
     with torch.no_grad():
         for parameter in networks.parameters():
@@ -113,7 +119,8 @@ def test_conditioning_is_comfyuis(networks_and_checkpoint):
     with torch.inference_mode():
         words, settings = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))[0]
         own_words, own_vector = networks["text"].condition(networks["text"].tokens([prompt]))
-        vector = model.model.encode_adm(pooled_output=settings["pooled_output"], width=128, height=128, device="cpu")
+        vector = None if is_flow(networks) else model.model.encode_adm(
+            pooled_output=settings["pooled_output"], width=128, height=128, device="cpu")
     torch.testing.assert_close(words, own_words, atol=2e-3, rtol=2e-3)
     if own_vector is None:
         assert vector is None
@@ -121,6 +128,7 @@ def test_conditioning_is_comfyuis(networks_and_checkpoint):
         torch.testing.assert_close(vector.float(), own_vector, atol=2e-3, rtol=2e-3)
 
 
+@noised_by_schedule
 def test_schedule_is_comfyuis(networks_and_checkpoint):
     _, (model, _, _) = networks_and_checkpoint
     share = alphas_bar()
@@ -132,6 +140,27 @@ def test_schedule_is_comfyuis(networks_and_checkpoint):
     torch.testing.assert_close(noisy * (1 + sigma**2).sqrt(), latents + sigma * noise, rtol=1e-3, atol=1e-3)
 
 
+def test_flow_of_the_transformer_is_comfyuis(base):
+    """Noise and velocity in Z-Image's terms: the model is asked for noise - latents at the level that it is told."""
+    levels, latents, noise = torch.tensor([0.1, 0.7]), torch.randn(2, 16, 16, 16), torch.randn(2, 16, 16, 16)
+    sampling = model_sampling()
+    noisy = flow_noised(latents, noise, levels)
+    for row, level in enumerate(levels):
+        theirs = sampling.noise_scaling(level.view(1, 1, 1, 1), noise[row:row + 1], latents[row:row + 1])
+        torch.testing.assert_close(noisy[row:row + 1], theirs)
+    clean = sampling.calculate_denoised(levels, noise - latents, noisy)
+    torch.testing.assert_close(clean, latents, atol=1e-5, rtol=1e-5)
+    assert sampling.timestep(levels).tolist() == pytest.approx(levels.tolist())
+
+
+def model_sampling():
+    """Of the miniature Z-Image's class."""
+    from comfy.model_base import ModelType
+    from comfy.model_base import model_sampling as sampling_of
+
+    return sampling_of(MiniatureZImage({}), ModelType.FLOW)
+
+
 def test_own_sampler_agrees_with_comfyuis_euler(networks_and_checkpoint):
     """Deterministic DDIM is Euler's method in sigma; same noise, guidance and time steps must give the same latent."""
     import comfy.sample
@@ -141,22 +170,24 @@ def test_own_sampler_agrees_with_comfyuis_euler(networks_and_checkpoint):
     prompt, steps = "a photo of a red dog in the snow", 4
     own = sample(networks, [prompt], seed=2, guidance=3.0, steps=steps)
     times = torch.linspace(TIMESTEPS - 1, 0, steps + 1).round().long()
+    sigmas = torch.linspace(1, 0, steps + 1) if is_flow(networks) else model.model.model_sampling.sigmas[times].float()
     noise = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
         positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (prompt, ""))
         theirs = comfy.sample.sample_custom(
-            model, noise, 3.0, comfy.samplers.sampler_object("euler"), model.model.model_sampling.sigmas[times].float(),
-            positive, negative, torch.zeros(1, 16, 16, 16), disable_pbar=True)
-    torch.testing.assert_close(own / alphas_bar()[0].sqrt(), theirs.clone(), rtol=2e-2, atol=2e-2)
+            model, noise, 3.0, comfy.samplers.sampler_object("euler"), sigmas, positive, negative,
+            torch.zeros(1, 16, 16, 16), disable_pbar=True)
+    scale = 1.0 if is_flow(networks) else alphas_bar()[0].sqrt()
+    torch.testing.assert_close(own / scale, theirs.clone(), rtol=2e-2, atol=2e-2)
 
 
 def test_tokens_joined_from_words_are_the_real_tokenizers(networks_and_checkpoint):
     networks, (_, clip, _) = networks_and_checkpoint
     text, rng = networks["text"], random.Random(8)
-    ids = getattr(text, "l", text).ids
-    spoken = ["", *(caption(sample_scene(rng), rng) for _ in range(100))]
-    for sentence, places in zip(spoken, text.tokens(spoken)):
-        assert ids[places].tolist() == [id for id, _ in clip.tokenize(sentence)["l"][0]]
+    ids, encoder = getattr(text, "l", text).ids, "qwen3_4b" if is_flow(networks) else "l"
+    for sentence in ["", *(caption(sample_scene(rng), rng) for _ in range(100))]:
+        places = text.tokens([sentence])[0]
+        assert ids[places].tolist() == [id for id, _ in clip.tokenize(sentence)[encoder][0]]
 
 
 def test_oracle_labels_agree_with_what_captions_say():

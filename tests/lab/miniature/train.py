@@ -19,6 +19,7 @@ from miniature.comfyui import device, use_comfyui
 from miniature.deadline import Deadline
 
 WEIGHTS = Path(__file__).parent / "weights"
+FAMILIES = {"sd": "miniature", "sdxl": "miniature_xl", "zimage": "miniature_flow"}
 NOT_YET = "not passed yet: run this command again to continue"
 DEFAULT_FOLDER = Path.home() / ".cache" / "comfyui-personalize-miniature"
 
@@ -35,7 +36,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--decoder-only", action="store_true", help="autoencoder stage: leave the encoder as it is")
     parser.add_argument("--oracle-steps", type=int, help="likewise")
     parser.add_argument("--pictures", type=int, help="likewise, rows that the diffusion stage sees")
-    parser.add_argument("--twin", action="store_true", help="diffusion stage: the SDXL twin instead of the miniature")
+    parser.add_argument("--family", choices=FAMILIES, default="sd", help="diffusion stage: which topology (default sd)")
     parser.add_argument(
         "--teach-pictures",
         type=int,
@@ -73,7 +74,7 @@ def _oracle(wanted: argparse.Namespace, deadline: Deadline) -> bool:
 def _diffusion(wanted: argparse.Namespace, deadline: Deadline) -> bool:
     from miniature.diffusion_training import PICTURES, train_diffusion
 
-    name = "miniature_xl" if wanted.twin else "miniature"
+    name = FAMILIES[wanted.family]
     passed = train_diffusion(wanted.out, deadline, device(), wanted.out / "autoencoder.safetensors",
                              wanted.out / "oracle.safetensors", name=name,
                              start=wanted.start / f"{name}.safetensors", batch=wanted.batch,

@@ -1,6 +1,7 @@
 """CoRe (Wu et al. 2024): Textual Inversion, context regularization and its ablations, second stage, test time."""
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -8,7 +9,6 @@ from dataclasses import dataclass, replace
 import comfy.sd
 from torch import Tensor
 
-from miniature.prompts import regularization_prompts
 from personalize.nodes.papers.core.presets import FORMULAS, RELEASED, Weighting, core_terms
 from personalize.nodes.papers.core.test_time import Refinement, Scene, refine
 from personalize.nodes.text.apply import apply_concepts
@@ -19,9 +19,10 @@ from personalize.nodes.training.parts.weights import UNetPart
 from personalize.nodes.training.plan import Settings
 
 from ..bounds import SUBJECT, ClassWord, NearestWords, Truth
+from ..estimator import batches, gradient
 from ..store import Cell, Drawn
-from ..task import Task
-from ..technique import Method, ReadsVerdict, Technique
+from ..task import Task, many_factors
+from ..technique import AsksOracle, Method, Technique
 from ..training import subject_of, train
 from ..world import World, batched
 
@@ -45,13 +46,16 @@ class Learning:
 STAGE_1 = Learning(150, 4, 5e-3)
 STAGE_2 = Learning(150, 4, 5e-5)
 TEST_TIME = Learning(10, 6, 5e-4)
+PROBED, PROBED_BATCHES = 15, 8  # steps after which a share of the gradient is measured, and on how many batches
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """Textual Inversion of one vector, from the class word on; with CoRe's terms unless `weighting` is None.
+    """Textual Inversion from the class word on; with CoRe's terms unless `weighting` is None.
 
-    estimate: attention by the estimator. rescaled: Eq. 6 from 40 % to 60 % of the steps.
+    estimate: attention by the estimator. rescaled: Eq. 6 from 40 % to 60 % of the steps. vectors: of the word. share: the
+    weights are multiplied so that early in the training the terms' gradient is so many times as long as the diffusion
+    loss's; None for the weights as they are.
     """
 
     name: str
@@ -59,15 +63,17 @@ class Embedding:
     weighting: Weighting | None = RELEASED
     estimate: bool = False
     rescaled: bool = True
+    vectors: int = 1
+    share: float | None = None
     continues: None = None
     revision: int = 1
 
     def draw(self, world: World, task: Task, earlier: Cell | None) -> Drawn:
         """See Method."""
-        started, before = time.monotonic(), concept_of(task)
+        started, before = time.monotonic(), concept_of(task, self.vectors)
         window = (self.learning.steps * 2 // 5 + 1, self.learning.steps * 3 // 5) if self.rescaled else None
         trained = train(world, subject_of(task, before), [EmbeddingPart(self.learning.rate, window)],
-                        (self.diffusion, *self.terms(task)), self.learning.settings(task.seed))
+                        (self.diffusion, *self.pulling(world, task).terms(task)), self.learning.settings(task.seed))
         figures = {"learning_seconds": time.monotonic() - started, **trained.figures(),
                    "length_over_class_word": _length_ratio(trained.concept, before, world)}
         return Drawn(dict(enumerate(drawn_with(world, task, trained.concept))), trained.concept.vectors, figures)
@@ -77,12 +83,32 @@ class Embedding:
         """As in the papers: all noise levels count alike."""
         return DiffusionLoss()
 
+    def pulling(self, world: World, task: Task) -> Embedding:
+        """The same with weights that give the terms their `share`."""
+        if self.weighting is None or self.share is None:
+            return self
+        times = self.share / self._measured_share(world, task)
+        return replace(self, weighting=self.weighting.times(times, times))
+
+    def _measured_share(self, world: World, task: Task) -> float:
+        """Of the terms with the weights as they are, after the first steps of a training."""
+        learning, terms, found = replace(self.learning, steps=PROBED), self.terms(task), []
+
+        def each_step(trainer) -> None:
+            if trainer.step == PROBED:
+                for batch in batches(trainer, PROBED_BATCHES):
+                    pulls = sum(gradient(trainer, term, batch) for term in terms)
+                    found.append(float(pulls.norm() / gradient(trainer, self.diffusion, batch).norm()))
+
+        train(world, subject_of(task, concept_of(task, self.vectors)), [EmbeddingPart(learning.rate)],
+              (self.diffusion, *terms), learning.settings(task.seed), each_step=each_step)
+        return statistics.fmean(found)
+
     def terms(self, task: Task) -> tuple:
         """CoRe's loss terms on the regularization prompts of all kinds."""
         if self.weighting is None:
             return ()
-        templates = [t for kind in regularization_prompts(task.identity.kind).values() for t in kind]
-        return core_terms(tuple(templates), self.weighting, self.estimate)
+        return core_terms(task.regularization, self.weighting, self.estimate)
 
 
 @dataclass(frozen=True)
@@ -115,7 +141,7 @@ class SecondStage:
 
 
 @dataclass(frozen=True)
-class Again(ReadsVerdict):
+class Again(AsksOracle):
     """Prompts that failed, drawn once more from other noise: what a second try gives without any refinement."""
 
     name: str
@@ -159,9 +185,9 @@ class TestTime(Again):
         return refine(model, clip, (concept,), how, scene, lambda record: None)[0]
 
 
-def concept_of(task: Task) -> Concept:
-    """The subject before anything is learned: its class word."""
-    return Concept(SUBJECT, task.identity.kind, task.identity.kind)
+def concept_of(task: Task, vectors: int = 1) -> Concept:
+    """The subject before anything is learned: its class word, so many times."""
+    return Concept(SUBJECT, task.identity.kind, task.identity.kind, vectors)
 
 
 def learned_by(cell: Cell, task: Task) -> Concept:
@@ -204,4 +230,4 @@ def technique(quick: bool) -> Technique:
     )
     against = {method.name: "TI" for method in methods if method.name != "TI"}
     against |= {name: core.name for name in against if name.startswith(("TI+CoRe-", "TI+CoRe+"))}
-    return Technique(methods, against | {"failed-again": "TI+CoRe", "failed+test-time": "failed-again"})
+    return Technique(methods, against | {"failed-again": "TI+CoRe", "failed+test-time": "failed-again"}, many_factors)

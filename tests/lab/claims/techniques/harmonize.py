@@ -22,7 +22,7 @@ from personalize.nodes.visual_prompts.tokens import VisualTokens
 from ..bounds import ClassWord
 from ..store import Cell, Drawn
 from ..task import Task
-from ..technique import Method, Technique
+from ..technique import AsksOracle, Method, Technique
 from ..world import Conditioning, World, batched
 
 TEXT_ONLY = "text-only"
@@ -64,7 +64,7 @@ class VisualOnly:
 
 
 @dataclass(frozen=True)
-class Prompted:
+class Prompted(AsksOracle):
     """[t; v], or with the steps of the paper's method.
 
     strength: of the orthogonalization, 0 for none. basis: which tokens span the text. caption: orthogonal to what the
