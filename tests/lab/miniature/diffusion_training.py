@@ -1,9 +1,10 @@
 """Stage 3: denoiser, text and picture encoder together, on cached latents; gates read by the oracle."""
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -19,6 +20,7 @@ from .deadline import Deadline
 from .diffusion import diffusion_loss, sample
 from .factors import CLASSES, SPOKEN_COLORS, Identity, sample_identity, sample_scene
 from .flow_network import LanguageModel, is_flow, new_networks_flow
+from .gates import missed
 from .grammar import PLACES, article, caption, identity_words, said
 from .language import learn_language
 from .latents import QUIET_CAPTIONS, Corpus, load_corpus, make_shards
@@ -26,6 +28,7 @@ from .measures import colors_kept
 from .network import new_networks, new_networks_xl, predicts_velocity
 from .oracle import Oracle, load_oracle
 from .picture_words import teach_words
+from .reading import figures_of_reading
 from .run_state import Run, cosine
 from .twin_start import start_twin
 
@@ -36,7 +39,7 @@ NO_CAPTION = 0.1
 VISUAL_SHARE = 0.25           # rows with a reference; their captions never say how the subject looks
 NETWORKS = {"miniature": new_networks, "miniature_xl": new_networks_xl, "miniature_flow": new_networks_flow}
 CHECKED = 240                 # prompts that the gate reads
-GATES = {"kind": 0.95, "background": 0.95, "all": 0.85}
+FEW = 3                       # factors of a prompt that is no hard one
 
 
 Part = tuple[torch.Tensor, torch.Tensor, "torch.Tensor | None"]
@@ -148,12 +151,23 @@ class _Judge:
         contact_sheet(pictures[:48], 8, self.file.with_suffix(".png"))
         shares = factor_table(self.oracle, prompts, pictures) if self.oracle is not None else {}
         if shares and count == CHECKED:
-            drawn = self._draw_all(run, networks, [prompt for prompt, _ in spoken_colors()])
-            shares["spoken_colors"] = spoken_colors_shown(self.oracle, drawn)
+            shares |= self._whole_check(run, networks, prompts, pictures)
         table = " ".join(f"{name} {value:.2f}" for name, value in shares.items()) or "no oracle yet"
         self.deadline.log(f"{self.file.stem} {run.seen} pictures: {table}")
         self.save_checkpoint(run, networks, shares)
-        return bool(shares) and all(shares[name] >= gate for name, gate in GATES.items())
+        if count != CHECKED or not shares:
+            return False
+        failed = missed(shares)
+        self.deadline.log(f"{self.file.stem} gates missed: {'; '.join(failed) or 'none'}")
+        return not failed
+
+    def _whole_check(self, run: Run, networks: torch.nn.ModuleDict, prompts: list[str], pictures: torch.Tensor
+                     ) -> dict[str, float]:
+        drawn = self._draw_all(run, networks, [prompt for prompt, _ in spoken_colors()])
+        shares = {"spoken_colors": spoken_colors_shown(self.oracle, drawn)}
+        shares |= by_number_of_factors(self.oracle, prompts, pictures)
+        with self._mean_weights(run, networks):
+            return shares | figures_of_reading(networks, self.oracle, self._decode)
 
     def save_checkpoint(self, run: Run, networks: torch.nn.ModuleDict, shares: dict[str, float]) -> None:
         """miniature.safetensors of the mean weights, with the shares of factors shown as its metadata."""
@@ -163,16 +177,21 @@ class _Judge:
         run.swap_mean()
 
     def _draw_all(self, run: Run, networks: torch.nn.ModuleDict, prompts: list[str]) -> torch.Tensor:
-        """By the mean weights."""
+        with self._mean_weights(run, networks):
+            return torch.cat([self._decode(sample(networks, prompts[i:i + 24], seed=i))
+                              for i in range(0, len(prompts), 24)])
+
+    @contextlib.contextmanager
+    def _mean_weights(self, run: Run, networks: torch.nn.ModuleDict) -> Iterator[None]:
         run.swap_mean()
         networks.eval()
-        pictures = [self._draw(networks, prompts[i:i + 24], seed=i) for i in range(0, len(prompts), 24)]
-        networks.train()
-        run.swap_mean()
-        return torch.cat(pictures)
+        try:
+            yield
+        finally:
+            networks.train()
+            run.swap_mean()
 
-    def _draw(self, networks: torch.nn.ModuleDict, prompts: list[str], seed: int) -> torch.Tensor:
-        latents = sample(networks, prompts, seed=seed)
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             return self.autoencoder["decoder"](latents * self.spread).clamp(0, 1).float()
 
@@ -198,6 +217,15 @@ def factor_table(oracle: Oracle, prompts: list[str], pictures: torch.Tensor) -> 
             verdicts[name].append(right)
     every = [right for rights in verdicts.values() for right in rights]
     return {name: sum(v) / len(v) for name, v in sorted(verdicts.items())} | {"all": sum(every) / len(every)}
+
+
+def by_number_of_factors(oracle: Oracle, prompts: list[str], pictures: torch.Tensor) -> dict[str, float]:
+    """Share of factors shown by prompts that state up to three, and by those that state more."""
+    verdicts: dict[str, list[bool]] = {"one_to_three": [], "four_to_six": []}
+    for prompt, judged in zip(prompts, oracle.judge(pictures), strict=True):
+        rights = list(judged.agrees(said(prompt)).values())
+        verdicts["one_to_three" if len(rights) <= FEW else "four_to_six"] += rights
+    return {name: sum(rights) / len(rights) if rights else 0.0 for name, rights in verdicts.items()}
 
 
 def spoken_colors() -> list[tuple[str, Identity]]:

@@ -63,22 +63,30 @@ def _prompt(factor: str, clause: str, kind: str) -> str:
     return f"a photo of a {clause} {kind}" if factor == "colors" else f"a photo of a {kind} {clause}"
 
 
-def words_followed(networks: torch.nn.ModuleDict, oracle: Oracle, decode: Decode) -> dict[str, float]:
+def figures_of_reading(networks: torch.nn.ModuleDict, oracle: Oracle, decode: Decode) -> dict[str, float]:
+    """All of it, by the names of the gates."""
+    alone, untouched = words_alone(networks, oracle, decode)
+    followed = words_followed(networks, oracle, decode, pairs())
+    return {"words_alone": alone / untouched, "context_kept": context_kept(networks),
+            **{f"followed_{factor}": share for factor, share in followed.items()}}
+
+
+def words_followed(networks: torch.nn.ModuleDict, oracle: Oracle, decode: Decode, asked: Sequence[Pair], steps: int = 25
+                   ) -> dict[str, float]:
     """Factor → share of pictures that show what the words say where end and padding outputs are another prompt's."""
-    asked = pairs()
     mixed = with_ends_of(networks, [pair.words for pair in asked], [pair.ends for pair in asked])
     verdicts = defaultdict(list)
-    for pair, judged in zip(asked, _judged(networks, oracle, decode, mixed), strict=True):
+    for pair, judged in zip(asked, _judged(networks, oracle, decode, mixed, steps), strict=True):
         verdicts[pair.factor].append(judged.agrees(said(pair.words))[pair.factor])
     return {factor: sum(rights) / len(rights) for factor, rights in verdicts.items()}
 
 
 def words_alone(networks: torch.nn.ModuleDict, oracle: Oracle, decode: Decode,
-                prompts: Sequence[str] = HARD) -> tuple[float, float]:
+                prompts: Sequence[str] = HARD, steps: int = 25) -> tuple[float, float]:
     """Text score of hard prompts with the empty prompt's end and padding outputs, and untouched."""
     alone = with_ends_of(networks, prompts, [""] * len(prompts))
     untouched = [condition_of(networks, networks["text"].tokens([prompt]), None) for prompt in prompts]
-    return tuple(_text_score(prompts, _judged(networks, oracle, decode, condition)) for condition in (alone, untouched))
+    return tuple(_text_score(prompts, _judged(networks, oracle, decode, condition, steps)) for condition in (alone, untouched))
 
 
 @torch.no_grad()
@@ -126,11 +134,12 @@ def _encoded(text: torch.nn.Module, tokens: torch.Tensor, place: int, vector: to
         text.rows[row] = before
 
 
-def _judged(networks: torch.nn.ModuleDict, oracle: Oracle, decode: Decode, conditions: Sequence[Condition]
+def _judged(networks: torch.nn.ModuleDict, oracle: Oracle, decode: Decode, conditions: Sequence[Condition], steps: int
             ) -> list[Judgement]:
     rows, judged = 12, []
     for start in range(0, len(conditions), rows):
-        judged += oracle.judge(decode(sample_conditions(networks, conditions[start:start + rows], seed=start)))
+        part = conditions[start:start + rows]
+        judged += oracle.judge(decode(sample_conditions(networks, part, seed=start, steps=steps)))
     return judged
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from claims.world import Sampling, World
+from miniature import reading
 from miniature.autoencoder import HELD_OUT, WEIGHTS, decibels, load_autoencoder, reconstruct
+from miniature.checkpoint import load_networks
 from miniature.data import draw_all, masks_tensor, pictures_tensor, scenes
 from miniature.diffusion_training import factor_table, prompts_to_judge
+from miniature.network import new_networks
 from miniature.oracle import load_oracle
 from miniature.oracle_training import GATE, MASK_GATE, validate
 
+READERS = {"miniature": new_networks}
 ORACLE = WEIGHTS.with_name("oracle.safetensors")
 
 
@@ -66,3 +71,32 @@ def test_models_draw_what_prompts_say_as_often_as_they_say(name):
     assert shown["background"] == pytest.approx(float(claimed["background"]), abs=0.15)
     assert shown["all"] == pytest.approx(float(claimed["all"]), abs=0.1)
     assert factor_table(world.oracle, prompts, pictures.roll(1, 0))["all"] < shown["all"] - 0.15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READERS)
+def test_models_read_words_and_not_what_stands_behind_them(name):
+    """Words of one prompt with the end and padding outputs of another: the picture is the words'."""
+    networks, decode = READERS[name](), decoder_of(name)
+    load_networks(networks, load_file(WEIGHTS.with_name(f"{name}.safetensors")))
+    networks.eval()
+    oracle = load_oracle(ORACLE)
+    asked = reading.pairs()[::3]
+    followed = reading.words_followed(networks, oracle, decode, asked, steps=12)
+    assert sum(followed.values()) / len(followed) >= 0.75
+    with torch.no_grad():
+        assert reading.context_kept(networks) < 0.9
+    alone, untouched = reading.words_alone(networks, oracle, decode, steps=12)
+    assert alone >= 0.85 * untouched and untouched > 0.7
+
+
+def decoder_of(name):
+    """From unit-variance latents to pictures."""
+    spread = float(load_file(WEIGHTS.with_name(f"{name}.safetensors"))["first_stage_model.vae_scale"])
+    decoder = load_autoencoder()["decoder"]
+
+    def decode(latents):
+        with torch.no_grad():
+            return decoder(latents * spread).clamp(0, 1)
+
+    return decode
