@@ -32,8 +32,8 @@ LABORATORY = ("lab",)
 OWN_CODE = tuple(f"test_{name}.py" for name in (
     "demo", "environment", "export", "fingerprint", "foreign_files", "fuzzed_files", "interfaces", "jobs", "locales",
     "manage_steps", "next_run", "pages", "picture_bounds", "picture_check", "picture_folders", "picture_formats",
-    "picture_writing", "placeholders", "prompts", "run_key", "run_records", "saved_steps", "saving", "training_causes",
-    "training_learns", "training_safety", "validation"))
+    "picture_writing", "placeholders", "prior", "prompts", "run_key", "run_records", "saved_steps", "saving", "training_causes",
+    "training_learns", "training_safety", "validation", "vico_input", "vico_trained"))
 NO_WIDE_VECTORS = {
     "ATEN_CPU_CAPABILITY": "default"
 }  # what torch computes with where a processor has neither AVX2 nor AVX-512
@@ -81,7 +81,7 @@ def provide_browser() -> None:
 
 
 def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
-    """Every test on the newest ComfyUI, and on the oldest those that could tell it from the newest; of these each third
+    """Every test on the newest ComfyUI, and on the oldest those that could tell it from the newest; of these each fifth
     comparison of mathematics, as on a processor without wide vectors. The page waits much of its time, which the others
     take."""
     quiet = ["-p", "no:cacheprovider", "--durations=15"]
@@ -92,7 +92,7 @@ def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
             ("in process, the other half", newest, [*IN_PROCESS, *files[1::2]], {}),
             ("on the oldest ComfyUI", oldest, [*ON_OLDEST, *ignoring(*LABORATORY, *OWN_CODE)], {}),
             ("comparisons on the oldest ComfyUI, without wide vectors", oldest,
-             [*BY_HAND_ON_OLDEST, "--every=3", *ignoring(*LABORATORY)], NO_WIDE_VECTORS),
+             [*BY_HAND_ON_OLDEST, "--every=5", *ignoring(*LABORATORY)], NO_WIDE_VECTORS),
             ("the laboratory", newest, [*IN_PROCESS, *(str(TESTS / room) for room in LABORATORY)], {})):
         jobs.append(Job(name, environment, [*quiet, *options], variables, yields=True))
     return jobs

@@ -51,7 +51,8 @@ class Task:
     def draw(self, world: World, words: str, clip: Any = None, model: Any = None) -> Tensor:
         """A picture (3, 128, 128) a template, with `words` for the subject; clip, model: in place of the
         checkpoint's."""
-        return world.draw(world.encode(self.prompts(words), clip), self.noise(world), self.sampling, model)
+        encoded = [world.encode(prompt, clip) for prompt in self.prompts(words)]
+        return world.draw_each(encoded, self.noise(world), self.sampling, model)
 
     def shared(self, factor: str) -> str | None:
         """The value of a scene's factor ("pose", "background") if all references have the same."""

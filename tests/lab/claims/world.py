@@ -85,10 +85,17 @@ class World:
         return self.networks.model.get_model_object("latent_format").latent_channels
 
     @torch.inference_mode()
-    def encode(self, prompts: Sequence[str], clip: Any = None) -> Conditioning:
-        """One CONDITIONING with a row a prompt; `clip`: one that was taught words, in place of the checkpoint's."""
+    def encode(self, prompt: str, clip: Any = None) -> Conditioning:
+        """A prompt's CONDITIONING; `clip`: one that was taught words, in place of the checkpoint's."""
         clip = clip or self.networks.clip
-        return batched([clip.encode_from_tokens_scheduled(clip.tokenize(prompt)) for prompt in prompts])
+        return clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+
+    def draw_each(self, positive: Sequence[Conditioning], noise: Tensor, how: Sampling, model: Any = None) -> Tensor:
+        """As `draw`, for conditionings of one row each; those of one length share a run of the sampler."""
+        pictures = torch.zeros(len(noise), 3, 8 * noise.shape[2], 8 * noise.shape[3])
+        for rows in of_one_length(positive):
+            pictures[rows] = self.draw(batched([positive[row] for row in rows]), noise[rows], how, model)
+        return pictures
 
     @torch.inference_mode()
     def draw(self, positive: Conditioning, noise: Tensor, how: Sampling, model: Any = None) -> Tensor:
@@ -101,7 +108,7 @@ class World:
         if not len(noise):
             return torch.zeros(0, 3, 8 * noise.shape[2], 8 * noise.shape[3])
         latents = comfy.sample.sample(model or self.networks.model, noise, how.steps, how.guidance, how.sampler,
-                                      how.scheduler, positive, self.encode([""]), torch.zeros_like(noise),
+                                      how.scheduler, positive, self.encode(""), torch.zeros_like(noise),
                                       disable_pbar=True, seed=0)
         return self.networks.vae.decode(latents).movedim(-1, 1).float().cpu().clamp(0, 1)
 
@@ -110,6 +117,14 @@ class World:
         """Pictures (N, 3, H, W) in 0..1 through the VAE and back."""
         vae = self.networks.vae
         return vae.decode(vae.encode(pictures.movedim(1, -1))).movedim(-1, 1).float().cpu().clamp(0, 1)
+
+
+def of_one_length(conditionings: Sequence[Conditioning]) -> list[list[int]]:
+    """Numbers of those that can be joined."""
+    found: dict[int, list[int]] = {}
+    for row, [(words, _)] in enumerate(conditionings):
+        found.setdefault(words.shape[1], []).append(row)
+    return list(found.values())
 
 
 def batched(conditionings: Sequence[Conditioning]) -> Conditioning:

@@ -17,11 +17,12 @@ class Alike:
         self.lengths = lengths
         self.of_length = {int(length): (lengths == length).nonzero().flatten() for length in lengths.unique()}
 
-    def draw(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Unit-variance latents (rows, 16, 16, 16) and tokens (rows, L); every caption is as likely as another."""
+    def draw(self, rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Unit-variance latents (rows, 16, 16, 16), tokens (rows, L) and foreground (rows, 1, 16, 16) in 0..1; every
+        caption is as likely as another."""
         length = int(self.lengths[torch.randint(len(self.lengths), ())])
         alike = self.of_length[length]
         chosen = alike[torch.randint(len(alike), (rows,))]
         scenes, sentences = chosen // self.spoken, chosen % self.spoken
         latents = self.corpus.latents[scenes].float() / self.corpus.spread
-        return latents, self.corpus.tokens[scenes, sentences, :length].long()
+        return latents, self.corpus.tokens[scenes, sentences, :length].long(), self.corpus.foreground[scenes] / 255

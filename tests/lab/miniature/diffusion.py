@@ -43,18 +43,23 @@ def condition_of(networks: torch.nn.ModuleDict, tokens: torch.Tensor, references
     return words, vector
 
 
+FOREGROUND = 3.0  # by how much a cell that a thing covers counts more than one of the background
+
+
 def diffusion_loss(networks: torch.nn.ModuleDict, latents: torch.Tensor, tokens: torch.Tensor,
-                   references: torch.Tensor | None) -> torch.Tensor:
+                   references: torch.Tensor | None, foreground: torch.Tensor) -> torch.Tensor:
     """Sum over rows of the mean squared error of the predicted noise (SD1.x) or velocity (SDXL's by `loss_weight`, as
-    noise; Z-Image's of the flow)."""
+    noise; Z-Image's of the flow). foreground: (B, 1, 16, 16) in 0..1."""
+    cells = 1 + FOREGROUND * foreground
+    cells = cells / cells.mean((1, 2, 3), keepdim=True)
     words, vector = mix_ends(networks["text"], condition_of(networks, tokens, references), tokens)
     if is_flow(networks):
-        return flow_error(networks, latents, words)
+        return flow_error(networks, latents, words, cells)
     t = torch.randint(TIMESTEPS, (len(latents),), device=latents.device)
     noise = torch.randn_like(latents)
     predicted = networks["unet"](add_noise(latents, noise, t), t.float(), context=words, y=vector)
     target = velocity(latents, noise, t) if predicts_velocity(networks) else noise
-    error = F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3))
+    error = (cells * F.mse_loss(predicted.float(), target, reduction="none")).mean((1, 2, 3))
     return (loss_weight(t, predicts_velocity(networks)) * error).sum()
 
 

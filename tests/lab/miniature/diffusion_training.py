@@ -42,11 +42,11 @@ CHECKED = 240                 # prompts that the gate reads
 FEW = 3                       # factors of a prompt that is no hard one
 
 
-Part = tuple[torch.Tensor, torch.Tensor, "torch.Tensor | None"]
+Part = tuple[torch.Tensor, torch.Tensor, "torch.Tensor | None", torch.Tensor]
 
 
 def draw_batch(corpus: Corpus, rows: int, empty: torch.Tensor, visual: int) -> list[Part]:
-    """(latents, tokens, references or None): rows without, then ``visual`` rows with visual tokens.
+    """(latents, tokens, references or None, foreground): rows without, then ``visual`` rows with visual tokens.
 
     ``empty``: tokens of the empty prompt.
     """
@@ -62,7 +62,7 @@ def draw_batch(corpus: Corpus, rows: int, empty: torch.Tensor, visual: int) -> l
         tokens = corpus.tokens[chosen, sentence].long()
         silent = torch.rand(len(chosen), 1, device=on) < NO_CAPTION
         parts.append((corpus.latents[chosen].float() / spread, torch.where(silent, empty, tokens),
-                      None if references is None else references.float() / 255))
+                      None if references is None else references.float() / 255, corpus.foreground[chosen] / 255))
     return parts[:1] if visual == 0 else parts
 
 
@@ -118,9 +118,9 @@ def _batches(corpus: Corpus, text: torch.nn.Module, batch: int, visual: int) -> 
     alike = Alike(corpus)
 
     def draw() -> list[Part]:
-        latents, tokens = alike.draw(batch)
+        latents, tokens, foreground = alike.draw(batch)
         silent = torch.rand(()) < NO_CAPTION  # all of them, as their lengths have to agree
-        return [(latents, empty.expand(batch, -1) if silent else tokens, None)]
+        return [(latents, empty.expand(batch, -1) if silent else tokens, None, foreground)]
 
     return draw
 

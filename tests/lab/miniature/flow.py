@@ -13,12 +13,13 @@ def flow_noised(latents: torch.Tensor, noise: torch.Tensor, sigma: torch.Tensor)
     return (1 - level) * latents + level * noise
 
 
-def flow_error(networks: torch.nn.ModuleDict, latents: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-    """Sum over rows of the mean squared error of the predicted velocity, noise - latents, at logit-normal noise
-    levels."""
+def flow_error(networks: torch.nn.ModuleDict, latents: torch.Tensor, words: torch.Tensor, cells: torch.Tensor
+               ) -> torch.Tensor:
+    """Sum over rows of the mean squared error of the predicted velocity, noise - latents, at logit-normal noise levels.
+    cells: (B, 1, 16, 16), how much each counts."""
     sigma, noise = torch.randn(len(latents), device=latents.device).sigmoid(), torch.randn_like(latents)
     predicted = flow_velocity(networks, flow_noised(latents, noise, sigma), sigma, words)
-    return F.mse_loss(predicted.float(), noise - latents, reduction="none").mean((1, 2, 3)).sum()
+    return (cells * F.mse_loss(predicted.float(), noise - latents, reduction="none")).mean((1, 2, 3)).sum()
 
 
 def flow_velocity(networks: torch.nn.ModuleDict, x: torch.Tensor, sigma: torch.Tensor, words: torch.Tensor

@@ -20,9 +20,11 @@ from .factors import Scene, sample_scene, with_factors
 from .grammar import caption
 from .flow_network import LanguageModel
 from .network import REFERENCE_SIZE, TextEncoder, TwinTextEncoder
+from .renderer import draw
 
 SHARD = 2048                  # scenes; the first half of them also has a reference picture of its subject
 REFERENCES = SHARD // 2
+LATENT = 16                   # cells of a picture's latents a side
 SAME_POSE = 0.7               # references in the target's pose: where pose bias comes from
 CAPTIONS, QUIET_CAPTIONS = 5, 2   # sentences kept for each scene; quiet ones stand beside references
 LOOKS = 0.85                  # how often a sentence says how a nameable subject looks; a quiet one never does,
@@ -70,8 +72,23 @@ def make_shards(folder: Path, autoencoder_file: Path, count: int, workers: int, 
                 break
             _encode_shard(file, pictures, autoencoder, on)
             deadline.log(f"latents: shard {number + 1} of {count}")
+        if not foreground_of(file).is_file():
+            _save_foreground(foreground_of(file), shard_scenes(number)[0])
         files.append(file)
     return files
+
+
+def foreground_of(file: Path) -> Path:
+    """Where it is kept how much of each cell of a shard's latents the subject, what it wears and a second object cover."""
+    return file.with_suffix(".foreground.safetensors")
+
+
+def _save_foreground(file: Path, targets: list[Scene]) -> None:
+    cells = [torch.from_numpy(1 - draw(scene).background)[None] for scene in targets]
+    covered = F.adaptive_avg_pool2d(torch.stack(cells), LATENT).mul(255).round().byte()
+    partial = file.with_suffix(".partial")
+    save_file({"foreground": covered}, partial)
+    partial.replace(file)
 
 
 def _encode_shard(file: Path, pictures: list[np.ndarray], autoencoder: torch.nn.ModuleDict, on: torch.device) -> None:
@@ -91,13 +108,14 @@ def _encode_shard(file: Path, pictures: list[np.ndarray], autoencoder: torch.nn.
 class Corpus:
     """All shards in memory. latents (N, 16, 16, 16) fp16, raw; references (N/2, 3, 64, 64) uint8 of the rows in
     ``with_reference``; tokens (N, 5, 77 or 64) int16, the last ``QUIET_CAPTIONS`` of them without the subject's looks;
-    spread: standard deviation of the latents."""
+    spread: standard deviation of the latents; foreground (N, 1, 16, 16) uint8: how much of a cell is no background."""
 
     latents: torch.Tensor
     references: torch.Tensor
     with_reference: torch.Tensor
     tokens: torch.Tensor
     spread: float
+    foreground: torch.Tensor
 
 
 def load_corpus(files: list[Path], text: TextEncoder | TwinTextEncoder | LanguageModel, on: torch.device,
@@ -108,7 +126,8 @@ def load_corpus(files: list[Path], text: TextEncoder | TwinTextEncoder | Languag
     log(f"latents: {len(tokens)} scenes, {tokens.shape[1]} captions each")
     rows = torch.cat([torch.arange(REFERENCES) + number * SHARD for number in range(len(files))])
     latents, references = (torch.cat([shard[key] for shard in shards]).to(on) for key in ("latents", "references"))
-    return Corpus(latents, references, rows.to(on), tokens.to(on), float(latents[:SHARD].float().std()))
+    foreground = torch.cat([load_file(foreground_of(file))["foreground"] for file in files]).to(on)
+    return Corpus(latents, references, rows.to(on), tokens.to(on), float(latents[:SHARD].float().std()), foreground)
 
 
 def _captions(number: int, text: TextEncoder | TwinTextEncoder | LanguageModel) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from miniature.checkpoint import save_checkpoint
-from miniature.diffusion import TIMESTEPS, add_noise, alphas_bar, sample
+from miniature.diffusion import FOREGROUND, TIMESTEPS, add_noise, alphas_bar, diffusion_loss, sample
 from miniature.factors import sample_identity, sample_scene
 from miniature.flow import flow_noised
 from miniature.flow_network import is_flow, new_networks_flow
@@ -202,3 +202,23 @@ def test_oracle_labels_agree_with_what_captions_say():
         perfect = Judgement(seen, colors, torch.zeros(1), torch.zeros(1))
         verdict = perfect.agrees(said(caption(scene, rng)))
         assert verdict and all(verdict.values()), (scene, verdict)
+
+
+@pytest.mark.parametrize("family", ["SDXL", "Z-Image"])  # whose target, velocity, depends on the latents
+def test_a_cell_that_a_thing_covers_counts_more(family):
+    networks, seed = FAMILIES[family](5), 4
+    tokens = networks["text"].tokens(["a dog in the snow"] * 2)
+    latents, none = torch.randn(2, 16, 16, 16), torch.zeros(2, 1, 16, 16)
+    losses = {}
+    for name, foreground in (("nothing", none), ("all", none + 1), ("a corner", none.clone())):
+        if name == "a corner":
+            foreground[..., :4, :4] = 1
+        far = latents.clone()
+        far[..., :4, :4] += 100.0
+        for where, shown in (("near", latents), ("far", far)):
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                losses[name, where] = float(diffusion_loss(networks, shown, tokens, None, foreground))
+    assert losses["nothing", "far"] == pytest.approx(losses["all", "far"], rel=1e-5)
+    weight = (1 + FOREGROUND) / (1 + FOREGROUND / 16)
+    assert losses["a corner", "far"] / losses["nothing", "far"] == pytest.approx(weight, rel=0.15)

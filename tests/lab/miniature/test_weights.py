@@ -66,7 +66,7 @@ def test_models_draw_what_prompts_say_as_often_as_they_say(name):
         claimed = opened.metadata()
     world, prompts = World(file, ORACLE), prompts_to_judge(48)
     noise = torch.randn(len(prompts), 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    pictures = world.draw(world.encode(prompts), noise, Sampling(steps=12))
+    pictures = world.draw_each([world.encode(prompt) for prompt in prompts], noise, Sampling(steps=12))
     shown = factor_table(world.oracle, prompts, pictures)
     assert shown["background"] == pytest.approx(float(claimed["background"]), abs=0.15)
     assert shown["all"] == pytest.approx(float(claimed["all"]), abs=0.1)

@@ -63,7 +63,7 @@ def looked_at(world: World, task: Task) -> list[Column]:
     model, clip, _ = world.networks
     recording, record = PersonalizeRecordAttention.execute(
         model, "dog", "all", "", EVERY_STEP, 0.0, 1.0, clip, SEEN).args
-    picture = world.draw(world.encode([SEEN]), task.noise(world)[:1], task.sampling, recording).movedim(1, -1)
+    picture = world.draw(world.encode(SEEN), task.noise(world)[:1], task.sampling, recording).movedim(1, -1)
     heat = PersonalizeShowAttention.execute(record, "mean", "each map", "jet", 0.6, 0, picture).args[0]
     masked = PersonalizeSubjectMask.execute(record, "dog", "Otsu", 0.3, picture).args[1]
     columns = ("the picture", picture), ("“dog”", heat), ("its mask", masked)
@@ -72,7 +72,7 @@ def looked_at(world: World, task: Task) -> list[Column]:
 
 def drawn(world: World, task: Task, concept: Concept, number: int, model=None) -> Image.Image:
     """The picture of one of the task's prompts."""
-    positive = world.encode([task.prompts(SUBJECT)[number]], apply_concepts(world.networks.clip, (concept,)))
+    positive = world.encode(task.prompts(SUBJECT)[number], apply_concepts(world.networks.clip, (concept,)))
     return pictured(world.draw(positive, task.noise(world)[number:number + 1], task.sampling, model)[0])
 
 

@@ -24,7 +24,7 @@ from ..store import Cell, Drawn
 from ..task import Task, many_factors
 from ..technique import AsksOracle, Method, Technique
 from ..training import subject_of, train
-from ..world import World, batched
+from ..world import World
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,10 @@ class Again(AsksOracle):
     @staticmethod
     def _drawn(world: World, task: Task, concepts: Mapping[int, Concept]) -> Drawn:
         prompts, clip = task.prompts(SUBJECT), world.networks.clip
-        encoded = [world.encode([prompts[number]], apply_concepts(clip, (concept,)))
+        encoded = [world.encode(prompts[number], apply_concepts(clip, (concept,)))
                    for number, concept in concepts.items()]
         noise = task.noise(world, "again")[list(concepts)]
-        return Drawn(dict(zip(concepts, world.draw(batched(encoded), noise, task.sampling), strict=True)))
+        return Drawn(dict(zip(concepts, world.draw_each(encoded, noise, task.sampling), strict=True)))
 
 
 @dataclass(frozen=True)
