@@ -32,8 +32,8 @@ LABORATORY = ("lab",)
 OWN_CODE = tuple(f"test_{name}.py" for name in (
     "demo", "environment", "export", "fingerprint", "foreign_files", "fuzzed_files", "interfaces", "jobs", "locales",
     "manage_steps", "next_run", "pages", "picture_bounds", "picture_check", "picture_folders", "picture_formats",
-    "picture_writing", "placeholders", "prior", "prompts", "run_key", "run_records", "saved_steps", "saving", "training_causes",
-    "training_learns", "training_safety", "validation", "vico_input", "vico_trained"))
+    "picture_writing", "placeholders", "prior", "prompts", "run_key", "run_records", "saved_steps", "saving",
+    "training_causes", "training_learns", "training_safety", "validation", "vico_input", "vico_trained"))
 NO_WIDE_VECTORS = {
     "ATEN_CPU_CAPABILITY": "default"
 }  # what torch computes with where a processor has neither AVX2 nor AVX-512

@@ -7,7 +7,8 @@ from pathlib import Path
 
 LAB = Path(__file__).resolve().parents[1]
 WEIGHTS = LAB / "miniature" / "weights"
-TECHNIQUES = ("core", "harmonize", "harmonize_choices", "vico", "vico_two", "rates", "overfitting")  # each has a module in techniques/
+# each has a module in techniques/
+TECHNIQUES = ("core", "harmonize", "harmonize_choices", "vico", "vico_two", "rates", "overfitting")
 SETS = ("varied", "limited", "accompanied")
 PROMPTS = 24
 

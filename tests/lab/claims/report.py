@@ -107,8 +107,9 @@ def _compared(found: Sequence[Result]) -> list[str]:
     differences = [result for result in found if MINUS in result.method and result.interval]
     if not differences:
         return []
-    return [f"{len(differences)} differences, of which intervals of 95 % leave out zero by chance in "
-            f"{len(differences) / 20:.1f}; here in {sum(one.interval.excludes_zero for one in differences)}."]
+    sure = sum(one.interval.excludes_zero for one in differences)
+    by_chance = len(differences) / 20
+    return [f"{len(differences)} differences; 95 % intervals of {by_chance:.1f} leave out zero by chance, here of {sure}."]
 
 
 def figures(technique: str, cells: Cells) -> Iterator[str]:

@@ -26,8 +26,8 @@ class Method(Protocol):
 
 
 class AsksOracle:
-    """Marks a method that reads what the oracle said of the cell it continues, or asks it while drawing: another oracle,
-    another cell of it."""
+    """Marks a method that reads what the oracle said of the cell it continues, or asks it while drawing: another
+    oracle, another cell of it."""
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,8 @@ EXCHANGED, EMPTIED = 0.5, 0.25   # rows whose end and padding outputs are anothe
 def mix_ends(text: torch.nn.Module, condition: Condition, tokens: torch.Tensor) -> Condition:
     """The condition, of which many rows have the end and padding outputs, and the pooled vector, of another prompt.
 
-    What causal text encoders give for these tokens holds the whole prompt; a denoiser that is to read the words must find it
-    misleading.
+    What causal text encoders give for these tokens holds the whole prompt; a denoiser that is to read the words must
+    find it misleading.
     """
     words, vector = condition
     own, visual = words[:, :tokens.shape[1]], words[:, tokens.shape[1]:]
@@ -90,8 +90,8 @@ def _one_of(draw: torch.Tensor, neighbours: torch.Tensor, empty: torch.Tensor, o
 
 def with_ends(text: torch.nn.Module, own: torch.Tensor, tokens: torch.Tensor, other: torch.Tensor, others: torch.Tensor
               ) -> torch.Tensor:
-    """Outputs ``own`` (B, L, d) for ``tokens`` (B, L), from the first end token on those that ``other`` (B, L', d) has for
-    the ends of ``others`` (B, L')."""
+    """Outputs ``own`` (B, L, d) for ``tokens`` (B, L), from the first end token on those that ``other`` (B, L', d) has
+    for the ends of ``others`` (B, L')."""
     rows = text.end_rows(tokens, others)[..., None].expand(-1, -1, own.shape[-1])
     return torch.where(text.ends(tokens)[..., None], other.gather(1, rows), own)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from .grammar import every_word
-from .models import QWEN, QWEN_VOCABULARY, TRANSFORMER, WIDTH, MiniatureTokenizerQwen, untouched_table
+from .models import QWEN, QWEN_VOCABULARY, TRANSFORMER, MiniatureTokenizerQwen, untouched_table
 from .network import after_first, first_of, initialise
 
 END_OF_PROMPT = 151645  # <|im_end|>: the template's tokens after the prompt begin with it
@@ -44,8 +44,8 @@ class LanguageModel(torch.nn.Module):
         return self._words[word]
 
     def tokens(self, texts: Sequence[str]) -> torch.Tensor:
-        """(B, L) places in ``rows``, the chat template's among them; raises KeyError for a word outside the grammar, and
-        ValueError for texts of different lengths.
+        """(B, L) places in ``rows``, the chat template's among them; raises KeyError for a word outside the grammar,
+        and ValueError for texts of different lengths.
 
         Byte-pair encoding never crosses a blank, so words are encoded once and joined.
         """
@@ -71,7 +71,8 @@ class LanguageModel(torch.nn.Module):
         return after_first(tokens, self.end_place)
 
     def end_rows(self, tokens: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """(B, L): which outputs of ``others`` stand where ``tokens`` end: the template's, counted from the prompt's end."""
+        """(B, L): which outputs of ``others`` stand where ``tokens`` end: the template's, counted from the prompt's
+        end."""
         moved = first_of(others, self.end_place) - first_of(tokens, self.end_place)
         return (torch.arange(tokens.shape[1], device=tokens.device) + moved).clamp(min=0)
 

@@ -20,8 +20,8 @@ CAPTIONS = 30_000
 
 
 def learn_language(text: LanguageModel, file: Path, deadline: Deadline) -> bool:
-    """Give the encoder what ``file`` kept, or train it on captions and keep that, and freeze it; False when the deadline
-    comes first."""
+    """Give the encoder what ``file`` kept, or train it on captions and keep that, and freeze it; False when the
+    deadline comes first."""
     if file.is_file():
         text.load_state_dict(torch.load(file, weights_only=True))
     elif _train(text, deadline):

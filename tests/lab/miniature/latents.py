@@ -17,8 +17,8 @@ from .comfyui import fast_half
 from .data import draw_picture, draw_pictures, scenes
 from .deadline import Deadline
 from .factors import Scene, sample_scene, with_factors
-from .grammar import caption
 from .flow_network import LanguageModel
+from .grammar import caption
 from .network import REFERENCE_SIZE, TextEncoder, TwinTextEncoder
 from .renderer import draw
 
@@ -79,7 +79,8 @@ def make_shards(folder: Path, autoencoder_file: Path, count: int, workers: int, 
 
 
 def foreground_of(file: Path) -> Path:
-    """Where it is kept how much of each cell of a shard's latents the subject, what it wears and a second object cover."""
+    """Where it is kept how much of each cell of a shard's latents the subject, what it wears and a second object
+    cover."""
     return file.with_suffix(".foreground.safetensors")
 
 

@@ -33,8 +33,8 @@ UNET_XL = {
     "adm_in_channels": WIDTH + 6 * 256,
 }
 TRANSFORMER = {
-    "patch_size": 2, "in_channels": 16, "dim": 256, "n_layers": 6, "n_refiner_layers": 1, "n_heads": 4, "n_kv_heads": 4,
-    "multiple_of": 64, "ffn_dim_multiplier": 8 / 3, "norm_eps": 1e-5, "qk_norm": True, "cap_feat_dim": WIDTH,
+    "patch_size": 2, "in_channels": 16, "dim": 256, "n_layers": 4, "n_refiner_layers": 1, "n_heads": 4, "n_kv_heads": 4,
+    "multiple_of": 64, "ffn_dim_multiplier": 2.0, "norm_eps": 1e-5, "qk_norm": True, "cap_feat_dim": WIDTH,
     "axes_dims": [16, 24, 24], "axes_lens": [128, 64, 64], "rope_theta": 256.0, "z_image_modulation": True,
     "time_scale": 1000.0, "pad_tokens_multiple": 32,
 }

@@ -101,7 +101,8 @@ class TextEncoder(torch.nn.Module):
         return after_first(tokens, self.end_place)
 
     def end_rows(self, tokens: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """(B, 77): which outputs of ``others`` stand where ``tokens`` end: those at the same places, or the first end."""
+        """(B, 77): which outputs of ``others`` stand where ``tokens`` end: those at the same places, or the first
+        end."""
         return torch.arange(POSITIONS, device=tokens.device).expand_as(tokens).maximum(first_of(others, self.end_place))
 
     def states(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

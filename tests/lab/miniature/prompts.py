@@ -1,8 +1,8 @@
 """Prompt templates of the miniature world, with one slot ``{}`` for a subject.
 
-``regularization_prompts`` is what CoRe's prompt set is made of, by kind; methods are compared on ``evaluation_prompts``, or
-on ``hard_prompts``, which state more at once. What the former say (a place, a pose, something worn or a second object) the
-latter two never ask for: half of the world's words each.
+``regularization_prompts`` is what CoRe's prompt set is made of, by kind; methods are compared on
+``evaluation_prompts``, or on ``hard_prompts``, which state more at once. What the former say (a place, a pose,
+something worn or a second object) the latter two never ask for: half of the world's words each.
 """
 from __future__ import annotations
 

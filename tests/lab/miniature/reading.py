@@ -1,7 +1,7 @@
 """What a denoiser reads of a prompt: its words, or the end and padding tokens behind them.
 
-Text encoders are causal: what the tokens after the last word hold is the whole prompt. A denoiser that reads these alone
-draws well and yet cannot show what a learned word does to the words beside it.
+Text encoders are causal: what the tokens after the last word hold is the whole prompt. A denoiser that reads these
+alone draws well and yet cannot show what a learned word does to the words beside it.
 """
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from .oracle import Judgement, Oracle
 Decode = Callable[[torch.Tensor], torch.Tensor]
 
 EXCHANGED = {  # factor: pairs of clauses that differ in it alone
-    "background": (("on the beach", "on the moon"), ("in the snow", "in the desert"), ("in the kitchen", "on a volcano")),
+    "background": (("on the beach", "on the moon"), ("in the snow", "in the desert"),
+                   ("in the kitchen", "on a volcano")),
     "pose": (("jumping", "lying"), ("upside down", "standing"), ("lying", "upside down")),
     "accessory": (("wearing a hat", "wearing a crown"), ("wearing a scarf", "wearing sunglasses"),
                   ("wearing a crown", "wearing a scarf")),
@@ -86,13 +87,14 @@ def words_alone(networks: torch.nn.ModuleDict, oracle: Oracle, decode: Decode,
     """Text score of hard prompts with the empty prompt's end and padding outputs, and untouched."""
     alone = with_ends_of(networks, prompts, [""] * len(prompts))
     untouched = [condition_of(networks, networks["text"].tokens([prompt]), None) for prompt in prompts]
-    return tuple(_text_score(prompts, _judged(networks, oracle, decode, condition, steps)) for condition in (alone, untouched))
+    return tuple(_text_score(prompts, _judged(networks, oracle, decode, conditions, steps))
+                 for conditions in (alone, untouched))
 
 
 @torch.no_grad()
 def with_ends_of(networks: torch.nn.ModuleDict, words: Sequence[str], ends: Sequence[str]) -> list[Condition]:
-    """What the denoiser receives of each of the prompts ``words``, the outputs from the first end token on from one of the
-    prompts ``ends``, and the latter's pooled vector."""
+    """What the denoiser receives of each of the prompts ``words``, the outputs from the first end token on from one of
+    the prompts ``ends``, and the latter's pooled vector."""
     text, mixed = networks["text"], []
     for prompt, other in zip(words, ends, strict=True):
         tokens, others = text.tokens([prompt]), text.tokens([other])

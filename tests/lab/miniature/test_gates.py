@@ -52,8 +52,8 @@ def test_hard_prompts_are_counted_apart():
     assert by_number_of_factors(Oracle(scenes), prompts, None) == {"one_to_three": 1.0, "four_to_six": 1.0}
     others = scenes[1:] + scenes[:1]
     found = by_number_of_factors(Oracle(others), prompts, None)
-    few = [list(judged.agrees(said(prompt)).values())
-           for prompt, judged in zip(prompts, Oracle(others).judge(None), strict=True)]
-    for name, chosen in (("one_to_three", [r for r in few if len(r) <= 3]), ("four_to_six", [r for r in few if len(r) > 3])):
-        rights = sum(chosen, [])
+    verdicts = [list(judged.agrees(said(prompt)).values())
+                for prompt, judged in zip(prompts, Oracle(others).judge(None), strict=True)]
+    for name, is_few in (("one_to_three", True), ("four_to_six", False)):
+        rights = [right for verdict in verdicts if (len(verdict) <= 3) == is_few for right in verdict]
         assert found[name] == pytest.approx(sum(rights) / len(rights)) and found[name] < 0.8

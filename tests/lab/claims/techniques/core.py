@@ -46,6 +46,7 @@ class Learning:
 STAGE_1 = Learning(150, 4, 5e-3)
 STAGE_2 = Learning(150, 4, 5e-5)
 TEST_TIME = Learning(10, 6, 5e-4)
+SHARES, MANY = (0.1, 0.3, 1.0), 4
 PROBED, PROBED_BATCHES = 15, 8  # steps after which a share of the gradient is measured, and on how many batches
 
 
@@ -53,9 +54,9 @@ PROBED, PROBED_BATCHES = 15, 8  # steps after which a share of the gradient is m
 class Embedding:
     """Textual Inversion from the class word on; with CoRe's terms unless `weighting` is None.
 
-    estimate: attention by the estimator. rescaled: Eq. 6 from 40 % to 60 % of the steps. vectors: of the word. share: the
-    weights are multiplied so that early in the training the terms' gradient is so many times as long as the diffusion
-    loss's; None for the weights as they are.
+    estimate: attention by the estimator. rescaled: Eq. 6 from 40 % to 60 % of the steps. vectors: of the word. share:
+    the weights are multiplied so that early in the training the terms' gradient is so many times as long as the
+    diffusion loss's; None for the weights as they are.
     """
 
     name: str
@@ -224,10 +225,15 @@ def technique(quick: bool) -> Technique:
         Embedding("TI+CoRe-no-embedding-loss", first, replace(RELEASED, embedding=0.0)),
         Embedding("TI+CoRe-no-attention-loss", first, replace(RELEASED, attention=0.0)),
         Embedding("TI+CoRe-no-rescaling", first, rescaled=False),
+        *(Embedding(f"TI+CoRe-share-{share:g}", first, share=share) for share in SHARES),
+        Embedding(f"TI-{MANY}-vectors", first, None, rescaled=False, vectors=MANY),
+        Embedding(f"TI+CoRe-{MANY}-vectors", first, vectors=MANY),
         SecondStage("TI+CoRe+U-Net", core, second),
         Again("failed-again", core),
         TestTime("failed+test-time", core, learning=refining),
     )
     against = {method.name: "TI" for method in methods if method.name != "TI"}
     against |= {name: core.name for name in against if name.startswith(("TI+CoRe-", "TI+CoRe+"))}
+    against |= {f"TI+CoRe-share-{share:g}": "TI" for share in SHARES}
+    against[f"TI+CoRe-{MANY}-vectors"] = f"TI-{MANY}-vectors"
     return Technique(methods, against | {"failed-again": "TI+CoRe", "failed+test-time": "failed-again"}, many_factors)

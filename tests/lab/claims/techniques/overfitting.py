@@ -1,8 +1,8 @@
-"""In which settings does plain training lose the prompt? For the tuning subjects: claims.py --technique overfitting --tuning.
+"""In which settings does plain training lose the prompt? For the tuning subjects alone: --tuning.
 
-The rule by which settings of other techniques follow: of those in which Textual Inversion, or DreamBooth, loses at least 0.15
-of the text on hard prompts, the one with the most likeness; if there is none, that with the most likeness, and the tables
-say that they cannot tell.
+The rule by which settings of other techniques follow: of those in which Textual Inversion, or DreamBooth, loses at
+least 0.15 of the text on hard prompts, the one with the most likeness; if there is none, that with the most likeness,
+and the tables say that they cannot tell.
 """
 from __future__ import annotations
 
