@@ -109,7 +109,7 @@ def _compared(found: Sequence[Result]) -> list[str]:
         return []
     sure = sum(one.interval.excludes_zero for one in differences)
     by_chance = len(differences) / 20
-    return [f"{len(differences)} differences; 95 % intervals of {by_chance:.1f} leave out zero by chance, here of {sure}."]
+    return [f"{len(differences)} differences; intervals of {by_chance:.1f} leave out zero by chance, here of {sure}."]
 
 
 def figures(technique: str, cells: Cells) -> Iterator[str]:

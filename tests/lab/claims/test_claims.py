@@ -223,7 +223,7 @@ def test_a_table_says_which_differences_are_sure_and_how_many_would_be_by_chance
     shown = text("core", technique, cells, prompts)
     rows = {line.split()[0]: line for line in shown.splitlines() if " to " in line}
     assert "**0.25** (0.25 to 0.25)" in rows["b-minus-a"] and "**" not in rows["c-minus-a"] + rows["a"]
-    assert "2 differences; 95 % intervals of 0.1 leave out zero by chance, here of 1." in shown
+    assert "2 differences; intervals of 0.1 leave out zero by chance, here of 1." in shown
 
 
 # ---------------------------------------------------------------------------------------------- sheet
