@@ -17,7 +17,7 @@ from personalize.nodes.training import run_folder
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.failures import TrainingDiverged
 from personalize.nodes.training.parts.embedding import EmbeddingPart
-from personalize.nodes.training.parts.weights import AdapterPart, UNetPart
+from personalize.nodes.training.parts.weights import AdapterPart, KeyValuePart, UNetPart
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.recipe import TemplateRecipe
 from personalize.nodes.training.run_key import run_key
@@ -145,9 +145,10 @@ def test_losses_are_written_for_others(sd15):
     assert json.loads((folder / "report.json").read_text())["history"][0]["parts"].keys() == {"diffusion"}
 
 
-@pytest.mark.parametrize("part", [UNetPart(lr=1e-3), AdapterPart("LoRA", lr=1e-2), AdapterPart("LoKr", 4, lr=1e-2),
-                                  AdapterPart("OFT", 4, 0.0, lr=1e-2), AdapterPart(attention_only=False, lr=1e-2)],
-                         ids=["U-Net", "LoRA", "LoKr", "OFT", "LoRA everywhere"])
+@pytest.mark.parametrize("part", [UNetPart(lr=1e-3), KeyValuePart(lr=1e-2), AdapterPart("LoRA", lr=1e-2),
+                                  AdapterPart("LoKr", 4, lr=1e-2), AdapterPart("OFT", 4, 0.0, lr=1e-2),
+                                  AdapterPart(attention_only=False, lr=1e-2)],
+                         ids=["U-Net", "Key/Value", "LoRA", "LoKr", "OFT", "LoRA everywhere"])
 def test_weights_work_in_the_stock_loader(sd15, part, tmp_path):
     """The model with the file's weights predicts what the trained model predicted in its session."""
     model, clip, _ = sd15

@@ -68,7 +68,7 @@ def fitting(what: str, remedy: str) -> Iterator[None]:
 
 def lighter(parts: Sequence[TrainablePart]) -> str:
     """What to do where the models and the parts to train do not fit."""
-    if any(isinstance(part, UNetPart) for part in parts):
+    if any(type(part) is UNetPart for part in parts):
         return "connect Train Adapter in place of Train U-Net"
     if len(parts) > 1:
         return "take parts out of the chain at trainable"

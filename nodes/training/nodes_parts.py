@@ -18,7 +18,7 @@ from ..text.prompts import parse
 from ..types import PromptSetType, RecipeType
 from .diffusion import CONSTANT, WEIGHTINGS, DiffusionLoss, step_window
 from .parts.embedding import EmbeddingPart
-from .parts.weights import AdapterPart, UNetPart
+from .parts.weights import AdapterPart, KeyValuePart, UNetPart
 from .recipe import PHOTO, TemplateRecipe
 
 CATEGORY = "personalize/training"
@@ -77,6 +77,28 @@ class PersonalizeTrainUNet(io.ComfyNode):
     def execute(cls, learning_rate: float, previous=()) -> io.NodeOutput:
         """The chain with one more part."""
         return io.NodeOutput((*previous, UNetPart(learning_rate)))
+
+
+class PersonalizeTrainKeyValue(io.ComfyNode):
+    """Adds the keys and values of the text to what is trained."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node's inputs and outputs."""
+        return io.Schema(
+            node_id="PersonalizeTrainKeyValue", display_name="Train Key/Value", category=CATEGORY,
+            description="Trains only what makes keys and values of the prompt for the picture, Custom Diffusion: more "
+                        "identity than a word alone, a fiftieth of the U-Net. Several subjects are learned together. "
+                        "Connect Train Embedding to previous, as the word is learned beside them.",
+            search_aliases=["custom diffusion", "cross attention", "multi concept", "finetune"],
+            inputs=[learning_rate_input(1e-5, "Custom Diffusion: 0.00001 times the batch size."),
+                    previous_parts_input(": Train Embedding, as in the paper")],
+            outputs=[parts_output()])
+
+    @classmethod
+    def execute(cls, learning_rate: float, previous=()) -> io.NodeOutput:
+        """The chain with one more part."""
+        return io.NodeOutput((*previous, KeyValuePart(learning_rate)))
 
 
 class PersonalizeTrainAdapter(io.ComfyNode):
@@ -202,5 +224,6 @@ class PersonalizeTrainingPrompts(io.ComfyNode):
         return io.NodeOutput(TemplateRecipe(templates, use_captions))
 
 
-NODES = [PersonalizeTrainEmbedding, PersonalizeTrainUNet, PersonalizeTrainAdapter, PersonalizeDiffusionLoss,
+NODES = [PersonalizeTrainEmbedding, PersonalizeTrainUNet, PersonalizeTrainKeyValue, PersonalizeTrainAdapter,
+         PersonalizeDiffusionLoss,
          PersonalizeTrainingPrompts]

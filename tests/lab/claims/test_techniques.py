@@ -57,14 +57,15 @@ def test_core_pulls_with_the_share_of_the_gradient_that_is_wanted(world, task):
 
 def test_a_word_of_several_vectors_and_the_weights_beside_it_are_learned(world, task):
     from claims.techniques.core import Embedding, Learning
-    from claims.techniques.overfitting import DreamBooth
+    from claims.techniques.overfitting import PARTS, WithWeights
 
     word = Embedding("TI", Learning(2, 2, 0.1), None, rescaled=False, vectors=3).draw(world, task, None)
     assert word.learned["clip_l"].shape == (3, 128)
     before = ClassWord().draw(world, task, None)
-    for rate in (0.0, 1e-4):
-        drawn = DreamBooth("DreamBooth", Learning(1, 2, rate), word_rate=0.0).draw(world, task, None)
-        assert torch.equal(drawn.pictures[0], before.pictures[0]) == (rate == 0.0)
+    for weights in PARTS:
+        for rate in (0.0, 1e-3):
+            drawn = WithWeights("some", weights, Learning(1, 2, rate), word_rate=0.0).draw(world, task, None)
+            assert torch.equal(drawn.pictures[0], before.pictures[0]) == (rate == 0.0)
     assert torch.equal(ClassWord().draw(world, task, None).pictures[0], before.pictures[0])
 
 

@@ -1,0 +1,54 @@
+"""Custom Diffusion: only what makes keys and values of the text is trained, of all subjects together."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+from personalize.nodes.training.diffusion import DiffusionLoss
+from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.parts.weights import KeyValuePart, UNetPart
+from personalize.nodes.training.plan import Settings
+from support.trainings import in_place_of_a_step, subject, train
+
+ENDINGS = (".attn2.to_k.diff", ".attn2.to_v.diff")
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_it_learns_keys_and_values_of_every_layer_and_nothing_else(kind, request):
+    checkpoint = request.getfixturevalue(kind)
+    trainer, learned, _ = train(checkpoint, Settings(steps=3, batch_size=2),
+                                parts=(EmbeddingPart(), KeyValuePart(1e-3)))
+    weights = trainer.weights()
+    assert len(weights) == 2 * len(trainer.session.family.layers) and learned.keys() == {"<my-dog>"}
+    assert all(name.startswith("diffusion_model.") and name.endswith(ENDINGS) for name in weights)
+    assert all(difference.abs().max() > 0 for difference in weights.values())
+
+
+def test_its_gradients_are_those_of_the_whole_unet_at_these_weights(sd15):
+    found = []
+
+    def collect(trainer, batch):
+        trainer._micro_batches(batch, measured=False)
+        found.append({name: p.grad.clone() for name, p in trainer.parts[-1]._named()})
+
+    with in_place_of_a_step(collect):
+        for part in (KeyValuePart(), UNetPart()):
+            train(sd15, Settings(steps=1, batch_size=2), parts=(EmbeddingPart(), part), terms=(DiffusionLoss(),))
+    ours, whole = found
+    assert ours.keys() < whole.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-5, atol=1e-7)
+
+
+def test_several_subjects_share_the_weights_and_keep_words_of_their_own(sd15):
+    subjects = (subject(), subject(placeholder="<my-cat>"))
+    trainer, learned, _ = train(sd15, Settings(steps=2, batch_size=2), subjects=subjects,
+                                parts=(EmbeddingPart(0.1), KeyValuePart(1e-3)))
+    assert learned.keys() == {"<my-dog>", "<my-cat>"}
+    assert not torch.equal(learned["<my-dog>"]["clip_l"], learned["<my-cat>"]["clip_l"])
+    assert len(trainer.weights()) == 2 * len(trainer.session.family.layers)
+
+
+def test_a_model_without_keys_and_values_of_its_own_for_text_is_refused(z_image):
+    with pytest.raises(ValueError, match="keys and values of text and picture by the same weights"):
+        train(z_image, Settings(steps=1), parts=(EmbeddingPart(), KeyValuePart()))
