@@ -59,6 +59,11 @@ def save_checkpoint(networks: torch.nn.ModuleDict, autoencoder: torch.nn.ModuleD
     partial.replace(file)
 
 
+def encoders_of(networks: torch.nn.ModuleDict) -> list[TextEncoder | LanguageModel]:
+    """The text encoders."""
+    return list(_encoders(networks).values())
+
+
 def load_networks(networks: torch.nn.ModuleDict, tensors: Tensors) -> None:
     """Give the networks the weights of a checkpoint's tensors (the inverse of ``checkpoint_tensors``)."""
     for prefix, module in _modules(networks).items():

@@ -1,4 +1,5 @@
-"""Stage 3: denoiser, text and picture encoder together, on cached latents; gates read by the oracle."""
+"""Stage 3: denoiser and picture encoder, with a text encoder that was taught before, on cached latents; gates read by the
+oracle."""
 from __future__ import annotations
 
 import contextlib
@@ -10,12 +11,14 @@ from statistics import fmean
 
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .alike import Alike
 from .autoencoder import load_autoencoder
-from .checkpoint import load_networks, save_checkpoint
+from .checkpoint import encoders_of, load_networks, save_checkpoint
 from .comfyui import fast_half
+from .contrastive import learn_pictures
 from .deadline import Deadline
 from .diffusion import diffusion_loss, sample
 from .factors import CLASSES, SPOKEN_COLORS, Identity, sample_identity, sample_scene
@@ -30,6 +33,7 @@ from .oracle import Oracle, load_oracle
 from .picture_words import teach_words
 from .reading import figures_of_reading
 from .run_state import Run, cosine
+from .text_start import give_text
 from .twin_start import start_twin
 
 PICTURES = 1_500_000
@@ -38,6 +42,7 @@ PEAK_RATE = 5e-4              # at that batch; grows with its root
 NO_CAPTION = 0.1
 VISUAL_SHARE = 0.25           # rows with a reference; their captions never say how the subject looks
 NETWORKS = {"miniature": new_networks, "miniature_xl": new_networks_xl, "miniature_flow": new_networks_flow}
+FROZEN = "taught before, frozen"  # what a checkpoint says of its text encoder
 CHECKED = 240                 # prompts that the gate reads
 FEW = 3                       # factors of a prompt that is no hard one
 
@@ -79,14 +84,14 @@ def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoenco
     if not files:
         return False
     networks = NETWORKS[name]().to(on)
-    if is_flow(networks) and not learn_language(networks["text"], folder / "language.pt", deadline):
+    corpus = load_corpus(files, networks["text"], on, deadline.log)
+    if not _prepare(networks, corpus, folder, start, deadline):
         return False
-    run = Run(folder / f"{name}.pt", networks, mean_decay=0.9995, weight_decay=0.01)
-    if not run.restore() and start is not None:
-        _begin(run, networks, start)
-    deadline.log(f"{name}: {run.seen} of {pictures} pictures seen")
     text = networks["text"]
-    corpus = load_corpus(files, text, on, deadline.log)
+    run = Run(folder / f"{name}.pt", networks, mean_decay=0.9995, weight_decay=0.01)
+    if not run.restore() and start is not None and start.is_file():
+        run.adopt(start)
+    deadline.log(f"{name}: {run.seen} of {pictures} pictures seen")
     if teach and name == "miniature":
         teach_words(networks, corpus, teach, deadline)
         run.take_as_mean()
@@ -125,15 +130,33 @@ def _batches(corpus: Corpus, text: torch.nn.Module, batch: int, visual: int) -> 
     return draw
 
 
-def _begin(run: Run, networks: torch.nn.ModuleDict, start: Path) -> None:
-    """From the weights in ``start``; while there are none of the twin, from the miniature's beside them."""
-    miniature = start.with_name("miniature.safetensors")
-    if start.is_file():
+def _prepare(networks: torch.nn.ModuleDict, corpus: Corpus, folder: Path, start: Path | None, deadline: Deadline
+             ) -> bool:
+    """Give the networks the weights in ``start`` (while there are none of the twin, the miniature's beside them) and a text
+    encoder that has been taught before and stays as it is; False when the deadline comes first."""
+    if is_flow(networks):
+        return learn_language(networks["text"], folder / "language.pt", deadline)
+    miniature = None if start is None else start.with_name("miniature.safetensors")
+    if start is not None and start.is_file():
         load_networks(networks, load_file(start))
-        run.adopt(start)
-    elif predicts_velocity(networks) and miniature.is_file():
+    elif predicts_velocity(networks) and miniature is not None and miniature.is_file():
         start_twin(networks, miniature)
-        run.take_as_mean()
+    if not predicts_velocity(networks) and not _is_frozen(start):
+        text = new_networks()["text"]
+        if not learn_pictures(text, corpus, folder / "text.pt", deadline):
+            return False
+        give_text(networks, text)
+    for encoder in encoders_of(networks):
+        encoder.requires_grad_(False)
+    return True
+
+
+def _is_frozen(start: Path | None) -> bool:
+    """Whether a checkpoint's text encoder was taught before its U-Net."""
+    if start is None or not start.is_file():
+        return False
+    with safe_open(start, "pt") as file:
+        return (file.metadata() or {}).get("text") == FROZEN
 
 
 class _Judge:
@@ -171,7 +194,7 @@ class _Judge:
 
     def save_checkpoint(self, run: Run, networks: torch.nn.ModuleDict, shares: dict[str, float]) -> None:
         """miniature.safetensors of the mean weights, with the shares of factors shown as its metadata."""
-        figures = {"pictures": str(run.seen)} | {name: f"{value:.3f}" for name, value in shares.items()}
+        figures = {"pictures": str(run.seen), "text": FROZEN} | {name: f"{value:.3f}" for name, value in shares.items()}
         run.swap_mean()
         save_checkpoint(networks, self.autoencoder, self.spread, self.file, figures)
         run.swap_mean()

@@ -6,7 +6,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from miniature import autoencoder, diffusion_training, language, latents, oracle_training, picture_words, renderer
+from miniature import (
+    autoencoder,
+    contrastive,
+    diffusion_training,
+    language,
+    latents,
+    oracle_training,
+    picture_words,
+    renderer,
+)
 from miniature.deadline import Deadline
 from miniature.grammar import identity_words
 from miniature.models import register
@@ -33,6 +42,7 @@ def folder(tmp_path_factory):
         latents: {"SHARD": 16, "REFERENCES": 8},
         diffusion_training: {"CHECKED": 2},
         language: {"CAPTIONS": 60, "STEPS": 3},
+        contrastive: {"STEPS": 3, "BATCH": 8},
     }
     for module, values in sizes.items():
         for name, value in values.items():
