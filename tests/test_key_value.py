@@ -6,7 +6,7 @@ import torch
 
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.parts.embedding import EmbeddingPart
-from personalize.nodes.training.parts.weights import KeyValuePart, UNetPart
+from personalize.nodes.training.parts.weights import AdapterPart, KeyValuePart, UNetPart
 from personalize.nodes.training.plan import Settings
 from support.trainings import in_place_of_a_step, subject, train
 
@@ -47,6 +47,14 @@ def test_several_subjects_share_the_weights_and_keep_words_of_their_own(sd15):
     assert learned.keys() == {"<my-dog>", "<my-cat>"}
     assert not torch.equal(learned["<my-dog>"]["clip_l"], learned["<my-cat>"]["clip_l"])
     assert len(trainer.weights()) == 2 * len(trainer.session.family.layers)
+
+
+@pytest.mark.parametrize("parts", [(UNetPart(), KeyValuePart()), (KeyValuePart(), KeyValuePart(1e-3)),
+                                   (AdapterPart(), AdapterPart(rank=4))])
+def test_parts_that_would_share_a_file_s_names_are_refused(sd15, parts):
+    with pytest.raises(ValueError, match="Two parts at trainable train the same weights .*; keep one of them"):
+        train(sd15, Settings(steps=1), parts=parts)
+    train(sd15, Settings(steps=1), parts=(EmbeddingPart(), KeyValuePart(), AdapterPart()))
 
 
 def test_a_model_without_keys_and_values_of_its_own_for_text_is_refused(z_image):

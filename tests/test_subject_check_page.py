@@ -192,13 +192,13 @@ def test_masks_are_made_with_the_model_of_train(ui, dogs):
     said(tray)
     with answers_late(ui.page, "**/prompt", 3):
         tray.root.get_by_role("button", name="Make masks").click()
-        tray.root.get_by_text("The mask of 1 picture is being made.").wait_for(timeout=20_000)
+        tray.root.get_by_text("The mask of 1 picture is being made.").wait_for(timeout=60_000)
         tray.root.locator("[data-name='a.jpg'] .pz-tray-mask").wait_for(timeout=60_000)
     mask = Image.open(dogs / "a-masklabel.png")
     assert mask.size == (160, 128) and 0 < np.asarray(mask).mean() < 255
     assert np.asarray(Image.open(dogs / "b-masklabel.png")).min() == 255, "a mask that was there stays"
     tray.root.get_by_role("button", name="Make masks").click()
-    tray.root.get_by_text("Every picture has a mask").wait_for(timeout=20_000)
+    tray.root.get_by_text("Every picture has a mask").wait_for(timeout=60_000)
 
 
 def test_masks_cannot_be_made_without_a_model(ui, dogs):

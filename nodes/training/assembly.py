@@ -59,6 +59,7 @@ def _attach(plan: Plan, session: Session) -> list[AttachedPart]:
     with fitting("The models and the parts to train do", lighter(plan.parts)):
         parts = [part.attach(run) for part in plan.parts]
         _check_words(parts)
+        _check_weights(parts)
         _check_bypassed(parts)
         session.load()
     _check_words_arrive(plan, parts)
@@ -71,6 +72,15 @@ def _check_words(parts: Sequence[AttachedPart]) -> None:
     if twice is not None:
         raise ValueError(f"Two parts at trainable train the vectors of {twice}; keep one of them. Train ViCo trains "
                          "them as well, unless its embedding_learning_rate is 0.")
+
+
+def _check_weights(parts: Sequence[AttachedPart]) -> None:
+    """Raises ValueError if one file could not hold what two parts learn."""
+    counts = Counter(name for part in parts for name in part.weight_names())
+    twice = next((name for name, count in counts.items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"Two parts at trainable train the same weights ({twice.rpartition('.')[0]}); keep one of "
+                         "them. Train U-Net holds all that Train Key/Value trains.")
 
 
 def _check_bypassed(parts: Sequence[AttachedPart]) -> None:

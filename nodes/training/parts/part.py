@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -134,6 +134,10 @@ class AttachedPart:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `state_dict` returned."""
         raise NotImplementedError
+
+    def weight_names(self) -> Collection[str]:
+        """Names of `weights`, which no other part may have."""
+        return ()
 
     def weights(self) -> dict[str, Tensor]:
         """What a stock LoRA loader applies (LORA_MODEL)."""

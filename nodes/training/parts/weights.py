@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -179,6 +179,10 @@ class AttachedWeights(AttachedPart):
         """Restores what `state_dict` returned."""
         for name, p in self._named():
             p.copy_(matching(state, name, p.shape))
+
+    def weight_names(self) -> Collection[str]:
+        """See AttachedPart."""
+        return [name for name, _ in self._named()]
 
     def weights(self) -> dict[str, Tensor]:
         """A LoRA file's tensors, float32."""
