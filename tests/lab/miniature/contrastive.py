@@ -1,12 +1,13 @@
 """What the miniature Stable Diffusion's text encoder learns before it is frozen: which picture a caption is of.
 
-CLIP's objective (Radford et al. 2021) on the cached latents of the corpus. What a causal encoder gives at a word is read by a
-U-Net as well, so that in a share of the rows a caption is cut after a random word, whose output then stands for it: as a
-caption's first words are a caption too.
+CLIP's objective (Radford et al. 2021) on the cached latents of the corpus. What a causal encoder gives at a word is read
+by a U-Net as well, so that in a share of the rows a caption is cut after a random word, whose output then stands for it:
+a caption's first words are a caption too.
 """
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 
 import torch
@@ -41,8 +42,8 @@ class LatentEncoder(torch.nn.Module):
 
 
 def learn_pictures(text: TextEncoder, corpus: Corpus, file: Path, deadline: Deadline) -> bool:
-    """Give the encoder what ``file`` kept, or train it on the corpus and keep that, and freeze it; False when the deadline
-    comes first."""
+    """Give the encoder what ``file`` kept, or train it on the corpus and keep that, and freeze it; False when the
+    deadline comes first."""
     if file.is_file():
         text.load_state_dict(torch.load(file, weights_only=True))
     elif _train(text, corpus, deadline):
@@ -72,13 +73,13 @@ def _train(text: TextEncoder, corpus: Corpus, deadline: Deadline) -> bool:
         optimizer.step()
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         if step % 200 == 199:
-            deadline.log(f"text: step {step + 1} of {STEPS}, loss {smooth:.3f} (chance {torch.tensor(BATCH).log():.3f})")
+            deadline.log(f"text: step {step + 1} of {STEPS}, loss {smooth:.3f} (chance {math.log(BATCH):.3f})")
     return True
 
 
 def caption_outputs(text: TextEncoder, tokens: torch.Tensor) -> torch.Tensor:
-    """(B, 128): the output at the first end token, or in a share ``CUT`` of the rows at a random word of tokens (B, 77).
-    What lies behind the longest caption is left out, as no output before depends on it."""
+    """(B, 128): the output at the first end token, or in a share ``CUT`` of the rows at a random word of tokens
+    (B, 77). What lies behind the longest caption is left out, as no output before depends on it."""
     ends = first_of(tokens, text.end_place)[:, 0]
     words = SHORTEST - 1 + (torch.rand(len(tokens)) * (ends - SHORTEST + 1).clamp(min=1)).long()
     places = torch.where(torch.rand(len(tokens)) < CUT, words.minimum(ends), ends)

@@ -1,5 +1,5 @@
-"""Stage 3: denoiser and picture encoder, with a text encoder that was taught before, on cached latents; gates read by the
-oracle."""
+"""Stage 3: denoiser and picture encoder, with a text encoder that was taught before, on cached latents; gates read by
+the oracle."""
 from __future__ import annotations
 
 import contextlib
@@ -132,8 +132,8 @@ def _batches(corpus: Corpus, text: torch.nn.Module, batch: int, visual: int) -> 
 
 def _prepare(networks: torch.nn.ModuleDict, corpus: Corpus, folder: Path, start: Path | None, deadline: Deadline
              ) -> bool:
-    """Give the networks the weights in ``start`` (while there are none of the twin, the miniature's beside them) and a text
-    encoder that has been taught before and stays as it is; False when the deadline comes first."""
+    """Give the networks the weights in ``start`` (while there are none of the twin, the miniature's beside them) and a
+    text encoder that has been taught before and stays as it is; False when the deadline comes first."""
     if is_flow(networks):
         return learn_language(networks["text"], folder / "language.pt", deadline)
     miniature = None if start is None else start.with_name("miniature.safetensors")

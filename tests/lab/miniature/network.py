@@ -106,8 +106,8 @@ class TextEncoder(torch.nn.Module):
         return torch.arange(POSITIONS, device=tokens.device).expand_as(tokens).maximum(first_of(others, self.end_place))
 
     def states(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, L) -> the penultimate layer's output, and the last layer's after the final norm; each (B, L, 128), L up to
-        77."""
+        """(B, L) -> the penultimate layer's output, and the last layer's after the final norm; each (B, L, 128), L up
+        to 77."""
         x = penultimate = self.rows[tokens] + self.model.embeddings.position_embedding.weight[:tokens.shape[1]]
         for layer in self.model.encoder.layers:
             penultimate = x

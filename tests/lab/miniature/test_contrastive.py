@@ -1,4 +1,4 @@
-"""The text encoder learns which picture a caption is of, and a U-Net that is given another one draws nearly the same."""
+"""The text encoder learns which picture a caption is of; a U-Net that is given another one draws nearly the same."""
 from __future__ import annotations
 
 import math

@@ -15,8 +15,8 @@ CONTEXT_KEYS = ("attn2.to_k.weight", "attn2.to_v.weight")
 
 @torch.no_grad()
 def give_text(networks: torch.nn.ModuleDict, text: TextEncoder) -> None:
-    """Put ``text`` in the place of the miniature's own. Keys and values of the words read its outputs through the linear
-    map to what comes nearest to the old one's, and the picture encoder's tokens go the other way."""
+    """Put ``text`` in the place of the miniature's own. Keys and values of the words read its outputs through the
+    linear map to what comes nearest to the old one's, and the picture encoder's tokens go the other way."""
     towards_old = nearest_map(text, networks["text"])
     for name, weight in networks["unet"].named_parameters():
         if name.endswith(CONTEXT_KEYS):
