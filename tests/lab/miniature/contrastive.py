@@ -1,8 +1,8 @@
 """What the miniature Stable Diffusion's text encoder learns before it is frozen: which picture a caption is of.
 
-CLIP's objective (Radford et al. 2021) on the cached latents of the corpus. What a causal encoder gives at a word is read
-by a U-Net as well, so that in a share of the rows a caption is cut after a random word, whose output then stands for it:
-a caption's first words are a caption too.
+CLIP's objective (Radford et al. 2021) on the cached latents of the corpus. What a causal encoder gives at a word is
+read by a U-Net as well, so that in a share of the rows a caption is cut after a random word, whose output then stands
+for it: a caption's first words are a caption too.
 """
 from __future__ import annotations
 
