@@ -63,9 +63,8 @@ def _unet(kind: str) -> torch.nn.Module:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     if kind in TRANSFORMERS:
-        width = models.WIDTH_QWEN if kind == "z_image" else models.WIDTH_GEMMA
         sizes = {**TRANSFORMERS[kind].unet_config, **TRANSFORMERS[kind].unet_extra_config}
-        return NextDiT(**sizes, patch_size=2, in_channels=16, n_layers=2, cap_feat_dim=width, qk_norm=True,
+        return NextDiT(**sizes, patch_size=2, in_channels=16, n_layers=2, qk_norm=True,
                        operations=comfy.ops.manual_cast)
     config = {"image_size": 32, "in_channels": 4, "out_channels": 4, "use_spatial_transformer": True,
               "model_channels": models.UNET_CHANNELS, "num_res_blocks": [2, 2, 2, 2], "channel_mult": (1, 1, 2, 2),

@@ -173,7 +173,7 @@ class TinySDXL(TinyModel, supported_models.SDXL):
 class TinyZImage(TinyModel, supported_models.ZImage):
     """Z-Image: text and picture padded to 32 rows each. No narrower one can be: the time embedding has 256 channels."""
 
-    unet_config = {"image_model": "lumina2", "dim": 256}
+    unet_config = {"image_model": "lumina2", "dim": 256, "cap_feat_dim": WIDTH_QWEN}
     unet_extra_config = {"n_heads": 8, "n_kv_heads": 8, "n_refiner_layers": 1, "axes_dims": [8, 12, 12],
                          "axes_lens": [64, 64, 64], "rope_theta": 256.0, "multiple_of": 32, "ffn_dim_multiplier": 1.0,
                          "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32}
@@ -188,7 +188,7 @@ class TinyZImage(TinyModel, supported_models.ZImage):
 class TinyLumina2(TinyModel, supported_models.Lumina2):
     """Lumina 2: three heads of queries share the keys and values of one, no padding."""
 
-    unet_config = {"image_model": "lumina2", "dim": 96}
+    unet_config = {"image_model": "lumina2", "dim": 96, "cap_feat_dim": WIDTH_GEMMA}
     unet_extra_config = {"n_heads": 3, "n_kv_heads": 1, "n_refiner_layers": 1, "axes_dims": [8, 12, 12],
                          "axes_lens": [64, 64, 64], "multiple_of": 32, "ffn_dim_multiplier": 1.0}
     vae_key_prefix = ["first_stage_model."]

@@ -164,7 +164,7 @@ class MiniatureZImage(_MiniatureModel, supported_models.ZImage):
     """Z-Image: flow matching, one sequence of text and picture, a language model's words. Noise levels are not shifted
     towards noise, as pictures this small need not be."""
 
-    unet_config = {"image_model": "lumina2", "dim": TRANSFORMER["dim"]}
+    unet_config = {"image_model": "lumina2", "dim": TRANSFORMER["dim"], "cap_feat_dim": WIDTH}
     unet_extra_config = dict(TRANSFORMER)
     sampling_settings = {**supported_models.ZImage.sampling_settings, "shift": 1.0}
     vae_key_prefix = ["first_stage_model."]
