@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..text.concept import initial_vectors
 from ..text.vectors import Vectors
@@ -67,8 +67,7 @@ def _attach(plan: Plan, session: Session) -> list[AttachedPart]:
 
 
 def _check_words(parts: Sequence[AttachedPart]) -> None:
-    counts = Counter(name for part in parts for name in part.placeholders)
-    twice = next((name for name, count in counts.items() if count > 1), None)
+    twice = _first_twice(name for part in parts for name in part.placeholders)
     if twice is not None:
         raise ValueError(f"Two parts at trainable train the vectors of {twice}; keep one of them. Train ViCo trains "
                          "them as well, unless its embedding_learning_rate is 0.")
@@ -76,11 +75,14 @@ def _check_words(parts: Sequence[AttachedPart]) -> None:
 
 def _check_weights(parts: Sequence[AttachedPart]) -> None:
     """Raises ValueError if one file could not hold what two parts learn."""
-    counts = Counter(name for part in parts for name in part.weight_names())
-    twice = next((name for name, count in counts.items() if count > 1), None)
+    twice = _first_twice(name for part in parts for name in part.weight_names())
     if twice is not None:
         raise ValueError(f"Two parts at trainable train the same weights ({twice.rpartition('.')[0]}); keep one of "
                          "them. Train U-Net holds all that Train Key/Value trains.")
+
+
+def _first_twice(names: Iterable[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _check_bypassed(parts: Sequence[AttachedPart]) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from miniature.checkpoint import load_picture_encoder
+from miniature.data import grouped
 from miniature.network import PictureEncoder
 from miniature.oracle import Oracle
 
@@ -93,7 +94,7 @@ class World:
     def draw_each(self, positive: Sequence[Conditioning], noise: Tensor, how: Sampling, model: Any = None) -> Tensor:
         """As `draw`, for conditionings of one row each; those of one length share a run of the sampler."""
         pictures = torch.zeros(len(noise), 3, 8 * noise.shape[2], 8 * noise.shape[3])
-        for rows in of_one_length(positive):
+        for rows in grouped(words.shape[1] for [(words, _)] in positive):
             pictures[rows] = self.draw(batched([positive[row] for row in rows]), noise[rows], how, model)
         return pictures
 
@@ -117,14 +118,6 @@ class World:
         """Pictures (N, 3, H, W) in 0..1 through the VAE and back."""
         vae = self.networks.vae
         return vae.decode(vae.encode(pictures.movedim(1, -1))).movedim(-1, 1).float().cpu().clamp(0, 1)
-
-
-def of_one_length(conditionings: Sequence[Conditioning]) -> list[list[int]]:
-    """Numbers of those that can be joined."""
-    found: dict[int, list[int]] = {}
-    for row, [(words, _)] in enumerate(conditionings):
-        found.setdefault(words.shape[1], []).append(row)
-    return list(found.values())
 
 
 def batched(conditionings: Sequence[Conditioning]) -> Conditioning:

@@ -17,7 +17,7 @@ from .deadline import Deadline
 from .latents import QUIET_CAPTIONS, Corpus
 from .models import WIDTH
 from .network import TextEncoder, first_of
-from .run_state import cosine, write_atomically
+from .run_state import cosine, descend, keep_or_teach
 
 STEPS, BATCH = 4000, 96
 RATE = 1e-3
@@ -44,14 +44,7 @@ class LatentEncoder(torch.nn.Module):
 def learn_pictures(text: TextEncoder, corpus: Corpus, file: Path, deadline: Deadline) -> bool:
     """Give the encoder what ``file`` kept, or train it on the corpus and keep that, and freeze it; False when the
     deadline comes first."""
-    if file.is_file():
-        text.load_state_dict(torch.load(file, weights_only=True))
-    elif _train(text, corpus, deadline):
-        write_atomically(file, text.state_dict())
-    else:
-        return False
-    text.requires_grad_(False)
-    return True
+    return keep_or_teach(text, file, lambda: _train(text, corpus, deadline))
 
 
 def _train(text: TextEncoder, corpus: Corpus, deadline: Deadline) -> bool:
@@ -65,12 +58,7 @@ def _train(text: TextEncoder, corpus: Corpus, deadline: Deadline) -> bool:
             return False
         latents, tokens = _draw(corpus, BATCH)
         loss = contrastive_loss(towards(caption_outputs(text, tokens)), seen(latents), scale.exp())
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, STEPS, RATE, 200)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
+        descend(optimizer, parameters, loss, cosine(step, STEPS, RATE, 200))
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         if step % 200 == 199:
             deadline.log(f"text: step {step + 1} of {STEPS}, loss {smooth:.3f} (chance {math.log(BATCH):.3f})")

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import multiprocessing
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -32,6 +32,14 @@ def scenes(count: int, split: str, seed: int) -> list[Scene]:
 
 def draw_all(wanted: Iterable[Scene]) -> list[Drawing]:
     return [draw(scene) for scene in wanted]
+
+
+def grouped(keys: Iterable[Hashable]) -> list[list[int]]:
+    """Numbers of the keys that are equal, group by group."""
+    found: dict[Hashable, list[int]] = {}
+    for number, key in enumerate(keys):
+        found.setdefault(key, []).append(number)
+    return list(found.values())
 
 
 def draw_picture(scene: Scene) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from .data import grouped
 from .flow import flow_error, sample_flow
 from .flow_network import is_flow
 from .network import predicts_velocity
@@ -124,7 +125,7 @@ def sample_conditions(networks: torch.nn.ModuleDict, towards: Sequence[Condition
     on = towards[0][0].device
     noise = torch.randn(len(towards), 16, 16, 16, generator=torch.Generator().manual_seed(seed)).to(on)
     drawn = torch.empty_like(noise)
-    for rows in _of_one_length(towards):
+    for rows in grouped(words.shape[1] for words, _ in towards):
         words, vectors = zip(*(towards[row] for row in rows))
         condition = torch.cat(words), None if vectors[0] is None else torch.cat(vectors)
         if is_flow(networks):
@@ -133,14 +134,6 @@ def sample_conditions(networks: torch.nn.ModuleDict, towards: Sequence[Condition
             shown = None if references is None else references[rows]
             drawn[rows] = _ddim(networks, condition, noise[rows], guidance, steps, shown)
     return drawn
-
-
-def _of_one_length(conditions: Sequence[Condition]) -> list[list[int]]:
-    """Numbers of the rows that can share a batch."""
-    found: dict[int, list[int]] = {}
-    for row, (words, _) in enumerate(conditions):
-        found.setdefault(words.shape[1], []).append(row)
-    return list(found.values())
 
 
 def _ddim(networks: torch.nn.ModuleDict, towards: Condition, x: torch.Tensor, guidance: float, steps: int,

@@ -12,7 +12,7 @@ from .deadline import Deadline
 from .factors import sample_scene
 from .flow_network import LanguageModel
 from .grammar import caption
-from .run_state import cosine, write_atomically
+from .run_state import cosine, descend, keep_or_teach
 
 STEPS, BATCH = 2000, 48
 RATE = 1e-3
@@ -22,14 +22,7 @@ CAPTIONS = 30_000
 def learn_language(text: LanguageModel, file: Path, deadline: Deadline) -> bool:
     """Give the encoder what ``file`` kept, or train it on captions and keep that, and freeze it; False when the
     deadline comes first."""
-    if file.is_file():
-        text.load_state_dict(torch.load(file, weights_only=True))
-    elif _train(text, deadline):
-        write_atomically(file, text.state_dict())
-    else:
-        return False
-    text.requires_grad_(False)
-    return True
+    return keep_or_teach(text, file, lambda: _train(text, deadline))
 
 
 def _train(text: LanguageModel, deadline: Deadline) -> bool:
@@ -41,12 +34,7 @@ def _train(text: LanguageModel, deadline: Deadline) -> bool:
             return False
         tokens = torch.tensor(rng.choices(alike[rng.choices(lengths, counts)[0]], k=BATCH))
         loss = F.cross_entropy(text.word_scores(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(step, STEPS, RATE, 100)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(text.parameters(), 1.0)
-        optimizer.step()
+        descend(optimizer, list(text.parameters()), loss, cosine(step, STEPS, RATE, 100))
         if step % 200 == 199:
             deadline.log(f"language: step {step + 1} of {STEPS}, loss {loss.item():.3f}")
     return True

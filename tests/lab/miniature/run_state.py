@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +31,30 @@ def cosine(step: int, steps: int, peak: float, warm_up: int, floor: float = 0.02
     return peak * warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * fraction)))
 
 
+def descend(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor], loss: torch.Tensor, rate: float,
+            clip: float = 1.0) -> None:
+    """One step at learning rate ``rate``, gradients cut to the length ``clip``."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, clip)
+    optimizer.step()
+
+
+def keep_or_teach(module: torch.nn.Module, file: Path, teach: Callable[[], bool]) -> bool:
+    """Give ``module`` what ``file`` kept, or teach it and keep that, and freeze it; False when ``teach`` did not come
+    to its end."""
+    if file.is_file():
+        module.load_state_dict(torch.load(file, weights_only=True))
+    elif teach():
+        write_atomically(file, module.state_dict())
+    else:
+        return False
+    module.requires_grad_(False)
+    return True
+
+
 class Run:
     """AdamW over named modules with a running mean of the weights; ``step`` and ``seen`` (rows) are the position,
     ``adopted`` the rows that the weights which it began with had seen."""
@@ -50,12 +74,7 @@ class Run:
         """One optimiser step at learning rate ``rate``; a loss that is not finite raises FloatingPointError."""
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss is {loss.item()} at step {self.step}; the last saved state is intact.")
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, clip)
-        self.optimizer.step()
+        descend(self.optimizer, self.parameters, loss, rate, clip)
         self.step += 1
         self.seen += rows
         keep = min(self.mean_decay, (1 + self.step) / (10 + self.step))

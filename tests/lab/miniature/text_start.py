@@ -31,7 +31,17 @@ def give_text(networks: torch.nn.ModuleDict, text: TextEncoder) -> None:
 
 def nearest_map(one: TextEncoder, other: TextEncoder) -> torch.Tensor:
     """(128, 128): the linear map of ``one``'s outputs that comes nearest to ``other``'s, at the words of captions."""
-    rng = random.Random("captions for another text encoder")
-    tokens = one.tokens([caption(scene, rng) for scene in scenes(CAPTIONS, "train", 0)])
+    tokens = one.tokens(captions("captions for another text encoder"))
     words = ~one.ends(tokens)
-    return torch.linalg.lstsq(one(tokens)[words], other(tokens)[words]).solution.T
+    return linear_map(one(tokens)[words], other(tokens)[words])
+
+
+def captions(seed: str) -> list[str]:
+    """Of scenes that training sees, to fit a map on."""
+    rng = random.Random(seed)
+    return [caption(scene, rng) for scene in scenes(CAPTIONS, "train", 0)]
+
+
+def linear_map(given: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """(d, d): what takes rows of ``given`` (n, d) nearest to those of ``wanted``."""
+    return torch.linalg.lstsq(given, wanted).solution.T

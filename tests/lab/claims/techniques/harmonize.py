@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from miniature.data import grouped
 from miniature.grammar import caption
 from miniature.network import REFERENCE_SIZE
 from personalize.nodes.papers.harmonize.basis import WORDS
@@ -130,10 +131,7 @@ def with_visual(text: Conditioning, visual: VisualTokens, strength: float = 0.0,
 
 def alike(conditionings: Sequence[Conditioning]) -> Iterator[list[int]]:
     """Numbers of those whose words are in the same places, so that they can share a batch."""
-    groups: dict[str, list[int]] = {}
-    for number, [(_, options)] in enumerate(conditionings):
-        groups.setdefault(repr(sorted(layout_in(options).spans)), []).append(number)
-    yield from groups.values()
+    yield from grouped(repr(sorted(layout_in(options).spans)) for [(_, options)] in conditionings)
 
 
 def joined(conditionings: Sequence[Conditioning]) -> Conditioning:
