@@ -8,7 +8,8 @@ from comfy_api.latest import ComfyExtension
 
 log = logging.getLogger("personalize")
 
-ROOMS = ("text", "recording", "training", "visual_prompts", "papers.core", "papers.harmonize", "papers.vico")
+ROOMS = ("text", "recording", "training", "visual_prompts", "evaluate", "papers.core", "papers.context",
+         "papers.harmonize", "papers.vico")
 
 
 def node_classes() -> list[type]:

@@ -30,10 +30,11 @@ SMOKE = ["-m", "smoke", "-q", "-p", "no:cacheprovider"]
 LABORATORY = ("lab",)
 # Of files, text and what a run keeps: nothing that ComfyUI's version could change and no other test would tell.
 OWN_CODE = tuple(f"test_{name}.py" for name in (
-    "demo", "environment", "export", "fingerprint", "foreign_files", "fuzzed_files", "interfaces", "jobs", "locales",
-    "manage_steps", "next_run", "pages", "picture_bounds", "picture_check", "picture_folders", "picture_formats",
+    "class_pictures", "context_encoders", "demo", "dreambooth", "environment", "export", "fingerprint",
+    "foreign_files", "fuzzed_files", "interfaces", "jobs", "locales", "manage_steps", "next_run", "pages",
+    "picture_bounds", "picture_check", "picture_folders", "picture_formats",
     "picture_writing", "placeholders", "prior", "prompts", "run_key", "run_records", "saved_steps", "saving",
-    "training_causes", "training_learns", "training_safety", "validation", "vico_input", "vico_trained"))
+    "training_causes", "training_learns", "training_safety", "validation", "vico_input", "vico_trained", "zoom"))
 NO_WIDE_VECTORS = {
     "ATEN_CPU_CAPABILITY": "default"
 }  # what torch computes with where a processor has neither AVX2 nor AVX-512

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from personalize.nodes.papers.context.terms import MaskedLanguageLoss
 from personalize.nodes.papers.vico.parts import ImageAttentionPart
 from personalize.nodes.training import nodes_train
 from personalize.nodes.training.batch import Prior
@@ -61,8 +62,11 @@ def test_the_graph_foretells_what_train_gets(execute, base, monkeypatch):
     prompt["train"]["inputs"]["preset"] = "ViCo"
     execute(prompt)
     training = Graph(prompt).training("train").training
+    terms = tuple(replace(term, contextualizer=None) if isinstance(term, MaskedLanguageLoss) else term
+                  for term in jobs[0].terms)
+    assert terms != jobs[0].terms
     assert (training.settings, tuple(training.parts), tuple(training.terms), training.recipe) == (
-        jobs[0].settings, jobs[0].parts, jobs[0].terms, jobs[0].recipe)
+        jobs[0].settings, jobs[0].parts, terms, jobs[0].recipe)
     assert [each.placeholder for each in training.subjects] == ["<my-dog>"]
     assert training.subjects[0].prior.rows == 1
 

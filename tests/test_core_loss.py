@@ -4,7 +4,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from personalize.nodes.papers.core.loss import aligned_context, context_attention_loss, context_embedding_loss
+from personalize.nodes.papers.core.loss import context_attention_loss, context_embedding_loss
+from personalize.nodes.text.context_pairs import aligned_context
 from personalize.nodes.text.encoders import text_encoders
 from personalize.nodes.text.tokens import PromptTokenizer
 from support import core_by_hand

@@ -170,7 +170,8 @@ def _tokens(trainer, tokens, concept):
 
 def test_a_subject_at_the_end_of_a_chunk_has_no_gradient_from_what_stands_before(sd15):
     """Restricted to the words before S*, the loss and its gradient are zero."""
-    from personalize.nodes.papers.core.loss import aligned_context, context_embedding_loss
+    from personalize.nodes.papers.core.loss import context_embedding_loss
+    from personalize.nodes.text.context_pairs import aligned_context
     from personalize.nodes.text.encode import encode
 
     c = concept(sd15.clip)

@@ -44,7 +44,9 @@ def places(base):
     prompts = base / "input" / "version-prompts.txt"
     prompts.write_text(f"a {{}} in embedding:{NAME}", encoding="utf-8")
     found = {"embedding": style, "picture": pictures / "1.png", "caption": pictures / "1.txt", "prompts": prompts}
-    for kind, name in (("vico", "version.safetensors"), ("ipadapter", "version.safetensors"), ("elite", "version-1.pt"),
+    for kind, name in (("contextualizers", "version.safetensors"), ("loras", "version-delta.bin"),
+                       ("loras", "<version>.bin"), ("vico", "version.safetensors"),
+                       ("ipadapter", "version.safetensors"), ("elite", "version-1.pt"),
                        ("elite", "version-2.pt"), ("blip_diffusion", "version/qformer/model.safetensors"),
                        ("blip_diffusion", "version/qformer/config.json"),
                        ("blip_diffusion", "version/qformer/vocab.txt"),
@@ -79,6 +81,9 @@ FILES = [
         ("SelfAttentionSwap", "prompt"), ("ApplyViCo", "prompt"))),
     ("LoadViCo", {"file": "version.safetensors"}, ["vico/version.safetensors"]),
     ("LoadViCo", {"file": "none"}, ["vico/version.safetensors"]),
+    ("LoadContextualizer", {"file": "version.safetensors"}, ["contextualizers/version.safetensors"]),
+    ("LoadContextualizer", {"file": "of this text encoder"}, ["contextualizers/version.safetensors"]),
+    ("LoadCustomDiffusion", {"file": "version-delta.bin"}, ["loras/version-delta.bin", "loras/<version>.bin"]),
     ("LoadIPAdapter", {"file": "version.safetensors"}, ["ipadapter/version.safetensors"]),
     ("LoadElite", {"global_mapper": "version-1.pt", "local_mapper": "version-2.pt"},
      ["elite/version-1.pt", "elite/version-2.pt"]),

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save, save_file
 
 from personalize.nodes.foreign import opened
+from personalize.nodes.model_files import find_file
 from personalize.nodes.names import safe_name
 from personalize.nodes.papers.vico.files import read_vico
 from personalize.nodes.text.embedding_files import find_embedding, load_embedding
@@ -23,7 +24,6 @@ from personalize.nodes.training.captions import read_caption
 from personalize.nodes.visual_prompts.blip_diffusion_files import find_folder
 from personalize.nodes.visual_prompts.blip_diffusion_settings import read_settings
 from personalize.nodes.visual_prompts.elite_files import read_elite
-from personalize.nodes.visual_prompts.folders import find_file
 from personalize.nodes.visual_prompts.ip_adapter_files import read_ip_adapter
 from personalize.nodes.visual_prompts.word_list import read_word_list
 from personalize.nodes.weight_files import read_metadata, read_state_dict, read_weights

@@ -23,6 +23,7 @@ from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import Encode, Needs
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.part import Artifact, AttachedPart, ParamGroup, TrainablePart
+from personalize.nodes.training.parts.per_layer import PerLayerPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.preview import Painter, preview_noise
@@ -136,6 +137,7 @@ METHODS = {
                    recipe=TemplateRecipe(("a photo of a {} with <pose>",))),
     "mapper with CoRe": dict(terms=(DiffusionLoss(), *CORE), parts=(EmbeddingPart(), MapperPart()),
                              recipe=TemplateRecipe(("a photo of a {} with <pose>",))),
+    "words by layer": dict(terms=(DiffusionLoss(), *CORE), parts=(PerLayerPart(),)),
     "two subjects": dict(terms=(DiffusionLoss(), *CORE), subjects=(
         subject(), subject(placeholder="<my-toy>", count=2))),
 }
@@ -248,7 +250,7 @@ def test_a_parts_word_is_drawn_in_previews_and_again_from_its_file(sd15):
     train(sd15, Settings(steps=1), parts=TAUGHT, recipe=POSE, each_step=each_step)
     file, = drawn["files"]
     assert (file.kind, file.name) in MapperPart.keeps
-    pose = {key: torch.full((1, 3), 0.5) @ tensor for key, tensor in file.tensors.items()}
+    pose = WordVectors({key: torch.full((1, 3), 0.5) @ tensor for key, tensor in file.tensors.items()})
     with training_session(sd15.model, sd15.clip) as session:
         again = draw(session, {**drawn["word"], "<pose>": pose})
     torch.testing.assert_close(again, drawn["shown"], atol=1e-3, rtol=0)

@@ -157,7 +157,7 @@ def class_loss(trainer, step: int) -> float:
 
 # ------------------------------------------------------------------------------------------------ node
 def node(images, captions="a photo of a {}", of=None, per_step=1, weight=1.0):
-    made = PersonalizePriorPictures.execute([(of or subject(),)], images, captions.split("|"), [per_step], [weight])
+    made = PersonalizePriorPictures.execute([(of or subject(),)], captions.split("|"), [per_step], [weight], images)
     return made.args[0][-1].prior
 
 
@@ -175,7 +175,7 @@ def test_pictures_get_the_subjects_size_and_a_prompt_each():
 
 def test_of_a_chain_the_last_subject_gets_the_pictures():
     chain = (subject(), subject(placeholder="<my-toy>"))
-    first, last = PersonalizePriorPictures.execute([chain], [torch.rand(1, 64, 64, 3)], ["a toy"], [1], [1.0]).args[0]
+    first, last = PersonalizePriorPictures.execute([chain], ["a toy"], [1], [1.0], [torch.rand(1, 64, 64, 3)]).args[0]
     assert first.prior is None and last.prior.pictures[0].caption == "a toy" and chain[1].prior is None
 
 

@@ -42,8 +42,11 @@ def schemas(execute):
 
 def test_presets_are_whole():
     steps = {"CoRe stage 1: embedding": (300, 6), "CoRe stage 2: U-Net": (1000, 4), "Textual Inversion": (5000, 4),
-             "ViCo": (400, 4)}
-    assert PRESETS == {name: {"steps": count, "batch_size": batch, **COMMON} for name, (count, batch) in steps.items()}
+             "ViCo": (400, 4), "XTI": (500, 8), "DreamBooth: U-Net": (800, 1),
+             "DreamBooth: U-Net and text encoder": (800, 1), "Custom Diffusion": (300, 8)}
+    clipped = {"DreamBooth: U-Net and text encoder": {"clip_gradients": 1.0}}
+    assert PRESETS == {name: {"steps": count, "batch_size": batch, **COMMON, **clipped.get(name, {})}
+                       for name, (count, batch) in steps.items()}
     page = (PACK / "js" / "docs" / "PersonalizeTrain.md").read_text("utf-8")
     assert all(f"| {name} |" in page and f" | {count}, {batch} |" in page for name, (count, batch) in steps.items())
 

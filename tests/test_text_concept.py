@@ -103,5 +103,5 @@ def test_axes_of_vectors_have_names(sd15):
         WordVectors({"clip_l": rows[0]}, "layer")
     concept = Concept("<x>", "dog", "dog").with_vectors(WordVectors({"clip_l": torch.zeros(16, 2, 32)}, "layer"))
     assert concept.count == 2 and concept.vectors.axis == "layer"
-    with pytest.raises(ValueError, match="has other vectors for every layer, which a CLIP cannot carry"):
+    with pytest.raises(ValueError, match="has vectors for each layer of a model, which a CLIP alone cannot carry"):
         apply_concepts(sd15.clip, [concept])

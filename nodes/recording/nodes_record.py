@@ -1,8 +1,6 @@
 """Nodes that record attention: while a sampler runs, or on a latent that is given."""
 from __future__ import annotations
 
-import re
-
 import comfy.sample
 from comfy_api.latest import io
 
@@ -11,10 +9,11 @@ from ..inputs import check_percents, percent_inputs, prompt_again_inputs, seed_i
 from ..text.embedding_versions import embedding_versions
 from ..text.layout import parse_words
 from ..types import RecordType
-from .latent_recorder import TIMESTEPS, record_latent
+from .latent_recorder import record_latent
 from .layer_choice import chosen_layers, layer_inputs
 from .record import Record
 from .sampling_recorder import recording_model
+from .timesteps import parse_timesteps, timesteps_input
 
 CATEGORY = "personalize/attention"
 MEAN, EVERY_STEP = "mean over steps", "every step"
@@ -79,10 +78,7 @@ class PersonalizeAttentionOfLatent(io.ComfyNode):
                                               "any encoder together with clip and prompt."),
                 io.Latent.Input("latent", tooltip="The picture, from VAE Encode."),
                 _words_input(),
-                io.String.Input("timesteps", default="200, 400",
-                                tooltip="How much noise the latent gets: timesteps of the noise schedule, 0 (next to "
-                                        "none) to 999 (only noise), separated by commas. The model runs once for "
-                                        "each."),
+                timesteps_input(),
                 seed_input("Start of the noise."),
                 *layer_inputs(),
                 io.Combo.Input("keep", options=[MEAN, EVERY_STEP],
@@ -102,7 +98,7 @@ class PersonalizeAttentionOfLatent(io.ComfyNode):
         record = Record("Attention of Latent", every_step=keep == EVERY_STEP, complete=True)
         wanted = words_of(parse_words(words), clip, prompt)
         samples = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
-        record_latent(model, conditioning, samples, _timesteps(timesteps), seed, record,
+        record_latent(model, conditioning, samples, parse_timesteps(timesteps), seed, record,
                       chosen_layers(model, layers, layer_numbers), wanted)
         record.current.require_maps(record.made_by)
         return io.NodeOutput(record)
@@ -111,14 +107,6 @@ class PersonalizeAttentionOfLatent(io.ComfyNode):
 def _words_input():
     return words_input("Words of the positive prompt, as they stand there: dog, red hat. Empty: the placeholders and "
                        "all words that Encode with Spans remembered.")
-
-
-def _timesteps(text: str) -> list[int]:
-    parts = [part.strip() for part in re.split(r"[,\s]+", text) if part.strip()]
-    if not parts or not all(part.isdigit() and int(part) < TIMESTEPS for part in parts):
-        raise ValueError(f"timesteps is '{text}'; write whole numbers from 0 to {TIMESTEPS - 1}, separated by "
-                         "commas: 200, 400.")
-    return [int(part) for part in parts]
 
 
 NODES: list[type] = [PersonalizeRecordAttention, PersonalizeAttentionOfLatent]

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..attention.softmax import chosen_keys, mean_over_pixels
 from ..families.family import Family, KeysOf, Projected
 from ..families.layers import AttentionLayer
+from ..text.layered import text_of_layer
 
 _depth: ContextVar[int] = ContextVar("personalize_recorder_depth", default=0)
 
@@ -38,6 +39,7 @@ class Wanted:
     keep: "mean" gives (rows, T) per layer, the mean over pixels; "pixels" gives (rows, pixels, n) per layer.
     positions: for "pixels": the n token positions kept, per row or one tuple for all rows; None keeps all T.
     keys: context (rows or 1, T, C) whose keys replace the pass's own; its queries stay.
+    by_layer: keys holds a context for each layer, `layers_beside`.
     beside: not of the pass itself but of the run that is made `beside` it.
     """
 
@@ -45,6 +47,7 @@ class Wanted:
     keep: Literal["mean", "pixels"] = "mean"
     positions: tuple[tuple[int, ...], ...] | None = None
     keys: Tensor | None = None
+    by_layer: bool = False
     beside: bool = False
 
 
@@ -67,7 +70,7 @@ class AttentionRecorder:
         if until and late:
             raise ValueError(f"Attention layer {late[0].order} is wanted but the pass stops at layer {until.order}; "
                              "stop at the last wanted layer.")
-        self._wanted, self._until = tuple(wanted), until
+        self._wanted, self._until, self._layers = tuple(wanted), until, len(family.layers)
         layers = dict.fromkeys([*(layer for want in wanted for layer in want.layers), *filter(None, [until])])
         self._watching = family.watch(tuple(layers), self._record)
         self._unrecorded = {(layer, beside) for layer in layers for beside in (False, True)}
@@ -112,7 +115,8 @@ class AttentionRecorder:
                 if layer in want.layers and want.beside == is_beside:
                     attending = projected
                     if want.keys is not None:
-                        others = keys_of(want.keys.to(projected.query))
+                        context = text_of_layer(want.keys, self._layers, layer.order) if want.by_layer else want.keys
+                        others = keys_of(context.to(projected.query))
                         attending = Projected(projected.query, others, others.shape[1])
                     self._found[i, layer] = _attention(attending, layer.heads, want)
         if layer == self._until and not is_beside:

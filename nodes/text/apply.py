@@ -1,8 +1,6 @@
 """Teaching a CLIP's tokenizer new words without a file: prompts may then hold placeholders like any other word."""
 from __future__ import annotations
 
-import copy
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,11 +10,14 @@ from comfy.sd1_clip import SD1Tokenizer, SDTokenizer
 from torch import Tensor
 
 from ..notice import notice
-from .concept import Concept, initial_vectors
+from .concept import Concept, check_layers, initial_vectors, plain_vectors
 from .encoder_kinds import ClipEncoder, TextEncoder
 from .encoders import text_encoders
+from .layered import LayerRows, LayerVector, reading_by_layer
 from .placeholders import EMBEDDING, Found, Placeholders, filled
+from .taught import Taught, made
 from .unsaid import tell_unsaid
+from .vectors import WordVectors
 
 # The classes that are added to: of one encoder, and of all.
 _Tokenizer, _Tokenizers = (SDTokenizer, SD1Tokenizer) if TYPE_CHECKING else (object, object)
@@ -47,12 +48,14 @@ def clip_with_vectors(clip, vectors: Mapping[str, Mapping[str, Rows]]):
     vectors: placeholder → encoder key → (n, d). A placeholder is found anywhere in a prompt, also weighted, before
     punctuation and more than once. In CLIP encoding it equals encoding `embedding:name` of a file with the same
     vectors; so does `embedding:<placeholder>`, unless there is a file of that name. In other encoders the vectors stand
-    exactly where an ordinary word's token would.
+    exactly where an ordinary word's token would. WordVectors with an axis of layers are read as `layered` says.
     """
     taught = clip.clone()
-    taught.tokenizer = _made(_TaughtTokenizers, clip.tokenizer)
+    taught.tokenizer = made(_TaughtTokenizers, clip.tokenizer)
+    if any(isinstance(each, WordVectors) and each.axis == "layer" for each in vectors.values()):
+        taught.cond_stage_model = reading_by_layer(clip.cond_stage_model)
     for encoder in text_encoders(clip):
-        rows = {placeholder: by_encoder[encoder.key] for placeholder, by_encoder in vectors.items()}
+        rows = {placeholder: _rows(by_encoder, encoder.key) for placeholder, by_encoder in vectors.items()}
         setattr(taught.tokenizer, encoder.attribute, _taught(encoder, rows))
     return taught
 
@@ -60,14 +63,28 @@ def clip_with_vectors(clip, vectors: Mapping[str, Mapping[str, Rows]]):
 def apply_concepts(clip, concepts: Sequence[Concept]):
     """A clone of `clip` that understands the placeholders of `concepts`; one without vectors means its initial words.
 
-    Raises ValueError if a concept is for another family of models, or has vectors per layer.
+    Raises ValueError if a concept is for another family of models, or has vectors per layer that the CLIP was not
+    taught before.
     """
+    known = layered_words(clip)
+    return clip_with_vectors(clip, {
+        concept.placeholder: plain_vectors(concept, clip, "a CLIP alone cannot carry; use Apply Per-Layer Concept")
+        for concept in concepts if concept.vectors.axis is None or concept.placeholder not in known})
+
+
+def apply_layered_concepts(clip, concepts: Sequence[Concept], layers: int):
+    """The same for a model of so many layers, also with vectors for each of them. Raises ValueError if there are more
+    or fewer of a concept."""
     vectors = {concept.placeholder: initial_vectors(concept, clip) for concept in concepts}
     for placeholder, by_encoder in vectors.items():
-        if by_encoder.axis is not None:
-            raise ValueError(f"Concept {placeholder} has other vectors for every layer, which a CLIP cannot carry; "
-                             "connect a concept that Train or Load Concept gives.")
+        check_layers(placeholder, by_encoder, layers)
     return clip_with_vectors(clip, vectors)
+
+
+def layered_words(clip) -> list[str]:
+    """Placeholders that this CLIP was taught vectors of for each layer."""
+    rows = getattr(text_encoders(clip)[0].tokenizer, "placeholder_rows", {})
+    return [placeholder for placeholder, vectors in rows.items() if isinstance(vectors, LayerRows)]
 
 
 def words_in(clip, prompt: str) -> list[Found]:
@@ -77,9 +94,12 @@ def words_in(clip, prompt: str) -> list[Found]:
 
 
 def vector_of(token: Any) -> Tensor | None:
-    """The vector (d,) that stands in the place of a token; None if it is a token of the vocabulary."""
+    """The vector (d,) that stands in the place of a token, the mean of one for each layer; None if it is a token of the
+    vocabulary."""
     if isinstance(token, dict) and token.get("type") == _EMBEDDING_TYPE:
         return token["data"]
+    if isinstance(token, LayerVector):
+        return token.mean
     return token if isinstance(token, Tensor) else None
 
 
@@ -89,20 +109,7 @@ def known_placeholders(clip) -> dict[str, int]:
     return {placeholder: len(vectors) for placeholder, vectors in rows.items()}
 
 
-class _Taught:
-    """What a tokenizer that was taught words can do beside its own class.
-
-    The class does the work, not an attribute of the object: other packs set attributes on tokenizers and delete them
-    when they are done, and what the class does is then there again.
-    """
-
-    made_of: tuple[type, type]
-
-    def __reduce__(self):
-        return _blank, self.made_of, vars(self)
-
-
-class _TaughtTokenizer(_Taught, _Tokenizer):
+class _TaughtTokenizer(Taught, _Tokenizer):
     """Of one encoder. placeholder_rows: placeholder → (n, d). words: the same placeholders. other_embeddings: finds
     embeddings in the class's place, as another pack had arranged; or None."""
 
@@ -192,7 +199,7 @@ class _TaughtInContext(_TaughtTokenizer):
         return made
 
 
-class _TaughtTokenizers(_Taught, _Tokenizers):
+class _TaughtTokenizers(Taught, _Tokenizers):
     """Of all encoders of a CLIP."""
 
     def tokenize_with_weights(self, text: Any, *args, **kwargs):
@@ -225,7 +232,7 @@ class _TaughtTokenizers(_Taught, _Tokenizers):
 
 def _taught(encoder: TextEncoder, rows: Mapping[str, Rows]) -> SDTokenizer:
     tokenizer = encoder.tokenizer
-    taught = _made(_TaughtClip if isinstance(encoder, ClipEncoder) else _TaughtInContext, tokenizer)
+    taught = made(_TaughtClip if isinstance(encoder, ClipEncoder) else _TaughtInContext, tokenizer)
     vars(taught).pop("tokenize_with_weights", None)
     if "_try_get_embedding" in vars(taught):
         taught.other_embeddings = vars(taught).pop("_try_get_embedding")
@@ -241,28 +248,16 @@ def _token(row: Any) -> Any:
     return {"type": _EMBEDDING_TYPE, "data": row} if isinstance(row, Tensor) else row
 
 
-def _made(adds: type, tokenizer):
-    """A copy of `tokenizer` whose class does what `adds` says, too."""
-    made = copy.copy(tokenizer)
-    if not isinstance(made, adds):
-        made.__class__ = _class(adds, type(tokenizer))
-    return made
-
-
-@functools.cache
-def _class(adds: type, kind: type) -> type:
-    return type(kind.__name__, (adds, kind), {"__module__": kind.__module__, "made_of": (adds, kind)})
-
-
-def _blank(adds: type, kind: type):
-    cls = _class(adds, kind)
-    return object.__new__(cls)
-
-
 def _vectors(tokens) -> Iterator[Any]:
     """Everything that stands in the place of a token."""
     for chunk in (chunk for chunks in tokens.values() for chunk in chunks):
         yield from (vector if (vector := vector_of(token)) is not None else token for token, *_ in chunk)
+
+
+def _rows(vectors: Mapping[str, Rows], key: str) -> Rows:
+    if isinstance(vectors, WordVectors) and vectors.axis == "layer":
+        return LayerRows(vectors[key])
+    return vectors[key]
 
 
 def _same(one: Any, other: Any) -> bool:

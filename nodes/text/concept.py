@@ -78,6 +78,22 @@ def initial_vectors(concept: Concept, clip) -> WordVectors:
                        concept.vectors.axis)
 
 
+def plain_vectors(concept: Concept, clip, remedy: str) -> WordVectors:
+    """The same, for what needs one meaning of a word. Raises ValueError if it has one for each layer, with the rest of
+    the sentence: which such a use cannot have, and what to do."""
+    if concept.vectors.axis is not None:
+        raise ValueError(f"Concept {concept.placeholder} has vectors for each layer of a model, which {remedy}.")
+    return initial_vectors(concept, clip)
+
+
+def check_layers(placeholder: str, vectors: WordVectors, layers: int) -> None:
+    """Raises ValueError if a word has vectors for each of more or fewer layers than so many."""
+    found = next((len(rows) for rows in vectors.values()), layers)
+    if vectors.axis == "layer" and found != layers:
+        raise ValueError(f"Concept {placeholder} has vectors for {found} layers but this model has {layers}; use a "
+                         "model of the kind that it was trained on.")
+
+
 def _vectors_for(concept: Concept, encoder: TextEncoder) -> Tensor:
     if not concept.vectors:
         return _rows_of_words(concept, encoder)

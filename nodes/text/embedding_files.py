@@ -17,9 +17,10 @@ from ..files import MARK, NameTaken, holds_bytes, torch_bytes, write_safetensors
 from ..foreign.text import shown_name
 from ..names import ROOM_FOR_STEP, folded, safe_name
 from ..weight_files import holds
-from .embedding_formats import STANDARD_WIDTHS, read_embedding
+from .embedding_formats import OF_LAYERS, STANDARD_WIDTHS, read_embedding
 from .embedding_layouts import LAYOUTS, SAFETENSORS, FileLayout
 from .encoder_kinds import TextEncoder
+from .vectors import WordVectors
 
 KIND = "embeddings"
 _EXTENSIONS = (".safetensors", ".pt", ".bin")  # in the order in which ComfyUI tries them
@@ -31,13 +32,14 @@ def save_embedding(name: str, vectors: Mapping[str, Tensor], metadata: Mapping[s
 
     name: file name without extension, may hold subfolders; "-2", "-3", … is added while the name is taken in any
         embeddings folder, because `embedding:name` searches all of them and CLIP Text Encode caches by name.
-    vectors: encoder key ("clip_l", "clip_g", "clip_h") → (n, d), stored as float32.
+    vectors: encoder key ("clip_l", "clip_g", "clip_h") → (n, d), stored as float32. WordVectors with an axis of layers
+        are stored beside their mean, which is what stock nodes read.
     layout: SAFETENSORS or one of LAYOUTS, which keep of the metadata only the "placeholder".
     Raises ValueError if the name leaves the folder, a vector is not finite or the layout cannot hold them all, OSError
     if the file cannot be written.
     """
     stem = safe_name(f"{subfolder}/{name}" if subfolder else name, "The file name")
-    _check_vectors(vectors, stem)
+    vectors = _for_file(vectors, stem, layout)
     file = _WholeFile(vectors, metadata) if layout == SAFETENSORS else _PickledFile(vectors, metadata, LAYOUTS[layout])
     for path, taken_by in _candidates(stem, file.extension):
         if not taken_by:
@@ -49,8 +51,9 @@ def save_embedding(name: str, vectors: Mapping[str, Tensor], metadata: Mapping[s
     raise AssertionError("there is always another candidate")
 
 
-def load_embedding(path: Path | str, encoders: Sequence[TextEncoder] = ()) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Vectors by encoder key, (n, d) float32 on the CPU, and metadata of an embedding file of any known tool.
+def load_embedding(path: Path | str, encoders: Sequence[TextEncoder] = ()) -> tuple[WordVectors, dict[str, str]]:
+    """Vectors by encoder key, float32 on the CPU, (n, d) or (layers, n, d), and metadata of an embedding file of any
+    known tool.
 
     encoders: of the CLIP the vectors are for; tells what a tensor without an encoder's name belongs to. Without them
         the widths of SD1.x and SDXL (768, 1280) and of SD2.x (1024) decide.
@@ -112,6 +115,19 @@ def file_stems(placeholders: Sequence[str]) -> dict[str, str]:
         stems = {word: f"{stem}-{_digest(word)[:length]}" if names[folded(stem)] > 1 else stem
                  for word, stem in stems.items()}
     return stems
+
+
+def _for_file(vectors: Mapping[str, Tensor], stem: str, layout: str) -> Mapping[str, Tensor]:
+    """What a file holds under encoder keys, and under keys of their own for layers."""
+    layered = isinstance(vectors, WordVectors) and vectors.axis == "layer"
+    plain = vectors.mean() if layered else vectors
+    _check_vectors(plain, stem)
+    if not layered:
+        return plain
+    if layout != SAFETENSORS:
+        raise ValueError(f"{stem} has vectors for each layer of a model, which no other program reads from this "
+                         "format; choose the format safetensors.")
+    return {**plain, **{f"{key}{OF_LAYERS}": rows for key, rows in vectors.items()}}
 
 
 def _check_vectors(vectors: Mapping[str, Tensor], stem: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..foreign.text import short, shown_name
 from ..weight_files import check_numbers, damaged, read_weights
+from .vectors import WordVectors
 
 KIND = "embedding file"
 STANDARD_WIDTHS = {"clip_l": 768, "clip_h": 1024, "clip_g": 1280}
@@ -22,10 +23,12 @@ _BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\.\*|[^.]+)")
 _SAID_BY_A1111 = ("name", "step", "sd_checkpoint_name")
 _NUMBERED = re.compile(r"(.+?)_v?(\d{1,6})")
 MOST_VECTORS = 1_000  # of a word; a prompt's chunk has room for 75
+OF_LAYERS = ".layers"  # ends the name of what holds (layers, n, d) beside their mean, which other programs read
 
 
-def read_embedding(path: Path, widths: Mapping[str, int] = STANDARD_WIDTHS) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Vectors of the one word in `path`, by encoder key, (n, d) float32 on the CPU; and what the file says of itself.
+def read_embedding(path: Path, widths: Mapping[str, int] = STANDARD_WIDTHS) -> tuple[WordVectors, dict[str, str]]:
+    """Vectors of the one word in `path`, by encoder key, (n, d) float32 on the CPU, or with an axis of layers; and what
+    the file says of itself.
 
     widths: encoder key → d, tells which encoder a tensor without an encoder's name is for.
     metadata: a safetensors file's own; "token" is the word the file was trained with, where it names one.
@@ -34,7 +37,7 @@ def read_embedding(path: Path, widths: Mapping[str, int] = STANDARD_WIDTHS) -> t
     """
     content, metadata = read_weights(path, KIND)
     entries, said = _entries(content, path)
-    vectors = _by_encoder(entries, widths, path)
+    vectors = vectors_by_encoder(entries, widths, path)
     if len({len(rows) for rows in vectors.values()}) > 1:
         counts = ", ".join(f"{len(rows)} for {key}" for key, rows in vectors.items())
         raise ValueError(f"{shown_name(path.name)} has different numbers of vectors per text encoder ({counts}); "
@@ -44,7 +47,20 @@ def read_embedding(path: Path, widths: Mapping[str, int] = STANDARD_WIDTHS) -> t
         first = 1 + int(silent.int().argmax())
         raise ValueError(f"Vector {first} of {shown_name(path.name)} is zero, which says nothing in a prompt; use "
                          "another file, or train the word again.")
-    return vectors, {**said, **metadata}
+    return _of_layers(content, vectors, path) or WordVectors(vectors), {**said, **metadata}
+
+
+def _of_layers(content: Any, means: Mapping[str, Tensor], path: Path) -> WordVectors | None:
+    """The vectors of each layer, whose `means` a file holds as well; None if it holds none."""
+    named = content if isinstance(content, Mapping) else {}
+    entries = {key: rows for key in means if isinstance(rows := named.get(f"{key}{OF_LAYERS}"), Tensor)}
+    if not entries:
+        return None
+    check_numbers(path, [(f"{key}{OF_LAYERS}", rows) for key, rows in entries.items()])
+    fit = all(rows.ndim == 3 and rows.shape[1:] == means[key].shape for key, rows in entries.items())
+    if not fit or entries.keys() != means.keys() or len({len(rows) for rows in entries.values()}) > 1:
+        raise damaged(path, KIND)
+    return WordVectors({key: entries[key].to(torch.float32, copy=True) for key in means}, "layer")
 
 
 def _entries(content: Any, path: Path) -> tuple[list[tuple[str, Tensor]], dict[str, str]]:
@@ -73,7 +89,8 @@ def _tensors(content: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
     return [(str(name), value) for name, value in content.items() if isinstance(value, Tensor) and value.ndim in (1, 2)]
 
 
-def _by_encoder(entries: list[tuple[str, Tensor]], widths: Mapping[str, int], path: Path) -> dict[str, Tensor]:
+def vectors_by_encoder(entries: list[tuple[str, Tensor]], widths: Mapping[str, int], path: Path) -> dict[str, Tensor]:
+    """(n, d) float32 on the CPU by encoder key, of the (name, tensor) pairs of one word, as `read_embedding`."""
     entries = [(_OTHER_NAMES.get(name, name), tensor) for name, tensor in entries]
     known = {*ENCODERS, *widths}
     named = {name for name, _ in entries if name in known}

@@ -162,7 +162,7 @@ class PersonalizeSaveConcept(io.ComfyNode):
             stems = {word: f"{name}-{stem}" if len(concept) > 1 else name for word, stem in stems.items()}
         paths = [save_concept(each, stems[each.placeholder], format) for each in concept]
         texts = [prompt_text(path) for path in paths]
-        shown = "\n".join(f"{text}\n{path}" for text, path in zip(texts, paths))
+        shown = "\n".join(f"{text}{_of_layers(each)}\n{path}" for each, text, path in zip(concept, texts, paths))
         return io.NodeOutput(texts, ui=ui.PreviewText(shown))
 
 
@@ -211,6 +211,12 @@ class PersonalizeLoadConcept(io.ComfyNode):
         encoders = text_encoders(clip) if clip is not None else ()
         concept = load_concept(find_embedding(embedding), placeholder.strip(), class_words.strip(), encoders)
         return io.NodeOutput((concept,), concept.placeholder, concept.class_words)
+
+
+def _of_layers(concept: Concept) -> str:
+    """What a person is told who would write the text of a concept with vectors for each layer into a prompt."""
+    return "" if concept.vectors.axis is None else (
+        " (the mean of its layers: for what each layer learned connect Load Concept and Apply Per-Layer Concept)")
 
 
 def _validated(embedding: str | None) -> bool | str:

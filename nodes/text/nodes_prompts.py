@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import folder_paths
@@ -19,7 +20,8 @@ from .embedding_versions import embedding_versions
 from .encoders import text_encoders
 from .layout import Layout, parse_words
 from .pairs import token_count
-from .prompts import BUNDLED, PromptSet, bundled, join_sets, parse, read_prompts
+from .prompts import BUNDLED, MOST_PROMPTS, PromptSet, bundled, join_sets, parse, read_prompts
+from .rich_prompts import SUBJECTS, instruction, kinds_of, rich_prompts
 from .token_view import nearest_words, report, table, token_rows, vectors_in
 from .tokens import prompt_tokens
 
@@ -30,7 +32,12 @@ _CONTENT_TOOLTIPS = {"background": "Use the bundled prompts about places and sur
                      "outfit": "Use the bundled prompts about what it wears; only animate has them.",
                      "style": "Use the bundled prompts about paintings, sculptures and other media.",
                      "colour": "Use the bundled prompts about colours and light."}
-KINDS = tuple(_CONTENT_TOOLTIPS)  # of prompts, each with a switch of its own
+_RICH_TOOLTIPS = {"accessory": "Use rich prompts about what it carries, or what is on it.",
+                  "viewpoint": "Use rich prompts about from where and how near it is seen.",
+                  "relation": "Use rich prompts that put it beside other things.",
+                  "companions": "Use rich prompts with a second subject in the picture."}
+KINDS = (*_CONTENT_TOOLTIPS, *_RICH_TOOLTIPS)  # of prompts, each with a switch of its own
+RICH = "rich "  # in front of a subject's name: prompts that are put together
 
 
 class PersonalizePromptSet(io.ComfyNode):
@@ -44,11 +51,12 @@ class PersonalizePromptSet(io.ComfyNode):
                         "set, your own, or both.",
             search_aliases=["templates", "regularization prompts", "prompt list", "prompt styles", "wildcards"],
             inputs=[
-                io.Combo.Input("kind", options=[*BUNDLED, NONE], default="animate",
+                io.Combo.Input("kind", options=[*BUNDLED, *(RICH + name for name in SUBJECTS), NONE], default="animate",
                                tooltip="Bundled prompts for people and animals (animate, 100), for objects (inanimate, "
                                        "100), or for any subject (universal, 50), as in CoRe's three lists; pictures: "
                                        "81 to train with, as many as Textual Inversion and ViCo have, for Training "
-                                       "Prompts. none: only your own."),
+                                       "Prompts. rich: thousands, put together from places, actions, other things and "
+                                       "more. none: only your own."),
                 *(io.Boolean.Input(kind, default=True, advanced=True, tooltip=tooltip)
                   for kind, tooltip in _CONTENT_TOOLTIPS.items()),
                 io.Combo.Input("file", options=[NONE, *_text_files()], default=NONE, advanced=True,
@@ -56,11 +64,21 @@ class PersonalizePromptSet(io.ComfyNode):
                                        "with exactly one {}. A line such as [action] gives the kind of those after it; "
                                        "# starts a comment."),
                 io.String.Input("own_prompts", default="", multiline=True,
-                                tooltip="More prompts of your own, written like such a file: a {} at the dentist"),
+                                tooltip="More prompts of your own, written like such a file: a {} at the dentist. A "
+                                        "text node may be connected, such as one that asks a language model with the "
+                                        "instruction of this node; numbers and bullets of its list are left out."),
+                *(io.Boolean.Input(kind, default=True, optional=True, advanced=True, tooltip=tooltip)
+                  for kind, tooltip in _RICH_TOOLTIPS.items()),
+                io.Int.Input("count", default=2000, min=10, max=MOST_PROMPTS, optional=True, advanced=True,
+                             tooltip="How many rich prompts are put together, as many of each kind as of another."),
                 PromptSetType.Input("previous", optional=True, tooltip="Another Prompt Set to put in front.")],
             outputs=[
                 PromptSetType.Output(display_name="prompt_set", tooltip="The set, without repetitions."),
-                io.String.Output(display_name="list", is_output_list=True, tooltip="The templates, one text each.")])
+                io.String.Output(display_name="list", is_output_list=True, tooltip="The templates, one text each."),
+                io.String.Output(display_name="report", tooltip="To read: how many prompts there are of each kind."),
+                io.String.Output(display_name="instruction",
+                                 tooltip="What to ask a language model for prompts about your own subject, of the "
+                                         "kinds that are switched on; its answer goes into own_prompts.")])
 
     @classmethod
     def validate_inputs(cls, file) -> bool | str:
@@ -81,19 +99,35 @@ class PersonalizePromptSet(io.ComfyNode):
             return str(error)
 
     @classmethod
-    def execute(cls, kind: str, background: bool, action: bool, outfit: bool, style: bool, colour: bool, file: str,
-                own_prompts: str, previous: PromptSet | None = None) -> io.NodeOutput:
-        """The prompt set and its templates."""
-        wanted = dict(zip(KINDS, (background, action, outfit, style, colour), strict=True))
-        chosen = [name for name in BUNDLED.get(kind, ()) if wanted.get(name, True)]
-        path = _own_file(file)
-        empty = PromptSet(())
-        prompts = join_sets(previous or empty, bundled(kind, chosen) if kind != NONE else empty,
+    def execute(cls, kind: str, file: str, own_prompts: str, count: int = 2000, previous: PromptSet | None = None,
+                **switches: bool) -> io.NodeOutput:
+        """The prompt set, its templates, how many there are, and how to ask for more."""
+        wanted = [name for name in KINDS if switches.get(name, True)]
+        path, empty = _own_file(file), PromptSet(())
+        prompts = join_sets(previous or empty, _prompts_of(kind, wanted, count),
                             read_prompts(path) if path else empty, parse(own_prompts, "own_prompts"))
         if not prompts.prompts:
             raise ValueError("The Prompt Set is empty; choose a kind and switch some of it on, a file, or write "
                              "prompts of your own.")
-        return io.NodeOutput(prompts, list(prompts.templates))
+        asked = [name for name in wanted if name in kinds_of("inanimate" if "inanimate" in kind else "animate")]
+        return io.NodeOutput(prompts, list(prompts.templates), _counted(prompts), instruction(asked))
+
+
+def _prompts_of(kind: str, wanted: Sequence[str], count: int) -> PromptSet:
+    """The pack's own prompts of these kinds."""
+    if kind == NONE:
+        return PromptSet(())
+    if kind.startswith(RICH):
+        return rich_prompts(kind.removeprefix(RICH), wanted, count)
+    left_out = set(KINDS) - set(wanted)
+    return bundled(kind, [name for name in BUNDLED[kind] if name not in left_out])
+
+
+def _counted(prompts: PromptSet) -> str:
+    """"2000 prompts: 223 background, 222 action, …"."""
+    kinds = [kind for kind, _ in prompts.prompts]
+    of_each = ", ".join(f"{kinds.count(kind)} {kind}" for kind in prompts.kinds)
+    return f"{len(kinds)} prompt{'s' if len(kinds) > 1 else ''}: {of_each}"
 
 
 class PersonalizePromptTokens(io.ComfyNode):

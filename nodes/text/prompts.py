@@ -19,6 +19,9 @@ BUNDLED = {"animate": ("background", "action", "outfit", "style", "colour"),
 _FOLDER = Path(__file__).parent / "prompt_sets"
 MOST_BYTES, MOST_PROMPTS, MOST_LETTERS = 4 * 2**20, 10_000, 2_000  # a training draws a few thousand prompts
 _HEADING = re.compile(r"\[([\w -]+)\]")
+_BULLET = re.compile(r"(?:\d+[.)]|[-*•–])\s+")
+_FENCE = "```"  # of code
+_QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "`": "`"}
 
 
 @dataclass(frozen=True)
@@ -73,17 +76,19 @@ def read_prompts(path: Path) -> PromptSet:
 def parse(text: str, source: str) -> PromptSet:
     """Templates of `text`, one a line, each once.
 
-    Empty lines and lines that start with # are skipped. A line such as [action] gives the kind of the lines after it;
-    before the first one the kind is "own". [name] is a slot too. source: where the text is from, for messages.
+    Numbers, bullets and quotation marks around a line, as language models write lists, are left out. Empty lines, lines
+    that start with # and lines without a slot that end with a colon are skipped. A line such as [action] gives the kind
+    of the lines after it; before the first one the kind is "own". [name] is a slot too. source: where the text is from,
+    for messages.
     Raises ValueError naming the line whose number of slots is not one, or which is too long.
     """
     prompts, kind = [], OWN
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
-        line = line.strip().replace(NAME, SLOT)
+        line = _without_marks(line).replace(NAME, SLOT)
         if len(line) > MOST_LETTERS:
             raise ValueError(f"Line {number} of {source} has {len(line)} letters, more than the {MOST_LETTERS} of a "
                              "prompt; write one prompt a line.")
-        if not line or line.startswith("#"):
+        if not line or line.startswith("#") or _is_said_before(line):
             continue
         if heading := _HEADING.fullmatch(line):
             kind = heading[1].strip().lower()
@@ -104,3 +109,20 @@ def parse(text: str, source: str) -> PromptSet:
             raise ValueError(f"{source} holds more than {MOST_PROMPTS} prompts; keep the best of them.")
         prompts.append((kind, line))
     return join_sets(PromptSet(tuple(prompts)))
+
+
+def _without_marks(line: str) -> str:
+    """A line of a list without what makes it one."""
+    line = line.strip()
+    if line.startswith(_FENCE):
+        return ""
+    if bullet := _BULLET.match(line):
+        line = line[bullet.end():]
+    if len(line) > 1 and _QUOTES.get(line[0]) == line[-1]:
+        line = line[1:-1].strip()
+    return line
+
+
+def _is_said_before(line: str) -> bool:
+    """Whether a line introduces a list: "Here are your prompts:"."""
+    return line.endswith(":") and SLOT not in line

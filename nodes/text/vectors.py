@@ -1,10 +1,11 @@
 """The vectors that a word stands for in each text encoder."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Axis = Literal["row", "layer"]
@@ -49,5 +50,17 @@ class WordVectors(Mapping[str, Tensor]):
             return self
         return WordVectors({key: tensor[index] for key, tensor in self.items()})
 
+    def mean(self) -> WordVectors:
+        """The mean over rows or layers; all where no axis is in front."""
+        if self.axis is None:
+            return self
+        return WordVectors({key: mean_of(tensor) for key, tensor in self.items()})
+
 
 Vectors = Mapping[str, WordVectors]  # by placeholder
+
+
+def mean_of(tensors: Tensor | Sequence[Tensor]) -> Tensor:
+    """Mean over the first axis, or of tensors of one shape; of equal ones it is that one to the bit."""
+    stacked = tensors if isinstance(tensors, Tensor) else torch.stack(list(tensors))
+    return stacked[0] + (stacked - stacked[0]).mean(0)

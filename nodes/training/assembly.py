@@ -5,11 +5,13 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..text.concept import initial_vectors
-from ..text.vectors import Vectors
+from ..families.find import unet_of
+from ..text.concept import check_layers, initial_vectors
+from ..text.vectors import Vectors, WordVectors
 from .batch import Latents
 from .dataset import Dataset, encode_pictures
 from .failures import OF_TRAIN, NodeInputs, fitting, lighter
+from .interfaces import BringsWords
 from .loop import State, Trainer
 from .parts.part import AttachedPart, TrainingRun
 from .plan import Plan
@@ -40,7 +42,8 @@ def open_training(plan: Plan, resumed: State | None = None, *, latents: Latents 
         parts = _attach(plan, session)
         for part in parts:
             stack.enter_context(part.installed())
-        trainer = Trainer(session, plan, parts, latents, {**(words or {}), **_untrained(plan, parts)}, inputs)
+        frozen = {**(words or {}), **_words_of_terms(plan), **_untrained(plan, parts)}
+        trainer = Trainer(session, plan, parts, latents, frozen, inputs)
         if resumed is not None:
             trainer.resume(resumed)
         yield trainer
@@ -86,10 +89,12 @@ def _first_twice(names: Iterable[str]) -> str | None:
 
 
 def _check_bypassed(parts: Sequence[AttachedPart]) -> None:
-    """Raises TypeError if a part would change the denoiser also where a loss compares with the original one."""
+    """Raises TypeError if a part would change a model also where a loss compares with the original one."""
     for part in parts:
-        if "unet" in part.touches and type(part).bypassed is AttachedPart.bypassed:
-            raise TypeError(f"{type(part).__name__} touches the U-Net and has no bypassed, without which a reference "
+        changes_model = "unet" in part.touches or not part.placeholders
+        if changes_model and part.touches and type(part).bypassed is AttachedPart.bypassed:
+            side = "U-Net" if "unet" in part.touches else "text encoder"
+            raise TypeError(f"{type(part).__name__} touches the {side} and has no bypassed, without which a reference "
                             "is not the original model's")
 
 
@@ -106,9 +111,21 @@ def _check_words_arrive(plan: Plan, parts: Sequence[AttachedPart]) -> None:
                             "inference")
 
 
+def _words_of_terms(plan: Plan) -> Vectors:
+    """What stands in the prompts of loss terms beside the concepts' words."""
+    found: dict[str, WordVectors] = {}
+    for term in plan.terms:
+        if isinstance(term, BringsWords):
+            found.update(term.words)
+    return found
+
+
 def _untrained(plan: Plan, parts: Sequence[AttachedPart]) -> Vectors:
     """Vectors of the subjects whose words no part trains."""
     trained = {name for part in parts for name in part.learned_vectors()}
-    concepts = [subject.concept for subject in plan.subjects]
-    return {concept.placeholder: initial_vectors(concept, plan.clip) for concept in concepts
-            if concept.placeholder not in trained}
+    found = {subject.concept.placeholder: initial_vectors(subject.concept, plan.clip) for subject in plan.subjects
+             if subject.concept.placeholder not in trained}
+    for name, vectors in found.items():
+        if vectors.axis == "layer":
+            check_layers(name, vectors, len(unet_of(plan.model).layers))
+    return found

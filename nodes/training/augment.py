@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .seeds import generator
+from .zoom import WHOLE, Framing, Zoom, zoomed, zooms
 
 Fit = Literal["crop", "pad", "squash"]
-Augmentation = Literal["none", "flip", "as released"]
+Augmentation = Literal["none", "flip", "as released", "zoom"]
 
 GREY = 0.5
 CHANNELS = 4
@@ -31,7 +32,8 @@ class Preparation:
 
     size: side of the squares in pixels.
     fit: what happens to a picture that is not square: "crop" to its shorter side, "pad" with grey, or "squash".
-    augmentation: "none"; "flip" adds the mirrored picture; "as released" draws `variants` versions as CoRe's code does.
+    augmentation: "none"; "flip" adds the mirrored picture; "as released" draws `variants` versions as CoRe's code does,
+        "zoom" as Custom Diffusion's.
     """
 
     size: int
@@ -43,7 +45,12 @@ class Preparation:
     @property
     def counting(self) -> Preparation:
         """The same without what changes no result."""
-        return self if self.augmentation == "as released" else replace(self, variants=1, seed=0)
+        return self if self.is_drawn else replace(self, variants=1, seed=0)
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether versions are random, of the seed and the picture's number."""
+        return self.augmentation in ("as released", "zoom")
 
     @property
     def enough(self) -> int:
@@ -53,7 +60,13 @@ class Preparation:
     @property
     def versions(self) -> int:
         """How many of each picture are made."""
-        return {"none": 1, "flip": 2, "as released": self.variants}[self.augmentation]
+        return {"none": 1, "flip": 2}.get(self.augmentation, self.variants)
+
+    def framings(self, index: int) -> tuple[Framing, ...]:
+        """Of each version of picture `index`."""
+        if self.augmentation != "zoom":
+            return (WHOLE,) * self.versions
+        return tuple(zoom.framing for zoom in zooms(self.size, self.variants, self.seed, index))
 
 
 def prepared(picture: Tensor, how: Preparation, index: int) -> Iterator[Tensor]:
@@ -65,6 +78,10 @@ def prepared(picture: Tensor, how: Preparation, index: int) -> Iterator[Tensor]:
         draws = torch.rand(how.variants, 5, generator=generator(how.seed, "augmentation", index)).tolist()
         picture = not_longer(_shrunk(picture, how.enough), MOST_TIMES_ENOUGH * how.enough)
         yield from (as_released(picture, how.fit, how.size, *draw) for draw in draws)
+        return
+    if how.augmentation == "zoom":
+        picture = not_longer(_shrunk(picture, how.enough), MOST_TIMES_ENOUGH * how.enough)
+        yield from (_zoomed(picture, how, zoom) for zoom in zooms(how.size, how.variants, how.seed, index))
         return
     if how.fit == "pad":
         picture = not_longer(picture, MOST_TIMES_ENOUGH * how.enough)
@@ -87,6 +104,11 @@ def as_released(picture: Tensor, fit: Fit, size: int, turn: float, angle: float,
     if mirror < FLIP_PROBABILITY:
         picture = picture.flip(-1)
     return fitted(picture, fit, size, down, right, keep=_pixel_of_subject(picture))
+
+
+def _zoomed(picture: Tensor, how: Preparation, zoom: Zoom) -> Tensor:
+    square = fitted(picture, how.fit, zoom.scale)
+    return zoomed(square, how.size, zoom, _pixel_of_subject(square))
 
 
 def fitted(picture: Tensor, fit: Fit, size: int, down: float = 0.5, right: float = 0.5,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..families.noise import NoiseLevels
 from ..text.concept import Concept
+from .zoom import Framing
 
 Stream = Literal["subject", "prior", "reference"]
 Numbers = slice | list[int]  # of rows
@@ -38,6 +39,9 @@ class Picture(Protocol):
     @property
     def masked(self) -> bool:
         """Whether there are masks."""
+
+    def framing(self, variant: int) -> Framing:
+        """How a variant stands in its square, and what its prompt says of that."""
 
     def photograph(self, longest_side: int) -> Tensor:
         """The picture as it came, (H, W, 3) in 0…1, smaller if it is longer."""
@@ -92,7 +96,7 @@ class Noised:
 
     clean, noise, noisy: (B, C, h, w) in the model's latent space; noisy is what the denoiser gets.
     sigma: (B,) noise level, as ComfyUI's model_sampling counts it.
-    masks: (B, 1, h, w) in 0…1 or None.
+    masks: (B, 1, h, w) in 0…1 or None. valid: (B, 1, h, w), 1 where there is a picture, or None where all is one.
     """
 
     clean: Tensor
@@ -100,11 +104,12 @@ class Noised:
     noisy: Tensor
     sigma: Tensor
     masks: Tensor | None = None
+    valid: Tensor | None = None
 
     def slice(self, rows: Numbers) -> Noised:
         """The rows of a micro-batch."""
-        cut = [None if t is None else t[rows] for t in (self.clean, self.noise, self.noisy, self.sigma, self.masks)]
-        return Noised(*cut)  # ty: ignore[invalid-argument-type]
+        all_of = (self.clean, self.noise, self.noisy, self.sigma, self.masks, self.valid)
+        return Noised(*(None if t is None else t[rows] for t in all_of))  # ty: ignore[invalid-argument-type]
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ class Counted:
     """One row of the denoiser, of one text, and the weights.
 
     forward, backward: FLOPs. kept: bytes that the backward pass keeps. recomputed: the same with gradient
-    checkpointing. weights: bytes of both models. numbers: of the denoiser's weights. dtype: in which it computes.
+    checkpointing. weights: bytes of both models. numbers: of the denoiser's weights. of_text: those of the text
+    encoders' layers. dtype: in which it computes.
     """
 
     forward: int
@@ -43,6 +44,7 @@ class Counted:
     recomputed: int
     weights: int
     numbers: int
+    of_text: int
     dtype: torch.dtype
 
 
@@ -85,7 +87,7 @@ def _run(model: Any, size: int, dtype: torch.dtype, whole: bool, numbers: int, w
     products = 2 * TEXT_TOKENS * sum(each.numel() for each in text)
     of_text = round(KEPT_OF_TEXT * TEXT_TOKENS * sum(len(each) for each in text))
     return Counted(forward + products, backward + products, keeping.all + of_text, keeping.recomputed + of_text,
-                   weights, numbers, dtype)
+                   weights, numbers, sum(each.numel() for each in text), dtype)
 
 
 class _Keeping:

@@ -19,10 +19,12 @@ from .session import unload
 
 @dataclass(frozen=True)
 class PictureLatents:
-    """Latents (V, C, h, w) of a picture's variants in the model's latent space, masks (V, 1, h, w) or None."""
+    """Latents (V, C, h, w) of a picture's variants in the model's latent space, masks (V, 1, h, w) or None, and the
+    same where only a part of a variant is a picture."""
 
     latents: Tensor
     masks: Tensor | None
+    valid: Tensor | None = None
 
 
 class Dataset:
@@ -39,12 +41,18 @@ class Dataset:
         draw = generator(seed, "noise", stream, step)
         numbers = levels.draw(len(rows), draw)
         noise = torch.randn(clean.shape, generator=draw)
-        masks = None
-        if any(p.masks is not None for p in chosen):
-            whole = torch.ones(1, *clean.shape[2:])
-            masks = torch.stack([whole if p.masks is None else p.masks[row.variant]
-                                 for p, row in zip(chosen, rows, strict=True)]).to(device)
-        return add_noise(levels, clean.to(device), noise.to(device), numbers, masks)
+        masks, valid = (_of_rows([None if each is None else each[row.variant]
+                                  for each, row in zip(kind, rows, strict=True)], clean, device)
+                        for kind in ([p.masks for p in chosen], [p.valid for p in chosen]))
+        return add_noise(levels, clean.to(device), noise.to(device), numbers, masks, valid)
+
+
+def _of_rows(maps: Sequence[Tensor | None], clean: Tensor, device) -> Tensor | None:
+    """(B, 1, h, w) of one map (1, h, w) for each row, 1 all over where it has none; None where no row has one."""
+    if all(each is None for each in maps):
+        return None
+    whole = torch.ones(1, *clean.shape[2:])
+    return torch.stack([whole if each is None else each for each in maps]).to(device)
 
 
 def encode_pictures(vae, model, subjects: Sequence[Subject], seed: int) -> Dataset:
@@ -75,7 +83,16 @@ def _encode(vae, space: LatentSpace, picture, seed: int) -> PictureLatents:
         latents.append(encode_picture(vae, space, pixels, picture.name))
         if shapes is not None:
             masks.append(F.interpolate(shapes.clone().float()[:, None], latents[-1].shape[2:], mode="area"))
-    return PictureLatents(torch.cat(latents), torch.cat(masks) if masks else None)
+    whole = torch.cat(latents)
+    return PictureLatents(whole, torch.cat(masks) if masks else None, _valid(picture, whole, space.factor))
+
+
+def _valid(picture: Picture, latents: Tensor, factor: int) -> Tensor | None:
+    framings = [picture.framing(variant) for variant in range(picture.count)]
+    if all(framing.region is None for framing in framings):
+        return None
+    height, width = latents.shape[-2:]
+    return torch.stack([framing.valid(height, width, factor)[None] for framing in framings])
 
 
 def encode_picture(vae, space: LatentSpace, pixels: Tensor, name: str) -> Tensor:

@@ -47,6 +47,15 @@ def clip_fingerprint(clip) -> str:
                      {text: clip.tokenize(text) for text in texts}])
 
 
+def encoder_fingerprint(clip) -> str:
+    """Digest of a CLIP's weights as numbers, and of weight patches, whatever words it was taught; the same while it is
+    trained on, when half-precision weights are held in float32."""
+    weights, _ = _without_patches(clip.patcher)
+    numbers = {name: _lenient(weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight)
+               for name, weight in weights.items()}
+    return _lenient([numbers, clip.patcher.patches])
+
+
 def vae_fingerprint(vae) -> str:
     """Digest of a VAE: of its weights and of the type in which it computes."""
     return _lenient([_origin(type(vae)), vae.patcher, getattr(vae, "vae_dtype", None)])
@@ -115,7 +124,7 @@ def _without_patches(patcher: ModelPatcher) -> tuple[dict[str, Tensor], dict[str
     replaced = {*patcher.object_patches, *patcher.object_patches_backup}
     kept = [name for name in ("model_sampling", "latent_format") if hasattr(patcher.model, name)]
     apart = tuple(f"{name}." for name in {*replaced, *kept})
-    weights = {key: _original(patcher, key, weight) for key, weight in patcher.model.state_dict().items()
+    weights = {key: original_weight(patcher, key, weight) for key, weight in patcher.model.state_dict().items()
                if not key.startswith(apart)}
     for name in patcher.object_patches_backup:
         original = patcher.object_patches_backup[name]
@@ -124,7 +133,8 @@ def _without_patches(patcher: ModelPatcher) -> tuple[dict[str, Tensor], dict[str
     return weights, {name: patcher.get_model_object(name) for name in {*patcher.object_patches, *kept}}
 
 
-def _original(patcher: ModelPatcher, key: str, weight: Tensor) -> Tensor:
+def original_weight(patcher: ModelPatcher, key: str, weight: Tensor) -> Tensor:
+    """What a weight of the patcher's model is without any patches that are loaded into it now. weight: as it is now."""
     if key in patcher.backup:
         return patcher.backup[key].weight
     return patcher.hook_backup[key][0] if key in patcher.hook_backup else weight

@@ -34,6 +34,7 @@ class DiffusionLoss:
     """L = ‖ε − ε_θ(z_t, t, c(y))‖² (CoRe Eq. 1), mean over pixels and rows; the velocity for v-prediction models.
 
     background: weight, 0…1, of pixels outside the subject's mask; 1 ignores masks. Rows without a mask count whole.
+        What is grey around a picture counts nothing.
     noise_levels: one of WEIGHTINGS, how rows count by their noise (`noise_level_weights`).
     """
 
@@ -57,11 +58,15 @@ class DiffusionLoss:
         """Scalar float32."""
         latents = batch.latents["subject"]
         error = model.noise.output_error(latents.clean, latents.sigma, got.predicted("prediction")).square()
+        weight = latents.valid
         if latents.masks is not None and self.background != 1:
-            weight = self.background + (1 - self.background) * latents.masks
-            rows = (error * weight).flatten(1).sum(1) / weight.expand_as(error).flatten(1).sum(1)
-        else:
+            of_masks = self.background + (1 - self.background) * latents.masks
+            weight = of_masks if weight is None else of_masks * weight
+        if weight is None:
             rows = error.flatten(1).mean(1)
+        else:
+            counted = weight.expand_as(error).flatten(1).sum(1)
+            rows = (error * weight).flatten(1).sum(1) / counted.clamp_min(torch.finfo(counted.dtype).tiny)
         return (rows * noise_level_weights(model.noise, latents.sigma, self.noise_levels)).mean()
 
 

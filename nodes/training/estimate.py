@@ -103,8 +103,9 @@ def _memory(foreseen: Foreseen, each: Counted) -> int:
     kept = each.recomputed if how.checkpointing else each.kept
     beside = sum(getattr(part, "rows_beside", 0) for part in parts)  # ViCo's references
     kept *= LOOKING if any(_looks_at_maps(term) for term in foreseen.training.terms) else 1
-    whole = any(part.label == "unet" for part in parts)
-    changes = (2 + kept_tensors(how.optimizer)) * FLOAT32 * each.numbers if whole else 0
+    trained = {part.label for part in parts}
+    numbers = each.numbers * ("unet" in trained) + each.of_text * ("text-encoder" in trained)
+    changes = (2 + kept_tensors(how.optimizer)) * FLOAT32 * numbers
     return round(each.weights + rows * kept * (1 + beside) + changes + _beside())
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..text.placeholders import Placeholders
 from .batch import Batch
 from .parts.part import TrainablePart
+from .parts.text_encoder import TextEncoderPart
 from .parts.weights import UNetPart
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def lighter(parts: Sequence[TrainablePart]) -> str:
     """What to do where the models and the parts to train do not fit."""
     if any(type(part) is UNetPart for part in parts):
         return "connect Train Adapter in place of Train U-Net"
+    if any(isinstance(part, TextEncoderPart) and not part.rank for part in parts):
+        return "set form of Train Text Encoder to LoRA"
     if len(parts) > 1:
         return "take parts out of the chain at trainable"
     return "close what else uses the memory, or use a checkpoint in fp16 in place of fp32"

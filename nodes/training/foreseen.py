@@ -21,6 +21,7 @@ Link = list[Any]  # [node, number of its output]
 SUBJECT, PRIOR = "PersonalizeSubject", "PersonalizePriorPictures"
 SETTINGS = {"PERSONALIZE_TRAINABLE", "PERSONALIZE_LOSS", "PERSONALIZE_RECIPE", "PERSONALIZE_PROMPT_SET"}
 CONCEPTS = ("PersonalizeConcept", "PersonalizeLoadConcept")
+LEFT_OPEN = {"PERSONALIZE_CONTEXTUALIZER"}  # of no account for what is foreseen, and only a run can make one
 
 
 class NotForeseen(Exception):
@@ -80,7 +81,7 @@ class Graph:
         return found
 
     def value(self, link: Any) -> Any:
-        """What an output of a settings node would be."""
+        """What an output of a settings node would be; None for one that is left open."""
         if not is_link(link):
             raise NotForeseen
         node, slot = str(link[0]), link[1]
@@ -89,7 +90,10 @@ class Graph:
         if self.kind(node) == TRAIN and slot == 0:
             raise NotForeseen
         kind = _class(self.kind(node))
-        if self.kind(node) not in CONCEPTS and kind.GET_SCHEMA().outputs[slot].io_type not in SETTINGS:
+        given = kind.GET_SCHEMA().outputs[slot].io_type
+        if given in LEFT_OPEN:
+            return None
+        if self.kind(node) not in CONCEPTS and given not in SETTINGS:
             raise NotForeseen
         inputs = {name: self.value(given) if is_link(given) else given for name, given in self.inputs(node).items()}
         return kind.execute(**inputs).result[slot]

@@ -16,6 +16,7 @@ from .fingerprint import fingerprint
 from .picture_bounds import at_once, check_sides, count_shown
 from .picture_files import FolderContents, some_of
 from .picture_reading import read_mask, read_picture
+from .zoom import Framing
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class SourcePicture:
         """Of the squares."""
         return self.how.size, self.how.size
 
+    def framing(self, variant: int) -> Framing:
+        """As `how` draws it."""
+        return self.how.framings(self.index)[variant]
+
     def photograph(self, longest_side: int) -> Tensor:
         """Reads again. Raises ValueError if the picture is not good any more."""
         return not_longer(self.source.load().pixels, longest_side).movedim(0, -1)
@@ -110,6 +115,12 @@ def sources_of(contents: FolderContents, enough: int) -> list[Source]:
     """
     return [Source(shown_name(path.name), _reader(path, contents.masks.get(path), enough),
                    read_caption(contents.captions.get(path))) for path in contents.pictures]
+
+
+def sources_of_files(paths: Sequence[Path], captions: Sequence[str], enough: int) -> list[Source]:
+    """Pictures of files, each with its caption. enough: as for `sources_of`."""
+    return [Source(shown_name(path.name), _reader(path, None, enough), caption)
+            for path, caption in zip(paths, captions, strict=True)]
 
 
 def sources_from_tensors(images: Sequence[Tensor], masks: Sequence[Tensor], first_number: int = 1) -> list[Source]:
@@ -162,8 +173,7 @@ def prepare(sources: Sequence[Source], how: Preparation, progress: Callable[[], 
 
 
 def _picture(source: Source, loaded: Loaded, how: Preparation, index: int) -> SourcePicture:
-    drawn = how.augmentation == "as released"
-    return SourcePicture(source, how.counting, index if drawn else 0, _content(loaded), loaded.mask is not None,
+    return SourcePicture(source, how.counting, index if how.is_drawn else 0, _content(loaded), loaded.mask is not None,
                          source.caption)
 
 

@@ -16,6 +16,7 @@ from ..families.layers import AttentionLayer
 from ..families.noise import NoiseLevels
 from ..text.encode import Encoded
 from ..text.tokens import PromptTokenizer, PromptTokens
+from ..text.vectors import Vectors
 from .batch import Batch, Stream, Subject
 
 
@@ -25,11 +26,14 @@ class Encode:
 
     grad: whether the loss needs gradients through this encoding.
     original: encode with frozen, original weights and without trainable parts: a reference.
+    layer: which cross-attention layer's vectors words with one for each stand for; None where the request does not say:
+        of a pass every layer's, of an encoding alone one that is drawn for the step.
     """
 
     tokens: tuple[PromptTokens, ...]
     grad: bool = True
     original: bool = False
+    layer: int | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,15 @@ class ChecksSubjects(Protocol):
 
     def check(self, subjects: Sequence[Subject], text: TextSide) -> None:
         """Raises ValueError with one sentence if a later step could fail."""
+
+
+@runtime_checkable
+class BringsWords(Protocol):
+    """A loss term in whose prompts words stand that no concept has and no part trains."""
+
+    @property
+    def words(self) -> Vectors:
+        """Placeholder → what stands for it."""
 
 
 @dataclass(frozen=True)

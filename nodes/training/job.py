@@ -9,9 +9,9 @@ from typing import Any
 
 from ..files import in_use
 from ..notice import notice
+from ..text.apply import layered_words
 from ..text.concept import Concept
 from ..text.embedding_files import file_stems
-from ..text.encoders import text_encoders
 from .assembly import open_training
 from .dataset import check_vae
 from .drawing import RunPictures
@@ -241,7 +241,10 @@ def _check(job: Job) -> None:
     if twice:
         raise ValueError(f"Two subjects share the placeholder {twice}; give each Subject node a Concept of its own.")
     file_stems(names)
-    text_encoders(job.clip)
+    layered = layered_words(job.clip)
+    if layered:
+        raise ValueError(f"The CLIP was taught {layered[0]} by Apply Per-Layer Concept, which acts while pictures are "
+                         "drawn; connect the CLIP from before that node, and the concept to Subject.")
     check_vae(job.vae)
 
 

@@ -48,7 +48,7 @@ class Trainer:
                  frozen: Vectors, inputs: NodeInputs):
         self.session, self.plan, self.parts, self.latents = session, plan, parts, latents
         self.frozen, self.inputs = frozen, inputs
-        counts = {name: len(next(iter(rows.values()))) for name, rows in frozen.items()}
+        counts = {name: rows.count for name, rows in frozen.items()}
         for part in parts:
             counts.update(part.placeholders)
         text = TextSide(PromptTokenizer(session.clip, counts), session.family.layers)

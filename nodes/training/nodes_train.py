@@ -1,12 +1,12 @@
 """The Train node."""
 from __future__ import annotations
 
-import comfy.sd
 from comfy_api.latest import io
 
 from ..inputs import batch_size_input, seed_input, steps_input
 from ..names import ROOM_FOR_STEP, safe_name
 from ..types import ConceptType, LossType, RecipeType, SubjectType, TrainableType, ValidationType
+from .applied import with_weights
 from .batch import with_concepts
 from .diffusion import DiffusionLoss
 from .graph_signature import Graph, NotKnown
@@ -41,8 +41,8 @@ class PersonalizeTrain(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="Text encoder of the same checkpoint."),
                 io.Vae.Input("vae", tooltip="VAE of the same checkpoint: encodes the pictures and draws the previews."),
                 SubjectType.Input("subject", tooltip="Pictures and the word they are to be called by."),
-                TrainableType.Input("trainable", tooltip="What may change: Train Embedding, Train Adapter, Train U-Net "
-                                                         "or Train ViCo."),
+                TrainableType.Input("trainable", tooltip="What may change: Train Embedding, Train Adapter, Train "
+                                                         "U-Net, Train Text Encoder or Train ViCo."),
                 LossType.Input("loss", optional=True,
                                tooltip="What training strives for. Not connected: the diffusion loss alone."),
                 RecipeType.Input("recipe", optional=True,
@@ -106,6 +106,8 @@ class PersonalizeTrain(io.ComfyNode):
                 SubjectType.Output(display_name="subject",
                                    tooltip="The same pictures, captions and masks with what was learned: for Train of "
                                            "the next stage."),
+                io.Clip.Output(display_name="clip", tooltip="The CLIP with the trained weights, for Apply Concept; the "
+                                                            "same CLIP if Train Text Encoder is not used."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo], is_output_node=True)
 
@@ -137,11 +139,10 @@ class PersonalizeTrain(io.ComfyNode):
                   cls.hidden.unique_id, _graph(cls.hidden), validation,
                   (cls.hidden.extra_pnginfo or {}).get("workflow") or cls.hidden.prompt)
         outcome = run_job(job)
-        if outcome.weights:
-            model, _ = comfy.sd.load_lora_for_models(model, None, outcome.weights, 1.0, 0.0)
+        model, clip = with_weights(model, clip, outcome.weights)
         losses = {"loss": [record["loss"] for record in outcome.report["history"]]}
         return io.NodeOutput(outcome.concepts, model, outcome.weights, losses, with_concepts(subject, outcome.concepts),
-                             ui={"personalize_training": [shown_report(outcome.report)]})
+                             clip, ui={"personalize_training": [shown_report(outcome.report)]})
 
 
 def _graph(hidden) -> str | None:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..recording.pass_recorder import AttentionRecorder, PassStopped, Wanted
 from ..text.encode import Encoded, encode_together, joined
+from ..text.layered import layers_beside
 from ..text.tokens import PromptTokens
-from ..text.vectors import Vectors
+from ..text.vectors import Vectors, WordVectors, mean_of
 from .batch import Batch
 from .checkpointing import gradient_checkpointing
 from .denoiser import denoise
@@ -139,11 +140,14 @@ class _Work:
         learned = {name: rows for part in objective.parts for name, rows in part.vectors(batch).items()}
         self.vectors = {**objective.frozen, **learned}
         self.trained_placeholders = frozenset(learned)
+        self.layers = len(objective.text.layers)
+        self.drawn_layer = int(torch.randint(self.layers, (), generator=generator(objective.seed, "layer", batch.step)))
+        self._of_layer: dict[tuple[str, int], WordVectors] = {}
 
     def results(self, needs: Needs, together: Sequence[_Asked]) -> Results:
         """What one term asked for; the passes it shares record the maps of all terms that share them."""
         recorded = [maps for asked in together for maps in asked.needs.maps.values()]
-        encodes = {name: self.encoded(request) for name, request in needs.encodes.items()}
+        encodes = {name: self.encoded(self._at_one_layer(request)) for name, request in needs.encodes.items()}
         passes = {name: self.run(request, recorded)[0] for name, request in needs.passes.items()}
         maps = {name: self.run(request.of, recorded)[1][request] for name, request in needs.maps.items()}
         return Results(encodes, passes, maps)
@@ -151,8 +155,8 @@ class _Work:
     def encode_trained(self, needs: Sequence[Needs]) -> None:
         """Encodes everything that needs gradients, all prompts together: the fastest way there and back, but not where
         each term goes back alone and most prompts are not its own."""
-        self._add_leaves(list(dict.fromkeys(replace(request, grad=True) for one in needs for request in _encodes(one)
-                                            if self._needs_gradient(request))))
+        self._add_leaves(list(dict.fromkeys(replace(request, grad=True) for one in needs
+                                            for request in self._encodes(one) if self._needs_gradient(request))))
 
     def encoded(self, request: Encode) -> Encoded:
         if not self._needs_gradient(request):
@@ -185,6 +189,36 @@ class _Work:
         if pairs:
             torch.autograd.backward([output for output, _ in pairs], [gradient for _, gradient in pairs])
 
+    def context(self, request: Encode) -> tuple[Encoded, Tensor | None]:
+        """What the denoiser is given; and where words have vectors for each cross-attention layer, (rows, T, L·C), what
+        the layers read in place of it, which then is the mean of that."""
+        if not self._is_layered(request):
+            return self.encoded(request), None
+        parts = [self.encoded(one) for one in self._at_every_layer(request)]
+        contexts, pooled = [part.cond for part in parts], [part.pooled for part in parts if part.pooled is not None]
+        mean = replace(parts[0], cond=mean_of(contexts).detach(), pooled=mean_of(pooled) if pooled else None)
+        return mean, layers_beside(contexts)
+
+    def _is_layered(self, request: Encode) -> bool:
+        return request.layer is None and any(self.vectors[name].axis == "layer" for tokens in request.tokens
+                                             for name in tokens.placeholders)
+
+    def _at_one_layer(self, request: Encode) -> Encode:
+        return replace(request, layer=self.drawn_layer) if self._is_layered(request) else request
+
+    def _at_every_layer(self, request: Encode) -> list[Encode]:
+        if not self._is_layered(request):
+            return [request]
+        return [replace(request, layer=layer) for layer in range(self.layers)]
+
+    def _encodes(self, needs: Needs) -> Iterator[Encode]:
+        """Every encoding that a term's requests lead to."""
+        yield from map(self._at_one_layer, needs.encodes.values())
+        passes = [*needs.passes.values(), *(maps.of for maps in needs.maps.values())]
+        keys = [maps.keys for maps in needs.maps.values() if maps.keys is not None]
+        for request in (*(one.context for one in passes), *keys):
+            yield from self._at_every_layer(request)
+
     def _needs_gradient(self, request: Encode) -> bool:
         return request.grad and not request.original and self._is_trained(request)
 
@@ -214,29 +248,40 @@ class _Work:
             return self._encode(requests)
 
     def _encode(self, requests: Sequence[Encode]) -> list[Encoded]:
-        prompts = [self._prompts(request) for request in requests]
-        rows = [self._row_vectors(i) for i in range(max(map(len, prompts), default=0))]
-        return encode_together(self.objective.session.clip, [(tokens, rows[:len(tokens)]) for tokens in prompts])
+        asked = [(tokens, [self._row_vectors(row, request.layer) for row in range(len(tokens))])
+                 for request, tokens in ((request, self._prompts(request)) for request in requests)]
+        return encode_together(self.objective.session.clip, asked)
 
     def _prompts(self, request: Encode) -> tuple[PromptTokens, ...]:
         """The request's prompts, one per row where rows have vectors of their own."""
         per_row = any(self.vectors[name].axis == "row" for tokens in request.tokens for name in tokens.placeholders)
         return request.tokens * self.batch.size if per_row and len(request.tokens) == 1 else request.tokens
 
-    def _row_vectors(self, row: int) -> Vectors:
-        """What words mean in a row. Those with a vector for each row of the subject mean nothing in other streams' rows
-        beyond these."""
-        per_row = {name for name, vectors in self.vectors.items() if vectors.axis == "row"}
-        return {name: vectors.at(row) if name in per_row else vectors for name, vectors in self.vectors.items()
-                if name not in per_row or row < self.batch.size}
+    def _row_vectors(self, row: int, layer: int | None) -> Vectors:
+        """What words mean in a row and to a layer. Those with a vector for each row of the subject mean nothing in
+        other streams' rows beyond these."""
+        found = {}
+        for name, vectors in self.vectors.items():
+            if vectors.axis == "layer":
+                found[name] = self._vectors_of_layer(name, self.drawn_layer if layer is None else layer)
+            elif vectors.axis is None:
+                found[name] = vectors
+            elif row < self.batch.size:
+                found[name] = vectors.at(row)
+        return found
+
+    def _vectors_of_layer(self, name: str, layer: int) -> WordVectors:
+        """The same object each time, as prompts with the same vectors are encoded once."""
+        if (name, layer) not in self._of_layer:
+            self._of_layer[name, layer] = self.vectors[name].at(layer)
+        return self._of_layer[name, layer]
 
     def _run(self, request: Pass, maps: Sequence[Maps]) -> tuple[Tensor | None, dict[Maps, tuple[Tensor, ...]]]:
         session, latents = self.objective.session, self.batch.latents[request.latents]
         rows = len(latents.sigma)
-        context = self.encoded(request.context).expand(rows)
-        wanted = [Wanted(m.layers, m.keep, m.positions,
-                         None if m.keys is None else self.encoded(m.keys).cond.to(session.device), m.beside)
-                  for m in maps]
+        context, by_layer = self.context(request.context)
+        context = context.expand(rows)
+        wanted = [Wanted(m.layers, m.keep, m.positions, *self._keys(m), m.beside) for m in maps]
         predicted = None
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._bypassing(request.original))
@@ -245,8 +290,16 @@ class _Work:
             recorder = stack.enter_context(AttentionRecorder(session.family, wanted, request.until))
             with contextlib.suppress(PassStopped):
                 predicted = denoise(session, latents.noisy, latents.sigma, context,
-                                    RunningPass(self.batch, request.latents, context.tokens))
+                                    RunningPass(self.batch, request.latents, context.tokens),
+                                    None if by_layer is None else by_layer.expand(rows, -1, -1))
         return predicted, dict(zip(maps, recorder.maps, strict=True))
+
+    def _keys(self, maps: Maps) -> tuple[Tensor | None, bool]:
+        """Of another encoding for the maps, and whether each layer has keys of its own."""
+        if maps.keys is None:
+            return None, False
+        context, by_layer = self.context(maps.keys)
+        return (context.cond if by_layer is None else by_layer).to(self.objective.session.device), by_layer is not None
 
     def _bypassing(self, original: bool) -> contextlib.AbstractContextManager:
         stack = contextlib.ExitStack()
@@ -258,14 +311,6 @@ class _Work:
 def _one_by_one(request: Encode) -> list[Encode]:
     """A request for each of the prompts."""
     return [replace(request, tokens=(tokens,)) for tokens in request.tokens]
-
-
-def _encodes(needs: Needs) -> Iterator[Encode]:
-    """Every encoding that a term's requests lead to."""
-    yield from needs.encodes.values()
-    passes = [*needs.passes.values(), *(maps.of for maps in needs.maps.values())]
-    yield from (one.context for one in passes)
-    yield from (maps.keys for maps in needs.maps.values() if maps.keys is not None)
 
 
 def _sharing_a_pass(asked: Sequence[_Asked]) -> Iterator[list[_Asked]]:

@@ -10,7 +10,10 @@ CUSTOM = "custom"
 
 # CoRe: the authors' training scripts (github.com/pangy9/CoRe, train.sh), since the paper gives no numbers; Textual
 # Inversion: Gal et al. 2022, section 4; ViCo: its section 3.4. Both codes set no weight decay: AdamW's own is 0.01.
-# What the codes of the latter two do otherwise is told on the help page of Train.
+# XTI: github.com/mkshing/prompt-plus-pytorch, as the authors released none. DreamBooth: of the U-Net alone as
+# github.com/XavierXiao/Dreambooth-Stable-Diffusion, with the text encoder as diffusers' script. Custom Diffusion: the
+# authors' github.com/adobe-research/custom-diffusion, 4 pictures on each of 2 GPUs.
+# What the codes do otherwise is told on the help page of Train.
 PRESETS: dict[str, dict[str, Any]] = {
     "CoRe stage 1: embedding": dict(steps=300, batch_size=6, optimizer="AdamW", weight_decay=0.01, schedule="constant",
                                     warmup_steps=0, clip_gradients=0.0),
@@ -20,6 +23,14 @@ PRESETS: dict[str, dict[str, Any]] = {
                               warmup_steps=0, clip_gradients=0.0),
     "ViCo": dict(steps=400, batch_size=4, optimizer="AdamW", weight_decay=0.01, schedule="constant", warmup_steps=0,
                  clip_gradients=0.0),
+    "XTI": dict(steps=500, batch_size=8, optimizer="AdamW", weight_decay=0.01, schedule="constant", warmup_steps=0,
+                clip_gradients=0.0),
+    "DreamBooth: U-Net": dict(steps=800, batch_size=1, optimizer="AdamW", weight_decay=0.01, schedule="constant",
+                              warmup_steps=0, clip_gradients=0.0),
+    "DreamBooth: U-Net and text encoder": dict(steps=800, batch_size=1, optimizer="AdamW", weight_decay=0.01,
+                                               schedule="constant", warmup_steps=0, clip_gradients=1.0),
+    "Custom Diffusion": dict(steps=300, batch_size=8, optimizer="AdamW", weight_decay=0.01, schedule="constant",
+                             warmup_steps=0, clip_gradients=0.0),
 }
 
 

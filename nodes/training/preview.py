@@ -7,11 +7,12 @@ import comfy.sample
 import torch
 from torch import Tensor
 
+from ..attention.by_layer import read_by_layer
 from ..families.family import PreviewDefaults
 from ..families.latents import latent_space
-from ..text.apply import clip_with_vectors
+from ..text.apply import clip_with_vectors, layered_words
 from ..text.tokens import prompt_tokens
-from ..text.vectors import Vectors
+from ..text.vectors import Vectors, WordVectors
 from .seeds import generator
 from .session import Session
 
@@ -30,8 +31,11 @@ class Painter:
 
     def __init__(self, session: Session, vae, vectors: Vectors, prompts: Sequence[str]):
         self._session, self._vae = session, vae
-        rows = {name: {key: v.detach() for key, v in by_encoder.items()} for name, by_encoder in vectors.items()}
-        clip = clip_with_vectors(session.clip, rows)
+        clip = clip_with_vectors(session.clip, {
+            name: WordVectors({key: v.detach() for key, v in by_encoder.items()}, by_encoder.axis)
+            for name, by_encoder in vectors.items()})
+        if layered_words(clip):
+            read_by_layer(session.model)
         with torch.no_grad():
             self._positive = {prompt: _encoded(clip, prompt) for prompt in prompts}
             self._negative = clip.encode_from_tokens_scheduled(clip.tokenize(""))
@@ -42,19 +46,24 @@ class Painter:
 
         seed: of what a sampler draws. Raises ValueError if they are made of no numbers.
         """
-        model = self._session.model
-        device = self._session.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            samples = comfy.sample.sample(model, noise, how.steps, how.guidance, how.sampler, how.scheduler,
-                                          self._positive[prompt], self._negative, torch.zeros_like(noise),
-                                          disable_pbar=True, seed=seed % 2**63)
-        if not samples.isfinite().all():
-            raise ValueError("the model gives values that are not numbers in it")
-        pictures = self._vae.decode(samples).float().cpu()
-        if not pictures.isfinite().all():
-            raise ValueError("the VAE gives values that are not numbers for it; start ComfyUI with --fp32-vae, or "
-                             "connect the VAE of the same checkpoint")
-        return pictures
+        return drawn(self._session.model, self._vae, noise, self._positive[prompt], self._negative, how, seed)
+
+
+def drawn(model, vae, noise: Tensor, positive, negative, how: PreviewDefaults, seed: int) -> Tensor:
+    """Pictures (B, H, W, 3) in 0…1 that a MODEL makes of CONDITIONINGs, from noise (B, C, h, w).
+
+    seed: of what a sampler draws. Raises ValueError if they are made of no numbers.
+    """
+    with torch.random.fork_rng([model.load_device] if model.load_device.type == "cuda" else []):
+        samples = comfy.sample.sample(model, noise, how.steps, how.guidance, how.sampler, how.scheduler, positive,
+                                      negative, torch.zeros_like(noise), disable_pbar=True, seed=seed % 2**63)
+    if not samples.isfinite().all():
+        raise ValueError("the model gives values that are not numbers in it")
+    pictures = vae.decode(samples).float().cpu()
+    if not pictures.isfinite().all():
+        raise ValueError("the VAE gives values that are not numbers for it; start ComfyUI with --fp32-vae, or "
+                         "connect the VAE of the same checkpoint")
+    return pictures
 
 
 def _encoded(clip, prompt: str):

@@ -41,7 +41,7 @@ class TemplateRecipe:
         variant = int(torch.randint(picture.count, (), generator=draw))
         template = self.templates[int(torch.randint(len(self.templates), (), generator=draw))]
         prompt = picture.caption if self.captions and picture.caption else filled(template, subject.concept.placeholder)
-        return Row(which, number, variant, prompt)
+        return Row(which, number, variant, picture.framing(variant).prompt(prompt))
 
 
 def _prior_rows(subjects: Sequence[Subject], step: int, seed: int) -> tuple[Row, ...]:

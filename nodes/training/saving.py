@@ -61,7 +61,7 @@ class Saver:
             self.live.send("saved", **saved)
         if learned.state and (last or sum(t.nbytes for t in learned.state.values()) <= LARGEST_STATE_PER_SAVE):
             attempts(self.folder.save_state, learned.state, step, learned.history)
-        self.live.report["message"] = message = f"{self._message(saved, lost)}{self._ending()}"
+        self.live.report["message"] = message = f"{self._message(saved, lost)}{_of_layers(learned)}{self._ending()}"
         attempts(self.folder.save_report, self.live.report)
         if last and lost:
             raise NotSaved(
@@ -114,6 +114,12 @@ class Saver:
     def _tell(self, failed: Sequence[NotWritten]) -> None:
         if failed:
             notice(f"{_failed(failed)}; everything else is saved. Make room or make the folder writable.")
+
+
+def _of_layers(learned: Learned) -> str:
+    words = [concept.placeholder for concept in learned.concepts if concept.vectors.axis == "layer"]
+    return (f" That is the mean of the layers' vectors of {' and '.join(words)}: Apply Per-Layer Concept gives each "
+            "layer its own." if words else "")
 
 
 def _failed(failed: Sequence[NotWritten]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management as mm
@@ -29,19 +29,49 @@ from ..text.encode import differentiable_text_model
 PRECISIONS = {"auto": None, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 
+class TextWeights:
+    """The text encoders' weights of a CLIP while gradients go through them."""
+
+    def __init__(self, clip):
+        self.clip = clip
+        self._stored: dict[str, torch.dtype] = {}  # outside of the session, by name
+
+    def make_ready(self) -> None:
+        """Call after the CLIP has been loaded.
+
+        ComfyUI computes text in float32 and casts stored half-precision weights in every call; autograd would keep all
+        these copies, for each prompt anew. Tables are looked up as they are, and what no layer of ComfyUI's holds stays
+        as it is, too: Gemma's norms add 1 to their weights before these are cast."""
+        model = self.clip.cond_stage_model
+        _make_ordinary(model)
+        model.requires_grad_(False)
+        for module_name, module in model.named_modules():
+            for name, weight in module.named_parameters(module_name, recurse=False):
+                is_half = weight.dtype in (torch.float16, torch.bfloat16) and not has_scales(weight)
+                if is_half and hasattr(module, "comfy_cast_weights") and not isinstance(module, nn.Embedding):
+                    self._stored[name] = weight.dtype
+                    weight.data = weight.data.float()
+
+    def restore(self) -> None:
+        """Puts the weights back into the types that they are stored in; no value changes."""
+        for name, weight in self.clip.cond_stage_model.named_parameters():
+            if name in self._stored:
+                weight.data = weight.data.to(self._stored[name])
+        self._stored.clear()
+
+
 @dataclass
 class Session:
     """Clones of MODEL and CLIP for one training.
 
-    family: the view of the MODEL's denoiser. noise: its noise levels.
-    text_dtypes: how the text encoders' weights are stored outside of the session, by name.
+    family: the view of the MODEL's denoiser. noise: its noise levels. text: the CLIP's weights.
     """
 
     model: Any
     clip: Any
     family: Family
     noise: NoiseLevels
-    text_dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    text: TextWeights
 
     @property
     def device(self) -> torch.device:
@@ -51,28 +81,9 @@ class Session:
     def load(self) -> None:
         """Loads both models whole and makes their weights ordinary tensors; call again after anything else loaded."""
         mm.load_models_gpu([self.model, self.clip.patcher], force_full_load=True)
-        for module in (self.model.model, self.clip.cond_stage_model):
-            _make_ordinary(module)
-            module.requires_grad_(False)
-        self._widen_text()
-
-    def restore_text(self) -> None:
-        """Puts the text encoders' weights back into the types that they are stored in; no value changes."""
-        for name, weight in self.clip.cond_stage_model.named_parameters():
-            if name in self.text_dtypes:
-                weight.data = weight.data.to(self.text_dtypes[name])
-        self.text_dtypes.clear()
-
-    def _widen_text(self) -> None:
-        """ComfyUI computes text in float32 and casts stored half-precision weights in every call; autograd would keep
-        all these copies, for each prompt anew. Tables are looked up as they are, and what no layer of ComfyUI's holds
-        stays as it is, too: Gemma's norms add 1 to their weights before these are cast."""
-        for module_name, module in self.clip.cond_stage_model.named_modules():
-            for name, weight in module.named_parameters(module_name, recurse=False):
-                is_half = weight.dtype in (torch.float16, torch.bfloat16) and not has_scales(weight)
-                if is_half and hasattr(module, "comfy_cast_weights") and not isinstance(module, nn.Embedding):
-                    self.text_dtypes[name] = weight.dtype
-                    weight.data = weight.data.float()
+        _make_ordinary(self.model.model)
+        self.model.model.requires_grad_(False)
+        self.text.make_ready()
 
     def transformer_options(self, sigma: torch.Tensor) -> dict:
         """Options for one call of the denoiser with positive rows only, other packs' patches included."""
@@ -90,13 +101,13 @@ class Session:
 def training_session(model, clip, precision: str = "auto") -> Iterator[Session]:
     """Clones `model` and `clip` for training and opens autograd; on leaving, everything is as it was before.
 
-    The caller may add weight wrappers to `session.model`, then calls `session.load()`.
+    The caller may add weight wrappers to both patchers, then calls `session.load()`.
     precision: "auto", "fp32" or "bf16". Raises ValueError with one sentence for models that cannot be trained on.
     """
     check_trainable(model)
     with torch.inference_mode(False), torch.enable_grad():
-        trained = _static_clone(model)
-        session = Session(trained, _clip_clone(clip), family_of(trained), noise_levels(trained))
+        trained, text = _static_clone(model), _clip_clone(clip)
+        session = Session(trained, text, family_of(trained), noise_levels(trained), TextWeights(text))
         session.model.remove_additional_models(MULTIGPU)  # previews too are drawn on the GPU that trains
         if _must_be_told(model, precision):
             session.model.set_model_compute_dtype(compute_dtype(model, precision))
@@ -104,8 +115,26 @@ def training_session(model, clip, precision: str = "auto") -> Iterator[Session]:
             with session.family.differentiable(), differentiable_text_model(session.clip):
                 yield session
         finally:
-            session.restore_text()
+            session.text.restore()
             unload(session.model)
+            if text.patcher.weight_wrapper_patches or text.patcher.injections:
+                unload(text.patcher)
+
+
+@contextlib.contextmanager
+def text_session(clip) -> Iterator[Any]:
+    """A loaded clone of `clip` for what is learned from its outputs alone, and autograd; on leaving, everything is as
+    it was before."""
+    with torch.inference_mode(False), torch.enable_grad():
+        clone = _clip_clone(clip)
+        weights = TextWeights(clone)
+        mm.load_models_gpu([clone.patcher], force_full_load=True)
+        try:
+            weights.make_ready()
+            with differentiable_text_model(clone):
+                yield clone
+        finally:
+            weights.restore()
 
 
 def unload(patcher) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ..foreign.text import shown_name, shown_path
+from ..model_files import folder_of
 from ..weight_files import damaged, read_state_dict, shapes_of
 from .blip_diffusion import picture_states, projected, query_states
 from .blip_diffusion_layout import check_weights, from_lavis
 from .blip_diffusion_settings import read_settings
-from .folders import BLIP_DIFFUSION_FOLDER, folder_of
+from .folders import BLIP_DIFFUSION_FOLDER
 from .pictures import Fit, pixel_values, rounded_to_even
 from .word_list import WordList, read_word_list
 

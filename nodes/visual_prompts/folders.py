@@ -1,54 +1,13 @@
 """ComfyUI's model folders for picture encoders, and what is in them."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import folder_paths
 
-from ..files import version_of
-from ..foreign.text import shown_name
-
 IP_ADAPTER_FOLDER = "ipadapter"  # the name under which other packs and extra_model_paths.yaml know it
 ELITE_FOLDER = "elite"
 BLIP_DIFFUSION_FOLDER = "blip_diffusion"
-
-
-def file_names(kind: str) -> list[str]:
-    """Names of the weight files in ComfyUI's folders of this kind, relative to their folder."""
-    return folder_paths.get_filename_list(kind)
-
-
-def find_file(kind: str, name: str) -> Path:
-    """Path of the file that a list entry or a typed name stands for. Raises ValueError if there is none."""
-    wanted = name.strip().replace("\\", "/")
-    path = None if not wanted or ".." in wanted.split("/") else folder_paths.get_full_path(kind, wanted)
-    if path is None:
-        raise ValueError(f"There is no file '{shown_name(name)}' in {folder_of(kind)}; choose one from the list, or "
-                         "put the file there and refresh the page (key R).")
-    return Path(path)
-
-
-def folder_of(kind: str) -> Path:
-    """The first folder of this kind: where people are told to put files."""
-    return Path(folder_paths.get_folder_paths(kind)[0])
-
-
-def validated(find: Callable[[str], Path], *names: str | None) -> bool | str:
-    """What `validate_inputs` answers: True, or the sentence with which `find` refuses the first name.
-
-    None stands for a name that comes by a link and is not known yet.
-    """
-    try:
-        return all(name is None or bool(find(name)) for name in names)
-    except ValueError as error:
-        return str(error)
-
-
-def versions(find: Callable[[str], Path], *names: str | None) -> str:
-    """What `fingerprint_inputs` answers: text that changes when one of the files does. None as for `validated`."""
-    return str([version_of(find(name)) if name is not None and validated(find, name) is True else name
-                for name in names])
 
 
 def _register() -> None:

@@ -8,10 +8,10 @@ import comfy.model_management
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..model_files import validated, versions
 from ..types import BlipDiffusionType, VisualTokensType
 from . import CATEGORY
 from .blip_diffusion_files import BlipDiffusion, files_of, find_folder, folder_names, read_blip_diffusion
-from .folders import validated, versions
 from .pictures import Fit, checked
 from .tokens import BLIP_DIFFUSION, Combine, VisualTokens, combined
 

@@ -8,12 +8,13 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..inputs import check_percents, percent_inputs, strength_input
+from ..model_files import file_names, find_file, validated, versions
 from ..types import EliteType, VisualTokensType
 from . import CATEGORY
 from .elite_attention import with_elite
 from .elite_encoding import elite_tokens
 from .elite_files import Elite, read_elite
-from .folders import ELITE_FOLDER, file_names, find_file, validated, versions
+from .folders import ELITE_FOLDER
 from .tokens import Combine, VisualTokens
 
 _find = functools.partial(find_file, ELITE_FOLDER)

@@ -9,10 +9,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..inputs import check_percents, percent_inputs, strength_input
+from ..model_files import file_names, find_file, validated, versions
 from ..types import IPAdapterType, VisualTokensType
 from . import CATEGORY
 from .added_attention import with_added_attention
-from .folders import IP_ADAPTER_FOLDER, file_names, find_file, validated, versions
+from .folders import IP_ADAPTER_FOLDER
 from .ip_adapter_attention import token_attention
 from .ip_adapter_files import BASE, IPAdapter, read_ip_adapter
 from .pictures import Fit, Seen, checked, checked_vision, see, see_image

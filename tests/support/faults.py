@@ -41,9 +41,9 @@ def failing_writes(fails: Callable[[int, Path], bool], error: int = FULL,
         flush(unfinished)
 
     with pytest.MonkeyPatch.context() as patch:
-        from personalize.nodes.training import export, run_pictures
+        from personalize.nodes.training import class_pictures, export, run_pictures
 
-        for module in (files, export, run_pictures):
+        for module in (files, class_pictures, export, run_pictures):
             patch.setattr(module, "write_file", counted)
         patch.setattr(files, "_flush_to_disk", refused)
         patch.setattr(files, "RETRY_SECONDS", retry_seconds)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from personalize.nodes.training.images import Source, sources_of
 from personalize.nodes.training.picture_files import folder_contents
+from personalize.nodes.training.zoom import WHOLE, Framing
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class MadePicture:
     def masked(self) -> bool:
         """Whether masks were given."""
         return self.masks is not None
+
+    def framing(self, variant: int) -> Framing:
+        """Whole."""
+        return WHOLE
 
     def photograph(self, longest_side: int) -> Tensor:
         """The first variant."""

@@ -21,7 +21,10 @@ QUICK = {
     "KSampler": {"steps": 2},
     "PersonalizeTrain": {"preset": "custom", "steps": 3, "batch_size": 1, "save_every": 2, "preview_every": 3},
     "PersonalizeValidation": {"prompts": "a photo of {}", "size": 64, "sampling_steps": 1},
-    "PersonalizeCoReTestTime": {"steps": 2}}
+    "PersonalizeCoReTestTime": {"steps": 2},
+    "Rich prompts": {"count": 300},
+    "PersonalizeTrainContextualizer": {"steps": 2, "width": 32, "depth": 1},
+    "PersonalizePriorPictures": {"picture_count": 1, "sampling_steps": 1}}
 
 
 def provide_files(base: Path, checkpoint: str, widths: Mapping[str, int]) -> None:
@@ -46,5 +49,5 @@ def provide_files(base: Path, checkpoint: str, widths: Mapping[str, int]) -> Non
 def quick(path: Path, definitions: dict) -> dict:
     """The workflow with few steps and small pictures. definitions: what /object_info answers."""
     document = json.loads(path.read_text(encoding="utf-8"))
-    types = {node["type"] for node in document["nodes"]}
-    return with_values(document, definitions, {kind: values for kind, values in QUICK.items() if kind in types})
+    known = {name for node in document["nodes"] for name in (node["type"], node.get("title"))}
+    return with_values(document, definitions, {name: values for name, values in QUICK.items() if name in known})

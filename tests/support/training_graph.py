@@ -47,6 +47,9 @@ def graph() -> dict[str, dict]:
     prompt_set = dict(kind="animate", background=True, action=True, outfit=True, style=True, colour=True,
                       file="none",
                       own_prompts="a {} in the rain")
+    rich = dict.fromkeys(("accessory", "viewpoint", "relation", "companions"), True)
+    learning = dict(clip=["checkpoint", 1], prompt_set=["rich prompts", 0], name="keys", nouns="dog, cat", steps=1,
+                    batch_size=2, learning_rate=1e-3, share=0.15, width=32, depth=1, heads=2)
     return {
         "checkpoint": node("_CheckpointLoaderSimple", ckpt_name="sd15.safetensors"),
         "other checkpoint": node("_CheckpointLoaderSimple", ckpt_name="sdxl.safetensors"),
@@ -62,21 +65,30 @@ def graph() -> dict[str, dict]:
                       per_step=1, weight=1.0),
         "prompt set": node("PromptSet", **prompt_set),
         "other prompt set": node("PromptSet", **{**prompt_set, "kind": "none"}),
+        "rich prompts": node("PromptSet", **{**prompt_set, **rich, "kind": "rich animate", "count": 300}),
+        "other contextualizer": node("TrainContextualizer", **learning, seed=0),
+        "other contextualizer's draw": node("TrainContextualizer", **learning, seed=1),
         "diffusion": node("DiffusionLoss", weight=1.0, background_weight=0.5, first_step=1, last_step=0,
                           noise_levels="constant"),
         "other loss": node("DiffusionLoss", weight=3.0, background_weight=1.0, first_step=1, last_step=0),
         "core": node("CoReLoss", prompt_set=["prompt set", 0], formulas="as released", embedding_weight=1.0,
                      attention_weight=1.0, attention="exact", first_step=1, last_step=0, previous=["diffusion", 0]),
+        "masked words": node("MaskedWordsLoss", contextualizer=["other contextualizer", 0],
+                             prompt_set=["rich prompts", 0], weight=1e-4, share=0.15, first_step=1, last_step=0,
+                             previous=["core", 0]),
         "regularisation": node("EndOfTextRegularisation", weight=1.0, target="end of text", placement="decoder",
-                               first_step=1, last_step=0, previous=["core", 0]),
+                               first_step=1, last_step=0, previous=["masked words", 0]),
         "prompts": node("TrainingPrompts", prompts="a photo of a {}", use_captions=True, prompt_set=["prompt set", 0]),
         "references": node("TrainingReferences", recipe=["prompts", 0]),
         "adapter": node("TrainAdapter", algorithm="LoRA", rank=4, alpha=4.0, learning_rate=1e-4, attention_only=True),
         "u-net": node("TrainUNet", learning_rate=1e-5, previous=["adapter", 0]),
         "key and value": node("TrainKeyValue", learning_rate=1e-5, previous=["u-net", 0]),
+        "per layer": node("TrainPerLayer", learning_rate=1e-3, previous=["key and value", 0]),
         "other part": node("TrainUNet", learning_rate=1.0),
+        "text encoder": node("TrainTextEncoder", form="LoRA", rank=4, learning_rate=1e-5,
+                             previous=["per layer", 0]),
         "vico": node("TrainViCo", learning_rate=1e-5, embedding_learning_rate=1e-3, placement="decoder",
-                     object_mask="Eq. 5", previous=["key and value", 0]),
+                     object_mask="Eq. 5", previous=["text encoder", 0]),
         "embedding": node("TrainEmbedding", learning_rate=1e-3, rescale_first_step=2, rescale_last_step=3,
                           previous=["vico", 0]),
         "other validation": node("Validation", prompts="{} asleep", noises=1, share_of_time=1.0, seed=0, size=0,
@@ -90,8 +102,23 @@ def graph() -> dict[str, dict]:
                       preview_prompt="a photo of {}", resume="continue", use_step=0)}
 
 
+def whole_graph() -> dict[str, dict]:
+    """The graph with a second subject, whose class the model draws."""
+    found = {**graph(),
+        "other model": node("_ModelSamplingDiscrete", model=["checkpoint", 0], sampling="v_prediction", zsnr=False),
+        "other clip": node("_CLIPSetLastLayer", clip=["checkpoint", 1], stop_at_clip_layer=-2),
+        "other subject of a drawn class": subject("other concept", OTHER_FOLDER, previous=["prior", 0]),
+        "drawn prior": node("PriorPictures", subject=["other subject of a drawn class", 0], captions="a photo of a {}",
+                            per_step=1, weight=1.0, model=["checkpoint", 0], clip=["checkpoint", 1],
+                            vae=["checkpoint", 2], picture_count=1, seed=0, sampling_steps=1, cfg=1.0)}
+    found["train"]["inputs"]["subject"] = ["drawn prior", 0]
+    return found
+
+
 SHOWN = "what is shown and saved on the way changes nothing that is learned"
+DRAWN = "pictures that are connected are not drawn"
 COMPUTED = "equal to rounding, and a run that did not fit goes on with another value"
+OF_RICH = "the bundled prompts have no such kind and are never counted"
 WINDOW = {"first_step": 2, "last_step": 3}
 
 # node → input → another value. Every input of every node that leads to Train has one: a new input fails the test.
@@ -104,14 +131,25 @@ CHANGES: dict[str, dict[str, object]] = {
                 "picture_files": "2.png\n1.png",
                 "captions": "{} one\n{} two\n{} four", "previous": ["other subject", 0]},
     "prior": {"subject": ["other subject", 0], "images": ["other picture", 0], "captions": "two {}s", "per_step": 2,
-              "weight": 2.0},
+              "weight": 2.0, "model": Same(["checkpoint", 0], DRAWN), "clip": Same(["checkpoint", 1], DRAWN),
+              "vae": Same(["checkpoint", 2], DRAWN), "picture_count": Same(2, DRAWN), "seed": Same(1, DRAWN),
+              "sampling_steps": Same(2, DRAWN), "cfg": Same(2.0, DRAWN)},
+    "drawn prior": {"subject": ["other subject", 0], "images": ["picture", 0], "captions": "two {}", "per_step": 2,
+                    "weight": 2.0, "model": ["other model", 0], "clip": ["other clip", 0],
+                    "vae": ["other checkpoint", 2], "picture_count": 2, "seed": 1, "sampling_steps": 2, "cfg": 2.0},
     "prompt set": {"kind": "inanimate", "background": False, "action": False, "outfit": False, "style": False,
                    "colour": False, "file": PROMPTS, "own_prompts": "a {} in snow",
-                   "previous": ["other prompt set", 0]},
+                   **dict.fromkeys(("accessory", "viewpoint", "relation", "companions"), Same(False, OF_RICH)),
+                   "count": Same(50, OF_RICH), "previous": ["other prompt set", 0]},
+    "rich prompts": {"kind": "rich inanimate", "background": False, "action": False, "outfit": False, "style": False,
+                     "colour": False, "accessory": False, "viewpoint": False, "relation": False, "companions": False,
+                     "count": 200, "file": PROMPTS, "own_prompts": "a {} in snow", "previous": ["other prompt set", 0]},
     "diffusion": {"weight": 2.0, "background_weight": 1.0, **WINDOW, "noise_levels": "min-SNR",
                   "previous": ["other loss", 0]},
     "core": {"prompt_set": ["other prompt set", 0], "formulas": "Eqs. 3–4", "embedding_weight": 2.0,
              "attention_weight": 2.0, "attention": "estimate", **WINDOW, "previous": ["other loss", 0]},
+    "masked words": {"contextualizer": ["other contextualizer's draw", 0], "prompt_set": ["prompt set", 0],
+                     "weight": 1e-3, "share": 0.5, **WINDOW, "previous": ["other loss", 0]},
     "regularisation": {"weight": 2.0, "target": "object mask", "placement": "encoder", **WINDOW,
                        "previous": ["other loss", 0]},
     "prompts": {"prompts": "a picture of a {}", "use_captions": False, "prompt_set": ["other prompt set", 0]},
@@ -120,6 +158,8 @@ CHANGES: dict[str, dict[str, object]] = {
                 "previous": ["other part", 0]},
     "u-net": {"learning_rate": 1e-4, "previous": ["other part", 0]},
     "key and value": {"learning_rate": 1e-4, "previous": ["other part", 0]},
+    "text encoder": {"form": "all weights", "rank": 2, "learning_rate": 1e-4, "previous": ["other part", 0]},
+    "per layer": {"learning_rate": 1e-2, "previous": ["other part", 0]},
     "vico": {"learning_rate": 1e-4, "embedding_learning_rate": 1e-2, "placement": "both", "object_mask": "none",
              "previous": ["other part", 0]},
     "embedding": {"learning_rate": 1e-2, "rescale_first_step": 1, "rescale_last_step": 4,

@@ -6,40 +6,15 @@ every word and first end token; neither S*, nor the class words, nor padding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...text.layout import END, FILLED, LEARNED, START, WORD, Layout
+from ...text.context_pairs import Pairs
 
-if TYPE_CHECKING:
-    from ...text.tokens import PromptTokens
-
-Pairs = tuple[tuple[int, int], ...]
 RELEASED_BATCH = 6
-
-
-def aligned_context(object_tokens: PromptTokens, reference_tokens: PromptTokens) -> Pairs:
-    """Positions (object, reference) of the same context token in both prompts.
-
-    Starts and ends are paired one by one, words in their order: S* and the class words may differ in length.
-    Raises ValueError if the prompts differ in more than the subject.
-    """
-    ours, theirs = object_tokens.layout, reference_tokens.layout
-    words = [_other_words(layout) for layout in (ours, theirs)]
-    if len(words[0]) != len(words[1]):
-        raise ValueError(f"Prompts '{object_tokens.text}' and '{reference_tokens.text}' differ in more than the "
-                         f"subject: {len(words[0])} and {len(words[1])} other tokens; take another placeholder or "
-                         "class word.")
-    edges = [pair for kind in (START, END) for pair in zip(ours.of_kind(kind), theirs.of_kind(kind))]
-    return tuple(sorted([*edges, *zip(*words)]))
-
-
-def _other_words(layout: Layout) -> list[int]:
-    subject = set(layout.span(FILLED))
-    return [position for position in layout.of_kind(WORD, LEARNED) if position not in subject]
 
 
 def context_embedding_loss(object_: Tensor, reference: Tensor, pairs: Sequence[Pairs],

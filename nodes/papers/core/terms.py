@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...text.concept import Concept
+from ...text.context_pairs import Pairs, aligned_context
 from ...text.tokens import PromptTokens
 from ...training.batch import Batch, Stream, Subject
 from ...training.diffusion import ALWAYS, denoising_pass
 from ...training.interfaces import DenoiserSide, Encode, Maps, Needs, Pass, Results, TextSide
-from .loss import Pairs, aligned_context, context_attention_loss, context_embedding_loss
+from .loss import context_attention_loss, context_embedding_loss
 
 Formula = Literal["paper", "released"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...families.latents import latent_space
 from ...families.noise import NoiseLevels
 from ...text.apply import apply_concepts, words_in
-from ...text.concept import Concept, initial_vectors
+from ...text.concept import Concept, initial_vectors, plain_vectors
 from ...text.placeholders import Found
 from ...text.vectors import Vectors
 from ...training.assembly import open_training
@@ -65,6 +65,8 @@ def refine(model, clip, concepts: Sequence[Concept], how: Refinement, scene: Sce
     each_step: gets the training loop's record after each step. MODEL and CLIP stay as they are.
     Raises ValueError if the prompt holds no placeholder, or one more than once.
     """
+    for concept in concepts:
+        plain_vectors(concept, clip, "are not refined for a prompt; connect a concept of Train Embedding")
     places = words_in(apply_concepts(clip, concepts), how.prompt)
     held = [concept for concept in concepts if any(found.word == concept.placeholder for found in places)]
     if not held:

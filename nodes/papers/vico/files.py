@@ -16,8 +16,8 @@ from ...families.find import unet_of
 from ...families.layers import AttentionLayer
 from ...families.unet import TRANSFORMER_NAME
 from ...foreign.text import parse_json, short, shown_name
+from ...model_files import folder_of
 from ...text.concept import Concept
-from ...visual_prompts.folders import folder_of
 from ...weight_files import check_numbers, damaged, read_weights
 from .blocks import MODULE, ImageBlocks, parameter_shapes
 from .maths import Variant

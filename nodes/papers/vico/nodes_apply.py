@@ -18,13 +18,13 @@ from ...inputs import (
     strength_input,
     words_input,
 )
+from ...model_files import file_names, find_file, validated, versions
 from ...recording.record import Record
 from ...text.concept import Concept
 from ...text.embedding_versions import embedding_versions
 from ...text.tokens import prompt_tokens
 from ...training.augment import Fit
 from ...types import ConceptType, RecordType, ViCoType
-from ...visual_prompts.folders import file_names, find_file, validated, versions
 from .apply import with_references
 from .files import FOLDER, ViCo, file_of_run, read_vico
 from .maths import Variant

@@ -5,6 +5,7 @@ there were no adapter.
 """
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,14 +47,21 @@ class Beside:
 def put_beside(model, adapters: Sequence[tuple[nn.Module, Beside]]) -> None:
     """Hooks each adapter to its layer for as long as `model` (a ModelPatcher) is loaded.
 
-    They come first: for every other hook they are a part of the layer.
+    They come first: for every other hook they are a part of the layer. Clones share them, and each ejects when it is
+    collected: only the one that injected last removes them.
     """
-    handles = []
+    handles, owner = [], []
 
-    def inject(_) -> None:
+    def inject(patcher) -> None:
+        remove()
+        owner[:] = [weakref.ref(patcher)]
         handles.extend(layer.register_forward_hook(adapter, prepend=True) for layer, adapter in adapters)
 
-    def eject(_) -> None:
+    def eject(patcher) -> None:
+        if not owner or owner[0]() in (patcher, None):
+            remove()
+
+    def remove() -> None:
         while handles:
             handles.pop().remove()
 

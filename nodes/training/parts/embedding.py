@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ...text.concept import initial_vectors
+from ...text.concept import plain_vectors
 from ...text.vectors import Vectors, WordVectors
 from ..batch import Batch
 from ..restoring import matching
 from .part import AttachedPart, ParamGroup, Side, TrainablePart, TrainingRun
+
+ONE_MEANING = "one vector for all would forget; use Train Per-Layer"
 
 
 def rescale(vectors: Tensor, norms: Tensor) -> Tensor:
@@ -34,9 +36,9 @@ class EmbeddingPart(TrainablePart):
 
     def attach(self, run: TrainingRun) -> AttachedEmbedding:
         """One parameter per placeholder and encoder, at the concept's vectors or the rows of its initial words."""
-        vectors = {subject.concept.placeholder: {key: nn.Parameter(rows.to(run.device))
-                                                 for key, rows in initial_vectors(subject.concept, run.clip).items()}
-                   for subject in run.subjects}
+        vectors = {subject.concept.placeholder: {
+            key: nn.Parameter(rows.to(run.device))
+            for key, rows in plain_vectors(subject.concept, run.clip, ONE_MEANING).items()} for subject in run.subjects}
         return AttachedEmbedding(self, vectors)
 
 

@@ -16,6 +16,7 @@ from ..batch import Batch, Stream, Subject
 
 Side = Literal["text", "unet"]
 WEIGHTS = ("loras", "weights")  # kind of folder and stem of the file of trained weights
+TEXT_WEIGHTS = "text_encoders."  # begins the names of the text encoders' weights in such a file
 RUNNING = "personalize_pass"
 
 

@@ -17,6 +17,9 @@ from ..seeds import generator
 from .beside import Beside, put_beside, stands_beside
 from .part import WEIGHTS, AttachedPart, ParamGroup, Side, TrainablePart, TrainingRun
 
+Changes = dict[str, tuple[str, nn.Module]]
+"""Key of a changed weight → (prefix in a LoRA file, module that maps the weight)."""
+
 
 class Delta(nn.Module):
     """weight ↦ weight + Δ with a float32 Δ that starts at zero."""
@@ -50,18 +53,8 @@ class UNetPart(TrainablePart):
 
     def attach(self, run: TrainingRun) -> AttachedWeights:
         """Differences of zero for every weight and bias. Raises ValueError if the weights are quantised."""
-        changes = {}
-        for name, module in self._modules(run.model):
-            if is_quantised(cast(Tensor, module.weight)):
-                raise ValueError(f"Train {self.name} changes the weights themselves, by less than lies between two of "
-                                 f"the values that this model's quantised ones can have ({name}); load an fp16, bf16 "
-                                 "or fp32 checkpoint, or train the embedding or an adapter, for which the weights "
-                                 "stay.")
-            for kind, key in (("weight", "diff"), ("bias", "diff_b")):
-                value = getattr(module, kind, None)
-                if value is not None:
-                    changes[f"{name}.{kind}"] = (f"{name}.{key}", Delta(value, run.device))
-        return AttachedWeights(self.name, self.lr, self.weight_decay, run, changes)
+        changes = differences(self.name, self._modules(run.model), run.device)
+        return AttachedWeights(self.name, self.lr, self.weight_decay, run.model, changes)
 
     def _modules(self, model) -> Iterable[tuple[str, nn.Module]]:
         return _modules(model)
@@ -70,7 +63,9 @@ class UNetPart(TrainablePart):
 @dataclass(frozen=True)
 class KeyValuePart(UNetPart):
     """Optimises what makes keys and values of the text (Custom Diffusion: lr 1e-5 times the batch size, beside the
-    word); for SD1.5 19 million of the U-Net's 860 million parameters. Kept as those of `UNetPart`."""
+    word); for SD1.5 19 million of the U-Net's 860 million parameters. Kept as those of `UNetPart`.
+
+    As in its authors' code nothing is learned from the start token, at which all prompts are alike."""
 
     lr: float = 1e-5
     name: ClassVar = "Key/Value"
@@ -79,6 +74,12 @@ class KeyValuePart(UNetPart):
     def label(self) -> str:
         """For the name of a run."""
         return "key-value"
+
+    def attach(self, run: TrainingRun) -> AttachedWeights:
+        """See UNetPart."""
+        attached = super().attach(run)
+        attached.without_start = [module for _, module in self._modules(run.model)]
+        return attached
 
     def _modules(self, model) -> Iterable[tuple[str, nn.Module]]:
         return family_of(model).adaptable("text keys and values").items()
@@ -114,38 +115,59 @@ class AdapterPart(TrainablePart):
                              f"{', '.join(adapter_maps)}; choose one of them.")
         changes = {}
         for name, module in family_of(run.model).adaptable("attention" if self.attention_only else "all").items():
-            changes[f"{name}.weight"] = (name, self._adapter(cast(Tensor, module.weight), name, run))
+            changes[f"{name}.weight"] = (name, adapter(self.algorithm, self.rank, self.alpha, module, name, run))
         if not changes:
             raise ValueError("No layer was found that an adapter may change: this ComfyUI calls the model's layers by "
                              "other names; update this pack, or switch attention_only off.")
-        return AttachedWeights(self.algorithm, self.lr, self.weight_decay, run, changes)
+        return AttachedWeights(self.algorithm, self.lr, self.weight_decay, run.model, changes)
 
-    def _adapter(self, weight: Tensor, name: str, run: TrainingRun) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(run.seed, "adapter", name).initial_seed())
-            empty = torch.empty(weight.shape, device="cpu", dtype=torch.float32)
-            made = adapter_maps[self.algorithm].create_train(empty, self.rank, self.alpha)
-        return made.to(run.device, torch.float32).train().requires_grad_(True)
+
+def differences(part: str, modules: Iterable[tuple[str, nn.Module]], device: torch.device, prefix: str = "") -> Changes:
+    """Differences of zero for every weight and bias of (name, module). prefix: of the names in a LoRA file.
+
+    Raises ValueError, naming `Train {part}`, if a weight is quantised.
+    """
+    changes: Changes = {}
+    for name, module in modules:
+        if is_quantised(cast(Tensor, module.weight)):
+            raise ValueError(f"Train {part} changes the weights themselves, by less than lies between two of "
+                             f"the values that this model's quantised ones can have ({name}); load an fp16, bf16 "
+                             "or fp32 checkpoint, or train the embedding or an adapter, for which the weights "
+                             "stay.")
+        for kind, key in (("weight", "diff"), ("bias", "diff_b")):
+            value = getattr(module, kind, None)
+            if value is not None:
+                changes[f"{name}.{kind}"] = (f"{prefix}{name}.{key}", Delta(value, device))
+    return changes
+
+
+def adapter(algorithm: str, rank: int, alpha: float, module: nn.Module, name: str, run: TrainingRun) -> nn.Module:
+    """An adapter of a module's weight that starts as the identity, float32; its draws follow from seed and name."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(run.seed, "adapter", name).initial_seed())
+        empty = torch.empty(cast(Tensor, module.weight).shape, device="cpu", dtype=torch.float32)
+        made = adapter_maps[algorithm].create_train(empty, rank, alpha)
+    return made.to(run.device, torch.float32).train().requires_grad_(True)
 
 
 class AttachedWeights(AttachedPart):
-    """Changes of the U-Net's weights in one run.
+    """Changes of the weights of one model in one run.
 
-    changes: key of the changed weight → (prefix in a LoRA file, module that maps the weight). An adapter acts beside
-    the weight where it can, see `stands_beside`; else a new weight is made in every pass.
+    patcher: ModelPatcher of the weights. changes: see Changes. An adapter acts beside the weight where it can, see
+    `stands_beside`; else a new weight is made in every pass. side: of the models that the weights are on.
     """
 
-    touches: frozenset[Side] = frozenset({"unet"})
+    without_start: Sequence[nn.Module] = ()  # those that learn nothing from the first token
 
-    def __init__(self, name: str, lr: float, weight_decay: float | None, run: TrainingRun,
-                 changes: Mapping[str, tuple[str, nn.Module]]):
-        self.changes, self._on = changes, True
+    def __init__(self, name: str, lr: float, weight_decay: float | None, patcher, changes: Changes,
+                 side: Side = "unet"):
+        self.changes, self._on, self.touches = changes, True, frozenset({side})
         # alpha is a parameter of ComfyUI's adapters that is never trained
         for _, p in self._named():
             p.requires_grad_(p.ndim > 0)
         self.groups: Sequence[ParamGroup] = [
             ParamGroup(name, [p for _, p in self._named() if p.requires_grad], lr, weight_decay)]
-        self._add_to(run.model)
+        self._add_to(patcher)
 
     def _add_to(self, model) -> None:
         beside = []
@@ -160,6 +182,14 @@ class AttachedWeights(AttachedPart):
 
     def _switched(self, change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         return lambda weight: change(weight) if self._on else weight
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """See AttachedPart."""
+        with contextlib.ExitStack() as stack:
+            for module in self.without_start:
+                stack.callback(module.register_forward_hook(_constant_start).remove)
+            yield
 
     @contextlib.contextmanager
     def bypassed(self) -> Iterator[None]:
@@ -202,3 +232,8 @@ def _modules(model) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.model.named_modules():
         if name.startswith("diffusion_model.") and hasattr(module, "weight_function") and module.weight is not None:
             yield name, module
+
+
+def _constant_start(module: nn.Module, inputs: tuple, outputs: Tensor) -> Tensor:
+    """Hook: the same keys or values (rows, T, C), without a gradient for the first token."""
+    return torch.cat([outputs[:, :1].detach(), outputs[:, 1:]], 1)

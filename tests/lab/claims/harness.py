@@ -11,7 +11,7 @@ import comfyui_version
 from .judging import REVISION, judge
 from .store import Cell, Drawn, Store
 from .task import Task
-from .technique import AsksOracle, Method
+from .technique import AsksOracle, Method, ReadsContext
 from .world import World
 
 
@@ -26,7 +26,8 @@ class Harness:
         from personalize.nodes.training.fingerprint import fingerprint
 
         judged = self._judge if _asks_oracle(method) else ""
-        return fingerprint(self.world.weights, comfyui_version.__version__, judged, method, task)
+        read = (self.world.context,) if isinstance(method, ReadsContext) else ()
+        return fingerprint(self.world.weights, comfyui_version.__version__, judged, method, task, *read)
 
     def find(self, method: Method, task: Task) -> Cell | None:
         """The cell, if it was made; pictures that this oracle has not seen yet are judged now."""

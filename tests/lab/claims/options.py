@@ -8,7 +8,7 @@ from pathlib import Path
 LAB = Path(__file__).resolve().parents[1]
 WEIGHTS = LAB / "miniature" / "weights"
 # each has a module in techniques/
-TECHNIQUES = ("core", "harmonize", "harmonize_choices", "vico", "vico_two", "rates", "overfitting")
+TECHNIQUES = ("core", "harmonize", "harmonize_choices", "vico", "vico_two", "rates", "overfitting", "mlm")
 SETS = ("varied", "limited", "accompanied")
 PROMPTS = 24
 
@@ -71,13 +71,32 @@ def parse_gradients(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def parse_contextualizer(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of contextualizer.py; ends as `parse` does."""
+    own = argparse.ArgumentParser(
+        prog="contextualizer.py",
+        description="Trains the contextualizer of a checkpoint's text encoder on the miniature world's rich prompts "
+        "and writes it beside the checkpoint.",
+        parents=[_of_the_world()],
+    )
+    own.add_argument("--steps", type=_count, default=2000, metavar="N", help="steps of the training (default 2000)")
+    options = own.parse_args(arguments)
+    _check_files(own, options, "checkpoint")
+    return options
+
+
 def _common() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
+    options = argparse.ArgumentParser(add_help=False, parents=[_of_the_world()])
     options.add_argument("--subjects", type=_count, default=12, metavar="N",
                          help="the first N novel subjects (default 12, the fewest that carry a claim)")
     options.add_argument("--set", choices=SETS, default="varied",
                          help="reference pictures: five places and poses, one place and pose, or with a second object "
                               "(default varied)")
+    return options
+
+
+def _of_the_world() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
     options.add_argument("--checkpoint", type=_file, metavar="FILE", default=WEIGHTS / "miniature.safetensors")
     options.add_argument("--comfyui", metavar="PATH", default=os.environ.get("COMFYUI_PATH"),
                          help="use this ComfyUI (also: COMFYUI_PATH); default: one is downloaded")

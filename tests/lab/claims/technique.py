@@ -30,6 +30,10 @@ class AsksOracle:
     oracle, another cell of it."""
 
 
+class ReadsContext:
+    """Marks a method that trains with the contextualizer beside the checkpoint: another file, another cell of it."""
+
+
 @dataclass(frozen=True)
 class Technique:
     """Methods in the order of the table. against: method -> the one that it is compared with, pictures paired.

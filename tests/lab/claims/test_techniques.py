@@ -16,7 +16,7 @@ from claims.store import Cell, Drawn, Store
 from claims.task import task_for
 from claims.technique import load_technique
 from claims.training import Trained, subject_of, train
-from claims.world import Sampling
+from claims.world import Sampling, World
 from miniature.factors import Color, color_rgb
 from miniature.grammar import said
 from miniature.subjects import public_subjects
@@ -67,6 +67,36 @@ def test_a_word_of_several_vectors_and_the_weights_beside_it_are_learned(world, 
             drawn = WithWeights("some", weights, Learning(1, 2, rate), word_rate=0.0).draw(world, task, None)
             assert torch.equal(drawn.pictures[0], before.pictures[0]) == (rate == 0.0)
     assert torch.equal(ClassWord().draw(world, task, None).pictures[0], before.pictures[0])
+
+
+def test_diverse_context_learns_otherwise_and_with_another_contextualizer_again(files, task, tmp_path):
+    from claims.contextualizer import write_for
+    from claims.techniques.core import Learning
+    from claims.techniques.mlm import Customised, WithMaskedWords
+
+    world = World(*files)
+    world.contextualizer_file = tmp_path / "contextualizer.safetensors"
+    before = Harness(world, Store(tmp_path)).key(WithMaskedWords("TI", "TI", Learning(2, 2, 0.1)), task)
+    write_for(world, world.contextualizer_file, steps=1)
+    for baseline in ("TI", "XTI"):
+        plain = Customised("plain", baseline, Learning(2, 2, 0.1)).draw(world, task, None)
+        idle, pulled = (WithMaskedWords("MLM", baseline, Learning(2, 2, 0.1), weight=weight).draw(world, task, None)
+                        for weight in (0.0, 1.0))
+        assert torch.equal(plain.learned["clip_l"], idle.learned["clip_l"])
+        assert not torch.equal(plain.learned["clip_l"], pulled.learned["clip_l"])
+        assert not torch.equal(plain.pictures[0], pulled.pictures[0])
+    assert Harness(world, Store(tmp_path)).key(WithMaskedWords("TI", "TI", Learning(2, 2, 0.1)), task) != before
+
+
+def test_the_layers_of_prompts_drawn_together_are_those_of_each_alone(world, task):
+    from claims.techniques.mlm import Customised, Learning
+
+    together = Customised("XTI", "XTI", Learning(1, 2, 0.5)).draw(world, task, None)
+    alone = Customised("XTI", "XTI", Learning(1, 2, 0.5)).draw(
+        world, replace(task, templates=task.templates[1:], kinds=task.kinds[1:]), None)
+    word = Customised("TI", "TI", Learning(1, 2, 0.5)).draw(world, task, None)
+    assert torch.allclose(together.pictures[1], alone.pictures[0], atol=2 / 255)
+    assert not torch.allclose(together.pictures[1], word.pictures[1], atol=4 / 255)
 
 
 def test_refining_changes_only_the_vector_and_draws_only_what_failed(world, task):

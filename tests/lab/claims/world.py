@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from miniature.network import PictureEncoder
 from miniature.oracle import Oracle
 
 Conditioning = list[list[Any]]
+SHIPPED = "contextualizer.safetensors"  # its file beside the checkpoint
 
 
 class Networks(NamedTuple):
@@ -54,6 +55,7 @@ class World:
     """
 
     def __init__(self, checkpoint: Path, oracle: Path | None = None):
+        self.contextualizer_file = checkpoint.with_name(SHIPPED)
         self._checkpoint, self._oracle = (file.read_bytes() if file else b"" for file in (checkpoint, oracle))
         self.weights, self.judge = map(digest, (self._checkpoint, self._oracle))
 
@@ -79,6 +81,18 @@ class World:
         oracle = Oracle()
         oracle.load_state_dict({key: value.float() for key, value in safetensors.torch.load(self._oracle).items()})
         return oracle.eval().requires_grad_(False)
+
+    @property
+    def context(self) -> str:
+        """Digest of the contextualizer's file, if there is one."""
+        return digest(self.contextualizer_file.read_bytes() if self.contextualizer_file.is_file() else b"")
+
+    @functools.cached_property
+    def contextualizer(self) -> Any:
+        """The text encoder's, from the file beside the checkpoint. Raises ValueError if there is none."""
+        from personalize.nodes.papers.context.files import read_contextualizer
+
+        return read_contextualizer(self.contextualizer_file)
 
     @property
     def latent_channels(self) -> int:
@@ -125,6 +139,16 @@ def batched(conditionings: Sequence[Conditioning]) -> Conditioning:
     entries = [entry for entry, in conditionings]
     if not entries:
         return []
-    options = {name: torch.cat([entry[1][name] for entry in entries])
-               for name, value in entries[0][1].items() if isinstance(value, Tensor)}
-    return [[torch.cat([entry[0] for entry in entries]), options]]
+    return [[torch.cat([words for words, _ in entries]), _joined([options for _, options in entries])]]
+
+
+def _joined(options: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The tensors of all, also those within a mapping."""
+    found = {}
+    for name, value in options[0].items():
+        values = [each[name] for each in options]
+        if isinstance(value, Tensor):
+            found[name] = torch.cat(values)
+        elif isinstance(value, Mapping):
+            found[name] = _joined(values)
+    return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from .factors import ANIMATE, BACKGROUNDS, POSES, PROPS
+from .factors import ANIMATE, BACKGROUNDS, POSES, PROPS, RELATIONS
 from .grammar import PLACES, WORN, article
 
 NEUTRAL = ("a photo of a {}", "a picture of a {}", "a drawing of a {}", "a painting of a {}", "a {}")
@@ -34,9 +34,21 @@ def regularization_prompts(kind: str) -> dict[str, tuple[str, ...]]:
                         for words in (pose, _pose(pose, kind))),
         "outfit": tuple(f"{medium} wearing {WORN[worn]}" for medium, worn in product(media, KNOWN_WORN)),
         "object": tuple(f"{medium} {relation} {article(prop)}" for medium, prop in product(media, KNOWN_PROPS)
-                        for relation in ("next to", "on top of")),
+                        for relation in RELATIONS),
         "style": NEUTRAL,
     }
+
+
+def rich_prompts(kind: str) -> tuple[str, ...]:
+    """Templates that join two to four of the factors that `regularization_prompts` name, for a class of the world."""
+    media = ("a {}", "a photo of a {}", "a drawing of a {}")
+    poses = [words for pose in KNOWN_POSES for words in (pose, _pose(pose, kind))]
+    worn = [f"wearing {WORN[worn]}" for worn in KNOWN_WORN]
+    props = [f"{relation} {article(prop)}" for prop in KNOWN_PROPS for relation in RELATIONS]
+    places = [phrase for place in KNOWN_PLACES for phrase in PLACES[place]]
+    clauses = product(("", *poses), ("", *worn), ("", *props), ("", *places))
+    joined = [[clause for clause in chosen if clause] for chosen in clauses]
+    return tuple(" ".join([medium, *chosen]) for medium in media for chosen in joined if len(chosen) > 1)
 
 
 def evaluation_prompts(kind: str) -> dict[str, tuple[str, ...]]:

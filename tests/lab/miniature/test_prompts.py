@@ -16,6 +16,7 @@ from miniature.prompts import (
     evaluation_prompts,
     hard_prompts,
     regularization_prompts,
+    rich_prompts,
 )
 
 CHECKED = ("pose", "accessory", "background", "relation", "first")
@@ -39,6 +40,14 @@ def test_regularization_prompts_name_one_factor(kind):
     assert {said(p).background for p in prompts["background"]} == set(KNOWN_PLACES)
     assert {said(p).pose for p in prompts["action"]} == set(KNOWN_POSES)
     assert {said(p).second_kind for p in prompts["object"]} == set(KNOWN_PROPS)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_rich_prompts_join_what_the_regularization_names(kind):
+    rich, named = rich_prompts(kind), all_of(regularization_prompts(kind))
+    assert len(set(rich)) == len(rich) > 1000 and all(prompt.count("{}") == 1 for prompt in rich)
+    assert {len(stated(prompt, APART)) for prompt in rich} == {2, 3, 4}
+    assert {fact for prompt in rich for fact in stated(prompt)} == {fact for prompt in named for fact in stated(prompt)}
 
 
 @pytest.mark.parametrize("kind", CLASSES)

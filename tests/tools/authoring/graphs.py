@@ -17,7 +17,8 @@ PICTURES = {"folder": "example-toy", "size": 512, "fit": "crop", "augmentation":
 EMBEDDING_PART = {"learning_rate": 0.005, "rescale_first_step": 121, "rescale_last_step": 180}
 DIFFUSION = {"weight": 1.0, "background_weight": 1.0, "first_step": 1, "last_step": 0, "noise_levels": "constant"}
 PROMPTS = {"kind": "inanimate", "background": True, "action": True, "outfit": True, "style": True, "colour": True,
-           "file": "none", "own_prompts": ""}
+           "file": "none", "own_prompts": "", "accessory": True, "viewpoint": True, "relation": True,
+           "companions": True, "count": 2000}
 CORE = {"formulas": "as released", "embedding_weight": 1.0, "attention_weight": 1.0, "attention": "exact",
         "first_step": 1, "last_step": 0}
 TRAIN = {"name": "", "micro_batch": 0, "optimizer": "AdamW", "weight_decay": 0.01, "schedule": "constant",

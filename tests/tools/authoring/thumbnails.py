@@ -1,7 +1,7 @@
 """Pictures of what the templates give, for the template browser: drawn by the same techniques on the miniature world.
 
     python tests/lab/bench/claims.py --technique vico --subjects 1 --prompts 8 --out FOLDER/vico
-    (also core, harmonize and vico_two)
+    (also core, harmonize, vico_two and mlm)
     COMFYUI_PATH=… PYTHONPATH=tests:tests/tools:tests/lab .testenv/venv/bin/python -m authoring.thumbnails FOLDER
 """
 from __future__ import annotations
@@ -36,6 +36,10 @@ SHOWN = {  # template -> technique, number of the prompt, and (heading, method) 
         SUBJECT, ("with one picture", "ViCo-unseen-reference"), ("with two", "ViCo-two-references"))),
     "vico_two_objects": ("vico_two", 2, (
         ("before", "class-word"), ("two words, learned", "TI-with-nouns"), ("with their pictures", "ViCo-with-nouns"))),
+    "diverse_context": ("mlm", 4, (SUBJECT, ("the word alone", "TI"), ("in diverse contexts", "TI+MLM"))),
+    "xti": ("mlm", 4, (SUBJECT, ("one word", "TI"), ("one for each layer", "XTI"))),
+    "custom_diffusion": ("mlm", 5, (SUBJECT, ("before", "class-word"), ("keys and values", "Custom-Diffusion"))),
+    "dreambooth": ("mlm", 5, (SUBJECT, ("before", "class-word"), ("the whole model", "DreamBooth"))),
 }
 
 

@@ -13,6 +13,7 @@ from .graphs import (
     LATENT,
     LOADER,
     PICTURES,
+    PROMPTS,
     RED,
     SAMPLER,
     SCENE,
@@ -24,8 +25,7 @@ GIRL = "<example-girl>"
 ALL_PICTURES = {**PICTURES, "fit": "squash", "augmentation": "none", "variants": 1}
 TRAIN_VICO = {"learning_rate": 1e-5, "embedding_learning_rate": 0.005, "placement": "decoder", "object_mask": "Eq. 5"}
 REGULARISATION = {"weight": 0.0005, "target": "end of text", "placement": "decoder", "first_step": 1, "last_step": 0}
-PROMPTS = {"kind": "pictures", "background": True, "action": True, "outfit": True, "style": True, "colour": True,
-           "file": "none", "own_prompts": ""}
+PICTURE_PROMPTS = {**PROMPTS, "kind": "pictures"}
 RUN = {**TRAIN, "preset": "ViCo", "steps": 400, "batch_size": 4, "save_every": 50, "preview_every": 100}
 APPLY = {"words": "", "strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "object_mask": "as trained",
          "halves": "both", "reuse_steps": 1, "size": 0, "fit": "squash", "words_2": "", "prompt": ""}
@@ -43,7 +43,7 @@ def learning(subject: str, first: int, run: dict[str, object] = RUN) -> tuple[No
         Node(diffusion, "PersonalizeDiffusionLoss", DIFFUSION, size=(400, 180)),
         Node(end, "PersonalizeEndOfTextRegularisation", {"previous": (diffusion, 0), **REGULARISATION},
              size=(400, 200)),
-        Node("30", "PersonalizePromptSet", PROMPTS, size=(400, 340)),
+        Node("30", "PersonalizePromptSet", PICTURE_PROMPTS, size=(400, 340)),
         Node(prompts, "PersonalizeTrainingPrompts", {
             "prompts": "", "use_captions": True, "prompt_set": ("30", 0)}, size=(400, 170)),
         Node(references, "PersonalizeTrainingReferences", {"recipe": (prompts, 0)}, size=(400, 60)),
