@@ -7,16 +7,17 @@ import { app } from "../../scripts/app.js";
 const COLOURS = { // on dark themes, on light ones
   PERSONALIZE_CONCEPT: ["#e8880a", "#a0690c"],
   PERSONALIZE_SUBJECT: ["#1fe2fc", "#297aad"],
-  PERSONALIZE_TRAINABLE: ["#add83f", "#6e5205"],
+  PERSONALIZE_TRAINABLE: ["#a1d846", "#6e5205"],
   PERSONALIZE_LOSS: ["#df4f22", "#74000b"],
-  PERSONALIZE_RECIPE: ["#f5ef96", "#942c60"],
+  PERSONALIZE_RECIPE: ["#f7fb9d", "#95325e"],
   PERSONALIZE_PROMPT_SET: ["#f3c0ac", "#c93f7b"],
   PERSONALIZE_VISUAL_TOKENS: ["#d582f8", "#884df5"],
-  PERSONALIZE_RECORD: ["#b0fdec", "#2f41c9"],
-  PERSONALIZE_VICO: ["#926beb", "#601d75"],
+  PERSONALIZE_RECORD: ["#acffff", "#2f41c9"],
+  PERSONALIZE_VICO: ["#926beb", "#64206d"],
   PERSONALIZE_IP_ADAPTER: ["#7cadb0", "#0903ab"],
   PERSONALIZE_BLIP_DIFFUSION: ["#3d8eb0", "#2e0056"],
-  PERSONALIZE_ELITE: ["#ab716e", "#440021"],
+  PERSONALIZE_ELITE: ["#ab716e", "#410024"],
+  PERSONALIZE_CONTEXTUALIZER: ["#bff426", "#3a353a"],
   PERSONALIZE_VALIDATION: ["#a3a273", "#020006"],
 };
 
