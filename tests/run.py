@@ -82,7 +82,7 @@ def provide_browser() -> None:
 
 
 def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
-    """Every test on the newest ComfyUI, and on the oldest those that could tell it from the newest; of these each fifth
+    """Every test on the newest ComfyUI, and on the oldest those that could tell it from the newest; of these each tenth
     comparison of mathematics, as on a processor without wide vectors. The page waits much of its time, which the others
     take."""
     quiet = ["-p", "no:cacheprovider", "--durations=15"]
@@ -93,7 +93,7 @@ def ci_jobs(newest: Environment, oldest: Environment) -> list[Job]:
             ("in process, the other half", newest, [*IN_PROCESS, *files[1::2]], {}),
             ("on the oldest ComfyUI", oldest, [*ON_OLDEST, *ignoring(*LABORATORY, *OWN_CODE)], {}),
             ("comparisons on the oldest ComfyUI, without wide vectors", oldest,
-             [*BY_HAND_ON_OLDEST, "--every=5", *ignoring(*LABORATORY)], NO_WIDE_VECTORS),
+             [*BY_HAND_ON_OLDEST, "--every=10", *ignoring(*LABORATORY)], NO_WIDE_VECTORS),
             ("the laboratory", newest, [*IN_PROCESS, *(str(TESTS / room) for room in LABORATORY)], {})):
         jobs.append(Job(name, environment, [*quiet, *options], variables, yields=True))
     return jobs

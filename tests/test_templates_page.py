@@ -133,10 +133,18 @@ class Person:
             self.press(self.ui.page.get_by_label(widget, exact=True).first)
             self.type(text)
         else:
-            self.click(*self.ui.js(ROW, ["", widget]))
+            self.click(*self._row_at_rest(widget))
             self.ui.page.wait_for_function("() => document.activeElement?.closest('.graphdialog')")
             self.type(text)
             self.key("Enter")
+
+    def _row_at_rest(self, widget: str) -> list[float]:
+        """Where it is on the canvas, once a template that was opened has come to its place."""
+        before = None
+        while (place := self.ui.js(ROW, ["", widget])) != before:
+            before = place
+            self.ui.settle(400)
+        return place
 
     def drop(self, files: dict[str, bytes]) -> None:
         self.acts += 1

@@ -197,6 +197,8 @@ class ComfyPage:
         loads = self.js("() => window.testWatch.loads")
         self.page.locator(f"[data-testid='template-workflow-{name}']").dispatch_event("click")
         self.page.wait_for_function("n => window.testWatch.loads > n", arg=loads, polling=100, timeout=60_000)
+        card = self.page.locator(f"[data-testid='template-workflow-{name}']")
+        card.wait_for(state="detached")  # the browser, which gives back the focus as it goes
         self.settle(600)
         return self.graph()
 
