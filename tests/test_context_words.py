@@ -188,6 +188,7 @@ def learned_on(clip, steps=300, **changes):
     return made, progress
 
 
+@pytest.mark.slow
 def test_it_beats_the_commonest_word_and_leaves_the_encoder_as_it_was(sd15):
     made, progress = learned_on(sd15[1])
     checks = [each for each in progress if each.accuracy is not None]

@@ -20,6 +20,7 @@ from claims.sheet import GAP, GREY, HEADING, LABELS, TILE, sheet
 from claims.store import Cell, Drawn, Store
 from claims.task import task_for
 from claims.technique import AsksOracle, Method, Technique, load_technique
+from claims.techniques import core
 from claims.techniques.harmonize import Prompted
 from claims.world import Sampling, World, digest
 from miniature.subjects import public_subjects
@@ -242,7 +243,9 @@ def test_sheet_holds_references_pictures_and_gaps(task):
 
 
 # ---------------------------------------------------------------------------------------------- command
-def test_quick_run_makes_every_cell_and_the_next_one_none(files, tmp_path, capsys):
+def test_quick_run_makes_every_cell_and_the_next_one_none(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(core, "PROBED", 2)
+    monkeypatch.setattr(core, "PROBED_BATCHES", 1)
     options = ["--technique", "core", "--quick", "--checkpoint", str(files[0]), "--oracle", str(files[1]),
                "--out", str(tmp_path)]
     names = [method.name for method in load_technique("core", quick=True).methods]

@@ -40,9 +40,12 @@ def test_methods_share_noise_and_training_leaves_the_checkpoint_as_it_was(world,
     assert not torch.equal(*task.noise(world)) and not torch.equal(task.noise(world), task.noise(world, "again"))
 
 
-def test_core_pulls_with_the_share_of_the_gradient_that_is_wanted(world, task):
+def test_core_pulls_with_the_share_of_the_gradient_that_is_wanted(world, task, monkeypatch):
+    from claims.techniques import core
     from claims.techniques.core import RELEASED, Embedding, Learning
 
+    monkeypatch.setattr(core, "PROBED", 5)
+    monkeypatch.setattr(core, "PROBED_BATCHES", 3)
     plain = Embedding("TI+CoRe", Learning(12, 2, 5e-3), rescaled=False)
     wanted = [replace(plain, share=share).pulling(world, task).weighting for share in (0.5, 2.0)]
     for weighting in wanted:
