@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import functools
 
-import comfy.sd
 from comfy_api.latest import io
 
 from ..model_files import file_names, find_file, validated, versions
 from ..notice import notice
 from ..text.layout import parse_words
 from ..types import ConceptType
+from .applied import with_weights
 from .custom_diffusion_files import concepts, differences, read_delta, word_files
 
 FOLDER = "loras"
@@ -76,7 +76,7 @@ class PersonalizeLoadCustomDiffusion(io.ComfyNode):
                    "which the subject is not drawn as it was learned.")
         lora = differences(delta, model, clip)
         words = concepts(delta, path, clip, parse_words(placeholder), parse_words(class_words))
-        model, clip = comfy.sd.load_lora_for_models(model, clip, lora, 1.0, 1.0)
+        model, clip = with_weights(model, clip, lora)
         return io.NodeOutput(model, words, lora, clip)
 
 

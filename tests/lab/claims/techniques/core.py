@@ -6,13 +6,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import comfy.sd
 from torch import Tensor
 
 from personalize.nodes.papers.core.presets import FORMULAS, RELEASED, Weighting, core_terms
 from personalize.nodes.papers.core.test_time import Refinement, Scene, refine
 from personalize.nodes.text.apply import apply_concepts
 from personalize.nodes.text.concept import Concept, initial_vectors
+from personalize.nodes.training.applied import with_weights
 from personalize.nodes.training.diffusion import DEBIASED, DiffusionLoss
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import UNetPart
@@ -137,7 +137,7 @@ class SecondStage:
         trained = train(world, subject_of(task, concept), [UNetPart(self.learning.rate)], (DiffusionLoss(),),
                         self.learning.settings(task.seed))
         seconds = time.monotonic() - started
-        model, _ = comfy.sd.load_lora_for_models(world.networks.model, None, dict(trained.weights), 1.0, 0.0)
+        model, _ = with_weights(world.networks.model, None, trained.weights)
         return Drawn(dict(enumerate(drawn_with(world, task, concept, model))), figures={"learning_seconds": seconds})
 
 

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import comfy.sd
-
 from miniature.prompts import rich_prompts
 from personalize.nodes.papers.context.terms import MaskedLanguageLoss
+from personalize.nodes.training.applied import with_weights
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.interfaces import LossTerm
 from personalize.nodes.training.nodes_per_layer import PersonalizeApplyPerLayerConcept
@@ -61,8 +60,7 @@ class Customised:
                         (DiffusionLoss(), *self._terms(world, task)), self.learning.settings(task.seed),
                         TemplateRecipe((f"a photo of a {{}} {kind}",)))
         figures = {"learning_seconds": time.monotonic() - started, **trained.figures()}
-        model, clip = comfy.sd.load_lora_for_models(world.networks.model, world.networks.clip, dict(trained.weights),
-                                                    1.0, 1.0)
+        model, clip = with_weights(world.networks.model, world.networks.clip, trained.weights)
         model, clip = PersonalizeApplyPerLayerConcept.execute(model, clip, (trained.concept,)).args
         pictures = task.draw(world, f"{SUBJECT} {kind}", clip, model)
         return Drawn(dict(enumerate(pictures)), trained.concept.vectors, figures)

@@ -10,8 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from itertools import product
 
-import comfy.sd
-
+from personalize.nodes.training.applied import with_weights
 from personalize.nodes.training.diffusion import DiffusionLoss
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import KeyValuePart, UNetPart
@@ -48,7 +47,7 @@ class WithWeights:
                         [EmbeddingPart(self.word_rate), PARTS[self.weights](self.learning.rate)], (DiffusionLoss(),),
                         self.learning.settings(task.seed))
         seconds = time.monotonic() - started
-        model, _ = comfy.sd.load_lora_for_models(world.networks.model, None, dict(trained.weights), 1.0, 0.0)
+        model, _ = with_weights(world.networks.model, None, trained.weights)
         pictures = drawn_with(world, task, trained.concept, model)
         return Drawn(dict(enumerate(pictures)), figures={"learning_seconds": seconds})
 
