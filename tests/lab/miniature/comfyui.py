@@ -32,5 +32,6 @@ def device() -> torch.device:
 
 
 def fast_half(on: torch.device) -> bool:
-    """True where bfloat16 arithmetic is faster than float32: any CUDA card, and processors with matrix tiles."""
-    return on.type == "cuda" or bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    """True where bfloat16 arithmetic is faster than float32: any CUDA card, and processors with instructions for it."""
+    return on.type == "cuda" or any(getattr(torch.cpu, name, lambda: False)() for name in (
+        "_is_avx512_bf16_supported", "_is_amx_tile_supported"))

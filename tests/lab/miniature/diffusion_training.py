@@ -11,14 +11,13 @@ from statistics import fmean
 
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from .alike import Alike
 from .autoencoder import load_autoencoder
-from .checkpoint import encoders_of, load_networks, save_checkpoint
+from .checkpoint import load_networks, save_checkpoint
 from .comfyui import fast_half
-from .contrastive import learn_pictures
+from .contrastive import Matching, draw_captioned
 from .deadline import Deadline
 from .diffusion import diffusion_loss, sample
 from .factors import CLASSES, SPOKEN_COLORS, Identity, sample_identity, sample_scene
@@ -28,12 +27,11 @@ from .grammar import PLACES, article, caption, identity_words, said
 from .language import learn_language
 from .latents import QUIET_CAPTIONS, Corpus, load_corpus, make_shards
 from .measures import colors_kept
-from .network import new_networks, new_networks_xl, predicts_velocity
+from .network import TextEncoder, new_networks, new_networks_xl, predicts_velocity
 from .oracle import Oracle, load_oracle
 from .picture_words import teach_words
 from .reading import figures_of_reading
 from .run_state import Run, cosine
-from .text_start import give_text
 from .twin_start import start_twin
 
 PICTURES = 1_500_000
@@ -42,7 +40,9 @@ PEAK_RATE = 5e-4              # at that batch; grows with its root
 NO_CAPTION = 0.1
 VISUAL_SHARE = 0.25           # rows with a reference; their captions never say how the subject looks
 NETWORKS = {"miniature": new_networks, "miniature_xl": new_networks_xl, "miniature_flow": new_networks_flow}
-FROZEN = "taught before, frozen"  # what a checkpoint says of its text encoder
+TEXT_PICTURES = 800_000       # the SD1.x miniature's text encoder learns beside its U-Net up to here, then is frozen
+MATCHING_WEIGHT = 0.02        # of the text encoder's own objective beside the U-Net's,
+MATCHING_EVERY = 4            # in every so manieth step
 CHECKED = 240                 # prompts that the gate reads
 FEW = 3                       # factors of a prompt that is no hard one
 
@@ -76,8 +76,9 @@ def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoenco
                     workers: int = 0, pictures: int = PICTURES, teach: int = 0) -> bool:
     """Train until the deadline (False) or until ``pictures`` were seen (True when the oracle's gates are passed).
 
-    ``name``: "miniature" (SD1.x), "miniature_xl" (its SDXL twin) or "miniature_flow" (Z-Image, whose text encoder is
-    taught its language first and then frozen); the folder gets its .pt, .safetensors and .png.
+    ``name``: "miniature" (SD1.x, whose text encoder learns until ``TEXT_PICTURES``), "miniature_xl" (its SDXL twin,
+    with the miniature's encoders) or "miniature_flow" (Z-Image, whose text encoder is taught its language first); the
+    folder gets its .pt, .safetensors and .png.
     ``teach``: steps in which the picture encoder learns the text encoder's words first.
     """
     files = make_shards(folder, autoencoder_file, shards, workers, on, deadline)
@@ -88,7 +89,9 @@ def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoenco
     if not _prepare(networks, corpus, folder, start, deadline):
         return False
     text = networks["text"]
-    run = Run(folder / f"{name}.pt", networks, mean_decay=0.9995, weight_decay=0.01)
+    learning = _LearningText(text, corpus) if name == "miniature" else None
+    modules = networks if learning is None else {**networks, "matching": learning.matching}
+    run = Run(folder / f"{name}.pt", modules, mean_decay=0.9995, weight_decay=0.01)
     if not run.restore() and start is not None and start.is_file():
         run.adopt(start)
     deadline.log(f"{name}: {run.seen} of {pictures} pictures seen")
@@ -101,10 +104,11 @@ def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoenco
     torch.manual_seed(run.seen)
     while run.seen < pictures and not deadline.over:
         with torch.autocast(on.type, torch.bfloat16, enabled=fast_half(on)):
+            of_text = 0.0 if learning is None else learning.loss(run)
             losses = [diffusion_loss(networks, *part) for part in draw()]
         loss = sum(losses) / batch
         rate = cosine(run.seen - run.adopted, pictures - run.adopted, PEAK_RATE * (batch / BATCH) ** 0.5, 64 * 100)
-        run.update(loss, rate, rows=batch)
+        run.update(loss + of_text, rate, rows=batch)
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
         if run.step % 200 == 0:
             deadline.log(f"{name} {run.seen} pictures, loss {smooth:.4f}")
@@ -141,22 +145,24 @@ def _prepare(networks: torch.nn.ModuleDict, corpus: Corpus, folder: Path, start:
         load_networks(networks, load_file(start))
     elif predicts_velocity(networks) and miniature is not None and miniature.is_file():
         start_twin(networks, miniature)
-    if not predicts_velocity(networks) and not _is_frozen(start):
-        text = new_networks()["text"]
-        if not learn_pictures(text, corpus, folder / "text.pt", deadline):
-            return False
-        give_text(networks, text)
-    for encoder in encoders_of(networks):
-        encoder.requires_grad_(False)
+    if predicts_velocity(networks):
+        networks["text"].requires_grad_(False)
     return True
 
 
-def _is_frozen(start: Path | None) -> bool:
-    """Whether a checkpoint's text encoder was taught before its U-Net."""
-    if start is None or not start.is_file():
-        return False
-    with safe_open(start, "pt") as file:
-        return (file.metadata() or {}).get("text") == FROZEN
+class _LearningText:
+    """The text encoder's own objective, until it has learned and is frozen."""
+
+    def __init__(self, text: TextEncoder, corpus: Corpus):
+        self.text, self.corpus, self.matching = text, corpus, Matching().to(corpus.latents.device)
+
+    def loss(self, run: Run) -> torch.Tensor | float:
+        """What a step adds to the U-Net's loss: nothing, once ``TEXT_PICTURES`` were seen."""
+        if run.seen >= TEXT_PICTURES:
+            self.text.requires_grad_(False)
+        if run.seen >= TEXT_PICTURES or run.step % MATCHING_EVERY:
+            return 0.0
+        return MATCHING_WEIGHT * self.matching(self.text, *draw_captioned(self.corpus))
 
 
 class _Judge:
@@ -194,7 +200,7 @@ class _Judge:
 
     def save_checkpoint(self, run: Run, networks: torch.nn.ModuleDict, shares: dict[str, float]) -> None:
         """miniature.safetensors of the mean weights, with the shares of factors shown as its metadata."""
-        figures = {"pictures": str(run.seen), "text": FROZEN} | {name: f"{value:.3f}" for name, value in shares.items()}
+        figures = {"pictures": str(run.seen)} | {name: f"{value:.3f}" for name, value in shares.items()}
         run.swap_mean()
         save_checkpoint(networks, self.autoencoder, self.spread, self.file, figures)
         run.swap_mean()

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from miniature import (
     autoencoder,
-    contrastive,
     diffusion_training,
     language,
     latents,
@@ -42,7 +41,6 @@ def folder(tmp_path_factory):
         latents: {"SHARD": 16, "REFERENCES": 8},
         diffusion_training: {"CHECKED": 2},
         language: {"CAPTIONS": 60, "STEPS": 3},
-        contrastive: {"STEPS": 3, "BATCH": 8},
     }
     for module, values in sizes.items():
         for name, value in values.items():
@@ -123,6 +121,20 @@ def test_diffusion_writes_a_checkpoint_that_comfyui_loads(folder, base, name):
         _model, _clip, vae = nodes.CheckpointLoaderSimple().load_checkpoint(link.name)[:3]
         assert vae.decode(torch.zeros(1, 16, 16, 16)).shape == (1, 128, 128, 3)
     link.unlink()
+
+
+@pytest.mark.slow
+def test_a_text_encoder_learns_beside_its_unet_until_it_is_frozen(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(diffusion_training, "TEXT_PICTURES", 8)
+    encoders, unets = [], []
+    for pictures in (4, 8, 12):
+        diffusion_training.train_diffusion(tmp_path, Deadline(5), CPU, folder / "autoencoder.safetensors",
+                                           folder / "none", batch=4, shards=1, pictures=pictures)
+        modules = torch.load(tmp_path / "miniature.pt", weights_only=True)["modules"]
+        encoders.append(modules["text"]["rows"])
+        unets.append(modules["unet"]["out.2.weight"])
+    assert not torch.equal(encoders[0], encoders[1]) and torch.equal(encoders[1], encoders[2])
+    assert not torch.equal(unets[1], unets[2])
 
 
 @pytest.mark.slow

@@ -1,15 +1,19 @@
 """Where the SDXL twin starts: it draws what the miniature draws; what differs between the topologies is learned."""
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from .checkpoint import load_networks
+from .data import scenes
+from .grammar import caption
 from .network import new_networks
-from .text_start import CONTEXT_KEYS, captions, linear_map
 
+CAPTIONS = 256
+CONTEXT_KEYS = ("attn2.to_k.weight", "attn2.to_v.weight")
 RESIDUAL_ENDS = ("to_out.0.weight", "ff.net.2.weight")
 
 
@@ -36,5 +40,7 @@ def start_twin(twin: torch.nn.ModuleDict, miniature_file: Path) -> None:
 
 def _towards_last(text: torch.nn.Module) -> torch.Tensor:
     """(128, 128): the linear map from the penultimate layer to the last one that fits captions best."""
-    states = text.states(text.tokens(captions("captions for the twin")))
-    return linear_map(*(state.flatten(0, 1) for state in states))
+    rng = random.Random("captions for the twin")
+    captions = [caption(scene, rng) for scene in scenes(CAPTIONS, "train", 0)]
+    penultimate, last = (state.flatten(0, 1) for state in text.states(text.tokens(captions)))
+    return torch.linalg.lstsq(penultimate, last).solution.T
