@@ -1,7 +1,7 @@
 /** Says beneath a node, before Run, that a prompt holds none of the words that it should, and puts the right one in. */
 import { app } from "../../scripts/app.js";
 import { lookAgain, onGraphChange } from "./shared/changes.js";
-import { linkInto } from "./shared/graphs.js";
+import { linkInto, noteForUndo } from "./shared/graphs.js";
 import { chain, loadStyle } from "./shared/nodes.js";
 import { destinations, sourceOf, typedValue } from "./shared/upstream.js";
 import { idleSettings } from "./prompts/idle.js";
@@ -131,7 +131,6 @@ function write(node, widget, text) {
   widget.value = text;
   widget.callback?.(text);
   node.setDirtyCanvas?.(true, true);
-  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
-  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // the latter in older pages
+  noteForUndo();
   lookAgain();
 }

@@ -1,4 +1,4 @@
-/** Shows on the node the text that a run gave: where a file is, what to write in a prompt, a list of tokens. */
+/** Shows on the node the text that a run gave: where a file is, what to write in a prompt, a prompt, a list of tokens. */
 import { app } from "../../scripts/app.js";
 import { loadStyle } from "./shared/nodes.js";
 import { addPart } from "./shared/parts.js";
@@ -6,10 +6,11 @@ import { t } from "./shared/texts.js";
 
 const NODE_TYPES = [
   "PersonalizeSaveConcept", "PersonalizePromptTokens", "PersonalizeManageSteps", "PersonalizeOrthogonalize",
-  "PersonalizeSaveViCo", "PersonalizeExportStep",
+  "PersonalizeSaveViCo", "PersonalizeExportStep", "PersonalizeDetexPrompt",
 ];
 /** node type → what a widget is set back to when a run has done what it asked for */
 const AFTERWARDS = { PersonalizeManageSteps: { operation: "list" } };
+const WRAPPED = ["PersonalizeDetexPrompt"]; // node types of a text without columns
 const MOST_KEPT = 20_000; // letters of a result in the workflow
 
 const textOf = (output) => (output?.text ? [output.text].flat().join("\n") : "");
@@ -29,6 +30,7 @@ app.registerExtension({
 function textResult(place) {
   const root = document.createElement("textarea");
   root.className = "pz-text";
+  root.classList.toggle("pz-wrapped", WRAPPED.includes(place.node.comfyClass));
   root.readOnly = true;
   root.placeholder = t("result.empty");
   root.setAttribute("aria-label", t("result.label"));

@@ -9,7 +9,7 @@ from comfy_api.latest import ComfyExtension
 log = logging.getLogger("personalize")
 
 ROOMS = ("text", "recording", "training", "visual_prompts", "evaluate", "papers.core", "papers.context",
-         "papers.harmonize", "papers.vico")
+         "papers.detex", "papers.harmonize", "papers.vico")
 
 
 def node_classes() -> list[type]:

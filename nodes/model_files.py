@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import folder_paths
@@ -39,6 +40,30 @@ def validated(find: Callable[[str], Path], *names: str | None) -> bool | str:
         return all(name is None or bool(find(name)) for name in names)
     except ValueError as error:
         return str(error)
+
+
+@dataclass(frozen=True)
+class FileChoice:
+    """A list of a node's files of one kind, headed by an entry for the file that fits the node's other inputs."""
+
+    kind: str
+    fitting: str
+
+    def entries(self) -> list[str]:
+        """Of the list."""
+        return [self.fitting, *file_names(self.kind)]
+
+    def find(self, name: str) -> Path:
+        """Path of a file by its entry. Raises ValueError if there is none."""
+        return find_file(self.kind, name)
+
+    def validated(self, name: str) -> bool | str:
+        """What `validate_inputs` answers."""
+        return name == self.fitting or validated(self.find, name)
+
+    def versions(self, name: str) -> str:
+        """What `fingerprint_inputs` answers: the fitting one may be another when any file is."""
+        return versions(self.find, *(file_names(self.kind) if name == self.fitting else [name]))
 
 
 def versions(find: Callable[[str], Path], *names: str | None) -> str:

@@ -4,23 +4,31 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from personalize.nodes.papers.context.terms import MaskedLanguageLoss
+from personalize.nodes.papers.detex.parts import AttributesPart
+from personalize.nodes.papers.detex.recipe import AttributeRecipe
+from personalize.nodes.papers.detex.terms import AttributeAttentionLoss
 from personalize.nodes.papers.vico.parts import ImageAttentionPart
-from personalize.nodes.training import nodes_train
+from personalize.nodes.training import estimate, nodes_train, told_plan
 from personalize.nodes.training.batch import Prior
 from personalize.nodes.training.diffusion import DiffusionLoss
-from personalize.nodes.training.foreseen import Graph
+from personalize.nodes.training.estimate import counts, flops_of, texts_of_layers
+from personalize.nodes.training.foreseen import Foreseen, Graph
 from personalize.nodes.training.idle import Setting, Shown, idle_settings
 from personalize.nodes.training.job import Outcome
 from personalize.nodes.training.parts.embedding import EmbeddingPart
+from personalize.nodes.training.parts.per_layer import PerLayerPart
 from personalize.nodes.training.parts.weights import AdapterPart
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.recipe import TemplateRecipe
 from support.browser import open_page
 from support.inprocess import provide_checkpoint
-from support.training_graph import graph, write_inputs
+from support.training_graph import graph, with_detex, write_inputs
 from support.training_page import TRAIN_NODE, training_prompt
+from support.trainings import CORE, in_place_of_a_step, subject, train
+from tiny.models import WIDTH_L
 
 FINE = Setting(Settings(24, 2), (EmbeddingPart(),), (DiffusionLoss(),), TemplateRecipe(), (Shown("<my-dog>", 4, 0, 0),))
 LORA = AdapterPart("LoRA", 4, 0.0, True, 1e-4)
@@ -45,6 +53,21 @@ LORA = AdapterPart("LoRA", 4, 0.0, True, 1e-4)
     ({"preview_every": 12, "preview_prompt": "a dog"}, ["preview_prompt holds neither {} nor <my-dog>"]),
     ({"subjects": (Shown("<my-dog>", 4, 0, 4),)}, ["The masks of <my-dog> are not used"]),
     ({"subjects": (Shown("<my-dog>", 4, 0, 4),), "parts": (ImageAttentionPart(given_masks=True),)}, []),
+    ({"subjects": (Shown("<my-dog>", 4, 0, 0),), "recipe": AttributeRecipe()},
+     ["4 of 4 pictures of <my-dog> have no mask: their background is never left out"]),
+    ({"subjects": (Shown("<my-dog>", 4, 0, 3),), "recipe": AttributeRecipe()},
+     ["1 of 4 pictures of <my-dog> have no mask: their background is never left out"]),
+    ({"subjects": (Shown("<my-dog>", 4, 0, None),), "recipe": AttributeRecipe()}, []),
+    ({"subjects": (Shown("<my-dog>", 1, 0, 1),), "recipe": AttributeRecipe()}, ["<my-dog> has one picture, in which"]),
+    ({"subjects": (Shown("<my-dog>", 4, 2, 4),), "recipe": AttributeRecipe()},
+     ["The captions of <my-dog> are not used: the prompts of Train DETEX"]),
+    ({"subjects": (Shown("<my-dog>", 4, 0, 0),), "recipe": AttributeRecipe(filtered=0.0)}, []),
+    ({"subjects": (Shown("<my-dog>", 4, 0, 4),), "recipe": AttributeRecipe()}, []),
+    ({"subjects": (Shown("<my-dog>", 4, 0, 4),), "recipe": AttributeRecipe(filtered=0.0)},
+     ["The masks of <my-dog> are not used"]),
+    ({"subjects": (Shown("<my-dog>", 4, 0, 4),), "recipe": AttributeRecipe(filtered=0.0),
+      "terms": (DiffusionLoss(), AttributeAttentionLoss())}, []),
+    ({"terms": (DiffusionLoss(), AttributeAttentionLoss(0.0))}, ["The weight of the loss 'attribute attention' is 0"]),
     ({"subjects": (Shown("<my-dog>", 4, 3, 0),), "recipe": TemplateRecipe(captions=False)},
      ["3 pictures of <my-dog> have captions"]),
     ({"subjects": (Shown("<my-dog>", 4, 0, 0, Prior((), weight=0.0)),)}, ["The weight of the Prior Pictures"])])
@@ -69,6 +92,60 @@ def test_the_graph_foretells_what_train_gets(execute, base, monkeypatch):
         jobs[0].settings, jobs[0].parts, terms, jobs[0].recipe)
     assert [each.placeholder for each in training.subjects] == ["<my-dog>"]
     assert training.subjects[0].prior.rows == 1
+
+
+def test_an_image_encoder_is_left_open(execute, base, monkeypatch):
+    """Which encoder it is changes neither need nor sentences, so that DETEX is foreseen before it is loaded."""
+    write_inputs(base)
+    jobs = []
+    monkeypatch.setattr(nodes_train, "run_job", lambda job: (jobs.append(job), Outcome(
+        tuple(subject.concept for subject in job.subjects), {}, {"history": []}))[1])
+    prompt = with_detex(graph())
+    prompt["train"]["inputs"]["preset"] = "DETEX"
+    execute(prompt)
+    foreseen = Graph(prompt).training("train").training
+    parts = tuple(replace(part, clip_vision=None, vision="") if isinstance(part, AttributesPart) else part
+                  for part in jobs[0].parts)
+    assert parts != jobs[0].parts and (foreseen.settings, foreseen.parts, foreseen.recipe) == (
+        jobs[0].settings, parts, jobs[0].recipe)
+    assert told_plan.told(prompt, "train")["act"] == "trains"
+
+
+@pytest.mark.parametrize("terms", [(DiffusionLoss(),), (DiffusionLoss(), CORE[0]), (DiffusionLoss(), *CORE),
+                                   (DiffusionLoss(), CORE[0], replace(CORE[1], estimate=True))])
+def test_every_text_of_a_word_for_each_layer_is_counted(sd15, base, terms):
+    rows, layers = 2, 16
+    plain, layered = (texts_encoded(sd15, part, terms, rows) for part in (EmbeddingPart(), PerLayerPart()))
+    path = base / "models" / "checkpoints" / provide_checkpoint("sd15", base)
+    settings = Settings(1, rows)
+    flops, memory = [], []
+    for part in (EmbeddingPart(), PerLayerPart()):
+        foreseen = Foreseen(replace(FINE, settings=settings, parts=(part,), terms=terms), 64, "auto", {})
+        each = counts(foreseen, path)
+        flops.append(flops_of(foreseen, each))
+        memory.append(estimate._memory(foreseen, each))
+    assert each.layers == layers and layered - plain == texts_of_layers(foreseen, each, rows) > 0
+    of_text = 2 * 77 * (2 * 12 * WIDTH_L**2)  # two layers: four products of attention, two of four times the width
+    assert flops[1] - flops[0] == 2 * (layered - plain) * of_text
+    assert memory[1] - memory[0] == (layered - plain) * each.text_kept
+
+
+def texts_encoded(checkpoint, part, terms, rows) -> int:
+    """How many texts go through the encoder with a gradient in a step on pictures with different captions."""
+    counted = []
+    pictures = tuple(replace(picture, caption=f"a <my-dog> in place {i}")
+                     for i, picture in enumerate(subject(rows).pictures))
+
+    def step(trainer, batch):
+        hook = checkpoint.clip.cond_stage_model.clip_l.transformer.register_forward_pre_hook(
+            lambda _, args, kwargs: counted.append(len(kwargs["embeds"]) * torch.is_grad_enabled()), with_kwargs=True)
+        trainer._gradients(batch, False)
+        hook.remove()
+
+    with in_place_of_a_step(step):
+        train(checkpoint, Settings(1, rows), subjects=(replace(subject(), pictures=pictures),), parts=(part,),
+              terms=terms)
+    return sum(counted)
 
 
 @pytest.fixture(scope="module")

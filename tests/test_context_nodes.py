@@ -1,6 +1,7 @@
 """Diverse context in the real executor: rich prompts, the contextualizer's nodes and the loss in a training."""
 from __future__ import annotations
 
+import comfy.model_management
 import pytest
 import torch
 
@@ -112,9 +113,9 @@ def test_what_was_learned_is_not_learned_again(execute, tiny_checkpoints, monkey
     graph, learned = {"c": CHECKPOINT, "1": prompt_set(), "2": training(name="tests/kept")}, []
     path = first_folder(FOLDER) / "tests" / "kept.safetensors"
 
-    def train(*arguments):
+    def train(*arguments, **more):
         learned.append(arguments)
-        return train_contextualizer(*arguments)
+        return train_contextualizer(*arguments, **more)
 
     monkeypatch.setattr(nodes, "train_contextualizer", train)
     first, again = (execute(graph, get={"it": ["2", 0], "report": ["2", 1]}).values for _ in range(2))
@@ -125,6 +126,38 @@ def test_what_was_learned_is_not_learned_again(execute, tiny_checkpoints, monkey
         execute({**graph, "2": training(name="tests/kept", **changes)}, get={"it": ["2", 0]})
     assert len(learned) == 4
     path.unlink()
+
+
+def test_a_stopped_training_goes_on(execute, tiny_checkpoints, monkeypatch):
+    graph, steps, stops = {"c": CHECKPOINT, "1": prompt_set(), "2": training(name="tests/stopped")}, [], [2]
+    whole = execute({**graph, "2": training(name="tests/whole")}, get={"it": ["2", 0]}).values["it"]
+
+    def train(clip, prompts, how, name, each_step, **more):
+        def watched(progress):
+            steps.append(progress.step)
+            if progress.step in stops:
+                comfy.model_management.interrupt_current_processing()
+            each_step(progress)
+
+        return train_contextualizer(clip, prompts, how, name, watched, **more)
+
+    monkeypatch.setattr(nodes, "train_contextualizer", train)
+    path = first_folder(FOLDER) / "tests" / "stopped.safetensors"
+    with pytest.raises(PromptFailed):
+        execute(graph, get={"it": ["2", 0]})
+    assert steps == [1, 2] and not path.exists()
+    again = execute(graph, get={"it": ["2", 0]}).values["it"]
+    assert steps == [1, 2, 3] and path.is_file()
+    assert all(torch.equal(weight, whole.weights[name]) for name, weight in again.weights.items())
+    path.unlink()
+    steps.clear()
+    with pytest.raises(PromptFailed):
+        execute(graph, get={"it": ["2", 0]})
+    stops.clear()
+    execute({**graph, "2": training(name="tests/stopped", seed=1)}, get={"it": ["2", 0]})
+    assert steps == [1, 2, 1, 2, 3]  # other inputs are another training
+    for name in ("stopped", "whole"):
+        path.with_name(f"{name}.safetensors").unlink()
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import math
 
+import comfy.model_management
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from personalize.nodes.papers.context.contextualizer import ContextNetwork, Sizes
 from personalize.nodes.papers.context.files import find_contextualizer, read_contextualizer, write_contextualizer
@@ -198,6 +200,81 @@ def test_it_beats_the_commonest_word_and_leaves_the_encoder_as_it_was(sd15):
     assert made.sizes.words == len(made.vocabulary) == len(made.places)
     untrained, _ = learned_on(sd15[1], steps=1, rate=0.0)
     assert untrained.figures["accuracy"] < checks[-1].unigram
+
+
+def stopped(clip, begun, each_step=lambda progress: None, save=lambda made: None):
+    prompts = [template.replace("{}", "dog") for template in rich_prompts("animate", PATTERNS, 100).templates]
+    how = Learning(steps=5, batch=4, width=32, layers=1, heads=2)
+    return train_contextualizer(clip, prompts, how, "mine", each_step, 2, begun, save)
+
+
+def failing_in_step(number):
+    """A hook that lets a network fail when a step's prompts are drawn and encoded."""
+    steps = []
+
+    def fail(module, _):
+        if isinstance(module, ContextNetwork) and torch.is_grad_enabled():
+            steps.append(module)
+            if len(steps) == number:
+                raise MemoryError("no room")
+
+    return register_module_forward_pre_hook(fail)
+
+
+@pytest.mark.parametrize("when, done", [("after a step", 3), ("in a step", 2), ("while it is saved", 5)])
+def test_what_was_cut_short_goes_on_to_the_same_bits(clip, when, done, tmp_path):
+    begun, whole, steps = tmp_path / "begun.safetensors", stopped(clip, None), []
+
+    def interrupt(progress):
+        if when == "after a step" and progress.step == 3:
+            comfy.model_management.interrupt_current_processing()
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+    def refuse(made):
+        write_contextualizer(tmp_path / ("x" * 300), made)
+
+    hook = failing_in_step(3 if when == "in a step" else 0)
+    try:
+        with pytest.raises((comfy.model_management.InterruptProcessingException, MemoryError, OSError)):
+            stopped(clip, begun, interrupt, refuse)
+    finally:
+        hook.remove()
+    assert begun.is_file()
+    again = stopped(clip, begun, lambda progress: steps.append(progress.step), lambda made: steps.append("saved"))
+    assert steps == [*range(done + 1, 6), "saved"] and not begun.exists()
+    assert again.figures == whole.figures and again.weights.keys() == whole.weights.keys()
+    assert all(torch.equal(weight, whole.weights[name]) for name, weight in again.weights.items())
+    assert all(torch.equal(rows, whole.mask[key]) for key, rows in again.mask.items())
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-8], lambda content: b"",
+                                    lambda content: content.replace(b"draws.prompts", b"draws.prompt_"),
+                                    lambda content: content.replace(b"part.mask.clip_l", b"part.mask.clip_x")])
+def test_a_damaged_state_is_told_and_the_training_begins_anew(sd15, damage, tmp_path, caplog):
+    begun, steps = tmp_path / "begun.safetensors", []
+
+    def fail(progress):
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError):
+        stopped(sd15[1], begun, fail)
+    assert "ended at step 1 of 5; Run goes on from there" in caplog.text
+    begun.write_bytes(damage(begun.read_bytes()))
+    made = stopped(sd15[1], begun, lambda progress: steps.append(progress.step))
+    assert steps == [1, 2, 3, 4, 5] and "because its state begun.safetensors is damaged" in caplog.text
+    whole = stopped(sd15[1], None)
+    assert all(torch.equal(weight, whole.weights[name]) for name, weight in made.weights.items())
+
+
+def test_a_state_that_cannot_be_written_hides_no_error(sd15, tmp_path, caplog):
+    (tmp_path / "no folder").touch()
+
+    def fail(progress):
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError):
+        stopped(sd15[1], tmp_path / "no folder" / "begun.safetensors", fail)
+    assert "ended at step 1 of 5, and Run cannot go on from there: " in caplog.text
 
 
 def test_too_few_prompts_are_refused(sd15):

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from personalize.nodes.text.encode import encode
 from personalize.nodes.training.batch import Prior
@@ -16,33 +15,18 @@ from personalize.nodes.training.parts.text_encoder import TextEncoderPart
 from personalize.nodes.training.parts.weights import UNetPart
 from personalize.nodes.training.plan import Settings
 from personalize.nodes.training.prior import PriorPreservation
+from support.diffusers_models import PLACEHOLDER, own_names, text_encoder_like
 from support.pictures import MadePicture
 from support.trainings import in_place_of_a_step, subject, train
 from tiny.models import WIDTH_L, text_config
-
-NEW = 49407 + 1  # the word's row, after CLIP's vocabulary
-
-
-def transformers_encoder(encoder, vectors):
-    """transformers' CLIPTextModel with ComfyUI's weights and one word more, as `add_tokens` makes it."""
-    made = CLIPTextModel(CLIPTextConfig(**text_config(WIDTH_L, 2, "quick_gelu"), vocab_size=NEW + 1, bos_token_id=49406,
-                                        pad_token_id=49407)).eval()
-    weights = {name.removeprefix("text_model."): weight.detach().clone().float()
-               for name, weight in encoder.state_dict().items() if name.startswith("text_model.")}
-    table = "embeddings.token_embedding.weight"
-    weights[table] = torch.cat([weights[table], vectors.detach()])
-    own = {name.removeprefix("text_model."): name for name in made.state_dict()}
-    made.load_state_dict({own[name]: weight for name, weight in weights.items()}, strict=False)
-    missing = own.keys() - weights.keys() - {"embeddings.position_ids"}
-    assert not missing
-    return made, own
 
 
 def by_the_script(trainer, batch, weight):
     """Loss and gradients of `train_dreambooth.py` with --with_prior_preservation and --train_text_encoder."""
     session = trainer.session
-    text, own = transformers_encoder(session.clip.cond_stage_model.clip_l.transformer,
-                                     trainer.frozen["<my-dog>"]["clip_l"])
+    text = text_encoder_like(session.clip, trainer.frozen["<my-dog>"]["clip_l"],
+                             **text_config(WIDTH_L, 2, "quick_gelu"))
+    own = own_names(text)
     unet = copy.deepcopy(session.model.model.diffusion_model).requires_grad_(True)
     for module in unet.modules():
         if hasattr(module, "weight_function"):
@@ -79,9 +63,9 @@ def by_the_script(trainer, batch, weight):
 
 
 def ids_of(trainer, prompt):
-    """The tokens of a prompt of one chunk; the word's is NEW."""
+    """The tokens of a prompt of one chunk; the word's is PLACEHOLDER."""
     (chunk,) = dict(trainer.objective.text.tokenizer(prompt).chunks)["l"]
-    return [token if isinstance(token, int) else NEW for token, _ in chunk]
+    return [token if isinstance(token, int) else PLACEHOLDER for token, _ in chunk]
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])

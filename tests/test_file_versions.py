@@ -46,8 +46,9 @@ def places(base):
     found = {"embedding": style, "picture": pictures / "1.png", "caption": pictures / "1.txt", "prompts": prompts}
     for kind, name in (("contextualizers", "version.safetensors"), ("loras", "version-delta.bin"),
                        ("loras", "<version>.bin"), ("vico", "version.safetensors"),
-                       ("ipadapter", "version.safetensors"), ("elite", "version-1.pt"),
-                       ("elite", "version-2.pt"), ("blip_diffusion", "version/qformer/model.safetensors"),
+                       ("detex", "version.safetensors"), ("ipadapter", "version.safetensors"),
+                       ("elite", "version-1.pt"), ("elite", "version-2.pt"),
+                       ("blip_diffusion", "version/qformer/model.safetensors"),
                        ("blip_diffusion", "version/qformer/config.json"),
                        ("blip_diffusion", "version/qformer/vocab.txt"),
                        ("blip_diffusion", "version/preprocessor_config.json")):
@@ -84,6 +85,8 @@ FILES = [
     ("LoadContextualizer", {"file": "version.safetensors"}, ["contextualizers/version.safetensors"]),
     ("LoadContextualizer", {"file": "of this text encoder"}, ["contextualizers/version.safetensors"]),
     ("LoadCustomDiffusion", {"file": "version-delta.bin"}, ["loras/version-delta.bin", "loras/<version>.bin"]),
+    ("DetexEncodePicture", {"file": "version.safetensors"}, ["detex/version.safetensors"]),
+    ("DetexPrompt", {"file": "version.safetensors", "prompt": STYLED}, ["detex/version.safetensors", "embedding"]),
     ("LoadIPAdapter", {"file": "version.safetensors"}, ["ipadapter/version.safetensors"]),
     ("LoadElite", {"global_mapper": "version-1.pt", "local_mapper": "version-2.pt"},
      ["elite/version-1.pt", "elite/version-2.pt"]),

@@ -14,7 +14,7 @@ from personalize.nodes.training.next_run import RESULTS
 from personalize.nodes.training.run_folder import forget_stop, saved_report
 from personalize.nodes.training.told_plan import told
 from support.failures import PromptFailed
-from support.training_graph import CHANGES, Idle, Same, whole_graph, write_inputs
+from support.training_graph import CHANGES, Same, whole_graph, write_inputs
 from support.training_page import TRAIN_NODE, training_prompt
 
 
@@ -218,15 +218,28 @@ def test_the_name_of_a_graph_changes_with_the_run_s_key(each, base, execute):
     write_inputs(base)
 
     def name(**changed):
-        prompt = whole_graph()
+        prompt = whole_graph(each)
         prompt[each]["inputs"].update(changed)
         prompt[each]["inputs"] = {name: value for name, value in prompt[each]["inputs"].items() if value is not None}
         return Graph(prompt).signature("train")
 
     plain = name()
     for changed, value in CHANGES[each].items():
-        same = isinstance(value, Same) and not isinstance(value, Idle) and changed != "name"
+        same = isinstance(value, Same) and changed != "name"
         assert (name(**{changed: value.value if isinstance(value, Same) else value}) == plain) == same, changed
+
+
+@pytest.mark.parametrize("kind, output, idle", [("animate", 0, True), ("rich animate", 0, False),
+                                                ("animate", 3, False), (["8", 0], 0, False)])
+def test_switches_of_rich_prompts_are_idle_only_beside_others_that_are_bundled(kind, output, idle, execute):
+    def name(**switches):
+        prompt = training_prompt("switched")
+        prompt["7"] = {"class_type": "PersonalizePromptSet", "inputs": {"kind": kind, "file": "none", **switches}}
+        prompt["8"] = {"class_type": "PrimitiveString", "inputs": {"value": "rich animate"}}
+        prompt[TRAIN_NODE]["inputs"]["recipe"] = ["7", output]
+        return Graph(prompt).signature(TRAIN_NODE)
+
+    assert (name(viewpoint=True) == name(viewpoint=False)) == idle
 
 
 def test_a_word_that_comes_by_a_link_is_read():

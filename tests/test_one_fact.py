@@ -5,12 +5,14 @@ import json
 
 import pytest
 
+from authoring.detex_graphs import MASKED
 from authoring.graphs import SUBJECT
 from authoring.vico_graphs import GIRL
 from personalize.nodes.papers.vico.parts import ImageAttentionPart
 from personalize.nodes.training.parts.embedding import EmbeddingPart
 from personalize.nodes.training.parts.weights import AdapterPart, UNetPart
 from personalize.nodes.training.run_name import run_name
+from support.detex_files import FILE, LORA
 from support.templates import SHIPPED
 from support.training_graph import graph, node, write_inputs
 from support.trainings import subject
@@ -51,7 +53,9 @@ def test_a_file_takes_its_name_from_the_word(execute, embeddings, base, name, ex
 
 WORDS = [SUBJECT, GIRL]
 NAMES_A_FILE = {("PersonalizeSubject", "example-toy"), ("PersonalizeLoadConcept", "example-toy.safetensors"),
-                ("PersonalizeLoadConcept", "example-toy-vico.safetensors")}
+                ("PersonalizeLoadConcept", "example-toy-vico.safetensors"), ("PersonalizeSubject", MASKED["folder"]),
+                ("PersonalizeDetexPrompt", FILE), ("PersonalizeDetexEncodePicture", FILE),
+                ("LoraLoaderModelOnly", LORA)}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -2,7 +2,7 @@
 
 The numbers: CoRe: bash_script/train.sh and test_time_optimization.sh (the paper gives none); ViCo: section 3.4 and
 Appendix, its code's main.py and v1-finetune.yaml; Textual Inversion: section 4 and its configs; Harmonizing: section 4;
-ELITE: inference_local.sh.
+ELITE: inference_local.sh; DETEX: its section 4.1.
 """
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ DEFAULTS = {
     "ApplyViCo": {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, "reuse_steps": 1},
     "SelfAttentionSwap": {"start_percent": 0.2, "end_percent": 1.0, "strength": 1.0},
             "ApplyElite": {"local_strength": 0.8, "text_strength": 1.0},
+    "TrainDetex": {"learning_rate": 1e-5, "filtered": 0.5, "mapper": True, "subject_only": False},
+    "AttributeAttentionLoss": {"weight": 0.01, "first_step": 1, "last_step": 0},
     "ApplyIPAdapter": {"strength": 1.0}, "CoReLoss": {"embedding_weight": 1.0, "attention_weight": 1.0}}
 FIRST_CHOICES = {
     ("TrainViCo", "placement"): "decoder", ("TrainViCo", "object_mask"): "Eq. 5", ("ApplyViCo", "halves"): "both",
@@ -43,7 +45,7 @@ def schemas(execute):
 def test_presets_are_whole():
     steps = {"CoRe stage 1: embedding": (300, 6), "CoRe stage 2: U-Net": (1000, 4), "Textual Inversion": (5000, 4),
              "ViCo": (400, 4), "XTI": (500, 8), "DreamBooth: U-Net": (800, 1),
-             "DreamBooth: U-Net and text encoder": (800, 1), "Custom Diffusion": (300, 8)}
+             "DreamBooth: U-Net and text encoder": (800, 1), "Custom Diffusion": (300, 8), "DETEX": (600, 4)}
     clipped = {"DreamBooth: U-Net and text encoder": {"clip_gradients": 1.0}}
     assert PRESETS == {name: {"steps": count, "batch_size": batch, **COMMON, **clipped.get(name, {})}
                        for name, (count, batch) in steps.items()}

@@ -2,24 +2,33 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import math
+import shutil
 import threading
 import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import folder_paths
 import pytest
+import torch
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from PIL import Image
+from safetensors.torch import save_file
 
 from personalize.nodes import page_texts
 from personalize.nodes.page import LARGEST_BODY
+from personalize.nodes.papers.detex import routes as detex_routes
 from personalize.nodes.training import picture_routes, progress, routes
 from personalize.nodes.training.picture_files import FolderContents
 from personalize.nodes.training.progress import RECORDS_SHOWN, RUNS, Live, Origin, shown_report
 from personalize.nodes.training.run_folder import RunFolder
+from support.detex_files import write
+from support.subject_page import png
 
 MEGABYTES_100 = 100 * 2**20
 
@@ -33,7 +42,7 @@ def ask(*requests, seconds=60):
 
     async def all_of_them():
         app = web.Application()
-        app.add_routes([*page_texts.ROUTES, *routes.ROUTES, *picture_routes.ROUTES])
+        app.add_routes([*page_texts.ROUTES, *routes.ROUTES, *picture_routes.ROUTES, *detex_routes.ROUTES])
         async with TestClient(TestServer(app)) as client:
             return await asyncio.wait_for(asyncio.gather(*(
                 one(client, method, path, **arguments) for method, path, arguments in requests)), seconds)
@@ -121,6 +130,38 @@ def test_a_folder_that_is_not_there(folder):
 def test_a_query_that_is_no_text_gets_an_answer(path):
     (status, answer), = ask(("GET", path, {}))
     assert status == 200 and answer["pictures"] == []
+
+
+@pytest.fixture
+def detex_folder():
+    folder = Path(folder_paths.get_folder_paths("detex")[0])
+    write(folder / "routes" / "attributes.safetensors", [png("red"), png("blue", (90, 64))], "view")
+    yield folder
+    shutil.rmtree(folder / "routes")
+
+
+def test_the_training_pictures_of_a_detex_file(detex_folder):
+    (status, answer), = ask(("GET", "/personalize/detex/pictures?file=routes/attributes.safetensors", {}))
+    assert status == 200 and (answer["count"], answer["pose_is"], answer["message"]) == (2, "view", "")
+    pictures = [Image.open(BytesIO(base64.b64decode(each.removeprefix("data:image/jpeg;base64,"))))
+                for each in answer["pictures"]]
+    assert [picture.size for picture in pictures] == [(64, 64), (90, 64)]
+
+
+@pytest.mark.parametrize("name", [
+    "", "..", "../checkpoints/sd15.safetensors", "routes/../routes/attributes.safetensors", "/etc/passwd", "\0",
+    "a" * 5000, "\ud800", "C:\\x", "%ff", "routes", "routes\\..\\x"])
+def test_a_detex_file_that_is_not_there(detex_folder, name):
+    query = urllib.parse.quote(name.encode("utf-8", "surrogatepass"))
+    (status, answer), = ask(("GET", f"/personalize/detex/pictures?file={query}", {}))
+    assert status == 200 and (answer["pictures"], answer["count"]) == ([], 0)
+    assert answer["message"].startswith("There is no file") and len(answer["message"]) < 400
+
+
+def test_a_file_that_is_none_of_detex_is_named(detex_folder):
+    save_file({"a": torch.ones(1)}, detex_folder / "routes" / "other.safetensors")
+    (status, answer), = ask(("GET", "/personalize/detex/pictures?file=routes/other.safetensors", {}))
+    assert status == 200 and answer["message"].startswith("other.safetensors is no file of DETEX")
 
 
 def test_a_large_folder_is_shown_in_part():

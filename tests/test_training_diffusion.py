@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from personalize.nodes.families.noise import noise_levels
-from personalize.nodes.training.batch import Batch
+from personalize.nodes.training.batch import Batch, Row
 from personalize.nodes.training.diffusion import WEIGHTINGS, DiffusionLoss
 from personalize.nodes.training.interfaces import DenoiserSide, Results
 from personalize.nodes.training.nodes_parts import PersonalizeDiffusionLoss
@@ -49,7 +49,9 @@ def test_noise_levels_count_as_published_for_noise_and_velocity(load_checkpoint,
     masks = (torch.rand(len(TIMESTEPS), 1, 8, 8, generator=torch.Generator().manual_seed(1)) > 0.6).float()
     latents = add_noise(levels, clean, noise, torch.tensor(TIMESTEPS), masks)
     loss = DiffusionLoss(background=background, noise_levels=how)
-    got = loss(Results({}, {"prediction": predicted}, {}), Batch(1, (), {}, {"subject": latents}), DenoiserSide(levels))
+    rows = {"subject": tuple(Row(0, 0, 0, "a dog") for _ in TIMESTEPS)}
+    batch = Batch(1, (), rows, {"subject": latents})
+    got = loss(Results({}, {"prediction": predicted}, {}), batch, DenoiserSide(levels))
     assert float(got) == pytest.approx(by_hand(levels.sampling, latents, predicted, VELOCITY[kind], background, how),
                                        rel=2e-3)
 

@@ -56,6 +56,12 @@ export function subgraphNodes() {
   return [...found];
 }
 
+/** Makes what was just changed a step of its own for undo; the page notes typing and clicks on the canvas by itself. */
+export function noteForUndo() {
+  const tracker = app.extensionManager?.workflow?.activeWorkflow?.changeTracker;
+  (tracker?.captureCanvasState ?? tracker?.checkState)?.call(tracker); // the latter in older pages
+}
+
 /** What tells the open workflow from others, once it has been loaded. */
 export const openWorkflow = () => ({
   id: rootGraph()?.id ?? "", path: app.extensionManager?.workflow?.activeWorkflow?.path ?? "" });

@@ -1,6 +1,7 @@
 """Binary masks from attention maps, and masks on the grid of a layer."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -68,6 +69,15 @@ def on_grid(mask: Tensor, size: tuple[int, int]) -> Tensor:
     """Mask (..., H, W) in 0..1 on a layer's grid (h, w): the covered share of each cell."""
     flat = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     return functional.interpolate(flat, tuple(size), mode="area").reshape(*mask.shape[:-2], *size)
+
+
+def grid_with(size: Sequence[int], cells: int) -> tuple[int, int]:
+    """Height and width of the maps of a layer that sees a latent of `size` as `cells` patches, each side halved as
+    often as that takes."""
+    height, width = size
+    while height * width > cells:
+        height, width = -(-height // 2), -(-width // 2)
+    return height, width
 
 
 def _range(values: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import folder_paths
 from comfy_api.latest import io, ui
@@ -37,6 +38,7 @@ _RICH_TOOLTIPS = {"accessory": "Use rich prompts about what it carries, or what 
                   "relation": "Use rich prompts that put it beside other things.",
                   "companions": "Use rich prompts with a second subject in the picture."}
 KINDS = (*_CONTENT_TOOLTIPS, *_RICH_TOOLTIPS)  # of prompts, each with a switch of its own
+INSTRUCTION = 3  # number of that output of Prompt Set
 RICH = "rich "  # in front of a subject's name: prompts that are put together
 
 
@@ -97,6 +99,14 @@ class PersonalizePromptSet(io.ComfyNode):
             return f"{version_of(path)}\n{embedding_versions(own_prompts, path)}"
         except ValueError as error:
             return str(error)
+
+    @classmethod
+    def idle_inputs(cls, inputs: Mapping[str, Any], output: int) -> Collection[str]:
+        """What rich prompts are made of, where there are none; the instruction asks for all that is switched on."""
+        kind = inputs.get("kind")
+        if not isinstance(kind, str) or kind.startswith(RICH):
+            return ()
+        return ("count",) if output == INSTRUCTION else ("count", *_RICH_TOOLTIPS)
 
     @classmethod
     def execute(cls, kind: str, file: str, own_prompts: str, count: int = 2000, previous: PromptSet | None = None,

@@ -4,11 +4,12 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from ..families.find import unet_of
 from ..text.concept import check_layers, initial_vectors
 from ..text.vectors import Vectors, WordVectors
-from .batch import Latents
+from .batch import Latents, PreparesPictures
 from .dataset import Dataset, encode_pictures
 from .failures import OF_TRAIN, NodeInputs, fitting, lighter
 from .interfaces import BringsWords
@@ -34,6 +35,8 @@ def open_training(plan: Plan, resumed: State | None = None, *, latents: Latents 
 
     Raises ValueError with one sentence for what cannot be trained, OutOfMemory where it does not fit.
     """
+    if isinstance(plan.recipe, PreparesPictures):
+        plan = replace(plan, subjects=plan.recipe.prepared(plan.subjects))
     with contextlib.ExitStack() as stack:
         if session is None:
             session = stack.enter_context(training_session(plan.model, plan.clip, plan.precision))

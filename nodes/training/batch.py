@@ -5,7 +5,7 @@ import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from torch import Tensor
 
@@ -82,12 +82,14 @@ def with_concepts(subjects: Sequence[Subject], concepts: Sequence[Concept]) -> t
 @dataclass(frozen=True)
 class Row:
     """What one row of a step sees: picture `picture`, variant `variant` of subject `subject`, with `prompt`. In the
-    stream "prior" it is a picture of the subject's prior."""
+    stream "prior" it is a picture of the subject's prior. inside: only what its mask covers counts in the diffusion
+    loss."""
 
     subject: int
     picture: int
     variant: int
     prompt: str
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,14 @@ class Recipe(Protocol):
 
     def rows(self, subjects: Sequence[Subject], step: int, size: int, seed: int) -> Mapping[Stream, tuple[Row, ...]]:
         """`size` rows of the subject stream for step `step` (from 1), and rows of other streams if wanted."""
+
+
+@runtime_checkable
+class PreparesPictures(Protocol):
+    """A recipe that shows pictures in more ways than the subjects have them."""
+
+    def prepared(self, subjects: Sequence[Subject]) -> tuple[Subject, ...]:
+        """The subjects with pictures whose variants its rows name."""
 
 
 class Latents(Protocol):

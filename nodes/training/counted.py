@@ -34,14 +34,18 @@ class Counted:
     """One row of the denoiser, of one text, and the weights.
 
     forward, backward: FLOPs. kept: bytes that the backward pass keeps. recomputed: the same with gradient
-    checkpointing. weights: bytes of both models. numbers: of the denoiser's weights. of_text: those of the text
-    encoders' layers. dtype: in which it computes.
+    checkpointing. text_forward, text_kept: of these the text's, FLOPs there, as many back, and bytes. layers: that read
+    the text. weights: bytes of both models. numbers: of the denoiser's weights. of_text: those of the text encoders'
+    layers. dtype: in which it computes.
     """
 
     forward: int
     backward: int
     kept: int
     recomputed: int
+    text_forward: int
+    text_kept: int
+    layers: int
     weights: int
     numbers: int
     of_text: int
@@ -87,7 +91,7 @@ def _run(model: Any, size: int, dtype: torch.dtype, whole: bool, numbers: int, w
     products = 2 * TEXT_TOKENS * sum(each.numel() for each in text)
     of_text = round(KEPT_OF_TEXT * TEXT_TOKENS * sum(len(each) for each in text))
     return Counted(forward + products, backward + products, keeping.all + of_text, keeping.recomputed + of_text,
-                   weights, numbers, sum(each.numel() for each in text), dtype)
+                   products, of_text, len(family.layers), weights, numbers, sum(each.numel() for each in text), dtype)
 
 
 class _Keeping:

@@ -33,7 +33,8 @@ def denoising_pass(batch: Batch, text: TextSide, stream: Stream = "subject") -> 
 class DiffusionLoss:
     """L = ‖ε − ε_θ(z_t, t, c(y))‖² (CoRe Eq. 1), mean over pixels and rows; the velocity for v-prediction models.
 
-    background: weight, 0…1, of pixels outside the subject's mask; 1 ignores masks. Rows without a mask count whole.
+    background: weight, 0…1, of pixels outside the subject's mask; 1 ignores masks; 0 for rows of which only the inside
+        counts. Rows without a mask count whole.
         What is grey around a picture counts nothing.
     noise_levels: one of WEIGHTINGS, how rows count by their noise (`noise_level_weights`).
     """
@@ -59,8 +60,10 @@ class DiffusionLoss:
         latents = batch.latents["subject"]
         error = model.noise.output_error(latents.clean, latents.sigma, got.predicted("prediction")).square()
         weight = latents.valid
-        if latents.masks is not None and self.background != 1:
-            of_masks = self.background + (1 - self.background) * latents.masks
+        background = error.new_tensor([0.0 if row.inside else self.background for row in batch.rows["subject"]])
+        if latents.masks is not None and (background != 1).any():
+            background = background.view(-1, 1, 1, 1)
+            of_masks = background + (1 - background) * latents.masks
             weight = of_masks if weight is None else of_masks * weight
         if weight is None:
             rows = error.flatten(1).mean(1)

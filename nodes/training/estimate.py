@@ -62,7 +62,18 @@ def flops_of(foreseen: Foreseen, each: Counted) -> float:
     how = foreseen.training.settings
     with_gradient, without = _passes(foreseen)
     again = each.forward if how.checkpointing else 0
-    return with_gradient * (each.forward + each.backward + again) + without * each.forward
+    texts = 2 * texts_of_layers(foreseen, each, how.batch_size) * each.text_forward
+    return with_gradient * (each.forward + each.backward + again) + without * each.forward + texts
+
+
+def texts_of_layers(foreseen: Foreseen, each: Counted, rows: int) -> int:
+    """Prompts that so many pictures are encoded for beside one each: where words have vectors for each layer, again for
+    each further layer, and so is the other prompt of a loss that looks at its attention."""
+    training = foreseen.training
+    if not any(part.label == "per-layer" for part in training.parts):
+        return 0
+    looked_at = any(_looks_at_maps(term) for term in training.terms)
+    return (each.layers - 1) * (rows + looked_at * min(rows, len(training.subjects)))
 
 
 def counts(foreseen: Foreseen, path: Path) -> Counted:
@@ -106,7 +117,8 @@ def _memory(foreseen: Foreseen, each: Counted) -> int:
     trained = {part.label for part in parts}
     numbers = each.numbers * ("unet" in trained) + each.of_text * ("text-encoder" in trained)
     changes = (2 + kept_tensors(how.optimizer)) * FLOAT32 * numbers
-    return round(each.weights + rows * kept * (1 + beside) + changes + _beside())
+    texts = texts_of_layers(foreseen, each, rows) * each.text_kept
+    return round(each.weights + rows * kept * (1 + beside) + texts + changes + _beside())
 
 
 def _passes(foreseen: Foreseen) -> tuple[float, float]:

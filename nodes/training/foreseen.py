@@ -21,7 +21,7 @@ Link = list[Any]  # [node, number of its output]
 SUBJECT, PRIOR = "PersonalizeSubject", "PersonalizePriorPictures"
 SETTINGS = {"PERSONALIZE_TRAINABLE", "PERSONALIZE_LOSS", "PERSONALIZE_RECIPE", "PERSONALIZE_PROMPT_SET"}
 CONCEPTS = ("PersonalizeConcept", "PersonalizeLoadConcept")
-LEFT_OPEN = {"PERSONALIZE_CONTEXTUALIZER"}  # of no account for what is foreseen, and only a run can make one
+LEFT_OPEN = {"PERSONALIZE_CONTEXTUALIZER", "CLIP_VISION"}  # of no account for what is foreseen, and a run makes them
 
 
 class NotForeseen(Exception):
@@ -68,7 +68,8 @@ class Graph:
         return str(self.prompt.get(str(node), {}).get("class_type", ""))
 
     def inputs(self, node: str) -> dict[str, Any]:
-        """Inputs of a node: widgets with their values or defaults, links of the pack's own types as they are."""
+        """Inputs of a node: widgets with their values or defaults, None for what is left open, links of the pack's own
+        types as they are."""
         entry = self.prompt.get(str(node))
         if not isinstance(entry, Mapping) or not isinstance(entry.get("inputs"), Mapping):
             raise NotForeseen
@@ -76,12 +77,18 @@ class Graph:
         found = {name: each.default for name, each in declared.items() if getattr(each, "default", None) is not None}
         for name, value in entry["inputs"].items():
             if name in declared:
-                is_widget = hasattr(declared[name], "default")
-                found[name] = self.value(value) if is_link(value) and is_widget else value
+                found[name] = self._given(declared[name], value)
         return found
 
+    def _given(self, declared: Any, value: Any) -> Any:
+        if not is_link(value):
+            return value
+        if declared.get_io_type() in LEFT_OPEN:
+            return None
+        return self.value(value) if hasattr(declared, "default") else value
+
     def value(self, link: Any) -> Any:
-        """What an output of a settings node would be; None for one that is left open."""
+        """What an output of a settings node would be."""
         if not is_link(link):
             raise NotForeseen
         node, slot = str(link[0]), link[1]
@@ -91,8 +98,6 @@ class Graph:
             raise NotForeseen
         kind = _class(self.kind(node))
         given = kind.GET_SCHEMA().outputs[slot].io_type
-        if given in LEFT_OPEN:
-            return None
         if self.kind(node) not in CONCEPTS and given not in SETTINGS:
             raise NotForeseen
         inputs = {name: self.value(given) if is_link(given) else given for name, given in self.inputs(node).items()}

@@ -1,7 +1,8 @@
 """A name for the graph in front of a Train node, found without loading a model: two graphs of one name give one run.
 
-It is made of the nodes' classes and values, of what the nodes say of files that they read (`fingerprint_inputs`,
-IS_CHANGED), and of the files that their values name. A node that says it is never the same leaves the graph without a
+It is made of the nodes' classes and values, without those that a node of the pack says change nothing beside the others
+(`idle_inputs`), of what the nodes say of files that they read (`fingerprint_inputs`, IS_CHANGED), and of the files that
+their values name. A node that says it is never the same leaves the graph without a
 name. What another Train node in front gives is named by its run and the step that it returns.
 """
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,7 +51,7 @@ class Graph:
     def __init__(self, prompt: Mapping[str, Any], executed: bool = False):
         self._nodes = {str(node): about for node, about in prompt.items()}
         self._executed = executed
-        self._names: dict[str, str] = {}
+        self._names: dict[tuple[str, int], str] = {}
         self._changes = _Changes(self._nodes)
 
     def value(self, node: str, name: str) -> Any:
@@ -111,12 +112,19 @@ class Graph:
         left_out = NOT_IN_RUN | ({"steps"} if settings.get("schedule") == "constant" else set())
         return self._named(node, {name: value for name, value in settings.items() if name not in left_out})
 
-    def _name(self, node: str) -> str:
-        if node not in self._names:
-            self._names[node] = ""  # for a graph that leads into itself
+    def _name(self, node: str, output: int) -> str:
+        if (node, output) not in self._names:
+            self._names[node, output] = ""  # for a graph that leads into itself
             is_train = self._class(node) == TRAIN
-            self._names[node] = self._name_of_result(node) if is_train else self._named(node, self._inputs(node))
-        return self._names[node]
+            self._names[node, output] = (self._name_of_result(node) if is_train
+                                         else self._named(node, self._acting(node, output)))
+        return self._names[node, output]
+
+    def _acting(self, node: str, output: int) -> dict[str, Any]:
+        """The inputs of a node that this output can depend on, beside the others."""
+        inputs = self._inputs(node)
+        idle = _idle(self._class(node), inputs, output)
+        return {name: value for name, value in inputs.items() if name not in idle}
 
     def _name_of_result(self, node: str) -> str:
         """Of what another Train node returns."""
@@ -131,7 +139,7 @@ class Graph:
 
     def _named(self, node: str, inputs: Mapping[str, Any]) -> str:
         """Of a node with these inputs."""
-        said = {name: [self._name(str(value[0])), value[1]] if is_link(value) else [_plain(value)]
+        said = {name: [self._name(str(value[0]), value[1]), value[1]] if is_link(value) else [_plain(value)]
                 for name, value in inputs.items()}
         files = [version for value in inputs.values() if isinstance(value, str) for version in _versions(value)]
         content = [FORMAT, self._class(node), sorted(said.items()), files, self._changes.of(node)]
@@ -179,10 +187,21 @@ class _Changes:
 @functools.lru_cache
 def _required(kind: str) -> tuple[str, ...]:
     """Inputs that a node of the pack must have."""
+    node = _of_pack(kind)
+    return tuple(node.INPUT_TYPES().get("required", ())) if node else ()
+
+
+def _idle(kind: str, inputs: Mapping[str, Any], output: int) -> Collection[str]:
+    """Inputs that change nothing in an output beside the others, as far as a node of the pack says so."""
+    says = getattr(_of_pack(kind), "idle_inputs", None)
+    return says(inputs, output) if says else ()
+
+
+def _of_pack(kind: str) -> Any:
+    """The class of a node of the pack, None for others."""
     import nodes as comfy_nodes
 
-    node = comfy_nodes.NODE_CLASS_MAPPINGS.get(kind) if kind.startswith("Personalize") else None
-    return tuple(node.INPUT_TYPES().get("required", ())) if node else ()
+    return comfy_nodes.NODE_CLASS_MAPPINGS.get(kind) if kind.startswith("Personalize") else None
 
 
 def _in_own_loop(ask, *values) -> Any:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from ..notice import notice
 from ..text.placeholders import Placeholders
@@ -31,6 +31,14 @@ class Shown:
     prior: Prior | None = None
 
 
+@runtime_checkable
+class Remarks(Protocol):
+    """A recipe that may say more of the pictures it gets."""
+
+    def remarks(self, subjects: Sequence[Shown]) -> Iterator[str]:
+        """A sentence for each thing that cannot act, or not as a person expects."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """A training as far as its settings go, before anything is loaded."""
@@ -47,7 +55,8 @@ class Setting:
 
 def idle_settings(training: Setting) -> list[str]:
     """A sentence for each setting that cannot act, with what it would need."""
-    return [*_of_train(training), *_of_parts(training), *_of_losses(training), *_of_pictures(training)]
+    of_recipe = training.recipe.remarks(training.subjects) if isinstance(training.recipe, Remarks) else ()
+    return [*_of_train(training), *_of_parts(training), *_of_losses(training), *_of_pictures(training), *of_recipe]
 
 
 def _of_train(training: Setting) -> Iterator[str]:
@@ -103,7 +112,7 @@ def _of_window(what: str, name: str, first: int, last: int, training: Setting) -
 
 def _of_pictures(training: Setting) -> Iterator[str]:
     captions = getattr(training.recipe, "captions", True)
-    uses_masks = any(getattr(each, "uses_masks", False) for each in (*training.parts, *training.terms))
+    uses_masks = any(getattr(each, "uses_masks", False) for each in (*training.parts, *training.terms, training.recipe))
     wants_masks = [term.name for term in training.terms if isinstance(term, DiffusionLoss) and term.background != 1]
     for subject in training.subjects:
         if subject.captioned and not captions:

@@ -1,13 +1,14 @@
 """The node that brings pictures of a subject's class in."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import comfy.utils
 from comfy_api.latest import io
 
+from ..api_prompt import is_link
 from ..inputs import advanced, seed_input, weight_input
 from ..notice import notice, progress_text
 from ..text.concept import Concept
@@ -18,6 +19,8 @@ from .augment import Preparation
 from .batch import Prior
 from .class_pictures import Artist, Drawing, class_pictures, gone_pictures
 from .images import Source, prepare, sources_from_tensors, sources_of_files
+
+FOR_DRAWING = ("model", "clip", "vae", "picture_count", "seed", "sampling_steps", "cfg")
 
 
 class PersonalizePriorPictures(io.ComfyNode):
@@ -63,6 +66,11 @@ class PersonalizePriorPictures(io.ComfyNode):
     def fingerprint_inputs(cls, captions=(), **_) -> str:
         """Changes when an embedding file that a caption names does, or where drawn pictures are gone."""
         return "\n".join([embedding_versions(captions), *gone_pictures()])
+
+    @classmethod
+    def idle_inputs(cls, inputs: Mapping[str, Any], output: int) -> Collection[str]:
+        """With pictures connected, what others would be drawn with."""
+        return FOR_DRAWING if is_link(inputs.get("images")) else ()
 
     @classmethod
     def execute(cls, subject, captions, per_step, weight, images=(), model=(), clip=(), vae=(), picture_count=(200,),

@@ -42,7 +42,7 @@ class PersonalizeTrain(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="VAE of the same checkpoint: encodes the pictures and draws the previews."),
                 SubjectType.Input("subject", tooltip="Pictures and the word they are to be called by."),
                 TrainableType.Input("trainable", tooltip="What may change: Train Embedding, Train Adapter, Train "
-                                                         "U-Net, Train Text Encoder or Train ViCo."),
+                                                         "U-Net, Train Text Encoder, Train ViCo or Train DETEX."),
                 LossType.Input("loss", optional=True,
                                tooltip="What training strives for. Not connected: the diffusion loss alone."),
                 RecipeType.Input("recipe", optional=True,

@@ -12,7 +12,8 @@ CUSTOM = "custom"
 # Inversion: Gal et al. 2022, section 4; ViCo: its section 3.4. Both codes set no weight decay: AdamW's own is 0.01.
 # XTI: github.com/mkshing/prompt-plus-pytorch, as the authors released none. DreamBooth: of the U-Net alone as
 # github.com/XavierXiao/Dreambooth-Stable-Diffusion, with the text encoder as diffusers' script. Custom Diffusion: the
-# authors' github.com/adobe-research/custom-diffusion, 4 pictures on each of 2 GPUs.
+# authors' github.com/adobe-research/custom-diffusion, 4 pictures on each of 2 GPUs. DETEX: Cai et al. 2024, section
+# 4.1, which names no other of AdamW's numbers than the rate; its code could not be had.
 # What the codes do otherwise is told on the help page of Train.
 PRESETS: dict[str, dict[str, Any]] = {
     "CoRe stage 1: embedding": dict(steps=300, batch_size=6, optimizer="AdamW", weight_decay=0.01, schedule="constant",
@@ -31,6 +32,8 @@ PRESETS: dict[str, dict[str, Any]] = {
                                                schedule="constant", warmup_steps=0, clip_gradients=1.0),
     "Custom Diffusion": dict(steps=300, batch_size=8, optimizer="AdamW", weight_decay=0.01, schedule="constant",
                              warmup_steps=0, clip_gradients=0.0),
+    "DETEX": dict(steps=600, batch_size=4, optimizer="AdamW", weight_decay=0.01, schedule="constant", warmup_steps=0,
+                  clip_gradients=0.0),
 }
 
 

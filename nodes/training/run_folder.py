@@ -142,10 +142,11 @@ class RunFolder:
                 for concept in concepts]
 
     def _save_tensors(self, artifact: Artifact, step: int) -> Path:
-        """The path of the file in half precision."""
-        path, halves = self.tensors_path(artifact, step), _half(artifact.tensors)
+        """The path of the file."""
+        path = self.tensors_path(artifact, step)
+        stored = artifact.tensors if artifact.whole else _half(artifact.tensors)
         about = {**artifact.metadata, "run": self.run, "step": str(step), MARK: "1"}
-        return path if holds(path, halves) else write_safetensors(path, halves, about)
+        return path if holds(path, stored) else write_safetensors(path, stored, about)
 
     def _save_embedding(self, concept: Concept, name: str, about: Mapping[str, str]) -> Path:
         return save_embedding(name, concept.vectors, {**concept_metadata(concept), **about}, subfolder=self.run)

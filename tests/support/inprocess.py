@@ -3,12 +3,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
+from . import pack
 from .paths import CACHE, comfyui
 
 BASE_FOLDERS = ("models/checkpoints", "models/loras", "models/embeddings", "custom_nodes", "input", "output", "temp",
@@ -42,6 +45,15 @@ def start(base: Path) -> None:
     for kind in ("checkpoints", "loras"):
         folder_paths.add_model_folder_path(kind, str(base / "output" / kind))
     import tiny  # noqa: F401  registers the tiny model classes
+
+
+@contextlib.contextmanager
+def started() -> Iterator[Path]:
+    """ComfyUI and the pack in this process of a script; its base directory is gone in the end."""
+    with tempfile.TemporaryDirectory() as base:
+        start(Path(base))
+        pack.make_importable()
+        yield Path(base)
 
 
 def provide_checkpoint(kind: str, base: Path) -> str:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from authoring.graphs import CHECKPOINT, EMBEDDING
 
-from . import encoder_files, vico_files
+from . import detex_files, encoder_files, vico_files
 from .paths import PACK
 from .workflows import with_values
 
@@ -31,7 +31,8 @@ def provide_files(base: Path, checkpoint: str, widths: Mapping[str, int]) -> Non
     """Small checkpoints, encoders and an embedding under the names that the workflows use.
 
     checkpoint: file in models/checkpoints that stands for the one that the workflows name. widths: of its text
-    encoders, by the keys of embedding files. What ViCo and the picture encoders read is for SD1.x alone.
+    encoders, by the keys of embedding files. What ViCo, DETEX and the picture encoders read is for SD1.x
+    alone.
     """
     models = base / "models"
     link = models / "checkpoints" / CHECKPOINT
@@ -44,6 +45,7 @@ def provide_files(base: Path, checkpoint: str, widths: Mapping[str, int]) -> Non
     save_file(vectors, models / "embeddings" / EMBEDDING, {"placeholder": "<example-toy>", "class_words": "toy"})
     encoder_files.provide(base)
     vico_files.provide(base)
+    detex_files.provide(base)
 
 
 def quick(path: Path, definitions: dict) -> dict:

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import save_file
+
+from tiny import vision
 
 FOLDER, OTHER_FOLDER, PROMPTS = "key-dogs", "key-cats", "key-prompts.txt"
 PICTURES, MASKS = ("key-picture-1.png", "key-picture-2.png"), ("key-mask-1.png", "key-mask-2.png")
+VISIONS = ("key-vision-1.safetensors", "key-vision-2.safetensors")
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,8 @@ class Same:
     why: str
 
 
-@dataclass(frozen=True)
-class Idle(Same):
-    """One that is not used beside the others: the run is the same, but the graph has another name, as that is found
-    without asking why."""
-
-
 def write_inputs(base: Path) -> None:
-    """The pictures and prompts that the graph reads."""
+    """The pictures, prompts and image encoders that the graph reads."""
     draw = np.random.default_rng(0)
     for name in (f"{FOLDER}/1.png", f"{FOLDER}/2.png", f"{OTHER_FOLDER}/1.png", f"{OTHER_FOLDER}/2.png", *PICTURES,
                  *MASKS):
@@ -34,6 +32,11 @@ def write_inputs(base: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(1, 255, (72, 96, 3), dtype=np.uint8)).save(path)
     (base / "input" / PROMPTS).write_text("a {} by the sea\n", encoding="utf-8")
+    encoders = base / "models" / "clip_vision"
+    encoders.mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate(VISIONS):
+        if not (encoders / name).exists():
+            save_file(vision.state_dict(seed), encoders / name)
 
 
 def node(kind: str, /, **inputs) -> dict:
@@ -59,6 +62,8 @@ def graph() -> dict[str, dict]:
     return {
         "checkpoint": node("_CheckpointLoaderSimple", ckpt_name="sd15.safetensors"),
         "other checkpoint": node("_CheckpointLoaderSimple", ckpt_name="sdxl.safetensors"),
+        "vision": node("_CLIPVisionLoader", clip_name=VISIONS[0]),
+        "other vision": node("_CLIPVisionLoader", clip_name=VISIONS[1]),
         "picture": node("_LoadImage", image=PICTURES[0]),
         "other picture": node("_LoadImage", image=PICTURES[1]),
         "mask": node("_LoadImageMask", image=MASKS[0], channel="red"),
@@ -82,8 +87,10 @@ def graph() -> dict[str, dict]:
         "masked words": node("MaskedWordsLoss", contextualizer=["other contextualizer", 0],
                              prompt_set=["rich prompts", 0], weight=1e-4, share=0.15, first_step=1, last_step=0,
                              previous=["core", 0]),
+        "attribute attention": node("AttributeAttentionLoss", weight=0.01, map_values="largest value 1", squared=False,
+                                    first_step=1, last_step=0, previous=["masked words", 0]),
         "regularisation": node("EndOfTextRegularisation", weight=1.0, target="end of text", placement="decoder",
-                               first_step=1, last_step=0, previous=["masked words", 0]),
+                               first_step=1, last_step=0, previous=["attribute attention", 0]),
         "prompts": node("TrainingPrompts", prompts="a photo of a {}", use_captions=True, prompt_set=["prompt set", 0]),
         "references": node("TrainingReferences", recipe=["prompts", 0]),
         "adapter": node("TrainAdapter", algorithm="LoRA", rank=4, alpha=4.0, learning_rate=1e-4, attention_only=True),
@@ -95,6 +102,8 @@ def graph() -> dict[str, dict]:
                              previous=["per layer", 0]),
         "vico": node("TrainViCo", learning_rate=1e-5, embedding_learning_rate=1e-3, placement="decoder",
                      object_mask="Eq. 5", previous=["text encoder", 0]),
+        "detex": node("TrainDetex", clip_vision=["vision", 0], subject_is="animate", learning_rate=1e-5, filtered=0.5,
+                      attribute_word="", blank="grey", mapper=True, subject_only=False, previous=["adapter", 0]),
         "embedding": node("TrainEmbedding", learning_rate=1e-3, rescale_first_step=2, rescale_last_step=3,
                           previous=["vico", 0]),
         "other validation": node("Validation", prompts="{} asleep", noises=1, share_of_time=1.0, seed=0, size=0,
@@ -108,8 +117,14 @@ def graph() -> dict[str, dict]:
                       preview_prompt="a photo of {}", resume="continue", use_step=0)}
 
 
-def whole_graph() -> dict[str, dict]:
-    """The graph with a second subject, whose class the model draws."""
+def with_detex(prompt: dict[str, dict]) -> dict[str, dict]:
+    """The graph where Train DETEX takes the place of what it does itself: parts and prompts."""
+    prompt["train"]["inputs"].update(trainable=["detex", 0], recipe=["detex", 1])
+    return prompt
+
+
+def whole_graph(changed: str = "") -> dict[str, dict]:
+    """The graph with a second subject, whose class the model draws, so that the node `changed` has a say in it."""
     found = {**graph(),
         "other model": node("_ModelSamplingDiscrete", model=["checkpoint", 0], sampling="v_prediction", zsnr=False),
         "other clip": node("_CLIPSetLastLayer", clip=["checkpoint", 1], stop_at_clip_layer=-2),
@@ -118,7 +133,7 @@ def whole_graph() -> dict[str, dict]:
                             per_step=1, weight=1.0, model=["checkpoint", 0], clip=["checkpoint", 1],
                             vae=["checkpoint", 2], picture_count=1, seed=0, sampling_steps=1, cfg=1.0)}
     found["train"]["inputs"]["subject"] = ["drawn prior", 0]
-    return found
+    return with_detex(found) if changed == "detex" else found
 
 
 SHOWN = "what is shown and saved on the way changes nothing that is learned"
@@ -137,16 +152,16 @@ CHANGES: dict[str, dict[str, object]] = {
                 "picture_files": "2.png\n1.png",
                 "captions": "{} one\n{} two\n{} four", "previous": ["other subject", 0]},
     "prior": {"subject": ["other subject", 0], "images": ["other picture", 0], "captions": "two {}s", "per_step": 2,
-              "weight": 2.0, "model": Idle(["checkpoint", 0], DRAWN), "clip": Idle(["checkpoint", 1], DRAWN),
-              "vae": Idle(["checkpoint", 2], DRAWN), "picture_count": Idle(2, DRAWN), "seed": Idle(1, DRAWN),
-              "sampling_steps": Idle(2, DRAWN), "cfg": Idle(2.0, DRAWN)},
+              "weight": 2.0, "model": Same(["checkpoint", 0], DRAWN), "clip": Same(["checkpoint", 1], DRAWN),
+              "vae": Same(["checkpoint", 2], DRAWN), "picture_count": Same(2, DRAWN), "seed": Same(1, DRAWN),
+              "sampling_steps": Same(2, DRAWN), "cfg": Same(2.0, DRAWN)},
     "drawn prior": {"subject": ["other subject", 0], "images": ["picture", 0], "captions": "two {}", "per_step": 2,
                     "weight": 2.0, "model": ["other model", 0], "clip": ["other clip", 0],
                     "vae": ["other checkpoint", 2], "picture_count": 2, "seed": 1, "sampling_steps": 2, "cfg": 2.0},
     "prompt set": {"kind": "inanimate", "background": False, "action": False, "outfit": False, "style": False,
                    "colour": False, "file": PROMPTS, "own_prompts": "a {} in snow",
-                   **dict.fromkeys(("accessory", "viewpoint", "relation", "companions"), Idle(False, OF_RICH)),
-                   "count": Idle(50, OF_RICH), "previous": ["other prompt set", 0]},
+                   **dict.fromkeys(("accessory", "viewpoint", "relation", "companions"), Same(False, OF_RICH)),
+                   "count": Same(50, OF_RICH), "previous": ["other prompt set", 0]},
     "rich prompts": {"kind": "rich inanimate", "background": False, "action": False, "outfit": False, "style": False,
                      "colour": False, "accessory": False, "viewpoint": False, "relation": False, "companions": False,
                      "count": 200, "file": PROMPTS, "own_prompts": "a {} in snow", "previous": ["other prompt set", 0]},
@@ -156,10 +171,15 @@ CHANGES: dict[str, dict[str, object]] = {
              "attention_weight": 2.0, "attention": "estimate", **WINDOW, "previous": ["other loss", 0]},
     "masked words": {"contextualizer": ["other contextualizer's draw", 0], "prompt_set": ["prompt set", 0],
                      "weight": 1e-3, "share": 0.5, **WINDOW, "previous": ["other loss", 0]},
+    "attribute attention": {"weight": 2.0, "map_values": "raw", "squared": True, **WINDOW,
+                            "previous": ["other loss", 0]},
     "regularisation": {"weight": 2.0, "target": "object mask", "placement": "encoder", **WINDOW,
                        "previous": ["other loss", 0]},
     "prompts": {"prompts": "a picture of a {}", "use_captions": False, "prompt_set": ["other prompt set", 0]},
     "references": {"recipe": None},
+    "detex": {"clip_vision": ["other vision", 0], "subject_is": "inanimate", "learning_rate": 1e-4, "filtered": 0.3,
+              "attribute_word": "expression", "blank": "black", "mapper": False, "subject_only": True,
+              "previous": ["other part", 0]},
     "adapter": {"algorithm": "LoKr", "rank": 2, "alpha": 2.0, "learning_rate": 1e-3, "attention_only": False,
                 "previous": ["other part", 0]},
     "u-net": {"learning_rate": 1e-4, "previous": ["other part", 0]},

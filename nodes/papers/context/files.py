@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ...files import write_safetensors
 from ...foreign.text import parse_json, shown_name
+from ...run_files import output_folder
 from ...text.vectors import WordVectors
+from ...training.run_records import read_state
 from ...weight_files import check_numbers, damaged, read_metadata, read_weights
 from .contextualizer import ContextNetwork, Contextualizer, Sizes
 
@@ -51,6 +53,25 @@ def read_contextualizer(path: Path) -> Contextualizer:
         raise damaged(path, KIND)
     return Contextualizer(path.stem, metadata.get("encoder", ""), sizes, weights, vocabulary, WordVectors(mask),
                           _figures(metadata), metadata.get("made_of", ""))
+
+
+def begun_path(name: str, made_of: str) -> Path:
+    """Where the state of a training that has not come to its end is kept: one for all that the training depends on."""
+    return output_folder(FOLDER) / f"{name}-{made_of[:8]}.safetensors"
+
+
+def write_begun(path: Path, made_of: str, step: int, state: Mapping[str, Tensor]) -> Path:
+    """Keeps the state after that step. Raises NotWritten."""
+    return write_safetensors(path, state, {"fingerprint": made_of, "step": str(step), "history": "[]"})
+
+
+def read_begun(path: Path, made_of: str, most: int) -> tuple[dict[str, Tensor], int]:
+    """The state of a training and its step. Raises ValueError if it is damaged, of another training, or of more steps
+    than `most`."""
+    found = read_state(path, made_of, most)
+    if found is None:
+        raise damaged(path, "state of this training")
+    return found[:2]
 
 
 def find_contextualizer(encoder: str) -> Path | None:

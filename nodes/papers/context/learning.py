@@ -1,24 +1,31 @@
 """Training the contextualizer (Diverse Context Algorithm 1): once for each text encoder, without any subject."""
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...files import NotWritten
+from ...notice import notice
 from ...text.encode import encode, repeatable
 from ...text.encoders import text_encoders
 from ...text.tokens import PromptTokenizer, PromptTokens
 from ...text.vectors import WordVectors
 from ...training.description import encoder_fingerprint
 from ...training.fingerprint import fingerprint
+from ...training.optimizer import optimizer_tensors, restore_optimizer
+from ...training.restoring import matching, mismatch
 from ...training.session import text_session
 from .contextualizer import ContextNetwork, Contextualizer, Sizes
+from .files import read_begun, write_begun
 from .loss import hidden_word_logits
 from .masking import MASK, draw_positions, hidden_words, hideable, masked
 
@@ -59,14 +66,58 @@ def made_of(encoder: str, prompts: Sequence[str], how: Learning) -> str:
 
 
 def train_contextualizer(clip, prompts: Sequence[str], how: Learning, name: str, each_step: Callable[[Progress], None],
-                         check_every: int = 100) -> Contextualizer:
+                         check_every: int = 100, begun: Path | None = None,
+                         save: Callable[[Contextualizer], object] = lambda learned: None) -> Contextualizer:
     """ψ and its mask embedding for `clip` from whole prompts, without a slot.
 
+    save: called with what is learned in the end. begun: where the state is kept if anything, such as ComfyUI's
+    interruption, ends the training before `save` has; from there the same training goes on as if it had not been.
     Raises ValueError if there are too few prompts to hold some out, or if none has two words.
     """
     encoder = encoder_fingerprint(clip)
     with text_session(clip) as text:
-        return _Course(text, prompts, how, name, encoder).run(each_step, check_every)
+        course = _begun(lambda: _Course(text, prompts, how, name, encoder), begun)
+        with _kept(course, begun):
+            learned = course.run(each_step, check_every)
+            save(learned)
+        return learned
+
+
+def _begun(new: Callable[[], _Course], begun: Path | None) -> _Course:
+    """The training as far as the file says, or a new one."""
+    course = new()
+    if begun is None or not begun.is_file():
+        return course
+    try:
+        course.take_up(*read_begun(begun, course.made_of, course.how.steps))
+    except ValueError:
+        notice(f"The training of the contextualizer begins anew, because its state {begun.name} is damaged.")
+        return new()
+    return course
+
+
+@contextlib.contextmanager
+def _kept(course: _Course, begun: Path | None) -> Iterator[None]:
+    """The state is in the file `begun` if the context ends by an exception, else in none."""
+    try:
+        yield
+    except BaseException:
+        if begun is not None and course.step:
+            notice(_keep(course, begun))
+        raise
+    if begun is not None:
+        with contextlib.suppress(OSError):
+            begun.unlink(missing_ok=True)
+
+
+def _keep(course: _Course, begun: Path) -> str:
+    """Writes the state; what came of it, in one sentence."""
+    reached = f"The training of the contextualizer ended at step {course.step} of {course.how.steps}"
+    try:
+        write_begun(begun, course.made_of, course.step, course.state())
+    except NotWritten as error:
+        return f"{reached}, and Run cannot go on from there: {error}"
+    return f"{reached}; Run goes on from there."
 
 
 class _Course:
@@ -90,18 +141,48 @@ class _Course:
             self.mask = {e.key: torch.nn.Parameter(_like_a_word(e.table).to(self.device)) for e in text_encoders(clip)}
             self.network = ContextNetwork(Sizes(self._text_width(), len(self.vocabulary), how.width, how.layers,
                                                 how.heads)).to(self.device)
-        parameters = [*self.network.parameters(), *self.mask.values()]
-        self.optimizer = torch.optim.AdamW(parameters, lr=how.rate, weight_decay=0.01)
+        self.parameters = {**{f"network.{name}": p for name, p in self.network.named_parameters()},
+                           **{f"mask.{key}": p for key, p in self.mask.items()}}
+        self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=how.rate, weight_decay=0.01)
+        self.step, self.draws = 0, self._draws()
 
     def run(self, each_step: Callable[[Progress], None], check_every: int) -> Contextualizer:
-        accuracy = unigram = 0.0
-        for step in range(1, self.how.steps + 1):
-            loss = self._optimise(step)
-            if step % check_every == 0 or step == self.how.steps:
-                accuracy, unigram = self.accuracy()
-                each_step(Progress(step, self.how.steps, loss, accuracy, unigram))
-            else:
-                each_step(Progress(step, self.how.steps, loss))
+        steps, reached = self.how.steps, None
+        while self.step < steps:
+            loss = self._optimise(self.step + 1)
+            reached = self.accuracy() if self.step % check_every == 0 or self.step == steps else None
+            each_step(Progress(self.step, steps, loss, *(reached or ())))
+        return self._learned(*(reached or self.accuracy()))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the steps after `step` depend on."""
+        return {**{f"part.{name}": p.detach() for name, p in self.parameters.items()}, **self.draws,
+                **{f"optimizer.{name}": t for name, t in optimizer_tensors(self.optimizer).items()}}
+
+    def take_up(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Goes on from what `state` returned after that step. Raises ValueError where it does not fit; this training
+        then is of no use."""
+        restore_optimizer(self.optimizer, {name.removeprefix("optimizer."): t for name, t in state.items()
+                                           if name.startswith("optimizer.")})
+        for name, p in self.parameters.items():
+            p.data.copy_(matching(state, f"part.{name}", p.shape))
+        self._draw_on(state)
+        self.step, self.draws = step, self._draws()
+
+    def _draws(self) -> dict[str, Tensor]:
+        """How far both generators are."""
+        return {"draws.hidden": self.rng.get_state(), "draws.prompts": torch.tensor(self.choice.getstate()[1])}
+
+    def _draw_on(self, state: Mapping[str, Tensor]) -> None:
+        """Puts the generators where they were. Raises ValueError."""
+        try:
+            self.rng.set_state(state["draws.hidden"])
+            version, _, gauss = self.choice.getstate()
+            self.choice.setstate((version, tuple(state["draws.prompts"].tolist()), gauss))
+        except (LookupError, ValueError, TypeError, RuntimeError, OverflowError) as error:
+            raise mismatch("draws") from error
+
+    def _learned(self, accuracy: float, unigram: float) -> Contextualizer:
         weights = {name: weight.detach().cpu().clone() for name, weight in self.network.state_dict().items()}
         mask = WordVectors({key: rows.detach().cpu().clone() for key, rows in self.mask.items()})
         sizes = Sizes(self._text_width(), len(self.vocabulary), self.how.width, self.how.layers, self.how.heads)
@@ -129,6 +210,7 @@ class _Course:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.step, self.draws = step, self._draws()
         return loss.item()
 
     def _guess(self, prompts: Sequence[PromptTokens], rng: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Diverse context in the graph: the contextualizer, and the loss that uses it."""
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from pathlib import Path
@@ -21,7 +22,7 @@ from ...inputs import (
     weight_input,
 )
 from ...locations import check_folder, first_folder
-from ...model_files import file_names, find_file, validated, versions
+from ...model_files import FileChoice
 from ...names import safe_name
 from ...notice import progress_text
 from ...text.layout import parse_words
@@ -30,12 +31,13 @@ from ...training.description import encoder_fingerprint
 from ...training.diffusion import step_window
 from ...types import ContextualizerType, PromptSetType
 from .contextualizer import HEADS, LAYERS, WIDTH, Contextualizer
-from .files import FOLDER, find_contextualizer, read_contextualizer, write_contextualizer
+from .files import FOLDER, begun_path, find_contextualizer, read_contextualizer, write_contextualizer
 from .learning import Learning, Progress, made_of, train_contextualizer
 from .terms import MaskedLanguageLoss
 
 CATEGORY = "personalize/context"
 BY_ENCODER = "of this text encoder"
+FILES = FileChoice(FOLDER, BY_ENCODER)
 FIGURES = {"accuracy", "unigram", "prompts"}
 NOUNS = "person, man, woman, child, dog, cat, bird, horse, toy, car, cup, bag"
 
@@ -90,26 +92,26 @@ class PersonalizeTrainContextualizer(io.ComfyNode):
         path = first_folder(FOLDER) / f"{safe_name(name, 'name')}.safetensors"
         check_folder(FOLDER, str(Path(safe_name(name, "name")).parent))
         prompts = _filled(prompt_set, nouns)
-        trained = _kept(path, made_of(encoder_fingerprint(clip), prompts, how))
+        key = made_of(encoder_fingerprint(clip), prompts, how)
+        trained = _kept(path, key)
         if trained is None:
-            trained = cls._trained(clip, prompts, how, path)
+            trained = cls._trained(clip, prompts, how, path, begun_path(path.stem, key))
         report = (f"{path.stem}, learned from {trained.figures['prompts']:.0f} prompts with {trained.sizes.words} "
                   f"different words: {_told(trained.figures['accuracy'], trained.figures['unigram'])}")
         return io.NodeOutput(trained, report, ui=ui.PreviewText(report))
 
     @staticmethod
-    def _trained(clip, prompts: list[str], how: Learning, path: Path) -> Contextualizer:
+    def _trained(clip, prompts: list[str], how: Learning, path: Path, begun: Path) -> Contextualizer:
         bar = comfy.utils.ProgressBar(how.steps)
 
         def each_step(progress: Progress) -> None:
             mm.throw_exception_if_processing_interrupted()
-            bar.update(1)
+            bar.update_absolute(progress.step)
             if progress.accuracy is not None:
                 progress_text(f"Step {progress.step} of {how.steps}: {_told(progress.accuracy, progress.unigram)}")
 
-        trained = train_contextualizer(clip, prompts, how, path.stem, each_step)
-        write_contextualizer(path, trained)
-        return trained
+        return train_contextualizer(clip, prompts, how, path.stem, each_step, begun=begun,
+                                    save=functools.partial(write_contextualizer, path))
 
 
 class PersonalizeLoadContextualizer(io.ComfyNode):
@@ -124,7 +126,7 @@ class PersonalizeLoadContextualizer(io.ComfyNode):
             search_aliases=["masked language model", "MLM", "diverse context"],
             inputs=[
                 io.Clip.Input("clip", tooltip="The checkpoint's text encoder, by which it is found."),
-                io.Combo.Input("file", options=[BY_ENCODER, *file_names(FOLDER)], default=BY_ENCODER,
+                io.Combo.Input("file", options=FILES.entries(), default=BY_ENCODER,
                                tooltip=f"{BY_ENCODER}: the newest in models/{FOLDER} that was trained on it. Or a "
                                        "file.")],
             outputs=[ContextualizerType.Output(display_name="contextualizer", tooltip="For Masked Words Loss.")])
@@ -132,18 +134,18 @@ class PersonalizeLoadContextualizer(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file) -> bool | str:
         """Takes the check of `file` from ComfyUI, so that a new file can be used at once."""
-        return file == BY_ENCODER or validated(_file, file)
+        return FILES.validated(file)
 
     @classmethod
     def fingerprint_inputs(cls, file=BY_ENCODER, **_) -> str:
         """Changes when the file does; where the encoder finds it, when any file does."""
-        return versions(_file, *(file_names(FOLDER) if file == BY_ENCODER else [file]))
+        return FILES.versions(file)
 
     @classmethod
     def execute(cls, clip, file: str) -> io.NodeOutput:
         """CONTEXTUALIZER."""
         encoder = encoder_fingerprint(clip)
-        path = find_contextualizer(encoder) if file == BY_ENCODER else _file(file)
+        path = find_contextualizer(encoder) if file == BY_ENCODER else FILES.find(file)
         if path is None:
             raise ValueError(f"No contextualizer in models/{FOLDER} was trained on this text encoder; train one with "
                              "Train Contextualizer, once for all subjects.")
@@ -220,10 +222,6 @@ def _told(accuracy: float, unigram: float | None) -> str:
     assert unigram is not None and math.isfinite(accuracy)
     return (f"it tells {accuracy:.0%} of the hidden words of prompts that it never saw; always guessing the most "
             f"frequent word would tell {unigram:.0%}.")
-
-
-def _file(name: str) -> Path:
-    return find_file(FOLDER, name)
 
 
 NODES: list[type] = [PersonalizeTrainContextualizer, PersonalizeLoadContextualizer, PersonalizeMaskedWordsLoss]

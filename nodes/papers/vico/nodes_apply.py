@@ -18,7 +18,7 @@ from ...inputs import (
     strength_input,
     words_input,
 )
-from ...model_files import file_names, find_file, validated, versions
+from ...model_files import FileChoice
 from ...recording.record import Record
 from ...text.concept import Concept
 from ...text.embedding_versions import embedding_versions
@@ -34,6 +34,7 @@ CATEGORY = "personalize/vico"
 AS_TRAINED = "as trained"
 MASKS: dict[str, Variant] = {"Eq. 5": "paper", "as released": "released", "none": "none"}
 NONE = "none"
+FILES = FileChoice(FOLDER, NONE)
 
 
 class PersonalizeLoadViCo(io.ComfyNode):
@@ -48,7 +49,7 @@ class PersonalizeLoadViCo(io.ComfyNode):
                         "authors, from models/vico. The word itself is an embedding: Load Concept.",
             search_aliases=["image attention", "reference picture", "visual condition"],
             inputs=[
-                io.Combo.Input("file", options=[NONE, *file_names(FOLDER)], default=NONE,
+                io.Combo.Input("file", options=FILES.entries(), default=NONE,
                                tooltip="File of models/vico: cross_attention-399.pt of the authors, or what Train has "
                                        "saved there. none: the one that belongs to concept."),
                 ConceptType.Input("concept", optional=True,
@@ -59,12 +60,12 @@ class PersonalizeLoadViCo(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, file) -> bool | str:
         """Takes the check of `file` from ComfyUI, so that a new file can be used at once."""
-        return file == NONE or validated(_file, file)
+        return FILES.validated(file)
 
     @classmethod
     def fingerprint_inputs(cls, file=NONE, **_) -> str:
         """Changes when the file does; where that depends on the concept, when any file does."""
-        return versions(_file, *(file_names(FOLDER) if file == NONE else [file]))
+        return FILES.versions(file)
 
     @classmethod
     def execute(cls, file: str, concept: Sequence[Concept] = ()) -> io.NodeOutput:
@@ -156,15 +157,11 @@ class PersonalizeApplyViCo(io.ComfyNode):
 
 def _path(file: str, concept: Sequence[Concept]) -> Path:
     if file != NONE:
-        return _file(file)
+        return FILES.find(file)
     if not concept:
         raise ValueError("file is none and no concept is connected; choose a file of models/vico, or connect the "
                          "concept of a training with Train ViCo.")
     return file_of_run(concept[0])
-
-
-def _file(name: str) -> Path:
-    return find_file(FOLDER, name)
 
 
 NODES = [PersonalizeLoadViCo, PersonalizeApplyViCo]

@@ -11,7 +11,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...attention.masks import on_grid
+from ...attention.masks import grid_with, on_grid
 from ...attention.schedule import NoiseRange
 from ...families.find import unet_of
 from ...recording.record import Record
@@ -221,7 +221,4 @@ def reference_masks(batch: Batch, patches: int) -> Tensor:
             raise ValueError("Masks of the pictures are asked for, but no picture of the subjects has one; connect "
                              "masks to Subject, or choose the automatic mask.")
         return latents.clean.new_ones(len(latents.clean), patches)
-    height, width = latents.clean.shape[-2:]
-    while height * width > patches:
-        height, width = -(-height // 2), -(-width // 2)
-    return on_grid(latents.masks[:, 0], (height, width)).flatten(1)
+    return on_grid(latents.masks[:, 0], grid_with(latents.clean.shape[-2:], patches)).flatten(1)

@@ -35,12 +35,14 @@ class ParamGroup:
 
 @dataclass(frozen=True)
 class Artifact:
-    """A file to save: folder kind of ComfyUI, such as "loras", stem without the step, tensors, metadata of strings."""
+    """A file to save: folder kind of ComfyUI, such as "loras", stem without the step, tensors, metadata of strings.
+    whole: in the precision of the tensors; else in half of it."""
 
     kind: str
     name: str
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
+    whole: bool = False
 
 
 @dataclass(frozen=True)

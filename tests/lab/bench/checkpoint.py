@@ -10,6 +10,7 @@ from torch import nn
 CHANNELS = 320
 LEVELS = 4
 CONTEXT = 768
+TEXT = {"hidden_size": CONTEXT, "intermediate_size": 4 * CONTEXT, "num_hidden_layers": 12, "num_attention_heads": 12}
 # Weights that write into a residual stream: damped, or a random network drowns its input.
 RESIDUAL_OUTPUTS = ("out_layers.3.weight", "proj_out.weight", "to_out.0.weight", "ff.net.2.weight", "out_proj.weight",
                     "mlp.fc2.weight")

@@ -14,14 +14,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch
 import argparse
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 
 sys.path[:1] = [str(Path(__file__).resolve().parents[2] / room) for room in (".", "lab", "tools")]
 
-from support import inprocess, pack
+from support import inprocess
 from support.paths import PACK
 
 SIZED = "sd15-size"
@@ -43,11 +42,9 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Prints per checkpoint and loss the median factor and its quartiles."""
     options = arguments()
-    with tempfile.TemporaryDirectory() as base, torch.inference_mode():
-        inprocess.start(Path(base))
-        pack.make_importable()
+    with inprocess.started() as base, torch.inference_mode():
         for name in options.checkpoint:
-            model, clip, vae = checkpoint(name, Path(base))
+            model, clip, vae = checkpoint(name, base)
             ratios = [factors(model, clip, vae, subject(options), options.batch, seed) for seed in range(options.runs)]
             for loss in LOSSES:
                 low, middle, high = statistics.quantiles([ratio[loss] for ratio in ratios], n=4)

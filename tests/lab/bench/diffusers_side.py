@@ -5,46 +5,18 @@ Weights are copies of ComfyUI's, so that both sides compute the same loss.
 """
 from __future__ import annotations
 
-import comfy.utils
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
-from .checkpoint import CHANNELS, CONTEXT, LEVELS
+from support.diffusers_models import PLACEHOLDER
+
 from .measure import tensor_bytes
 
-VOCABULARY = 49408
-PLACEHOLDER = VOCABULARY  # the script appends its new token to the table
 LEARNING_RATE = 5e-3
 WEIGHT_DECAY = 0.01
-
-
-def unet_like(model) -> UNet2DConditionModel:
-    """diffusers' U-Net with the weights of a ComfyUI MODEL, frozen, float32."""
-    unet = UNet2DConditionModel(
-        in_channels=4, out_channels=4, block_out_channels=(CHANNELS,) * LEVELS, layers_per_block=2,
-        cross_attention_dim=CONTEXT, attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3)
-    theirs = model.model.diffusion_model.state_dict()
-    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
-    unet.load_state_dict({name: theirs[key].float() for name, key in names.items() if key in theirs}, strict=True)
-    return unet.requires_grad_(False)
-
-
-def text_encoder_like(clip) -> CLIPTextModel:
-    """transformers' CLIP-L text model with the weights of a ComfyUI CLIP and one more token, frozen, float32."""
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=VOCABULARY, hidden_size=CONTEXT, intermediate_size=4 * CONTEXT, num_hidden_layers=12,
-        num_attention_heads=12, max_position_embeddings=77, hidden_act="quick_gelu", bos_token_id=49406,
-        eos_token_id=49407))
-    theirs = clip.cond_stage_model.clip_l.transformer.text_model.state_dict()
-    prefix = "text_model." if any(name.startswith("text_model.") for name in text.state_dict()) else ""
-    text.load_state_dict({prefix + name: tensor.float() for name, tensor in theirs.items()}, strict=True)
-    text.resize_token_embeddings(VOCABULARY + 1, mean_resizing=False)
-    return text.requires_grad_(False)
 
 
 class Step:
@@ -91,7 +63,7 @@ class ScriptStep(Step):
         self.optimizer.step()
         self.rate.step()
         self.optimizer.zero_grad()
-        unchanged = torch.ones(VOCABULARY + 1, dtype=torch.bool)
+        unchanged = torch.ones(PLACEHOLDER + 1, dtype=torch.bool)
         unchanged[PLACEHOLDER] = False
         with torch.no_grad():
             self.table.weight[unchanged] = self.original[unchanged]

@@ -13,7 +13,6 @@ os.environ |= {"OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "5", "HF_HUB_OFFLINE"
 import argparse
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 
 sys.path[:1] = [str(Path(__file__).resolve().parents[2] / room) for room in (".", "lab", "tools")]
 
-from support import inprocess, pack
+from support import inprocess
 
 MIB = 2**20
 
@@ -34,12 +33,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="steps that are timed (default 5)")
     parser.add_argument("--miniature", type=Path, help="a checkpoint of the miniature")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as base:
-        inprocess.start(Path(base))
-        pack.make_importable()
-        files = [inprocess.provide_checkpoint(kind, Path(base)) for kind in ("sd15", "sdxl")]
+    with inprocess.started() as base:
+        files = [inprocess.provide_checkpoint(kind, base) for kind in ("sd15", "sdxl")]
         if options.miniature:
-            link = Path(base) / "models" / "checkpoints" / options.miniature.name
+            link = base / "models" / "checkpoints" / options.miniature.name
             link.symlink_to(options.miniature.resolve())
             files.append(link.name)
         for name in files:

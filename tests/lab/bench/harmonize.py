@@ -9,7 +9,6 @@ os.environ |= {"OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "5", "HF_HUB_OFFLINE"
 import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 
 sys.path[:1] = [str(Path(__file__).resolve().parents[2] / room) for room in (".", "lab", "tools")]
 
-from support import inprocess, pack
+from support import inprocess
 
 PROMPT, SUBJECT = "a photo of a dog swimming in the river", "dog"
 SETTINGS = {"words": SUBJECT, "start_percent": 0.2, "end_percent": 1.0, "strength": 1.0, "swap_layers": "all",
@@ -42,9 +41,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Prints one line per ratio and figure."""
     options = arguments()
-    with tempfile.TemporaryDirectory() as base:
-        inprocess.start(Path(base))
-        pack.make_importable()
+    with inprocess.started():
         report(contenders(options), options)
 
 

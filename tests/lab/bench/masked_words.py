@@ -14,7 +14,6 @@ import argparse
 import itertools
 import statistics
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -24,7 +23,7 @@ import torch
 
 sys.path[:1] = [str(Path(__file__).resolve().parents[2] / room) for room in (".", "lab", "tools")]
 
-from support import inprocess, pack
+from support import inprocess
 
 MIB, GIGA = 2**20, 1e9
 AIM = 1.10  # of the ratio over its bound
@@ -44,9 +43,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Prints one line per ratio and figure."""
     options = arguments()
-    with tempfile.TemporaryDirectory() as base:
-        inprocess.start(Path(base))
-        pack.make_importable()
+    with inprocess.started():
         from bench import checkpoint
 
         model, clip = checkpoint.load(dtype=torch.float32)

@@ -10,7 +10,6 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before torch
 import argparse
 import random
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torch import Tensor
 
 sys.path[:1] = [str(Path(__file__).resolve().parents[2] / room) for room in (".", "lab", "tools")]
 
-from support import inprocess, pack
+from support import inprocess
 
 SIDE = 128
 TIMESTEPS = {"0–199": (50, 150), "200–599": (200, 400), "600–999": (700, 900)}
@@ -37,11 +36,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Prints one line per choice of layers and noise: mean intersection over union."""
     options = arguments()
-    with tempfile.TemporaryDirectory() as base:
-        inprocess.start(Path(base))
-        pack.make_importable()
-        with torch.inference_mode():
-            report(*recorded(options.checkpoint, options.scenes))
+    with inprocess.started(), torch.inference_mode():
+        report(*recorded(options.checkpoint, options.scenes))
 
 
 def recorded(checkpoint: Path, count: int) -> tuple[dict, Tensor]:

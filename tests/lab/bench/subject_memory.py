@@ -13,7 +13,6 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before torch
 import argparse
 import resource
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from PIL import Image
 
 sys.path[:1] = [str(Path(__file__).resolve().parents[2] / room) for room in (".", "lab", "tools")]
 
-from support import inprocess, pack
+from support import inprocess
 
 
 def main() -> None:
@@ -33,12 +32,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024, help="pixels of the photos' and the variants' sides")
     parser.add_argument("--variants", type=int, default=16)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as base:
-        inprocess.start(Path(base))
-        pack.make_importable()
-        save_photos(Path(base) / "input" / "photos", options.pictures, options.size)
+    with inprocess.started() as base:
+        save_photos(base / "input" / "photos", options.pictures, options.size)
         with torch.inference_mode():
-            peak = peak_mib(inprocess.load_checkpoint(inprocess.provide_checkpoint("sd15", Path(base))), options)
+            peak = peak_mib(inprocess.load_checkpoint(inprocess.provide_checkpoint("sd15", base)), options)
     print(f"{options.pictures} pictures of {options.size} px, {options.variants} variants of each: "
           f"figure subject_peak_mib {peak:.0f}")
 

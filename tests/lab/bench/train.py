@@ -12,7 +12,6 @@ os.environ |= {"OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "5", "HF_HUB_OFFLINE"
 import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 
 sys.path[:1] = [str(Path(__file__).resolve().parents[2] / room) for room in (".", "lab", "tools")]
 
-from support import inprocess, pack
+from support import inprocess
 
 # name of the ratio, ours, against
 RATIOS = (("embedding_vs_diffusers", "embedding", "diffusers_script"),
@@ -46,12 +45,10 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Prints one line per ratio and figure."""
     options = arguments()
-    with tempfile.TemporaryDirectory() as base:
-        inprocess.start(Path(base))
-        pack.make_importable()
+    with inprocess.started() as base:
         from bench import checkpoint
 
-        models = checkpoint.load_file(Path(base) / "checkpoint.safetensors")
+        models = checkpoint.load_file(base / "checkpoint.safetensors")
         for batch in options.batch:
             where = f"{options.resolution} px, batch {batch}, fp32, {torch.get_num_threads()} thread"
             if options.only != "lora":
@@ -112,8 +109,10 @@ def random_latents(batch: int, side: int) -> torch.Tensor:
 
 def contenders(opened: ExitStack, session, side: int, batch: int) -> dict:
     """Name → training step, all on the same latents (batch, 4, side, side), while `opened` is."""
+    from bench import checkpoint
     from bench import diffusers_side as theirs
     from bench.ours import TERMS, training_step
+    from support.diffusers_models import PLACEHOLDER, text_encoder_like, unet_like
 
     latents = random_latents(batch, side)
 
@@ -121,11 +120,13 @@ def contenders(opened: ExitStack, session, side: int, batch: int) -> dict:
         return opened.enter_context(training_step(session, latents, TERMS[terms], one_prompt))
 
     embedding = ours("embedding", one_prompt=False)
-    unet, ids = theirs.unet_like(session.model), embedding.token_ids(theirs.PLACEHOLDER)
-    steps = {"diffusers_script": theirs.ScriptStep(unet, theirs.text_encoder_like(session.clip), ids, latents,
-                                                   embedding.vector),
-             "diffusers_one_vector": theirs.OneVectorStep(unet, theirs.text_encoder_like(session.clip), ids, latents,
-                                                          embedding.vector),
+    unet, ids = unet_like(session.model).requires_grad_(False), embedding.token_ids(PLACEHOLDER)
+
+    def text():
+        return text_encoder_like(session.clip, embedding.vector[None], **checkpoint.TEXT).requires_grad_(False)
+
+    steps = {"diffusers_script": theirs.ScriptStep(unet, text(), ids, latents, embedding.vector),
+             "diffusers_one_vector": theirs.OneVectorStep(unet, text(), ids, latents, embedding.vector),
              "embedding": embedding,
              "embedding_one_prompt": ours("embedding", one_prompt=True)}
     return steps | {name: ours(name, one_prompt=True) for name in TERMS if name != "embedding"}

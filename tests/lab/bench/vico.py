@@ -10,7 +10,6 @@ os.environ |= {"OMP_NUM_THREADS": "1", "KINETO_LOG_LEVEL": "5", "HF_HUB_OFFLINE"
 import argparse
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 
 sys.path[:1] = [str(Path(__file__).resolve().parents[2] / room) for room in (".", "lab", "tools")]
 
-from support import inprocess, pack
+from support import inprocess
 
 PROMPT, WORD = "a photo of a dog swimming in the river", "dog"
 # name of the ratio, how the reference is used, the most it may be for one picture and for four
@@ -46,9 +45,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Prints one line per ratio and figure."""
     options = arguments()
-    with tempfile.TemporaryDirectory() as base:
-        inprocess.start(Path(base))
-        pack.make_importable()
+    with inprocess.started():
         models = contenders(options)
         for batch in options.batch:
             report(models, batch, options)

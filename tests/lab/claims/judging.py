@@ -12,8 +12,10 @@ from miniature.measures import (
     identity_kept,
     identity_similarity,
     kept_against_prompt,
+    kept_unasked,
     reference_identity,
     text_alignment,
+    whole_similarity,
 )
 
 from .bounds import SUBJECT
@@ -21,7 +23,7 @@ from .store import Verdict
 from .task import Task
 from .world import World
 
-REVISION = 3  # raised when a measure changes
+REVISION = 4  # raised when a measure changes
 MEASURES = {
     "text": "share of the prompt's factors, the subject's class among them, that the picture shows",
     "identity": "cosine between the subject and the reference subject",
@@ -30,10 +32,13 @@ MEASURES = {
     "class": "share of pictures that show the subject's class",
     "pose_bias": "share of pictures in the references' pose among prompts that ask for another one",
     "place_bias": "share of pictures in the references' place among prompts that ask for another one",
+    "whole_picture": "cosine between the whole picture and the references with their places",
+    "first_pose": "share of pictures in the first reference's pose among prompts that ask for none",
+    "first_place": "share of pictures in the first reference's place among prompts that ask for none",
 }
 
 
-LOOKS = ("identity", "colours", "colours_and_pattern")  # of no prompt that asks for other ones
+LOOKS = ("identity", "colours", "colours_and_pattern", "whole_picture")  # of no prompt that asks for other ones
 
 
 def judge(world: World, task: Task, pictures: Mapping[int, Tensor]) -> Verdict:
@@ -41,6 +46,8 @@ def judge(world: World, task: Task, pictures: Mapping[int, Tensor]) -> Verdict:
     if not pictures:
         return {}
     reference = reference_identity(world.oracle, task.pictures, task.masks)
+    whole = reference_identity(world.oracle, task.pictures, torch.ones_like(task.masks))
+    first = task.scenes[0]
     prompts = task.prompts(SUBJECT)
     judged = world.oracle.judge(torch.stack(list(pictures.values())))
     verdict = {}
@@ -53,6 +60,9 @@ def judge(world: World, task: Task, pictures: Mapping[int, Tensor]) -> Verdict:
             "class": seen.factors["kind"] == task.identity.kind,
             "pose_bias": kept_against_prompt(seen, prompts[number], "pose", task.shared("pose")),
             "place_bias": kept_against_prompt(seen, prompts[number], "background", task.shared("background")),
+            "whole_picture": whole_similarity(world.oracle, picture, whole),
+            "first_pose": kept_unasked(seen, prompts[number], "pose", first.pose),
+            "first_place": kept_unasked(seen, prompts[number], "background", first.background),
         }
         told = said(prompts[number]).first is not None
         verdict[number] = {name: float(value) for name, value in values.items()

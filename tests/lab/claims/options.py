@@ -8,7 +8,7 @@ from pathlib import Path
 LAB = Path(__file__).resolve().parents[1]
 WEIGHTS = LAB / "miniature" / "weights"
 # each has a module in techniques/
-TECHNIQUES = ("core", "harmonize", "harmonize_choices", "vico", "vico_two", "rates", "overfitting", "mlm")
+TECHNIQUES = ("core", "harmonize", "harmonize_choices", "vico", "vico_two", "rates", "overfitting", "mlm", "detex")
 SETS = ("varied", "limited", "accompanied")
 PROMPTS = 24
 

@@ -91,6 +91,56 @@ def test_diverse_context_learns_otherwise_and_with_another_contextualizer_again(
     assert Harness(world, Store(tmp_path)).key(WithMaskedWords("TI", "TI", Learning(2, 2, 0.1)), task) != before
 
 
+@pytest.fixture
+def two_class_pictures(monkeypatch):
+    from claims.techniques import detex
+
+    monkeypatch.setattr(detex, "CLASS_PICTURES", 2)
+    detex._drawn_class.cache_clear()
+    yield
+    detex._drawn_class.cache_clear()
+
+
+def test_detex_is_drawn_again_from_what_its_cell_keeps_and_with_a_picture_s_words(world, task, two_class_pictures):
+    from claims.techniques.core import Learning
+    from claims.techniques.detex import Detex, Keeping
+
+    detex = Detex("DETEX", Learning(2, 4, 1e-3))
+    before, cell = ClassWord().draw(world, task, None), Cell(detex.draw(world, task, None), {})
+    again, pose, background = (Keeping("", detex, kept).draw(world, task, cell).pictures
+                               for kept in ((), ("pose",), ("background",)))
+    vectors = {name: cell.drawn.learned[f"{name}.clip_l"] for name in ("word", "pose", "background")}
+    assert all(each.shape == (1, 128) for each in vectors.values())
+    assert all(torch.equal(again[n], cell.drawn.pictures[n]) for n in (0, 1))
+    assert not any(torch.equal(one[n], other[n]) for n in (0, 1)
+                   for one, other in ((again, pose), (again, background), (pose, background), (again, before.pictures)))
+    assert torch.equal(ClassWord().draw(world, task, None).pictures[0], before.pictures[0])
+
+
+def test_every_ablation_of_detex_learns_otherwise(world, task, two_class_pictures):
+    from claims.techniques.core import Learning
+    from claims.techniques.detex import Detex
+
+    detex = Detex("DETEX", Learning(2, 4, 1e-3), attention=1.0)
+    changes = ({}, {"mapped": False}, {"attention": 0.0}, {"filtered": 0.0}, {"filtered": 1.0}, {"inside": True},
+               {"pose_is": "view"}, {"pictures": 2})
+    whole, *others = (replace(detex, **change)._trained(world, task).weights for change in changes)
+    for change, other in zip(changes[1:], others, strict=True):
+        assert whole.keys() == other.keys() and any(not torch.equal(whole[name], other[name]) for name in whole), change
+
+
+def test_baselines_that_train_weights_see_pictures_of_the_class(world, task, two_class_pictures):
+    from claims.techniques.core import Learning
+    from claims.techniques.detex import Plain, subject_with
+
+    assert subject_with(task, world, 5, False).prior is None
+    prior = subject_with(task, world, 5, True).prior
+    assert len(prior.pictures) == 2 and prior.pictures[0].caption == f"Photo of a {task.identity.kind}"
+    pictures = [Plain(name, Learning(1, 2, 1e-3)).draw(world, task, None).pictures[0]
+                for name in ("TI", "Custom-Diffusion", "DreamBooth")]
+    assert not any(torch.equal(pictures[i], pictures[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
 def test_the_layers_of_prompts_drawn_together_are_those_of_each_alone(world, task):
     from claims.techniques.mlm import Customised, Learning
 
@@ -253,7 +303,7 @@ def test_looks_are_not_judged_where_the_prompt_changes_them(world):
     verdict = judge(world, task, dict(enumerate(world.reconstruct(task.pictures[:1]).expand(24, -1, -1, -1))))
     measured = {kind: {name for number, values in verdict.items() if task.kinds[number] == kind for name in values}
                 for kind in set(task.kinds)}
-    assert measured.pop("attribute") == {"text", "class"}
+    assert measured.pop("attribute") == {"text", "class", "first_pose"}
     assert all({"identity", "colours", "colours_and_pattern"} <= names for names in measured.values())
 
 

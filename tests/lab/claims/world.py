@@ -7,16 +7,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from miniature.checkpoint import load_picture_encoder
+from miniature.checkpoint import load_latent_encoder, load_picture_encoder
 from miniature.data import grouped
 from miniature.network import PictureEncoder
 from miniature.oracle import Oracle
+
+if TYPE_CHECKING:
+    from .vision import MiniatureVision
 
 Conditioning = list[list[Any]]
 SHIPPED = "contextualizer.safetensors"  # its file beside the checkpoint
@@ -74,6 +77,13 @@ class World:
     def picture_encoder(self) -> PictureEncoder:
         """The checkpoint's own: pictures (B, 3, 64, 64) in 0..1 to visual tokens (B, 8, 128)."""
         return load_picture_encoder(safetensors.torch.load(self._checkpoint))
+
+    @functools.cached_property
+    def vision(self) -> MiniatureVision:
+        """The checkpoint's own: what learned beside its text encoder which caption a picture has."""
+        from .vision import MiniatureVision
+
+        return MiniatureVision(self.networks.vae, load_latent_encoder(safetensors.torch.load(self._checkpoint)))
 
     @functools.cached_property
     def oracle(self) -> Oracle:

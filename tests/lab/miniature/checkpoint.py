@@ -6,12 +6,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from .contrastive import LatentEncoder
 from .flow_network import LanguageModel, is_flow
 from .models import ROWS
 from .network import PictureEncoder, TextEncoder, predicts_velocity
 
 Tensors = dict[str, torch.Tensor]
 _UNET, _TEXT, _PICTURE = "model.diffusion_model.", "cond_stage_model.", "picture_encoder."
+_MATCHING = "matching."  # of texts and latents; not in files of before it was trained
 
 
 def _modules(networks: torch.nn.ModuleDict) -> dict[str, torch.nn.Module]:
@@ -23,6 +25,8 @@ def _modules(networks: torch.nn.ModuleDict) -> dict[str, torch.nn.Module]:
         modules[f"{_TEXT}clip_g.transformer.text_projection."] = networks["text"].projection
     if "picture" in networks:
         modules[_PICTURE] = networks["picture"]
+    if "matching" in networks:
+        modules[_MATCHING] = networks["matching"]
     return modules
 
 
@@ -67,8 +71,9 @@ def encoders_of(networks: torch.nn.ModuleDict) -> list[TextEncoder | LanguageMod
 def load_networks(networks: torch.nn.ModuleDict, tensors: Tensors) -> None:
     """Give the networks the weights of a checkpoint's tensors (the inverse of ``checkpoint_tensors``)."""
     for prefix, module in _modules(networks).items():
-        own = {k.removeprefix(prefix): v.float() for k, v in tensors.items() if k.startswith(prefix)}
-        module.load_state_dict(own)
+        own = _under(prefix, tensors)
+        if own or prefix != _MATCHING:
+            module.load_state_dict(own)
     for name, encoder in _encoders(networks).items():
         saved = dict(zip(tensors[f"{name}{ROWS}ids"].tolist(), tensors[f"{name}{ROWS}weight"]))
         with torch.no_grad():
@@ -80,5 +85,16 @@ def load_networks(networks: torch.nn.ModuleDict, tensors: Tensors) -> None:
 def load_picture_encoder(tensors: Tensors) -> PictureEncoder:
     """The picture encoder out of a checkpoint's tensors, in float32, not training."""
     encoder = PictureEncoder()
-    encoder.load_state_dict({k.removeprefix(_PICTURE): v.float() for k, v in tensors.items() if k.startswith(_PICTURE)})
+    encoder.load_state_dict(_under(_PICTURE, tensors))
     return encoder.eval().requires_grad_(False)
+
+
+def load_latent_encoder(tensors: Tensors) -> LatentEncoder:
+    """What sees in latents what captions say, out of a checkpoint's tensors, in float32, not training."""
+    encoder = LatentEncoder()
+    encoder.load_state_dict(_under(f"{_MATCHING}pictures.", tensors))
+    return encoder.eval().requires_grad_(False)
+
+
+def _under(prefix: str, tensors: Tensors) -> Tensors:
+    return {key.removeprefix(prefix): value.float() for key, value in tensors.items() if key.startswith(prefix)}

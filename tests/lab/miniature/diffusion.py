@@ -44,7 +44,7 @@ def condition_of(networks: torch.nn.ModuleDict, tokens: torch.Tensor, references
     return words, vector
 
 
-FOREGROUND = 3.0  # by how much a cell that a thing covers counts more than one of the background
+FOREGROUND = 1.0  # by how much a cell that a thing covers counts more than one of the background
 
 
 def diffusion_loss(networks: torch.nn.ModuleDict, latents: torch.Tensor, tokens: torch.Tensor,
@@ -75,11 +75,11 @@ def mix_ends(text: torch.nn.Module, condition: Condition, tokens: torch.Tensor) 
     """
     words, vector = condition
     own, visual = words[:, :tokens.shape[1]], words[:, tokens.shape[1]:]
-    nothing = text.tokens([""]).expand(len(tokens), -1)
+    nothing = text.tokens([""])
     empty, empty_vector = text.condition(nothing)
     draw = torch.rand(len(tokens), 1, device=tokens.device)
     neighbours = with_ends(text, own, tokens, own.roll(1, 0), tokens.roll(1, 0))
-    emptied = with_ends(text, own, tokens, empty, nothing)
+    emptied = with_ends(text, own, tokens, empty.expand(len(tokens), -1, -1), nothing.expand(len(tokens), -1))
     mixed = torch.cat([_one_of(draw[..., None], neighbours, emptied, own), visual], 1)
     return mixed, None if vector is None else _one_of(draw, vector.roll(1, 0), empty_vector, vector)
 

@@ -27,7 +27,7 @@ from .grammar import PLACES, article, caption, identity_words, said
 from .language import learn_language
 from .latents import QUIET_CAPTIONS, Corpus, load_corpus, make_shards
 from .measures import colors_kept
-from .network import TextEncoder, new_networks, new_networks_xl, predicts_velocity
+from .network import new_networks, new_networks_xl, predicts_velocity
 from .oracle import Oracle, load_oracle
 from .picture_words import teach_words
 from .reading import figures_of_reading
@@ -41,7 +41,7 @@ NO_CAPTION = 0.1
 VISUAL_SHARE = 0.25           # rows with a reference; their captions never say how the subject looks
 NETWORKS = {"miniature": new_networks, "miniature_xl": new_networks_xl, "miniature_flow": new_networks_flow}
 TEXT_PICTURES = 800_000       # the SD1.x miniature's text encoder learns beside its U-Net up to here, then is frozen
-MATCHING_WEIGHT = 0.02        # of the text encoder's own objective beside the U-Net's,
+MATCHING_WEIGHT = 0.1        # of the text encoder's own objective beside the U-Net's,
 MATCHING_EVERY = 4            # in every so manieth step
 CHECKED = 240                 # prompts that the gate reads
 FEW = 3                       # factors of a prompt that is no hard one
@@ -84,14 +84,16 @@ def train_diffusion(folder: Path, deadline: Deadline, on: torch.device, autoenco
     files = make_shards(folder, autoencoder_file, shards, workers, on, deadline)
     if not files:
         return False
-    networks = NETWORKS[name]().to(on)
+    networks = NETWORKS[name]()
+    if name == "miniature":
+        networks["matching"] = Matching()
+    networks.to(on)
     corpus = load_corpus(files, networks["text"], on, deadline.log)
     if not _prepare(networks, corpus, folder, start, deadline):
         return False
     text = networks["text"]
-    learning = _LearningText(text, corpus) if name == "miniature" else None
-    modules = networks if learning is None else {**networks, "matching": learning.matching}
-    run = Run(folder / f"{name}.pt", modules, mean_decay=0.9995, weight_decay=0.01)
+    learning = _LearningText(networks, corpus) if "matching" in networks else None
+    run = Run(folder / f"{name}.pt", networks, mean_decay=0.9995, weight_decay=0.01)
     if not run.restore() and start is not None and start.is_file():
         run.adopt(start)
     deadline.log(f"{name}: {run.seen} of {pictures} pictures seen")
@@ -153,8 +155,8 @@ def _prepare(networks: torch.nn.ModuleDict, corpus: Corpus, folder: Path, start:
 class _LearningText:
     """The text encoder's own objective, until it has learned and is frozen."""
 
-    def __init__(self, text: TextEncoder, corpus: Corpus):
-        self.text, self.corpus, self.matching = text, corpus, Matching().to(corpus.latents.device)
+    def __init__(self, networks: torch.nn.ModuleDict, corpus: Corpus):
+        self.text, self.matching, self.corpus = networks["text"], networks["matching"], corpus
 
     def loss(self, run: Run) -> torch.Tensor | float:
         """What a step adds to the U-Net's loss: nothing, once ``TEXT_PICTURES`` were seen."""

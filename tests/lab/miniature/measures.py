@@ -54,6 +54,19 @@ def kept_against_prompt(judged: Judgement, prompt: str, factor: str, reference: 
     return judged.factors[factor] == reference
 
 
+def kept_unasked(judged: Judgement, prompt: str, factor: str, reference: str) -> bool | None:
+    """Whether a picture shows a value of a factor ("pose", "background") of which its prompt says nothing; None where
+    it says something."""
+    return None if getattr(said(prompt), factor) is not None else judged.factors[factor] == reference
+
+
+def whole_similarity(oracle: Oracle, picture: torch.Tensor, reference: torch.Tensor) -> float:
+    """Cosine (-1..1) between a whole picture (3, 128, 128) and a reference vector of whole pictures."""
+    with torch.no_grad():
+        seen = oracle.identity(picture[None].to(oracle.device), torch.ones(1, 1, *picture.shape[1:]))
+    return float(seen[0].cpu() @ reference)
+
+
 def pose_bias(judged: Sequence[Judgement], prompts: Sequence[str], reference_pose: str) -> float:
     """Share of pictures in the reference pose among those whose prompt asks for another one; raises ValueError if
     none."""

@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 
 from miniature.autoencoder import initialise as initialise_autoencoder
 from miniature.autoencoder import new_autoencoder
-from miniature.checkpoint import load_networks, load_picture_encoder, save_checkpoint
+from miniature.checkpoint import load_latent_encoder, load_networks, load_picture_encoder, save_checkpoint
+from miniature.contrastive import Matching
 from miniature.models import VOCABULARY, register, untouched_table
 from miniature.network import new_networks, new_networks_xl
 
@@ -149,3 +150,22 @@ def test_the_pack_registers_the_classes_in_comfyui():
         assert {"MiniatureSD", "MiniatureSDXL"} <= {c.__name__ for c in supported_models.models}
     finally:
         supported_models.models[:] = kept
+
+
+def test_what_matches_texts_and_pictures_is_kept_where_there_is_some(tmp_path):
+    networks, autoencoder = new_networks(3), new_autoencoder()
+    initialise_autoencoder(autoencoder)
+    save_checkpoint(networks, autoencoder, SPREAD, tmp_path / "without.safetensors", {})
+    networks["matching"] = Matching()
+    save_checkpoint(networks, autoencoder, SPREAD, tmp_path / "with.safetensors", {})
+    latents = torch.randn(2, 16, 16, 16)
+    with torch.no_grad():
+        seen = networks["matching"].pictures(latents)
+    again = load_latent_encoder(load_file(tmp_path / "with.safetensors"))
+    torch.testing.assert_close(again(latents), seen, atol=1e-2, rtol=1e-2)
+    other = new_networks(4)
+    other["matching"] = Matching()
+    load_networks(other, load_file(tmp_path / "without.safetensors"))
+    load_networks(other, load_file(tmp_path / "with.safetensors"))
+    with torch.no_grad():
+        torch.testing.assert_close(other["matching"].pictures(latents), seen, atol=1e-2, rtol=1e-2)

@@ -12,8 +12,11 @@ from miniature.measures import (
     NEAR,
     colors_kept,
     kept_against_prompt,
+    kept_unasked,
     pose_bias,
+    reference_identity,
     text_alignment,
+    whole_similarity,
 )
 from miniature.oracle import CHOICES, Judgement, truth
 from miniature.renderer import draw
@@ -38,6 +41,28 @@ def test_text_alignment_is_the_share_of_stated_factors_and_the_class_is_one():
     assert text_alignment(perfect(scene), "a <it> lying on the moon", other) == pytest.approx(2 / 3)
     assert text_alignment(perfect(scene), "a <it> jumping in the snow", other) == 0
     assert text_alignment(perfect(scene), "a <it>", kind) == 1
+
+
+def test_what_is_kept_unasked_tells_only_of_prompts_that_say_nothing_of_it():
+    judged = perfect(with_factors(sample_scene(random.Random(2)), pose="lying", background="moon"))
+    assert kept_unasked(judged, "a <it> jumping", "background", "moon") is True
+    assert kept_unasked(judged, "a <it> jumping", "background", "snow") is False
+    assert kept_unasked(judged, "a <it> jumping", "pose", "lying") is None
+    assert kept_unasked(judged, "a <it> on the moon", "background", "moon") is None
+
+
+def test_a_whole_picture_is_most_like_itself():
+    from miniature.autoencoder import WEIGHTS
+    from miniature.oracle import load_oracle
+
+    oracle, rng = load_oracle(WEIGHTS.with_name("oracle.safetensors")), random.Random(4)
+    pictures = pictures_tensor([draw(sample_scene(rng)) for _ in range(4)])
+    everything = torch.ones(1, 1, 128, 128)
+    for own, picture in enumerate(pictures):
+        reference = reference_identity(oracle, picture[None], everything)
+        likeness = [whole_similarity(oracle, other, reference) for other in pictures]
+        assert likeness[own] == pytest.approx(1, abs=1e-5) and max(likeness) == likeness[own]
+        assert min(likeness) < 0.99
 
 
 def test_pose_bias_counts_only_prompts_that_ask_for_another_pose():

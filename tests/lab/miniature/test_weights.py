@@ -12,12 +12,12 @@ from miniature.autoencoder import HELD_OUT, WEIGHTS, decibels, load_autoencoder,
 from miniature.checkpoint import load_networks
 from miniature.data import draw_all, masks_tensor, pictures_tensor, scenes
 from miniature.diffusion_training import factor_table, prompts_to_judge
-from miniature.network import new_networks
+from miniature.network import new_networks, new_networks_xl
 from miniature.oracle import load_oracle
 from miniature.oracle_training import GATE, MASK_GATE, validate
 
-READERS: dict = {}  # name → what makes its networks, of those that pass the gates of reading
-NOT_YET = {"miniature": new_networks}
+READERS = {"miniature": new_networks}  # name → what makes its networks, of those that read words
+NOT_YET = {"miniature_xl": new_networks_xl}
 ORACLE = WEIGHTS.with_name("oracle.safetensors")
 
 

@@ -13,7 +13,7 @@ import uuid
 from pathlib import Path
 
 from environment import chromium
-from support import encoder_files, inprocess, vico_files
+from support import detex_files, encoder_files, inprocess, pack, vico_files
 from support.browser import ComfyPage, launch, open_page
 from support.paths import PACK, TESTS
 from support.server import ComfyServer
@@ -114,12 +114,14 @@ def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         inprocess.start(base)
+        pack.make_importable()
         server = ComfyServer(base, {"personalize": PACK, "tiny_models": TESTS / "tiny"})
         link = base / "models" / "checkpoints" / CHECKPOINT
         link.symlink_to(base / "models" / "checkpoints" / inprocess.provide_checkpoint("sd15", base))
         (base / "models" / "embeddings" / EMBEDDING).write_bytes(b"")
         encoder_files.provide(base)
         vico_files.provide(base)
+        detex_files.provide(base)
         try:
             with launch(chromium.find()) as browser, open_page(browser, server) as page:
                 page.page.set_viewport_size(LARGE)

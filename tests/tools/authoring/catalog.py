@@ -4,11 +4,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from .context_graphs import CONTEXT_GRAPHS
+from .detex_graphs import DETEX_GRAPHS
 from .graphs import GRAPHS
 from .vico_graphs import VICO_GRAPHS
 from .visual_graphs import VISUAL_GRAPHS
 
-ALL_GRAPHS = (*GRAPHS, *VISUAL_GRAPHS, *VICO_GRAPHS, *CONTEXT_GRAPHS)
+ALL_GRAPHS = (*GRAPHS, *VISUAL_GRAPHS, *VICO_GRAPHS, *CONTEXT_GRAPHS, *DETEX_GRAPHS)
 
 
 def template(name: str) -> Path:

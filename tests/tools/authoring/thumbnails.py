@@ -1,7 +1,7 @@
 """Pictures of what the templates give, for the template browser: drawn by the same techniques on the miniature world.
 
     python tests/lab/bench/claims.py --technique vico --subjects 1 --prompts 8 --out FOLDER/vico
-    (also core, harmonize, vico_two and mlm)
+    (also core, harmonize, vico_two, mlm and detex)
     COMFYUI_PATH=… PYTHONPATH=tests:tests/tools:tests/lab .testenv/venv/bin/python -m authoring.thumbnails FOLDER
 """
 from __future__ import annotations
@@ -40,6 +40,10 @@ SHOWN = {  # template -> technique, number of the prompt, and (heading, method) 
     "xti": ("mlm", 4, (SUBJECT, ("one word", "TI"), ("one for each layer", "XTI"))),
     "custom_diffusion": ("mlm", 5, (SUBJECT, ("before", "class-word"), ("keys and values", "Custom-Diffusion"))),
     "dreambooth": ("mlm", 5, (SUBJECT, ("before", "class-word"), ("the whole model", "DreamBooth"))),
+    "detex_train": ("detex", 4, (SUBJECT, ("before", "class-word"), ("the word, apart", "DETEX"))),
+    "detex_keep": ("detex", 4, (
+        ("subject alone", "DETEX"), ("pose kept", "DETEX-keep-pose"), ("background kept", "DETEX-keep-background"))),
+    "detex_mix": ("detex", 4, (SUBJECT, ("subject alone", "DETEX"), ("both kept", "DETEX-keep-both"))),
 }
 
 

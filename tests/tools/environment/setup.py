@@ -18,7 +18,7 @@ TESTS = Path(__file__).resolve().parents[2]
 MODULES = [str(TESTS / room) for room in (".", "lab", "tools")]  # what a script of the tests may import
 FOLDER = TESTS.parent / ".testenv"
 TOOLS = TESTS / "requirements.txt"
-TORCH = TESTS / "requirements-torch.txt"
+OWN = TESTS / "requirements-environment.txt"
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 
@@ -54,7 +54,7 @@ def prepare(version: str | None = None, own_comfyui: str | None = None, own_pyth
         check_space(FOLDER)
     python = create_venv(own_python or sys.executable, FOLDER / "venv")
     newest = comfyui.fetch(comfyui.NEWEST, FOLDER, python)
-    _install(python, [newest / "requirements.txt", TORCH, TOOLS])
+    _install(python, [newest / "requirements.txt", OWN, TOOLS])
     version = version or comfyui.NEWEST
     return Environment(comfyui.fetch(version, FOLDER, python), version, python)
 
