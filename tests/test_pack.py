@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -147,8 +148,14 @@ def test_templates_open_from_the_template_browser(installed_ui, project):
         installed_ui.templates(pack)
         nodes = installed_ui.pick_template(path.stem)
         assert [node["type"] for node in nodes if node["missing"]] == []
-        saved = json.loads(path.read_text("utf-8"))["nodes"]
-        assert sorted(node["type"] for node in nodes) == sorted(node["type"] for node in saved)
+        assert sorted(node["type"] for node in nodes) == sorted(node["type"] for node in saved_nodes(path))
+
+
+def saved_nodes(path: Path) -> list[dict]:
+    """Of a template, also those inside its subgraphs."""
+    saved = json.loads(path.read_text("utf-8"))
+    inside = [node for graph in saved.get("definitions", {}).get("subgraphs", ()) for node in graph["nodes"]]
+    return [*saved["nodes"], *inside]
 
 
 @pytest.mark.smoke

@@ -34,12 +34,13 @@ PER_LAYER = (PerLayerPart(0.05),)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sdxl"])
-def test_equal_vectors_are_plain_conditioning_to_the_bit(kind, request):
+def test_equal_vectors_have_the_loss_of_plain_conditioning(kind, request):
+    """To rounding: the encoder runs on more prompts at once, whose products some processors round otherwise."""
     checkpoint, losses = request.getfixturevalue(kind), []
     for part in (EmbeddingPart(), PerLayerPart()):
         trainer, _, _ = train(checkpoint, Settings(steps=1, batch_size=2), parts=(part,))
         losses.append(trainer.history[0]["loss"])
-    assert losses[0] == losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 def parted(checkpoint, spread: float = 0.3):
