@@ -84,7 +84,6 @@ class Detex:
             return {attribute: WordVectors({key: mapper(features) for key, mapper in mappers.items()})
                     for attribute, mappers in self.mappers.items()}
 
-
     def embedding(self, word: str) -> str:
         """Name of the stock embedding of a word of the training, of the same step."""
         return f"{self.run}/{file_stem(word, self.step)}"

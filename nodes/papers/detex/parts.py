@@ -71,6 +71,7 @@ class AttachedAttributes(AttachedPart):
     def __init__(self, settings: AttributesPart, run: TrainingRun, numbers: Sequence[Number]):
         self.settings, self.run, self.numbers = settings, run, numbers
         self.placeholders = {word: 1 for number in numbers for word in self._pair(number)}
+        self._thumbnails = thumbnails(_photograph(run.subjects, number, LONGEST_THUMBNAIL)[0] for number in numbers)
 
     def vectors(self, batch: Batch) -> Vectors:
         """Those of the batch's pictures, (1, d)."""
@@ -112,7 +113,7 @@ class AttachedAttributes(AttachedPart):
         return Artifact(EMBEDDINGS, file_stem(word), dict(concept.vectors), concept_metadata(concept), whole=True)
 
     def _kept(self) -> dict[str, Tensor]:
-        return thumbnails(_photograph(self.run.subjects, number, LONGEST_THUMBNAIL)[0] for number in self.numbers)
+        return self._thumbnails
 
     def _about(self) -> dict[str, str]:
         subjects = [(subject.concept.placeholder, subject.concept.class_words, len(subject.pictures))

@@ -40,7 +40,7 @@ from ..training import Trained, train
 from ..world import World
 from .core import STAGE_1, Learning, concept_of
 from .vico import Learning as ViCoLearning
-from .vico import ViCo
+from .vico import ViCo, part
 
 LEARNING = replace(STAGE_1, rate=1e-4)  # of keys and values; the word's rate is Textual Inversion's
 MAPPER_RATE = 1e-3
@@ -160,13 +160,13 @@ class Keeping:
 def drawn_keeping(world: World, task: Task, learned: Mapping[str, Tensor], kept: Sequence[str], pose_is: str
                   ) -> dict[int, Tensor]:
     """Pictures by number, with the words of the first reference's attributes `kept` in the prompt."""
-    concepts = [concept_of(task).with_vectors(_under(WORD, learned))]
+    concepts = [concept_of(task).with_vectors(part(learned, WORD))]
     words = dict.fromkeys(ATTRIBUTES, "")
     for attribute in kept:
         words[attribute] = attribute_word(SUBJECT, attribute, 1)
-        concepts.append(Concept(words[attribute], "", attribute).with_vectors(_under(f"{attribute}.", learned)))
+        concepts.append(Concept(words[attribute], "", attribute).with_vectors(part(learned, f"{attribute}.")))
     said = with_attributes(f"{SUBJECT} {task.identity.kind}", words[POSE], pose_is, words[BACKGROUND])
-    return dict(enumerate(_drawn(world, task, said, concepts, _under(WEIGHT, learned))))
+    return dict(enumerate(_drawn(world, task, said, concepts, part(learned, WEIGHT))))
 
 
 def _drawn(world: World, task: Task, words: str, concepts: Sequence[Concept], weights: Mapping[str, Tensor]) -> Tensor:
@@ -182,10 +182,6 @@ def _first_word(trained: Trained, attribute: str) -> Mapping[str, Tensor]:
 
 def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def technique(quick: bool) -> Technique:
