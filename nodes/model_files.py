@@ -1,7 +1,7 @@
 """Files in ComfyUI's model folders, chosen by their names on nodes."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,13 @@ from .foreign.text import shown_name
 def file_names(kind: str) -> list[str]:
     """Names of the weight files in ComfyUI's folders of this kind, relative to their folder."""
     return folder_paths.get_filename_list(kind)
+
+
+def register_folder(kind: str, extensions: Collection[str]) -> None:
+    """Makes models/<kind> known to ComfyUI; folders that users have named for it are kept, and so are extensions."""
+    folder_paths.add_model_folder_path(kind, str(Path(folder_paths.models_dir) / kind))
+    folders, known = folder_paths.folder_names_and_paths[kind]
+    folder_paths.folder_names_and_paths[kind] = (folders, {*known, *extensions})
 
 
 def find_file(kind: str, name: str) -> Path:

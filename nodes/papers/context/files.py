@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...files import write_safetensors
 from ...foreign.text import parse_json, shown_name
+from ...model_files import register_folder
 from ...run_files import output_folder
 from ...text.vectors import WordVectors
 from ...training.run_records import read_state
@@ -110,10 +111,4 @@ def _under(prefix: str, content: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in content.items() if name.startswith(prefix)}
 
 
-def _register() -> None:
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
-    folders, extensions = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (folders, set(extensions) | {".safetensors"})
-
-
-_register()
+register_folder(FOLDER, (".safetensors",))

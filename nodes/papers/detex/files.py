@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import folder_paths
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ...foreign.text import parse_json, shown_name
+from ...model_files import register_folder
 from ...text.embedding_files import file_stem
 from ...text.vectors import WordVectors
 from ...weight_files import check_numbers, damaged, read_metadata, read_weights
@@ -170,10 +170,4 @@ def _jpeg(picture: Tensor) -> Tensor:
     return torch.from_numpy(np.frombuffer(file.getvalue(), np.uint8).copy())
 
 
-def _register() -> None:
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
-    folders, extensions = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (folders, {*extensions, ".safetensors"})
-
-
-_register()
+register_folder(FOLDER, (".safetensors",))

@@ -16,7 +16,7 @@ from ...families.find import unet_of
 from ...families.layers import AttentionLayer
 from ...families.unet import TRANSFORMER_NAME
 from ...foreign.text import parse_json, short, shown_name
-from ...model_files import folder_of
+from ...model_files import folder_of, register_folder
 from ...text.concept import Concept
 from ...weight_files import check_numbers, damaged, read_weights
 from .blocks import MODULE, ImageBlocks, parameter_shapes
@@ -160,11 +160,4 @@ def _described(widths: Mapping[Block, int]) -> str:
     return ", ".join(f"{side} {number} ({width})" for (side, number), width in widths.items())
 
 
-def _register() -> None:
-    """Makes models/vico known to ComfyUI; folders that users have named for it are kept."""
-    folder_paths.add_model_folder_path(FOLDER, str(Path(folder_paths.models_dir) / FOLDER))
-    folders, extensions = folder_paths.folder_names_and_paths[FOLDER]
-    folder_paths.folder_names_and_paths[FOLDER] = (folders, {*extensions, *folder_paths.supported_pt_extensions})
-
-
-_register()
+register_folder(FOLDER, folder_paths.supported_pt_extensions)
